@@ -1,0 +1,232 @@
+// npm run bench:smoke: the figures that the project publishes, in a few minutes, and no more than printed: nothing here
+// passes or fails by time. Each figure says on which fabric and with which profile it was taken.
+//
+//   node bench/smoke.mjs [--device NAME[,NAME,NAME]] [--proposals N] [--rounds N] [--payload BYTES] [--profile NAME]
+//                        [--fanout PROGRAM] [--seed N] [--json]
+//
+// 1. propose: from the call of propose() to its settled promise, one after the other, at the leader of three processes.
+// 2. failover: SIGKILL of the leader under load to the first commit of the next one, by the machinery of the demo.
+// 3. with RDMA devices, the ratio of 1 to a C loop that posts the same two WRITEs and polls (bench/native), in one run.
+import { execFile } from 'node:child_process';
+import { randomInt } from 'node:crypto';
+import { existsSync, readFileSync } from 'node:fs';
+import { cpus, release } from 'node:os';
+import { fileURLToPath } from 'node:url';
+import { parseArgs, promisify } from 'node:util';
+import { decodeFromCompressedBase64 } from 'hdr-histogram-js';
+import { Cluster } from '#lib/cli/demo/cluster.js';
+import { Deadline } from '#lib/cli/demo/deadline.js';
+import { formatUs, percentile } from '#lib/cli/demo/figures.js';
+import { CommandSource } from '#lib/cli/demo/input.js';
+import { seededRandom } from '#lib/cli/demo/random.js';
+import { Run } from '#lib/cli/demo/run.js';
+import { entryBytes } from '#lib/consensus/entry.js';
+
+const REPLICAS = 3;
+const FANOUT = fileURLToPath(new URL('../out/native/write_fanout', import.meta.url));
+const TIMEOUT_MS = 20 * 60_000;
+const OPEN_TIMEOUT_MS = 60_000;
+const FANOUT_TIMEOUT_MS = 180_000;
+const WINDOW = 64;
+const OPS_PER_ROUND = 1000;
+const IDLE_MS = 2_000;
+/** Kernel ticks per second in /proc/<pid>/stat: always 100 for user space on Linux. */
+const TICKS_PER_SECOND = 100;
+/** Software RDMA devices take a hundred times longer. */
+const DEFAULTS = { shm: { proposals: 50_000, rounds: 20 }, verbs: { proposals: 3_000, rounds: 5 } };
+
+const { values: options } = parseArgs({
+  options: {
+    device: { type: 'string', default: 'shm' },
+    proposals: { type: 'string' },
+    rounds: { type: 'string' },
+    payload: { type: 'string', default: '64' },
+    profile: { type: 'string' },
+    fanout: { type: 'string', default: FANOUT },
+    seed: { type: 'string' },
+    json: { type: 'boolean', default: false },
+  },
+});
+
+function say(line) {
+  (options.json ? process.stderr : process.stdout).write(`${line}\n`);
+}
+
+function integer(name, min, max, otherwise) {
+  const text = options[name];
+  if (text === undefined) return otherwise;
+  const value = Number(text);
+  if (Number.isInteger(value) && value >= min && value <= max) return value;
+  throw new Error(`--${name} is "${text}"; it must be a whole number from ${min} to ${max}`);
+}
+
+const round = (us) => Math.round(us * 100) / 100;
+
+/** Processor time that processes used so far, in seconds. */
+function processorSeconds(pids) {
+  return pids.reduce((sum, pid) => {
+    const fields = readFileSync(`/proc/${pid}/stat`, 'utf8')
+      .replace(/^.*\) /s, '')
+      .split(' ');
+    return sum + (Number(fields[11]) + Number(fields[12])) / TICKS_PER_SECOND;
+  }, 0);
+}
+
+/** What reading the clock twice costs; it is part of every latency below. */
+function clockNs() {
+  const samples = [];
+  for (let index = 0; index < 20_000; index++) {
+    const start = performance.now();
+    samples.push((performance.now() - start) * 1e6);
+  }
+  return percentile(samples, 50) ?? 0;
+}
+
+/** Part 1: a quiet cluster, then proposals one after the other. */
+async function measurePropose(common, proposals, payloadBytes) {
+  const cluster = await Cluster.start(common);
+  try {
+    const leader = await cluster.waitFor('a leader', () => cluster.leader);
+    const status = await cluster.waitFor('its status', () => leader.status);
+    const pids = cluster.replicas.map(({ pid }) => pid);
+    const before = processorSeconds(pids);
+    await new Promise((resolve) => setTimeout(resolve, IDLE_MS));
+    const idlePercent = ((processorSeconds(pids) - before) / pids.length / (IDLE_MS / 1000)) * 100;
+    const { fabric, device, profile, permissionStrategy } = status;
+    say(
+      `fabric ${fabric} (device ${device}), permission strategy ${permissionStrategy}, profile ${profile}, ${REPLICAS} processes`,
+    );
+    say(`idle: ${idlePercent.toFixed(1)} % of one processor per replica`);
+    const warmUp = Math.ceil(proposals / 2);
+    const answer = await cluster.request(
+      leader,
+      { type: 'measure', warmUp, count: proposals, payloadBytes },
+      'measured',
+    );
+    const histogram = decodeFromCompressedBase64(answer.histogram);
+    const at = (percent) => histogram.getValueAtPercentile(percent) / 1000;
+    say(
+      `propose to settled promise, ${payloadBytes} bytes: p50 ${formatUs(at(50))}   p99 ${formatUs(at(99))}   max ` +
+        `${formatUs(histogram.maxValue / 1000)}   (${proposals} after ${warmUp} to warm up; ${Math.round(answer.count / (answer.wall_ns / 1e9))}` +
+        ` per second)   [${fabric}, ${profile}]`,
+    );
+    return {
+      fabric,
+      device,
+      profile,
+      permissionStrategy,
+      idlePercent: round(idlePercent),
+      proposeUs: { p50: round(at(50)), p99: round(at(99)), max: round(histogram.maxValue / 1000) },
+    };
+  } finally {
+    for (const problem of await cluster.stop()) say(`warning: ${problem}`);
+    cluster.killAll();
+  }
+}
+
+/** Part 2: the demo's rounds. */
+async function measureFailover(common, rounds, payloadBytes) {
+  const commands = Array.from({ length: 1024 }, (_, index) => ({
+    operation: /** @type {const} */ ('set'),
+    key: `${index}`.padStart(8, '0'),
+    value: '',
+  }));
+  const result = await Run.execute({
+    ...common,
+    ops: rounds * OPS_PER_ROUND,
+    source: new CommandSource(commands, payloadBytes),
+    kill: 'SIGKILL',
+    victim: 'leader',
+    rounds,
+    window: WINDOW,
+    say: () => {},
+  });
+  if (result.verdict.problems.length > 0) throw new Error(`the run is void: ${result.verdict.problems.join('; ')}`);
+  const { fabric, profile } = result.status;
+  const figures = (name) => {
+    const values = result.rounds.map((one) => one[name]).filter((us) => us !== undefined);
+    return [50, 99, 100].map((percent) => percentile(values, percent) ?? Number.NaN);
+  };
+  const [p50, p99, max] = figures('failoverUs');
+  const [election] = figures('electionUs');
+  const unplanned = result.leaderChanges - result.rounds.length;
+  say(
+    `SIGKILL failover under load, signal to first commit: p50 ${formatUs(p50)} (election ${formatUs(election)})   p99 ${formatUs(p99)}   ` +
+      `max ${formatUs(max)}   (${result.rounds.length} rounds, ${unplanned} unplanned changes of leader)   [${fabric}, ${profile}]`,
+  );
+  return {
+    failoverUs: { p50: round(p50), p99: round(p99), max: round(max) },
+    rounds: result.rounds.length,
+    unplannedLeaderChanges: unplanned,
+  };
+}
+
+/** Part 3: two WRITEs of an entry's size, posted and polled in C, between the same devices. */
+async function measureFanout(devices, bytes, iterations) {
+  if (!existsSync(options.fanout)) {
+    say(`no ratio: ${options.fanout} is not there; build it with: npm run build:bench`);
+    return undefined;
+  }
+  const args = ['--devices', devices.join(','), '--bytes', `${bytes}`, '--iterations', `${iterations}`, '--json'];
+  const { stdout } = await promisify(execFile)(options.fanout, args, { timeout: FANOUT_TIMEOUT_MS });
+  const { p50Ns, p99Ns } = JSON.parse(stdout.trim().split('\n').at(-1) ?? '');
+  return { p50: p50Ns / 1000, p99: p99Ns / 1000 };
+}
+
+const seed = integer('seed', 0, 2 ** 32 - 1, randomInt(2 ** 32));
+const devices = options.device.split(',').map((name) => name.trim());
+const { proposals: proposalsDefault, rounds: roundsDefault } = devices.includes('shm') ? DEFAULTS.shm : DEFAULTS.verbs;
+const proposals = integer('proposals', 100, 10_000_000, proposalsDefault);
+const rounds = integer('rounds', 0, 1000, roundsDefault);
+const payloadBytes = integer('payload', 32, 65_536, 64);
+const deadline = new Deadline(TIMEOUT_MS);
+const common = {
+  replicas: REPLICAS,
+  devices,
+  profile: options.profile,
+  openTimeoutMs: OPEN_TIMEOUT_MS,
+  random: seededRandom(seed),
+  deadline,
+  say,
+};
+for (const signal of ['SIGINT', 'SIGTERM']) process.on(signal, () => process.exit(1));
+
+say(
+  `${cpus()[0]?.model.trim() ?? 'unknown processor'}, ${cpus().length} processors, Linux ${release()}, Node.js ${process.version}, seed ${seed}`,
+);
+const clock = clockNs();
+say(`reading the clock twice: ${clock.toFixed(0)} ns, part of every latency`);
+const bytes = entryBytes(payloadBytes);
+const isRdma = !devices.includes('shm');
+// The yardstick on both sides of what it measures, so that a drift of the machine shows.
+const fanoutBefore = isRdma ? await measureFanout(devices, bytes, proposals) : undefined;
+const propose = await measurePropose(common, proposals, payloadBytes);
+const fanoutAfter = isRdma ? await measureFanout(devices, bytes, proposals) : undefined;
+let ratio;
+if (fanoutBefore !== undefined && fanoutAfter !== undefined) {
+  const yardstick = (fanoutBefore.p50 + fanoutAfter.p50) / 2;
+  ratio = propose.proposeUs.p50 / yardstick;
+  say(
+    `two WRITEs of ${bytes} bytes in C: p50 ${formatUs(fanoutBefore.p50)} before, ${formatUs(fanoutAfter.p50)} after; commit in ` +
+      `JavaScript is ${ratio.toFixed(2)} times that   [${propose.fabric}, ${propose.profile}]`,
+  );
+}
+const failover = rounds > 0 ? await measureFailover(common, rounds, payloadBytes) : undefined;
+deadline.end();
+if (options.json) {
+  const summary = {
+    ...propose,
+    payloadBytes,
+    proposals,
+    clockNs: Math.round(clock),
+    ...(ratio === undefined
+      ? {}
+      : {
+          fanoutUs: { before: round(fanoutBefore?.p50 ?? 0), after: round(fanoutAfter?.p50 ?? 0) },
+          ratio: round(ratio),
+        }),
+    ...failover,
+    seed,
+  };
+  process.stdout.write(`${JSON.stringify(summary)}\n`);
+}

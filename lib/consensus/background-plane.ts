@@ -1,0 +1,618 @@
+// The background plane of one replica: heartbeat, failure detector, election, and the permission manager that grants
+// and revokes the right to write this replica's log. It runs in a thread of its own, tick by tick, and is free of
+// allocation in steady state, so that neither the application nor its garbage collector can stop it.
+//
+// It decides *who may write*; what is written is the replication plane's business. The two talk through the exchange.
+import type { ChainPosition } from './entry.js';
+import { EpochHistory } from './epoch-history.js';
+import { EPOCH_NONE, epochCounter, makeEpoch } from './epoch.js';
+import type { Exchange } from './exchange.js';
+import { type DetectorThresholds, FailureDetector } from './failure-detector.js';
+import { type BackgroundFabric, FabricStatus } from '../fabric/fabric.js';
+import {
+  BACKGROUND_BLOCK_OFFSET_WORDS,
+  BACKGROUND_BLOCK_WORDS,
+  EPOCH_RUNS_MAX,
+  GRANT_BLOCK_OFFSET_WORDS,
+  GRANT_BLOCK_WORDS,
+  MAILBOX_SLOT_WORDS,
+  MAIN_BLOCK_OFFSET_WORDS,
+  MAIN_BLOCK_WORDS,
+  MAX_REPLICAS,
+  STATUS_BYTES,
+  STATUS_PROBE_BYTES,
+  STATUS_WORDS,
+} from './limits.js';
+import { LogScanner } from './log-scan.js';
+import { readU53, SealedBlockReader, SealedBlockWriter, writeU53 } from './sealed-block.js';
+import {
+  BackgroundField,
+  GrantField,
+  MainField,
+  REQUEST_KIND_PERMISSION,
+  RequestField,
+  ToBackgroundField,
+  ToMainField,
+  TO_BACKGROUND_WORDS,
+  TO_MAIN_WORDS,
+} from './status-layout.js';
+
+export interface BackgroundProfile extends DetectorThresholds {
+  /** Interval between ticks: heartbeat, READ of every peer's status, mailbox check. */
+  readonly tick_ns: number;
+  /** Interval while an election is on, so that grants are not waited for a whole tick. */
+  readonly electionTick_ns: number;
+  /** How long a candidacy, and then the takeover, may take before the candidate stands back. */
+  readonly takeoverTimeout_ns: number;
+}
+
+export interface BackgroundOptions {
+  readonly id: number;
+  readonly bootId: number;
+  readonly logBytes: number;
+  readonly profile: BackgroundProfile;
+  /** Uniform in [0, 1). */
+  readonly random: () => number;
+  /** Wakes the replication plane. */
+  readonly notifyMain: () => void;
+  /** Told when a revocation could not be proven or a link not be opened; the grant is then withheld and tried again. */
+  readonly onGrantFailure?: (peer: number, error: unknown) => void;
+}
+
+const KIND_STATUS_READ = 1;
+const KIND_MAILBOX_WRITE = 2;
+
+/** What the background plane knows of one peer. */
+class PeerWatch {
+  readonly background = new SealedBlockReader(BACKGROUND_BLOCK_WORDS);
+  readonly main = new SealedBlockReader(MAIN_BLOCK_WORDS);
+  readonly grant = new SealedBlockReader(GRANT_BLOCK_WORDS);
+  readonly mailbox = new SealedBlockReader(MAILBOX_SLOT_WORDS);
+  readOutstanding = false;
+  mailboxWriteOutstanding = false;
+  /** Request made to this peer for the current epoch; 0 if none. */
+  requestSequence = 0;
+  requestLinkGeneration = 0;
+  requestRegrants = 0;
+  requestSentAt_ns = 0;
+  granted = false;
+  /** Newest request of this peer that was answered. */
+  answeredEpoch = EPOCH_NONE;
+  answeredRequestSequence = 0;
+
+  promisedEpoch(): number {
+    return readU53(this.background.body, BackgroundField.promisedEpoch);
+  }
+  leaderEpoch(): number {
+    return readU53(this.main.body, MainField.leaderEpoch);
+  }
+}
+
+export class BackgroundPlane {
+  private readonly detector: FailureDetector;
+  private readonly peers: PeerWatch[] = [];
+  private readonly scanner: LogScanner;
+  private readonly blockWriter: SealedBlockWriter;
+  private readonly grantWriter: SealedBlockWriter;
+  private readonly toMainWriter: SealedBlockWriter;
+  private readonly outboxWriters: SealedBlockWriter[] = [];
+  private readonly fromMain = new SealedBlockReader(TO_BACKGROUND_WORDS);
+  private readonly ownMain = new SealedBlockReader(MAIN_BLOCK_WORDS);
+  private readonly scanPosition: ChainPosition = { lsn: 0, hashLow: 0, hashHigh: 0, epoch: 0 };
+  private readonly scanHistory = new EpochHistory(EPOCH_RUNS_MAX);
+
+  private promisedEpoch = EPOCH_NONE;
+  private promisedTo = -1;
+  private promisedAt_ns = 0;
+  /** Peer that can write the own log now, -1 if none can. */
+  private logWriter = -1;
+  private candidateEpoch = EPOCH_NONE;
+  private candidateSince_ns = 0;
+  private takeoverAnnounced = false;
+  private standBackUntil_ns = 0;
+  private outpromisedSince_ns = Number.POSITIVE_INFINITY;
+  private nextRequestSequence = 1;
+  private lastScore_ns = Number.NEGATIVE_INFINITY;
+  private lastTrustedMask = 0;
+  private lastNotifiedCommitLsn = -1;
+
+  constructor(
+    private readonly options: BackgroundOptions,
+    private readonly fabric: BackgroundFabric,
+    private readonly exchange: Exchange,
+  ) {
+    this.detector = new FailureDetector(options.profile, MAX_REPLICAS);
+    this.scanner = new LogScanner(fabric.logWords, options.logBytes);
+    this.blockWriter = new SealedBlockWriter(fabric.statusWords, BACKGROUND_BLOCK_OFFSET_WORDS, BACKGROUND_BLOCK_WORDS);
+    this.grantWriter = new SealedBlockWriter(fabric.statusWords, GRANT_BLOCK_OFFSET_WORDS, GRANT_BLOCK_WORDS);
+    this.toMainWriter = new SealedBlockWriter(exchange.words, exchange.toMainOffset, TO_MAIN_WORDS);
+    for (let peer = 0; peer < MAX_REPLICAS; peer++) {
+      this.peers.push(new PeerWatch());
+      this.outboxWriters.push(new SealedBlockWriter(fabric.outboxWords, peer * MAILBOX_SLOT_WORDS, MAILBOX_SLOT_WORDS));
+    }
+    writeU53(this.blockWriter.body, BackgroundField.bootId, options.bootId);
+    this.publishToMain();
+  }
+
+  /** Highest epoch that this replica has promised. */
+  get promised(): number {
+    return this.promisedEpoch;
+  }
+
+  /** Replica that can write this replica's log now, -1 if none can. */
+  get writer(): number {
+    return this.logWriter;
+  }
+
+  /** One round of everything. Returns after how many nanoseconds the next one is due. */
+  tick(now_ns: number): number {
+    const { fabric, options } = this;
+    this.fromMain.read(this.exchange.words, this.exchange.toBackgroundOffset);
+    this.ownMain.read(fabric.statusWords, MAIN_BLOCK_OFFSET_WORDS);
+    this.drain();
+    if (now_ns - this.lastScore_ns >= options.profile.tick_ns) {
+      this.lastScore_ns = now_ns;
+      this.score();
+    }
+    this.answerRequests(now_ns);
+    this.campaign(now_ns);
+    this.publishHeartbeat(now_ns);
+    this.probe();
+    this.watchLog();
+    if (this.detector.trustedMask !== this.lastTrustedMask) {
+      this.lastTrustedMask = this.detector.trustedMask;
+      this.publishToMain();
+      options.notifyMain();
+    }
+    return this.electionIsOn(now_ns) ? options.profile.electionTick_ns : options.profile.tick_ns;
+  }
+
+  // -- probing -----------------------------------------------------------------------------------------------------
+
+  private drain(): void {
+    const { fabric } = this;
+    for (let count = fabric.submit(0, 0); count > 0; count = fabric.submit(0, 0)) {
+      for (let index = 0; index < count; index++) {
+        const peer = fabric.completionPeer[index] as number;
+        const status = fabric.completionStatus[index] as number;
+        const watch = this.peers[peer] as PeerWatch;
+        if (fabric.completionToken[index] === KIND_MAILBOX_WRITE) {
+          watch.mailboxWriteOutstanding = false;
+          if (status !== FabricStatus.success) watch.requestSequence = 0; // ask again on the next link
+        } else {
+          watch.readOutstanding = false;
+          if (status === FabricStatus.success) this.takeStatus(peer, watch);
+        }
+        if (status === FabricStatus.unreachable) this.detector.observeUnreachable(peer);
+      }
+    }
+  }
+
+  /** Takes what a READ brought, block by block; what does not validate is no news. */
+  private takeStatus(peer: number, watch: PeerWatch): void {
+    const { words } = this.exchange;
+    const from = peer * STATUS_WORDS;
+    const view = this.exchange.peerViewOffset(peer);
+    const probe = this.fabric.probeWords;
+    if (watch.background.read(probe, from + BACKGROUND_BLOCK_OFFSET_WORDS)) {
+      words.set(watch.background.body, view + BACKGROUND_BLOCK_OFFSET_WORDS);
+    }
+    if (watch.main.read(probe, from + MAIN_BLOCK_OFFSET_WORDS)) {
+      words.set(watch.main.body, view + MAIN_BLOCK_OFFSET_WORDS);
+    }
+    if (this.candidateEpoch !== EPOCH_NONE && watch.requestSequence !== 0 && !watch.granted) {
+      if (watch.grant.read(probe, from + GRANT_BLOCK_OFFSET_WORDS)) {
+        const grant = watch.grant.body;
+        if (
+          readU53(grant, GrantField.epoch) === this.candidateEpoch &&
+          grant[GrantField.candidate] === this.options.id &&
+          grant[GrantField.requestSequence] === watch.requestSequence
+        ) {
+          watch.granted = true;
+          words.set(grant, view + GRANT_BLOCK_OFFSET_WORDS);
+          const body = this.toMainWriter.body;
+          body[ToMainField.grantsReceived] = ((body[ToMainField.grantsReceived] as number) + 1) >>> 0;
+          this.publishToMain();
+          if (this.takeoverAnnounced) this.options.notifyMain();
+        }
+      }
+    }
+  }
+
+  private probe(): void {
+    const { fabric } = this;
+    let queued = false;
+    for (let peer = 0; peer < MAX_REPLICAS; peer++) {
+      if (peer === this.options.id || !fabric.probeConnected(peer)) continue;
+      const watch = this.peers[peer] as PeerWatch;
+      if (watch.readOutstanding) continue;
+      const awaitsGrant = this.candidateEpoch !== EPOCH_NONE && watch.requestSequence !== 0 && !watch.granted;
+      watch.readOutstanding = true;
+      queued = true;
+      fabric.queueStatusRead(peer, awaitsGrant ? STATUS_BYTES : STATUS_PROBE_BYTES, KIND_STATUS_READ);
+    }
+    if (queued) this.drain();
+  }
+
+  private score(): void {
+    for (let peer = 0; peer < MAX_REPLICAS; peer++) {
+      if (peer === this.options.id) continue;
+      const watch = this.peers[peer] as PeerWatch;
+      if (watch.background.sequence === 0) continue; // never read
+      this.detector.observe(peer, watch.background.sequence);
+    }
+  }
+
+  private publishHeartbeat(now_ns: number): void {
+    const { body } = this.blockWriter;
+    writeU53(body, BackgroundField.promisedEpoch, this.promisedEpoch);
+    body[BackgroundField.promisedTo] = this.promisedTo;
+    writeU53(body, BackgroundField.incarnation, this.ownIncarnation());
+    body[BackgroundField.eligible] = this.eligible(now_ns) ? 1 : 0;
+    body[BackgroundField.trustedMask] = this.detector.trustedMask;
+    this.blockWriter.publish();
+  }
+
+  /** Wakes the replication plane when there is something for it to validate or apply. */
+  private watchLog(): void {
+    const main = this.ownMain.body;
+    const tailLsn = readU53(main, MainField.tailLsn);
+    const at = this.scanner.physical(tailLsn) >>> 2;
+    const commitLsn = this.leaderCommitLsn();
+    const grown = readU53(this.fabric.logWords, at) === tailLsn && this.fabric.logWords[at + 5] !== 0;
+    if (grown || (commitLsn > readU53(main, MainField.appliedLsn) && commitLsn !== this.lastNotifiedCommitLsn)) {
+      this.lastNotifiedCommitLsn = commitLsn;
+      this.options.notifyMain();
+    }
+  }
+
+  private leaderCommitLsn(): number {
+    if (this.promisedTo < 0 || this.promisedTo === this.options.id) return 0;
+    const leader = this.peers[this.promisedTo] as PeerWatch;
+    return leader.leaderEpoch() === this.promisedEpoch ? readU53(leader.main.body, MainField.commitLsn) : 0;
+  }
+
+  // -- voter: grants -----------------------------------------------------------------------------------------------
+
+  private answerRequests(now_ns: number): void {
+    const { fabric, options } = this;
+    for (let peer = 0; peer < MAX_REPLICAS; peer++) {
+      if (peer === options.id) continue;
+      const watch = this.peers[peer] as PeerWatch;
+      if (!watch.mailbox.read(fabric.mailboxWords, peer * MAILBOX_SLOT_WORDS)) continue;
+      const request = watch.mailbox.body;
+      if (request[RequestField.kind] !== REQUEST_KIND_PERMISSION) continue;
+      const epoch = readU53(request, RequestField.epoch);
+      const requestSequence = request[RequestField.requestSequence] as number;
+      if (epoch === watch.answeredEpoch && requestSequence === watch.answeredRequestSequence) continue;
+      if (epoch < this.promisedEpoch || !Number.isSafeInteger(epoch)) continue;
+      // The same epoch may be asked for again by the same candidate only: after its link broke and was replaced.
+      if (epoch === this.promisedEpoch && peer !== this.promisedTo) continue;
+      if (request[RequestField.linkGeneration] !== fabric.incomingLogGeneration(peer)) continue;
+      if (epoch > this.promisedEpoch && this.liveLeader(now_ns, peer)) continue; // the guard: asked again every tick
+      if (this.grant(peer, epoch, requestSequence, now_ns)) {
+        watch.answeredEpoch = epoch;
+        watch.answeredRequestSequence = requestSequence;
+      }
+    }
+  }
+
+  /**
+   * Whether somebody other than `candidate` leads and is alive, as far as this replica can tell; then it does not help
+   * to depose that leader. A leader that ceded publishes leader epoch 0 and is not protected.
+   */
+  private liveLeader(now_ns: number, candidate: number): boolean {
+    for (let peer = 0; peer < MAX_REPLICAS; peer++) {
+      if (peer === candidate) continue;
+      if (peer === this.options.id) {
+        if (this.leads()) return true;
+        continue;
+      }
+      const watch = this.peers[peer] as PeerWatch;
+      if (!this.detector.trusts(peer)) continue;
+      const leaderEpoch = watch.leaderEpoch();
+      if (leaderEpoch !== EPOCH_NONE && leaderEpoch >= this.promisedEpoch) return true;
+      // A candidate that was granted gets time to complete its takeover.
+      const isProspective = peer === this.promisedTo && watch.promisedEpoch() === this.promisedEpoch;
+      if (isProspective && now_ns - this.promisedAt_ns < this.options.profile.takeoverTimeout_ns) return true;
+    }
+    return false;
+  }
+
+  /** The own replication plane is the active leader of the epoch promised last. */
+  private leads(): boolean {
+    return (
+      this.candidateEpoch !== EPOCH_NONE && readU53(this.ownMain.body, MainField.leaderEpoch) === this.candidateEpoch
+    );
+  }
+
+  /** The peers show that the own candidacy or leadership is over: one leads a later epoch, or a majority left it. */
+  private deposedByPeers(): boolean {
+    let voters = 0;
+    let lost = 0;
+    for (let peer = 0; peer < MAX_REPLICAS; peer++) {
+      const watch = this.peers[peer] as PeerWatch;
+      const isVoter = this.voterBootId(peer) !== 0;
+      if (isVoter) voters++;
+      if (peer === this.options.id) continue;
+      if (watch.leaderEpoch() > this.candidateEpoch) return true;
+      if (isVoter && watch.promisedEpoch() > this.candidateEpoch) lost++;
+    }
+    return lost > 0 && voters - lost <= voters >> 1;
+  }
+
+  /**
+   * Grants the right to write the own log: fence the own appends, record the promise, revoke the current writer and
+   * wait until that is drained, then read the log that nobody can write now, and only then let the candidate in.
+   */
+  private grant(candidate: number, epoch: number, requestSequence: number, now_ns: number): boolean {
+    const { fabric, options } = this;
+    if (epoch < this.promisedEpoch) throw new Error(`promise would decrease: ${epoch} < ${this.promisedEpoch}`);
+    fabric.raiseFence(epoch);
+    this.promisedEpoch = epoch;
+    this.promisedTo = candidate;
+    this.promisedAt_ns = now_ns;
+    if (candidate !== options.id) this.endCandidacy();
+    const toMain = this.toMainWriter.body;
+    this.publishHeartbeat(now_ns);
+    if (this.logWriter >= 0) {
+      try {
+        fabric.revokeLogWriter(this.logWriter);
+      } catch (error) {
+        options.onGrantFailure?.(this.logWriter, error);
+        this.publishToMain();
+        return false;
+      }
+      this.logWriter = -1;
+    }
+    this.validateTail(epoch);
+    let writeKey = 0;
+    if (candidate !== options.id) {
+      try {
+        writeKey = fabric.enableLogWriter(candidate);
+      } catch (error) {
+        options.onGrantFailure?.(candidate, error);
+        this.publishToMain();
+        return false;
+      }
+      this.logWriter = candidate;
+    }
+    this.publishGrant(candidate, epoch, requestSequence, writeKey);
+    toMain[ToMainField.grants] = ((toMain[ToMainField.grants] as number) + 1) >>> 0;
+    this.publishToMain();
+    options.notifyMain();
+    return true;
+  }
+
+  /** Leaves the end of the valid own log in scanPosition and its epochs from the applied LSN on in scanHistory. */
+  private validateTail(epoch: number): void {
+    const main = this.ownMain.body;
+    // The replication plane publishes its applied position without waiting for anybody; the newest one that validates
+    // will do, because positions only move forward and everything applied stays where it is.
+    while (!this.ownMain.read(this.fabric.statusWords, MAIN_BLOCK_OFFSET_WORDS)) {
+      // Being written this instant by the other plane of this process.
+    }
+    const position = this.scanPosition;
+    position.lsn = readU53(main, MainField.appliedLsn);
+    position.hashLow = main[MainField.appliedHashLow] as number;
+    position.hashHigh = main[MainField.appliedHashHigh] as number;
+    position.epoch = readU53(main, MainField.appliedEpoch);
+    this.scanHistory.clear();
+    this.scanner.scan(position, epoch, this.scanHistory);
+  }
+
+  private publishGrant(candidate: number, epoch: number, requestSequence: number, writeKey: number): void {
+    const { body } = this.grantWriter;
+    const position = this.scanPosition;
+    writeU53(body, GrantField.epoch, epoch);
+    body[GrantField.candidate] = candidate;
+    body[GrantField.requestSequence] = requestSequence;
+    writeU53(body, GrantField.bootId, this.options.bootId);
+    writeU53(body, GrantField.appliedLsn, readU53(this.ownMain.body, MainField.appliedLsn));
+    writeU53(body, GrantField.tailLsn, position.lsn);
+    writeU53(body, GrantField.tailEpoch, position.epoch);
+    body[GrantField.tailHashLow] = position.hashLow;
+    body[GrantField.tailHashHigh] = position.hashHigh;
+    body[GrantField.writeKey] = writeKey;
+    body[GrantField.runCount] = this.scanHistory.count;
+    for (let run = 0; run < this.scanHistory.count; run++) {
+      writeU53(body, GrantField.runs + run * 4, this.scanHistory.epochs[run] as number);
+      writeU53(body, GrantField.runs + run * 4 + 2, this.scanHistory.startLsns[run] as number);
+    }
+    this.grantWriter.publish();
+  }
+
+  // -- candidate and leader ----------------------------------------------------------------------------------------
+
+  private ownIncarnation(): number {
+    return readU53(this.fromMain.body, ToBackgroundField.incarnation);
+  }
+
+  private voterBootId(peer: number): number {
+    return readU53(this.fromMain.body, ToBackgroundField.voterBootIds + peer * 2);
+  }
+
+  private eligible(now_ns: number): boolean {
+    return (
+      this.ownIncarnation() !== 0 &&
+      this.fromMain.body[ToBackgroundField.ready] === 1 &&
+      now_ns >= this.standBackUntil_ns &&
+      !this.isTooFarBehind()
+    );
+  }
+
+  /**
+   * A trusted voter holds a longer log, from which this one could not be completed: its ring begins after what is applied
+   * here. Then that voter must lead. The voter with the longest log is never too far behind, so somebody can always.
+   */
+  private isTooFarBehind(): boolean {
+    const ownAppliedLsn = readU53(this.ownMain.body, MainField.appliedLsn);
+    const ownTailLsn = readU53(this.ownMain.body, MainField.tailLsn);
+    for (let peer = 0; peer < MAX_REPLICAS; peer++) {
+      if (this.voterBootId(peer) === 0 || !this.detector.trusts(peer)) continue;
+      const main = (this.peers[peer] as PeerWatch).main.body;
+      const tailLsn = readU53(main, MainField.tailLsn);
+      const beginLsn = Math.max(tailLsn - this.options.logBytes, readU53(main, MainField.intactFromLsn));
+      if (tailLsn > ownTailLsn && beginLsn > ownAppliedLsn) return true;
+    }
+    return false;
+  }
+
+  private electionIsOn(now_ns: number): boolean {
+    if (this.candidateEpoch !== EPOCH_NONE) return !this.leads();
+    return this.ownIncarnation() !== 0 && !this.liveLeader(now_ns, -1);
+  }
+
+  private campaign(now_ns: number): void {
+    const { options, fromMain } = this;
+    if (this.candidateEpoch !== EPOCH_NONE) {
+      if (readU53(fromMain.body, ToBackgroundField.endedEpoch) >= this.candidateEpoch) {
+        // The replication plane gave this leadership or takeover up.
+        this.standBack(now_ns);
+        return;
+      }
+      if (this.deposedByPeers()) {
+        this.standBack(now_ns);
+        return;
+      }
+      if (!this.leads() && now_ns - this.candidateSince_ns > options.profile.takeoverTimeout_ns) {
+        this.standBack(now_ns);
+        return;
+      }
+      if (this.outpromised(now_ns)) {
+        this.endCandidacy();
+        this.becomeCandidate(now_ns);
+        return;
+      }
+      this.request(now_ns);
+      return;
+    }
+    if (!this.eligible(now_ns) || this.liveLeader(now_ns, options.id)) return;
+    for (let peer = 0; peer < options.id; peer++) {
+      // The lowest trusted, eligible voter is the candidate.
+      const watch = this.peers[peer] as PeerWatch;
+      const isVoter = this.voterBootId(peer) !== 0;
+      if (isVoter && this.detector.trusts(peer) && watch.background.body[BackgroundField.eligible] === 1) return;
+    }
+    if (!this.majorityTrusted()) return;
+    this.becomeCandidate(now_ns);
+  }
+
+  /**
+   * A live replica promised an epoch above this leader's, to a candidate that came to nothing, and so can take no write
+   * from this leader. It stays out until there is a later epoch; the leader itself is the one to begin that.
+   */
+  private outpromised(now_ns: number): boolean {
+    let isOutpromised = false;
+    if (this.leads() && this.majorityTrusted()) {
+      for (let peer = 0; peer < MAX_REPLICAS; peer++) {
+        if (peer === this.options.id || !this.detector.trusts(peer)) continue;
+        if ((this.peers[peer] as PeerWatch).promisedEpoch() > this.candidateEpoch) isOutpromised = true;
+      }
+    }
+    if (!isOutpromised) this.outpromisedSince_ns = Number.POSITIVE_INFINITY;
+    else if (this.outpromisedSince_ns > now_ns) this.outpromisedSince_ns = now_ns;
+    return now_ns - this.outpromisedSince_ns > this.options.profile.takeoverTimeout_ns;
+  }
+
+  /** A candidacy that cannot win only disturbs; self counts as trusted. */
+  private majorityTrusted(): boolean {
+    let voters = 0;
+    let trusted = 0;
+    for (let peer = 0; peer < MAX_REPLICAS; peer++) {
+      if (this.voterBootId(peer) === 0) continue;
+      voters++;
+      if (peer === this.options.id || this.detector.trusts(peer)) trusted++;
+    }
+    return trusted > voters >> 1;
+  }
+
+  private becomeCandidate(now_ns: number): void {
+    const { options } = this;
+    let counter = epochCounter(this.promisedEpoch);
+    for (const watch of this.peers) counter = Math.max(counter, epochCounter(watch.promisedEpoch()));
+    const epoch = makeEpoch(counter + 1, this.ownIncarnation());
+    if (!this.grant(options.id, epoch, 0, now_ns)) return;
+    this.candidateEpoch = epoch;
+    this.candidateSince_ns = now_ns;
+    this.outpromisedSince_ns = Number.POSITIVE_INFINITY;
+    this.takeoverAnnounced = false;
+    for (const watch of this.peers) {
+      watch.requestSequence = 0;
+      watch.granted = false;
+    }
+    this.request(now_ns);
+  }
+
+  /** Asks every connected replica that has not granted yet, voter or not; tells the main plane of a majority. */
+  private request(now_ns: number): void {
+    const { fabric, options } = this;
+    let queued = false;
+    let voters = 0;
+    let grants = 0;
+    for (let peer = 0; peer < MAX_REPLICAS; peer++) {
+      const watch = this.peers[peer] as PeerWatch;
+      const voter = this.voterBootId(peer);
+      if (voter !== 0) voters++;
+      if (peer === options.id) {
+        grants++;
+        continue;
+      }
+      if (fabric.probeConnected(peer)) {
+        const generation = fabric.outgoingLogGeneration(peer);
+        const regrants = this.fromMain.body[ToBackgroundField.regrants + peer] as number;
+        const isNew = watch.requestLinkGeneration !== generation || watch.requestRegrants !== regrants;
+        const isStale = !watch.granted && now_ns - watch.requestSentAt_ns > options.profile.takeoverTimeout_ns / 4;
+        if (generation !== 0 && !watch.mailboxWriteOutstanding && (watch.requestSequence === 0 || isNew || isStale)) {
+          if (watch.requestSequence === 0 || isNew) {
+            watch.requestSequence = this.nextRequestSequence++;
+            watch.granted = false;
+          }
+          watch.requestLinkGeneration = generation;
+          watch.requestRegrants = regrants;
+          watch.requestSentAt_ns = now_ns;
+          watch.mailboxWriteOutstanding = true;
+          const writer = this.outboxWriters[peer] as SealedBlockWriter;
+          writer.body[RequestField.kind] = REQUEST_KIND_PERMISSION;
+          writeU53(writer.body, RequestField.epoch, this.candidateEpoch);
+          writer.body[RequestField.requestSequence] = watch.requestSequence;
+          writer.body[RequestField.linkGeneration] = generation;
+          writer.publish();
+          fabric.queueMailboxWrite(peer, KIND_MAILBOX_WRITE);
+          queued = true;
+        }
+      }
+      if (voter !== 0 && watch.granted && readU53(watch.grant.body, GrantField.bootId) === voter) grants++;
+    }
+    if (queued) this.drain();
+    if (!this.takeoverAnnounced && grants > voters >> 1) {
+      this.takeoverAnnounced = true;
+      writeU53(this.toMainWriter.body, ToMainField.takeoverEpoch, this.candidateEpoch);
+      this.publishToMain();
+      options.notifyMain();
+    }
+  }
+
+  private endCandidacy(): void {
+    this.candidateEpoch = EPOCH_NONE;
+    this.takeoverAnnounced = false;
+    writeU53(this.toMainWriter.body, ToMainField.takeoverEpoch, EPOCH_NONE);
+  }
+
+  /** Lets others try; the pause is random so that two candidates do not keep in step. */
+  private standBack(now_ns: number): void {
+    this.endCandidacy();
+    this.standBackUntil_ns = now_ns + this.options.profile.takeoverTimeout_ns * (0.25 + this.options.random());
+    this.publishToMain();
+    this.options.notifyMain();
+  }
+
+  private publishToMain(): void {
+    const { body } = this.toMainWriter;
+    writeU53(body, ToMainField.promisedEpoch, this.promisedEpoch);
+    body[ToMainField.promisedTo] = this.promisedTo;
+    body[ToMainField.trustedMask] = this.detector.trustedMask;
+    this.toMainWriter.publish();
+  }
+}
+

@@ -1,0 +1,70 @@
+// Pull-score failure detector (Mu, section 5.1). Every replica increments a counter in its own memory; this one reads
+// the counters of the others. A counter that changed raises the score of its owner, one that did not lowers it. Two
+// thresholds give hysteresis: a trusted peer is suspected below `failBelow`, a suspected one is trusted again only
+// above `recoverAbove`. Network delay cannot fake progress or the lack of it: a READ that brought nothing lowers the
+// score just as an unchanged counter does, and a READ that the transport gave up on ends trust at once.
+
+export interface DetectorThresholds {
+  readonly scoreMax: number;
+  /** A trusted peer whose score is below this becomes suspected. */
+  readonly failBelow: number;
+  /** A suspected peer whose score is above this becomes trusted. */
+  readonly recoverAbove: number;
+}
+
+export class FailureDetector {
+  private readonly scores: Int32Array;
+  private readonly lastCounters: Float64Array;
+  private mask = 0;
+
+  constructor(
+    private readonly thresholds: DetectorThresholds,
+    replicas: number,
+  ) {
+    const { scoreMax, failBelow, recoverAbove } = thresholds;
+    if (!(failBelow >= 1 && recoverAbove >= failBelow && scoreMax > recoverAbove)) {
+      throw new RangeError(`detector thresholds must satisfy 1 <= failBelow <= recoverAbove < scoreMax`);
+    }
+    this.scores = new Int32Array(replicas);
+    this.lastCounters = new Float64Array(replicas).fill(-1);
+  }
+
+  /** Bit per replica: set while trusted. */
+  get trustedMask(): number {
+    return this.mask;
+  }
+
+  trusts(peer: number): boolean {
+    return (this.mask & (1 << peer)) !== 0;
+  }
+
+  /** Once per tick and peer: the newest counter that was read, whether it is news or not. */
+  observe(peer: number, counter: number): void {
+    const last = this.lastCounters[peer] as number;
+    const score = this.scores[peer] as number;
+    if (counter !== last) {
+      // A peer that ticks faster than this one is read less often than it beats: it earns at most two points a read,
+      // so that equal rates with jitter do not drift towards suspicion.
+      this.scores[peer] = Math.min(this.thresholds.scoreMax, score + (last >= 0 && counter > last + 1 ? 2 : 1));
+      this.lastCounters[peer] = counter;
+    } else {
+      this.scores[peer] = Math.max(0, score - 1);
+    }
+    this.judge(peer);
+  }
+
+  /** The transport reported the peer's memory unreachable. */
+  observeUnreachable(peer: number): void {
+    this.scores[peer] = 0;
+    this.judge(peer);
+  }
+
+  private judge(peer: number): void {
+    const score = this.scores[peer] as number;
+    if (this.trusts(peer)) {
+      if (score < this.thresholds.failBelow) this.mask &= ~(1 << peer);
+    } else if (score > this.thresholds.recoverAbove) {
+      this.mask |= 1 << peer;
+    }
+  }
+}

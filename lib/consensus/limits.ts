@@ -1,0 +1,49 @@
+// Every limit of the consensus layer, named with its unit. Sizes here are part of the memory layout that replicas
+// read and write in each other's memory, so all members of a cluster must run the same values (LAYOUT_VERSION).
+
+/** Version of the shared memory layout; replicas with different versions refuse to connect. */
+export const LAYOUT_VERSION = 1;
+/** Replica ids are 0 .. MAX_REPLICAS - 1, so that sets of replicas fit one 32-bit mask. */
+export const MAX_REPLICAS = 16;
+/** Entries start at multiples of this; a pad entry therefore always fits before the end of the ring. */
+export const ENTRY_ALIGNMENT_BYTES = 64;
+/** lsn, epoch, length, type, commit LSN, chain hash, origin, sequence. */
+export const ENTRY_HEADER_BYTES = 56;
+/** Smallest log ring: must hold several of the smallest useful entries and the reserve. */
+export const LOG_BYTES_MIN = 64 * 1024;
+/** Largest log ring: offsets into it must fit an unsigned 31-bit integer. */
+export const LOG_BYTES_MAX = 2 ** 30;
+/** Largest payload of one entry, whatever the ring's size. */
+export const PAYLOAD_BYTES_MAX = 1024 * 1024;
+/** An entry may take at most this fraction of the ring, so that several are always in flight. */
+export const ENTRY_RING_FRACTION_MAX = 1 / 8;
+/** Part of the ring that commands may not use, so that a new leader can always append its noop and a configuration. */
+export const LOG_RESERVE_FRACTION = 1 / 16;
+/** Most bytes that one WRITE to a follower carries; larger suffixes go out in several. */
+export const REPLICATION_BATCH_BYTES_MAX = 64 * 1024;
+/** Most WRITEs in flight to one follower. */
+export const REPLICATION_WINDOW_WRITES = 8;
+/** Most bytes that one READ of another replica's log brings; more than the largest entry. */
+export const TAKEOVER_READ_BYTES_MAX = 1280 * 1024;
+/** Epoch runs that a grant publishes; a log with more of them is repaired from the last one published. */
+export const EPOCH_RUNS_MAX = 40;
+/** Most bytes of a configuration entry. */
+export const CONFIGURATION_BYTES_MAX = 8 * 1024;
+/** Incarnation ordinals are below this, so that (counter, incarnation) fits a double's 53 bits. */
+export const INCARNATION_MAX = 2 ** 20;
+
+/** Layout of a replica's status region, all of it remotely readable. */
+export const BACKGROUND_BLOCK_WORDS = 16;
+export const MAIN_BLOCK_WORDS = 24;
+export const GRANT_BLOCK_WORDS = 192;
+export const BACKGROUND_BLOCK_OFFSET_WORDS = 0;
+export const MAIN_BLOCK_OFFSET_WORDS = BACKGROUND_BLOCK_OFFSET_WORDS + BACKGROUND_BLOCK_WORDS;
+export const GRANT_BLOCK_OFFSET_WORDS = MAIN_BLOCK_OFFSET_WORDS + MAIN_BLOCK_WORDS;
+export const STATUS_WORDS = GRANT_BLOCK_OFFSET_WORDS + GRANT_BLOCK_WORDS;
+export const STATUS_BYTES = STATUS_WORDS * 4;
+/** What a probe reads while no grant is awaited: the background and the main block. */
+export const STATUS_PROBE_BYTES = GRANT_BLOCK_OFFSET_WORDS * 4;
+/** One mailbox slot per peer, writable by that peer alone. */
+export const MAILBOX_SLOT_WORDS = 32;
+export const MAILBOX_SLOT_BYTES = MAILBOX_SLOT_WORDS * 4;
+export const MAILBOX_BYTES = MAX_REPLICAS * MAILBOX_SLOT_BYTES;

@@ -1,0 +1,1109 @@
+// The replication plane of one replica: the log and everything that happens to it. As follower it validates what the
+// leader writes into this replica's log and applies what is committed. As candidate with a majority's permission it
+// takes over: adopts the best log, repairs the others, commits a noop of its own epoch. As leader it appends,
+// replicates with one WRITE per follower, commits at the majority's acknowledgement, recycles the ring, and keeps the
+// voters' configuration up to date with replicas that came back in a new life.
+//
+// It does no I/O and has no clock: the host calls poll() when something may have happened (the background plane woke
+// it, completions are pending) and propose()/flush() for commands.
+import {
+  type Configuration,
+  decodeConfiguration,
+  encodeConfiguration,
+  majority,
+  voterWithId,
+  withoutVoter,
+  withVoter,
+} from './configuration.js';
+import {
+  type ChainPosition,
+  copyPosition,
+  entryBytes,
+  entryCommitLsn,
+  entryEpoch,
+  entryOrigin,
+  entryPayloadBytes,
+  entrySequence,
+  EntryType,
+  entryType,
+  sealEntry,
+  writeEntryHeader,
+} from './entry.js';
+import { EPOCH_NONE, formatEpoch } from './epoch.js';
+import { EpochHistory, findDivergence } from './epoch-history.js';
+import type { Exchange } from './exchange.js';
+import { FabricStatus, type ReplicationFabric } from '../fabric/fabric.js';
+import {
+  ENTRY_ALIGNMENT_BYTES,
+  ENTRY_HEADER_BYTES,
+  ENTRY_RING_FRACTION_MAX,
+  EPOCH_RUNS_MAX,
+  GRANT_BLOCK_OFFSET_WORDS,
+  GRANT_BLOCK_WORDS,
+  LOG_BYTES_MAX,
+  LOG_BYTES_MIN,
+  LOG_RESERVE_FRACTION,
+  MAIN_BLOCK_OFFSET_WORDS,
+  MAIN_BLOCK_WORDS,
+  MAX_REPLICAS,
+  PAYLOAD_BYTES_MAX,
+  REPLICATION_BATCH_BYTES_MAX,
+  REPLICATION_WINDOW_WRITES,
+  TAKEOVER_READ_BYTES_MAX,
+} from './limits.js';
+import { LogPiece, LogScanner } from './log-scan.js';
+import { readU53, SealedBlockReader, SealedBlockWriter, writeU53 } from './sealed-block.js';
+import {
+  GrantField,
+  MainField,
+  ToBackgroundField,
+  ToMainField,
+  TO_BACKGROUND_WORDS,
+  TO_MAIN_WORDS,
+} from './status-layout.js';
+
+export type Role = 'follower' | 'takingOver' | 'leader';
+
+/** What the plane tells its host. Calls come from inside poll(), flush() and propose(). */
+export interface ReplicationHost {
+  /**
+   * A committed command, in log order, exactly once per LSN. The payload lies in `bytes` and is valid during the call
+   * only. Must be deterministic and must not throw.
+   */
+  applyCommand(
+    lsn: number,
+    origin: number,
+    sequence: number,
+    bytes: Uint8Array,
+    payloadOffset: number,
+    payloadBytes: number,
+  ): void;
+  /** This replica is the active leader of `epoch`: its noop is committed. */
+  onLeader(epoch: number): void;
+  /** Leadership or takeover of `epoch` ended; the fate of unfinished proposals is unknown to this replica. */
+  onDeposed(epoch: number, reason: string): void;
+  /** A configuration is in force here (latest in the log, committed or not). */
+  onConfiguration(configuration: Configuration): void;
+  /** The log link to the peer failed and must be replaced by a fresh one. */
+  onPeerBroken(peer: number): void;
+  /** The peer's log is too far behind the ring to be repaired from it; it needs a snapshot from this leader. */
+  onSnapshotNeeded(peer: number): void;
+}
+
+export interface ReplicationOptions {
+  readonly id: number;
+  readonly bootId: number;
+  /** Size of the log ring, a power of two. */
+  readonly logBytes: number;
+  /** First configuration; also seeds the hash chain, so that logs of different clusters never match. */
+  readonly genesis: Configuration;
+  /** How long one submit may spin for completions before the host waits for an event instead. */
+  readonly spin_ns: number;
+  /** A follower that blocks recycling of the ring for so long is dropped. */
+  readonly lagTimeout_ns: number;
+  /** Ids that may be voters. */
+  readonly memberIds: readonly number[];
+}
+
+/** Results of propose() that are not an LSN. */
+export const PROPOSE_NOT_LEADER = -1;
+export const PROPOSE_LOG_FULL = -2;
+
+/** Half of the workspace holds entries under construction, the other half what is read from other logs. */
+export const WORKSPACE_BYTES_MIN = 2 * 2 * 1024 * 1024;
+
+/** What a ring of this size needs: neither half ever holds more than the ring. */
+export function workspaceBytesMin(logBytes: number): number {
+  return Math.min(WORKSPACE_BYTES_MIN, 2 * logBytes);
+}
+
+const APPLY_ENTRIES_PER_POLL_MAX = 4096;
+/** A flush spins for completions at most so often; what is late then is left to poll(). */
+const SPIN_ROUNDS_MAX = 4;
+const TOKEN_APPEND = 0;
+const TOKEN_READ = 1;
+const HISTORY_RUNS = 1024;
+
+const PHASE_NONE = 0;
+const PHASE_REPAIRING = 1;
+const PHASE_ACTIVE = 2;
+const PHASE_BROKEN = 3;
+const PHASE_LAGGING = 4;
+/** A snapshot is on its way to the follower; the log from its LSN on is kept for it. */
+const PHASE_INSTALLING = 5;
+const PHASE_NAMES = ['none', 'repairing', 'active', 'broken', 'lagging', 'installing'] as const;
+/** Phases in which a voter that granted can be expected to acknowledge. */
+const REACHABLE_PHASES = [PHASE_NONE, PHASE_REPAIRING, PHASE_ACTIVE];
+export type PeerPhase = (typeof PHASE_NAMES)[number];
+
+/** The leader's book on one other replica. */
+class Follower {
+  phase = PHASE_NONE;
+  /** Life of the replica that the current links lead to; 0 while not linked. */
+  linkBootId = 0;
+  sentLsn = 0;
+  ackedLsn = 0;
+  appliedLsn = 0;
+  writesInFlight = 0;
+  /** Request sequence of the grant that was used last. */
+  usedGrant = 0;
+  hasGrant = false;
+  readonly grant = new SealedBlockReader(GRANT_BLOCK_WORDS);
+  readonly main = new SealedBlockReader(MAIN_BLOCK_WORDS);
+  grantAppliedLsn = 0;
+  grantTailLsn = 0;
+  grantTailEpoch = 0;
+}
+
+/** Largest payload that a ring of this size takes. */
+export function payloadBytesMax(logBytes: number): number {
+  return Math.min(PAYLOAD_BYTES_MAX, logBytes * ENTRY_RING_FRACTION_MAX - ENTRY_ALIGNMENT_BYTES - ENTRY_HEADER_BYTES);
+}
+
+export class ReplicationPlane {
+  private readonly scanner: LogScanner;
+  private readonly mainWriter: SealedBlockWriter;
+  private readonly toBackgroundWriter: SealedBlockWriter;
+  private readonly toMain = new SealedBlockReader(TO_MAIN_WORDS);
+  private readonly followers: Follower[] = [];
+  private readonly stagingBytesMax: number;
+  private readonly ackScratch = new Float64Array(MAX_REPLICAS);
+  private readonly grantHistory = new EpochHistory(EPOCH_RUNS_MAX);
+
+  private role_: Role = 'follower';
+  /** Epoch of the own takeover or leadership, or of the last one. */
+  private epoch = EPOCH_NONE;
+  private readonly applied: ChainPosition = { lsn: 0, hashLow: 0, hashHigh: 0, epoch: 0 };
+  private readonly tail: ChainPosition = { lsn: 0, hashLow: 0, hashHigh: 0, epoch: 0 };
+  private readonly history = new EpochHistory(HISTORY_RUNS);
+  /** Below this LSN the own ring holds nothing that could repair others (a snapshot was installed). */
+  private intactFromLsn = 0;
+  private commitLsn_ = 0;
+  /** Configurations by the LSN at which they stand; the first is in force at the applied LSN, the last at the tail. */
+  private configurations: { endLsn: number; configuration: Configuration }[];
+  private seenGrants = 0;
+  private seenGrantsReceived = -1;
+
+  // Takeover.
+  private readingFrom = -1;
+  private readOutstanding = false;
+  private readTargetLsn = 0;
+  /** Epoch in which the outstanding READ was posted; one of an earlier takeover brings nothing. */
+  private readEpoch = EPOCH_NONE;
+  private noopStartLsn = 0;
+  private noopEndLsn = Number.POSITIVE_INFINITY;
+  private noopStartHashLow = 0;
+  private noopStartHashHigh = 0;
+
+  // Entries built but not yet appended: one contiguous run of the ring.
+  private stagedBytes = 0;
+  private runStagingOffset = 0;
+  private runLogOffset = 0;
+  private runBytes = 0;
+  private appendsOutstanding = 0;
+  private appendedLsn = 0;
+  private blockedSince_ns = -1;
+  private dirty = false;
+
+  constructor(
+    private readonly options: ReplicationOptions,
+    private readonly fabric: ReplicationFabric,
+    private readonly exchange: Exchange,
+    statusWords: Uint32Array,
+    private readonly host: ReplicationHost,
+  ) {
+    const { logBytes, genesis } = options;
+    if (logBytes < LOG_BYTES_MIN || logBytes > LOG_BYTES_MAX) {
+      throw new RangeError(`logBytes ${logBytes} is not in ${LOG_BYTES_MIN}..${LOG_BYTES_MAX}`);
+    }
+    const workspaceBytes = fabric.workspaceBytes.length;
+    if (workspaceBytes < workspaceBytesMin(logBytes)) {
+      throw new RangeError(`workspace of ${workspaceBytes} bytes is below ${workspaceBytesMin(logBytes)} bytes`);
+    }
+    this.scanner = new LogScanner(fabric.logWords, logBytes);
+    this.stagingBytesMax = fabric.workspaceBytes.length / 2;
+    this.mainWriter = new SealedBlockWriter(statusWords, MAIN_BLOCK_OFFSET_WORDS, MAIN_BLOCK_WORDS);
+    this.toBackgroundWriter = new SealedBlockWriter(exchange.words, exchange.toBackgroundOffset, TO_BACKGROUND_WORDS);
+    for (let peer = 0; peer < MAX_REPLICAS; peer++) this.followers.push(new Follower());
+    this.configurations = [{ endLsn: 0, configuration: genesis }];
+    this.applied.hashLow = genesis.clusterId >>> 0;
+    this.applied.hashHigh = Math.floor(genesis.clusterId / 4294967296) >>> 0;
+    copyPosition(this.applied, this.tail);
+    this.configurationChanged();
+    this.publishMain();
+  }
+
+  // -- what the host may ask ---------------------------------------------------------------------------------------
+
+  get role(): Role {
+    return this.role_;
+  }
+  get commitLsn(): number {
+    return this.commitLsn_;
+  }
+  get appliedLsn(): number {
+    return this.applied.lsn;
+  }
+  get tailLsn(): number {
+    return this.tail.lsn;
+  }
+  /** Where the applied part of the log ends. */
+  get appliedPosition(): Readonly<ChainPosition> {
+    return this.applied;
+  }
+  /** Epoch that the own background plane promised last. */
+  get promisedEpoch(): number {
+    return readU53(this.toMain.body, ToMainField.promisedEpoch);
+  }
+  /** Replica promised last, -1 if none. */
+  get promisedTo(): number {
+    return (this.toMain.body[ToMainField.promisedTo] as number) | 0;
+  }
+  get trustedMask(): number {
+    return this.toMain.body[ToMainField.trustedMask] as number;
+  }
+  /** Epoch in which this replica leads, or 0. */
+  get leaderEpoch(): number {
+    return this.role_ === 'leader' ? this.epoch : EPOCH_NONE;
+  }
+  /** Id of the leader as far as this replica knows, -1 if it knows none. */
+  get leader(): number {
+    if (this.role_ === 'leader') return this.options.id;
+    const promisedTo = this.promisedTo;
+    if (promisedTo < 0 || promisedTo === this.options.id) return -1;
+    return this.peerLeaderEpoch(promisedTo) === this.promisedEpoch ? promisedTo : -1;
+  }
+  /** Configuration in force: the latest in the log. */
+  get configuration(): Configuration {
+    return (this.configurations[this.configurations.length - 1] as { configuration: Configuration }).configuration;
+  }
+  /** The latest configuration that is applied, and so committed. */
+  get appliedConfiguration(): Configuration {
+    return (this.configurations[0] as { configuration: Configuration }).configuration;
+  }
+  /** Operations on their way; while there are some the host must call poll() when completions may be pending. */
+  get operationsInFlight(): number {
+    let count = this.appendsOutstanding + (this.readOutstanding ? 1 : 0);
+    for (let peer = 0; peer < MAX_REPLICAS; peer++) count += (this.followers[peer] as Follower).writesInFlight;
+    return count;
+  }
+  peerPhase(peer: number): PeerPhase {
+    return PHASE_NAMES[(this.followers[peer] as Follower).phase] as PeerPhase;
+  }
+  peerAckedLsn(peer: number): number {
+    return (this.followers[peer] as Follower).ackedLsn;
+  }
+
+  // -- links and snapshots -----------------------------------------------------------------------------------------
+
+  /** The host established fresh links to the peer, which is in the life `bootId`. */
+  peerLinked(peer: number, bootId: number): void {
+    const follower = this.followers[peer] as Follower;
+    follower.linkBootId = bootId;
+    follower.phase = PHASE_NONE;
+    follower.hasGrant = false;
+    follower.ackedLsn = 0;
+    follower.main.reset();
+    this.seenGrantsReceived = -1;
+    this.afterFollowerLost();
+  }
+
+  /** The links to the peer are gone. */
+  peerUnlinked(peer: number): void {
+    const follower = this.followers[peer] as Follower;
+    follower.linkBootId = 0;
+    if (follower.phase !== PHASE_NONE) follower.phase = PHASE_BROKEN;
+    this.afterFollowerLost();
+  }
+
+  /** The peer installed a snapshot: its permission is asked for again, and it is repaired from there. */
+  peerInstalledSnapshot(peer: number): void {
+    const { body } = this.toBackgroundWriter;
+    const at = ToBackgroundField.regrants + peer;
+    body[at] = ((body[at] as number) + 1) >>> 0;
+    this.toBackgroundWriter.publish();
+  }
+
+  /**
+   * What a snapshot for a peer, taken now (between two calls of applyCommand), stands for. From here on the log is kept
+   * for that peer until it is repaired, or until it blocks recycling for too long.
+   */
+  snapshotFor(peer: number): { position: ChainPosition; configuration: Configuration } {
+    const follower = this.followers[peer] as Follower;
+    // Also during a takeover: the peer may be one without which no majority can be had.
+    if (this.role_ !== 'follower' && follower.phase === PHASE_LAGGING) {
+      follower.phase = PHASE_INSTALLING;
+      follower.appliedLsn = this.applied.lsn;
+      this.recycleLsn = 0;
+    }
+    return {
+      position: { ...this.applied },
+      configuration: (this.configurations[0] as { configuration: Configuration }).configuration,
+    };
+  }
+
+  /** Continues from a snapshot that the host has installed in the state machine. Followers only. */
+  installSnapshot(position: ChainPosition, configuration: Configuration): void {
+    if (this.role_ !== 'follower') throw new Error('a leader does not install snapshots');
+    if (position.lsn < this.applied.lsn) {
+      throw new RangeError(`snapshot at LSN ${position.lsn} is behind the applied LSN ${this.applied.lsn}`);
+    }
+    if (configuration.clusterId !== this.options.genesis.clusterId) throw new Error('snapshot of another cluster');
+    copyPosition(position, this.applied);
+    copyPosition(position, this.tail);
+    this.commitLsn_ = Math.max(this.commitLsn_, position.lsn);
+    this.intactFromLsn = position.lsn;
+    this.history.clear();
+    this.configurations = [{ endLsn: position.lsn, configuration }];
+    const { body } = this.mainWriter;
+    body[MainField.installs] = ((body[MainField.installs] as number) + 1) >>> 0;
+    this.configurationChanged();
+    this.publishMain();
+  }
+
+  // -- the loop ----------------------------------------------------------------------------------------------------
+
+  /** Does whatever can be done now. Returns true if it should be called again soon (there is more to apply). */
+  poll(now_ns: number): boolean {
+    this.toMain.read(this.exchange.words, this.exchange.toMainOffset);
+    const grants = this.toMain.body[ToMainField.grants] as number;
+    const takeoverEpoch = readU53(this.toMain.body, ToMainField.takeoverEpoch);
+    this.drain();
+    if (this.role_ !== 'follower' && takeoverEpoch !== this.epoch) {
+      this.depose(`permission was granted in epoch ${formatEpoch(this.promisedEpoch)}`);
+    }
+    if (grants !== this.seenGrants) {
+      // Somebody else may write the log now, from the applied LSN on: nothing beyond it is known any more.
+      this.seenGrants = grants;
+      if (this.role_ === 'follower') this.forgetTail();
+    }
+    if (this.role_ === 'follower' && takeoverEpoch > this.epoch) this.beginTakeover(takeoverEpoch);
+    let more = false;
+    if (this.role_ === 'follower') {
+      more = this.follow();
+    } else {
+      this.takeGrants();
+      if (this.role_ === 'takingOver') this.advanceTakeover();
+      this.relieve(now_ns);
+      this.maintainMembership();
+      this.flush();
+      more = this.applied.lsn < this.commitLsn_ && this.applyCommitted();
+    }
+    if (this.dirty) this.publishMain();
+    return more;
+  }
+
+  private forgetTail(): void {
+    copyPosition(this.applied, this.tail);
+    this.history.truncateTo(this.applied.lsn);
+    if (this.configurations.length > 1) {
+      this.configurations.length = 1;
+      this.configurationChanged();
+    }
+    this.dirty = true;
+  }
+
+  // -- follower ----------------------------------------------------------------------------------------------------
+
+  private peerLeaderEpoch(peer: number): number {
+    const follower = this.followers[peer] as Follower;
+    follower.main.read(this.exchange.words, this.exchange.peerViewOffset(peer) + MAIN_BLOCK_OFFSET_WORDS);
+    return readU53(follower.main.body, MainField.leaderEpoch);
+  }
+
+  private follow(): boolean {
+    const promisedEpoch = this.promisedEpoch;
+    // Until an entry of the promised epoch stands in the log, its leader may still repair what follows the applied LSN,
+    // under a tail that was validated before: nothing beyond is taken for granted.
+    if (this.tail.epoch !== promisedEpoch && this.tail.lsn !== this.applied.lsn) this.forgetTail();
+    this.extendTail(promisedEpoch, APPLY_ENTRIES_PER_POLL_MAX);
+    const promisedTo = this.promisedTo;
+    if (promisedTo >= 0 && promisedTo !== this.options.id && this.peerLeaderEpoch(promisedTo) === promisedEpoch) {
+      const leader = this.followers[promisedTo] as Follower;
+      this.raiseCommit(readU53(leader.main.body, MainField.commitLsn));
+    }
+    // Only an entry of the epoch in which the commit LSN was learned proves that what precedes it is the leader's log.
+    if (this.tail.epoch !== promisedEpoch || promisedEpoch === EPOCH_NONE) return false;
+    return this.applyCommitted();
+  }
+
+  private raiseCommit(lsn: number): void {
+    if (lsn > this.commitLsn_ && Number.isSafeInteger(lsn)) this.commitLsn_ = lsn;
+  }
+
+  /** Validates what arrived behind the tail, up to `entriesMax` entries. */
+  private extendTail(epochMax: number, entriesMax: number): void {
+    const { tail, scanner } = this;
+    const words = this.fabric.logWords;
+    const limitLsn = this.applied.lsn + this.options.logBytes;
+    for (let count = 0; count < entriesMax && tail.lsn < limitLsn; count++) {
+      const lsn = tail.lsn;
+      const offset = scanner.step(tail, epochMax);
+      if (offset < 0) break;
+      this.history.note(tail.epoch, lsn);
+      this.dirty = true;
+      const at = offset >>> 2;
+      if (tail.epoch === epochMax) this.raiseCommit(entryCommitLsn(words, at));
+      if (entryType(words, at) === EntryType.configuration) this.noteConfiguration(at, tail.lsn);
+    }
+  }
+
+  private noteConfiguration(at: number, endLsn: number): void {
+    const start = at * 4 + ENTRY_HEADER_BYTES;
+    const payloadBytes = entryPayloadBytes(this.fabric.logWords, at);
+    const configuration = decodeConfiguration(this.fabric.logBytes.slice(start, start + payloadBytes));
+    this.configurations.push({ endLsn, configuration });
+    this.configurationChanged();
+  }
+
+  /** Applies what is committed and validated. Returns true if it stopped before the end. */
+  private applyCommitted(): boolean {
+    const { applied, host, scanner } = this;
+    const words = this.fabric.logWords;
+    const limitLsn = Math.min(this.commitLsn_, this.tail.lsn);
+    for (let count = 0; applied.lsn < limitLsn; count++) {
+      if (count === APPLY_ENTRIES_PER_POLL_MAX) return true;
+      const offset = scanner.physical(applied.lsn);
+      const at = offset >>> 2;
+      const payloadBytes = entryPayloadBytes(words, at);
+      const size = entryBytes(payloadBytes);
+      if (applied.lsn + size > limitLsn) break;
+      // The entry was validated when the tail passed it, and a committed entry is never overwritten before it is
+      // applied. If it changed all the same, an invariant of the protocol is broken: stop rather than diverge.
+      if (readU53(words, at) !== applied.lsn || offset + size > this.options.logBytes) {
+        throw new Error(`state machine safety: the committed entry at LSN ${applied.lsn} changed before it was applied`);
+      }
+      const lsn = applied.lsn;
+      applied.lsn = lsn + size;
+      applied.epoch = entryEpoch(words, at);
+      applied.hashLow = words[at + 8] as number;
+      applied.hashHigh = words[at + 9] as number;
+      this.dirty = true;
+      const type = entryType(words, at);
+      if (type === EntryType.command) {
+        host.applyCommand(
+          lsn,
+          entryOrigin(words, at),
+          entrySequence(words, at),
+          this.fabric.logBytes,
+          offset + ENTRY_HEADER_BYTES,
+          payloadBytes,
+        );
+      } else if (type === EntryType.configuration) {
+        while (this.configurations.length > 1 && (this.configurations[1] as { endLsn: number }).endLsn <= applied.lsn) {
+          this.configurations.shift();
+        }
+      }
+    }
+    return false;
+  }
+
+  // -- takeover ----------------------------------------------------------------------------------------------------
+
+  private beginTakeover(epoch: number): void {
+    this.role_ = 'takingOver';
+    this.epoch = epoch;
+    this.readingFrom = -1;
+    this.noopEndLsn = Number.POSITIVE_INFINITY;
+    this.seenGrantsReceived = -1;
+    this.blockedSince_ns = -1;
+    for (const follower of this.followers) {
+      follower.hasGrant = false;
+      follower.usedGrant = 0;
+      follower.ackedLsn = 0;
+      follower.phase = PHASE_NONE;
+    }
+    this.forgetTail();
+    this.extendTail(epoch, Number.POSITIVE_INFINITY);
+  }
+
+  /** Takes new grants out of the exchange; a peer with a fresh grant is repaired from its own log's state. */
+  private takeGrants(): void {
+    const received = this.toMain.body[ToMainField.grantsReceived] as number;
+    if (received === this.seenGrantsReceived) return;
+    let complete = true;
+    for (let peer = 0; peer < MAX_REPLICAS; peer++) {
+      if (peer === this.options.id) continue;
+      const follower = this.followers[peer] as Follower;
+      const view = this.exchange.peerViewOffset(peer) + GRANT_BLOCK_OFFSET_WORDS;
+      if (!follower.grant.read(this.exchange.words, view)) {
+        if (this.exchange.words[view] !== 0) complete = false; // being written this instant
+        continue;
+      }
+      const grant = follower.grant.body;
+      if (readU53(grant, GrantField.epoch) !== this.epoch || grant[GrantField.candidate] !== this.options.id) continue;
+      const requestSequence = grant[GrantField.requestSequence] as number;
+      if (requestSequence === follower.usedGrant) continue;
+      // The grant is of the life that the links lead to, or it is of no use.
+      if (follower.linkBootId === 0 || readU53(grant, GrantField.bootId) !== follower.linkBootId) continue;
+      if (follower.writesInFlight > 0) {
+        complete = false; // completions of the broken link first
+        continue;
+      }
+      const appliedLsn = readU53(grant, GrantField.appliedLsn);
+      const tailLsn = readU53(grant, GrantField.tailLsn);
+      if (tailLsn < appliedLsn || tailLsn - appliedLsn > this.options.logBytes || !Number.isSafeInteger(tailLsn)) continue;
+      follower.usedGrant = requestSequence;
+      follower.hasGrant = true;
+      follower.phase = PHASE_NONE;
+      follower.ackedLsn = 0;
+      follower.grantAppliedLsn = appliedLsn;
+      follower.appliedLsn = appliedLsn;
+      follower.grantTailLsn = tailLsn;
+      follower.grantTailEpoch = readU53(grant, GrantField.tailEpoch);
+      if (this.noopAppended()) this.beginRepair(peer);
+    }
+    if (complete) this.seenGrantsReceived = received;
+    if (this.noopAppended()) this.advanceCommit();
+  }
+
+  private isTakingOver(): boolean {
+    return this.role_ === 'takingOver';
+  }
+
+  private noopAppended(): boolean {
+    return this.noopEndLsn !== Number.POSITIVE_INFINITY;
+  }
+
+  /** Counts the voters of the configuration in force for which `predicate` holds; the own vote counts if it is one. */
+  private countVoters(predicate: (follower: Follower) => boolean): number {
+    let count = 0;
+    for (const voter of this.configuration.voters) {
+      if (voter.id === this.options.id) {
+        if (voter.bootId === this.options.bootId) count++;
+        continue;
+      }
+      const follower = this.followers[voter.id] as Follower;
+      if (follower.linkBootId === voter.bootId && predicate(follower)) count++;
+    }
+    return count;
+  }
+
+  /**
+   * Adopts the best log among a majority's, entry by entry and validated, until the own log is at least as good as
+   * every granted one; the configuration that counts is the one in the adopted log. Then appends the noop.
+   */
+  private advanceTakeover(): void {
+    if (this.noopAppended() || this.readOutstanding) return;
+    if (this.countVoters((follower) => follower.hasGrant) < majority(this.configuration)) return;
+    let best = -1;
+    let bestEpoch = this.tail.epoch;
+    let bestLsn = this.tail.lsn;
+    for (let peer = 0; peer < MAX_REPLICAS; peer++) {
+      const follower = this.followers[peer] as Follower;
+      // Logs of replicas that are no voters hold nothing that a majority could have needed.
+      if (!follower.hasGrant || voterWithId(this.configuration, peer)?.bootId !== follower.linkBootId) continue;
+      const isBetter =
+        follower.grantTailEpoch > bestEpoch || (follower.grantTailEpoch === bestEpoch && follower.grantTailLsn > bestLsn);
+      if (isBetter) {
+        best = peer;
+        bestEpoch = follower.grantTailEpoch;
+        bestLsn = follower.grantTailLsn;
+      }
+    }
+    if (best < 0) {
+      this.appendNoop();
+      return;
+    }
+    if (best !== this.readingFrom) {
+      this.readingFrom = best;
+      this.forgetTail(); // everything beyond the applied LSN comes from the better log
+    }
+    this.readTargetLsn = bestLsn;
+    this.readNext();
+  }
+
+  private readNext(): void {
+    const { options, fabric, tail, scanner } = this;
+    if (!fabric.logConnected(this.readingFrom)) {
+      this.depose(`the log of replica ${this.readingFrom} is needed and cannot be read`);
+      return;
+    }
+    if (this.readTargetLsn - options.logBytes > this.applied.lsn) {
+      this.depose(`the log is ${this.readTargetLsn - this.applied.lsn} bytes behind, more than the ring holds`);
+      return;
+    }
+    const offset = scanner.physical(tail.lsn);
+    const lengthBytes = Math.min(
+      this.readTargetLsn - tail.lsn,
+      options.logBytes - offset,
+      TAKEOVER_READ_BYTES_MAX,
+    );
+    if (lengthBytes <= 0) {
+      this.depose(`replica ${this.readingFrom} published a log that ends at LSN ${this.readTargetLsn} but does not validate`);
+      return;
+    }
+    this.readOutstanding = true;
+    this.readEpoch = this.epoch;
+    fabric.queueRead(this.readingFrom, offset, lengthBytes, this.stagingBytesMax, TOKEN_READ);
+    this.submit(1);
+  }
+
+  /** A piece of the better log is in the workspace: takes the entries that validate, and only those. */
+  private adopt(): void {
+    const { fabric, tail, scanner, options } = this;
+    const lengthBytes = Math.min(
+      this.readTargetLsn - tail.lsn,
+      options.logBytes - scanner.physical(tail.lsn),
+      TAKEOVER_READ_BYTES_MAX,
+    );
+    const start = tail.lsn;
+    const position: ChainPosition = { lsn: start, hashLow: tail.hashLow, hashHigh: tail.hashHigh, epoch: tail.epoch };
+    const piece = new LogPiece(fabric.workspaceWords, this.stagingBytesMax, lengthBytes);
+    while (piece.step(position, this.epoch)) {
+      // Walks to the end of the valid entries in this piece.
+    }
+    const validBytes = position.lsn - start;
+    if (validBytes === 0) {
+      this.depose(`the log of replica ${this.readingFrom} does not continue this one at LSN ${start}`);
+      return;
+    }
+    fabric.queueAppend(this.epoch, this.stagingBytesMax, scanner.physical(start), validBytes, TOKEN_APPEND);
+    this.appendsOutstanding++;
+    this.submit(1);
+    if (this.role_ !== 'takingOver') return;
+    this.extendTail(this.epoch, Number.POSITIVE_INFINITY);
+    if (tail.lsn < position.lsn) {
+      throw new Error(`log matching: adopted entries up to LSN ${position.lsn}, the own log ends at ${tail.lsn}`);
+    }
+    this.advanceTakeover();
+  }
+
+  private appendNoop(): void {
+    if (this.commitLsn_ > this.tail.lsn) {
+      throw new Error(
+        `leader completeness: LSN ${this.commitLsn_} is committed, the log adopted for epoch ` +
+          `${formatEpoch(this.epoch)} ends at ${this.tail.lsn}`,
+      );
+    }
+    this.noopStartLsn = this.tail.lsn;
+    this.noopStartHashLow = this.tail.hashLow;
+    this.noopStartHashHigh = this.tail.hashHigh;
+    this.appendedLsn = this.tail.lsn;
+    if (!this.hasRoom(ENTRY_ALIGNMENT_BYTES, 0)) {
+      this.depose('the log is full of entries that are not applied yet');
+      return;
+    }
+    this.stage(EntryType.noop, 0, 0, null, 0);
+    this.noopEndLsn = this.tail.lsn;
+    for (let peer = 0; peer < MAX_REPLICAS; peer++) {
+      if ((this.followers[peer] as Follower).hasGrant) this.beginRepair(peer);
+    }
+  }
+
+  private beginRepair(peer: number): void {
+    const follower = this.followers[peer] as Follower;
+    const grant = follower.grant.body;
+    if (follower.grantAppliedLsn > this.tail.lsn) {
+      throw new Error(
+        `leader completeness: replica ${peer} applied LSN ${follower.grantAppliedLsn}, the log of the leader of ` +
+          `epoch ${formatEpoch(this.epoch)} ends at ${this.tail.lsn}`,
+      );
+    }
+    const runs = Math.min(grant[GrantField.runCount] as number, EPOCH_RUNS_MAX);
+    this.grantHistory.clear();
+    for (let run = 0; run < runs; run++) {
+      const at = GrantField.runs + run * 4;
+      this.grantHistory.note(readU53(grant, at), readU53(grant, at + 2));
+    }
+    const divergenceLsn = findDivergence(
+      this.history,
+      this.tail.lsn,
+      this.grantHistory,
+      follower.grantTailLsn,
+      follower.grantAppliedLsn,
+    );
+    if (
+      divergenceLsn === this.noopStartLsn &&
+      divergenceLsn === follower.grantTailLsn &&
+      (grant[GrantField.tailHashLow] !== this.noopStartHashLow || grant[GrantField.tailHashHigh] !== this.noopStartHashHigh)
+    ) {
+      throw new Error(`log matching: replica ${peer} has other entries below LSN ${divergenceLsn} than the leader`);
+    }
+    if (this.tail.lsn - this.options.logBytes > follower.grantAppliedLsn || divergenceLsn < this.intactFromLsn) {
+      follower.phase = PHASE_LAGGING;
+      this.host.onSnapshotNeeded(peer);
+      return;
+    }
+    this.fabric.setLogWriteKey(peer, grant[GrantField.writeKey] as number);
+    follower.phase = PHASE_REPAIRING;
+    follower.sentLsn = divergenceLsn;
+    // What it has in common with this log it has: it granted that log in this epoch, so nobody else changed it since.
+    follower.ackedLsn = divergenceLsn;
+    if (divergenceLsn >= this.noopEndLsn) follower.phase = PHASE_ACTIVE;
+    this.recycleLsn = 0; // this follower may need more of the ring than those known so far
+  }
+
+  // -- leader ------------------------------------------------------------------------------------------------------
+
+  /**
+   * Builds a command entry behind the tail; flush() sends it. Returns its LSN, PROPOSE_NOT_LEADER, or
+   * PROPOSE_LOG_FULL when followers have yet to apply what the ring holds (or the staging area needs a flush).
+   */
+  propose(origin: number, sequence: number, payload: Uint8Array): number {
+    if (this.role_ !== 'leader') return PROPOSE_NOT_LEADER;
+    const reserve = this.options.logBytes * LOG_RESERVE_FRACTION;
+    if (!this.hasRoom(entryBytes(payload.length), reserve)) return PROPOSE_LOG_FULL;
+    return this.stage(EntryType.command, origin, sequence, payload, payload.length);
+  }
+
+  /** Whether an entry of `size` bytes (and the pad it may need) fits the ring above `reserve`, and the staging area. */
+  private hasRoom(size: number, reserve: number): boolean {
+    const { options } = this;
+    const remaining = options.logBytes - this.scanner.physical(this.tail.lsn);
+    const endLsn = this.tail.lsn + size + (size > remaining ? remaining : 0);
+    if (this.stagedBytes + size + ENTRY_ALIGNMENT_BYTES > this.stagingBytesMax) return false;
+    const oldestLsn = endLsn + reserve - options.logBytes;
+    if (oldestLsn <= this.recycleLsn) return true;
+    this.recycleLsn = this.lowestNeededLsn();
+    return oldestLsn <= this.recycleLsn;
+  }
+
+  /** Cached result of lowestNeededLsn(); it only grows while the set of followers stays the same. */
+  private recycleLsn = 0;
+
+  /** What is below may be overwritten: applied here and by every follower that is being written. */
+  private lowestNeededLsn(): number {
+    let lowest = this.applied.lsn;
+    for (let peer = 0; peer < MAX_REPLICAS; peer++) {
+      const follower = this.followers[peer] as Follower;
+      if (follower.phase !== PHASE_ACTIVE && follower.phase !== PHASE_REPAIRING && follower.phase !== PHASE_INSTALLING) {
+        continue;
+      }
+      if (follower.phase !== PHASE_INSTALLING) this.refreshApplied(peer, follower);
+      if (follower.appliedLsn < lowest) lowest = follower.appliedLsn;
+    }
+    return lowest;
+  }
+
+  private refreshApplied(peer: number, follower: Follower): void {
+    if (!follower.main.read(this.exchange.words, this.exchange.peerViewOffset(peer) + MAIN_BLOCK_OFFSET_WORDS)) return;
+    const body = follower.main.body;
+    if (readU53(body, MainField.bootId) !== follower.linkBootId) return;
+    const appliedLsn = readU53(body, MainField.appliedLsn);
+    if (appliedLsn > follower.appliedLsn && appliedLsn <= this.tail.lsn) follower.appliedLsn = appliedLsn;
+  }
+
+  private stage(type: number, origin: number, sequence: number, payload: Uint8Array | null, payloadBytes: number): number {
+    const { fabric, options, tail, scanner } = this;
+    const words = fabric.workspaceWords;
+    const size = entryBytes(payloadBytes);
+    let logOffset = scanner.physical(tail.lsn);
+    const remaining = options.logBytes - logOffset;
+    if (size > remaining) {
+      const padAt = this.beginStaging(logOffset, ENTRY_ALIGNMENT_BYTES);
+      const padPayloadBytes = remaining - ENTRY_HEADER_BYTES;
+      writeEntryHeader(words, padAt, tail.lsn, this.epoch, EntryType.pad, padPayloadBytes, this.commitLsn_, 0, 0);
+      this.history.note(this.epoch, tail.lsn);
+      sealEntry(words, padAt, tail);
+      this.endRun();
+      logOffset = 0;
+    }
+    const at = this.beginStaging(logOffset, size);
+    const lsn = tail.lsn;
+    writeEntryHeader(words, at, lsn, this.epoch, type, payloadBytes, this.commitLsn_, origin, sequence);
+    const start = at * 4 + ENTRY_HEADER_BYTES;
+    if (payload !== null) fabric.workspaceBytes.set(payload, start);
+    for (let index = start + payloadBytes; (index & 7) !== 0; index++) fabric.workspaceBytes[index] = 0;
+    this.history.note(this.epoch, lsn);
+    sealEntry(words, at, tail);
+    this.dirty = true;
+    return lsn;
+  }
+
+  /** Reserves staging bytes for an entry at `logOffset`, joining the current run if it is contiguous with it. */
+  private beginStaging(logOffset: number, size: number): number {
+    if (this.runBytes > 0 && this.runLogOffset + this.runBytes !== logOffset) this.endRun();
+    if (this.runBytes === 0) {
+      this.runStagingOffset = this.stagedBytes;
+      this.runLogOffset = logOffset;
+    }
+    const at = this.stagedBytes >>> 2;
+    this.stagedBytes += size;
+    this.runBytes += size;
+    return at;
+  }
+
+  /** Queues the append of the current run. */
+  private endRun(): void {
+    if (this.runBytes === 0) return;
+    this.fabric.queueAppend(this.epoch, this.runStagingOffset, this.runLogOffset, this.runBytes, TOKEN_APPEND);
+    this.appendsOutstanding++;
+    this.runBytes = 0;
+  }
+
+  /** Appends what was staged, writes it to the followers, spins briefly for the majority, applies what committed. */
+  flush(): void {
+    if (this.role_ === 'follower') return;
+    this.endRun();
+    this.pumpAll();
+    if (this.appendsOutstanding > 0 || this.hasQueuedWrites) this.submit(0);
+    for (let round = 0; round < SPIN_ROUNDS_MAX; round++) {
+      if (this.commitLsn_ >= this.tail.lsn || !this.anyWriteInFlight()) break;
+      if (!this.submit(1)) break;
+    }
+    if (this.dirty) this.publishMain();
+  }
+
+  private hasQueuedWrites = false;
+
+  private anyWriteInFlight(): boolean {
+    for (let peer = 0; peer < MAX_REPLICAS; peer++) {
+      if ((this.followers[peer] as Follower).writesInFlight > 0) return true;
+    }
+    return false;
+  }
+
+  private pumpAll(): void {
+    for (let peer = 0; peer < MAX_REPLICAS; peer++) {
+      const follower = this.followers[peer] as Follower;
+      if (follower.phase !== PHASE_ACTIVE && follower.phase !== PHASE_REPAIRING) continue;
+      const endLsn = this.tail.lsn;
+      while (follower.sentLsn < endLsn && follower.writesInFlight < REPLICATION_WINDOW_WRITES) {
+        const offset = this.scanner.physical(follower.sentLsn);
+        const lengthBytes = Math.min(
+          endLsn - follower.sentLsn,
+          REPLICATION_BATCH_BYTES_MAX,
+          this.options.logBytes - offset,
+        );
+        follower.sentLsn += lengthBytes;
+        if (follower.sentLsn - this.options.logBytes > follower.appliedLsn) {
+          throw new Error(
+            `ring recycling: a WRITE up to LSN ${follower.sentLsn} would overwrite what replica ${peer} has not applied`,
+          );
+        }
+        follower.writesInFlight++;
+        this.hasQueuedWrites = true;
+        this.fabric.queueWrite(peer, offset, lengthBytes, follower.sentLsn);
+      }
+    }
+  }
+
+  /** Posts what is queued and handles completions. Returns whether there were any. */
+  private submit(wanted: number): boolean {
+    this.hasQueuedWrites = false;
+    const count = this.fabric.submit(wanted > 0 ? this.options.spin_ns : 0, wanted);
+    this.handleCompletions(count);
+    return count > 0;
+  }
+
+  private drain(): void {
+    while (this.submit(0)) {
+      // Until none are left.
+    }
+  }
+
+  private handleCompletions(count: number): void {
+    const { fabric } = this;
+    let acknowledged = false;
+    let readArrived = false;
+    let lost = false;
+    for (let index = 0; index < count; index++) {
+      const peer = fabric.completionPeer[index] as number;
+      const status = fabric.completionStatus[index] as number;
+      const token = fabric.completionToken[index] as number;
+      if (peer === this.options.id) {
+        this.appendsOutstanding--;
+        if (status === FabricStatus.fenced) {
+          this.depose('the own log was granted to another replica');
+        } else if (status !== FabricStatus.success) {
+          throw new Error(`append to the own log failed with fabric status ${status}`);
+        }
+        continue;
+      }
+      const follower = this.followers[peer] as Follower;
+      if (token === TOKEN_READ) {
+        this.readOutstanding = false;
+        this.noticeBroken(peer, status);
+        if (this.role_ !== 'takingOver' || this.readEpoch !== this.epoch) continue;
+        if (status === FabricStatus.success) readArrived = true;
+        else this.depose(`reading the log of replica ${peer} failed`);
+        continue;
+      }
+      follower.writesInFlight--;
+      if (status === FabricStatus.success) {
+        if (follower.phase === PHASE_REPAIRING || follower.phase === PHASE_ACTIVE) {
+          if (token > follower.ackedLsn) follower.ackedLsn = token;
+          if (follower.ackedLsn >= this.noopEndLsn) follower.phase = PHASE_ACTIVE;
+          acknowledged = true;
+        }
+      } else if (follower.phase === PHASE_REPAIRING || follower.phase === PHASE_ACTIVE) {
+        // Also a WRITE that was fenced locally ends here, but then the plane has been deposed already.
+        follower.phase = PHASE_BROKEN;
+        lost = true;
+      }
+      this.noticeBroken(peer, status);
+    }
+    if (this.appendsOutstanding === 0 && this.runBytes === 0) this.stagedBytes = 0;
+    if (this.role_ === 'follower') return;
+    if (this.appendsOutstanding === 0) this.appendedLsn = this.tail.lsn - (this.runBytes > 0 ? this.runBytes : 0);
+    if (acknowledged || count > 0) this.advanceCommit();
+    if (lost) this.afterFollowerLost();
+    if (readArrived && this.isTakingOver()) this.adopt();
+  }
+
+  /** Whatever the operation was for, a link that failed must be replaced; unless it has been already. */
+  private noticeBroken(peer: number, status: number): void {
+    if (status === FabricStatus.success || status === FabricStatus.fenced) return;
+    if (!this.fabric.logConnected(peer)) this.host.onPeerBroken(peer);
+  }
+
+  /** Commits at the LSN that a majority of the voters holds, once that includes the noop of the own epoch. */
+  private advanceCommit(): void {
+    const { configuration, ackScratch } = this;
+    const voters = configuration.voters;
+    for (let index = 0; index < voters.length; index++) {
+      const voter = voters[index] as { id: number; bootId: number };
+      let lsn = 0;
+      if (voter.id === this.options.id) {
+        if (voter.bootId === this.options.bootId) lsn = this.appendedLsn;
+      } else {
+        const follower = this.followers[voter.id] as Follower;
+        const counts = follower.phase === PHASE_ACTIVE && follower.linkBootId === voter.bootId;
+        if (counts) lsn = follower.ackedLsn;
+      }
+      // Insertion into descending order; there are at most MAX_REPLICAS.
+      let place = index;
+      while (place > 0 && (ackScratch[place - 1] as number) < lsn) {
+        ackScratch[place] = ackScratch[place - 1] as number;
+        place--;
+      }
+      ackScratch[place] = lsn;
+    }
+    const lsn = ackScratch[majority(configuration) - 1] as number;
+    if (lsn < this.noopEndLsn || lsn <= this.commitLsn_) return;
+    this.commitLsn_ = lsn;
+    this.dirty = true;
+    if (this.role_ === 'takingOver') {
+      this.role_ = 'leader';
+      this.applyCommitted();
+      this.publishMain();
+      this.host.onLeader(this.epoch);
+    } else {
+      this.applyCommitted();
+    }
+  }
+
+  /** A leader that cannot write to a majority cedes at once, so that nobody waits for it. */
+  private afterFollowerLost(): void {
+    if (this.role_ === 'follower') return;
+    const reachable = this.countVoters((follower) => follower.hasGrant && REACHABLE_PHASES.includes(follower.phase));
+    if (reachable < majority(this.configuration)) {
+      this.depose(`${reachable} of ${this.configuration.voters.length} voters can be written, fewer than a majority`);
+    }
+  }
+
+  /** Drops followers that have blocked the recycling of the ring for too long. */
+  private relieve(now_ns: number): void {
+    const { options } = this;
+    const reserve = options.logBytes * LOG_RESERVE_FRACTION;
+    const isBlocked = this.role_ === 'leader' && !this.hasRoom(ENTRY_ALIGNMENT_BYTES, reserve * 2);
+    if (!isBlocked) {
+      this.blockedSince_ns = -1;
+      return;
+    }
+    if (this.blockedSince_ns < 0) {
+      this.blockedSince_ns = now_ns;
+      return;
+    }
+    if (now_ns - this.blockedSince_ns < options.lagTimeout_ns) return;
+    this.blockedSince_ns = -1;
+    const lowest = this.lowestNeededLsn();
+    for (let peer = 0; peer < MAX_REPLICAS; peer++) {
+      const follower = this.followers[peer] as Follower;
+      if (follower.appliedLsn !== lowest || lowest === this.applied.lsn) continue;
+      if (follower.phase === PHASE_INSTALLING) {
+        follower.phase = PHASE_LAGGING; // its next grant shows whether the snapshot came in time
+        continue;
+      }
+      if (follower.phase !== PHASE_ACTIVE) continue;
+      const others = this.countVoters((other) => other !== follower && other.phase === PHASE_ACTIVE);
+      if (others < majority(this.configuration)) continue; // without it nothing commits: backpressure is the answer
+      follower.phase = PHASE_LAGGING;
+      this.host.onSnapshotNeeded(peer);
+    }
+  }
+
+  /**
+   * A replica that is linked in a new life replaces the voter that it was: the old life is removed, and once that is
+   * committed the new one, which is caught up, is added. One change at a time, each only after the last committed.
+   */
+  private maintainMembership(): void {
+    if (this.role_ !== 'leader' || this.configurations.length > 1) return;
+    for (const id of this.options.memberIds) {
+      if (id === this.options.id) continue;
+      const follower = this.followers[id] as Follower;
+      if (follower.phase !== PHASE_ACTIVE || follower.linkBootId === 0) continue;
+      const voter = voterWithId(this.configuration, id);
+      if (voter?.bootId === follower.linkBootId) continue;
+      const next =
+        voter === undefined
+          ? withVoter(this.configuration, id, follower.linkBootId)
+          : withoutVoter(this.configuration, id);
+      this.appendConfiguration(next);
+      return;
+    }
+  }
+
+  private appendConfiguration(configuration: Configuration): void {
+    const payload = encodeConfiguration(configuration);
+    if (!this.hasRoom(entryBytes(payload.length), 0)) return;
+    this.stage(EntryType.configuration, 0, 0, payload, payload.length);
+    this.configurations.push({ endLsn: this.tail.lsn, configuration });
+    this.configurationChanged();
+  }
+
+  private depose(reason: string): void {
+    if (this.role_ === 'follower') return;
+    const epoch = this.epoch;
+    this.role_ = 'follower';
+    this.stagedBytes = 0;
+    this.runBytes = 0;
+    this.readingFrom = -1;
+    this.noopEndLsn = Number.POSITIVE_INFINITY;
+    this.recycleLsn = 0;
+    for (const follower of this.followers) {
+      follower.phase = PHASE_NONE;
+      follower.hasGrant = false;
+    }
+    this.forgetTail();
+    this.publishMain();
+    writeU53(this.toBackgroundWriter.body, ToBackgroundField.endedEpoch, epoch);
+    this.toBackgroundWriter.publish();
+    this.host.onDeposed(epoch, reason);
+  }
+
+  // -- publishing --------------------------------------------------------------------------------------------------
+
+  private configurationChanged(): void {
+    const { configuration, options } = this;
+    const { body } = this.toBackgroundWriter;
+    let incarnation = 0;
+    body.fill(0, ToBackgroundField.voterBootIds, ToBackgroundField.voterBootIds + MAX_REPLICAS * 2);
+    for (const voter of configuration.voters) {
+      writeU53(body, ToBackgroundField.voterBootIds + voter.id * 2, voter.bootId);
+      if (voter.id === options.id && voter.bootId === options.bootId) incarnation = voter.incarnation;
+    }
+    writeU53(body, ToBackgroundField.incarnation, incarnation);
+    body[ToBackgroundField.ready] = 1;
+    this.toBackgroundWriter.publish();
+    this.dirty = true;
+    this.host.onConfiguration(configuration);
+  }
+
+  private publishMain(): void {
+    const { body } = this.mainWriter;
+    writeU53(body, MainField.leaderEpoch, this.leaderEpoch);
+    writeU53(body, MainField.commitLsn, this.commitLsn_);
+    writeU53(body, MainField.appliedLsn, this.applied.lsn);
+    body[MainField.appliedHashLow] = this.applied.hashLow;
+    body[MainField.appliedHashHigh] = this.applied.hashHigh;
+    writeU53(body, MainField.appliedEpoch, this.applied.epoch);
+    writeU53(body, MainField.tailLsn, this.tail.lsn);
+    body[MainField.configurationVersion] = this.configuration.version;
+    writeU53(body, MainField.bootId, this.options.bootId);
+    writeU53(body, MainField.intactFromLsn, this.intactFromLsn);
+    this.mainWriter.publish();
+    this.dirty = false;
+  }
+}

@@ -1,0 +1,100 @@
+// Word indexes of the fields inside the sealed blocks: the three of a replica's status region and the mailbox message
+// (memory that other replicas read or write by RDMA), and the two of the exchange between the planes of one process.
+// Index 0 of each block is its sequence number and the last two words its checksum (sealed-block.ts).
+import { BACKGROUND_BLOCK_WORDS, EPOCH_RUNS_MAX, GRANT_BLOCK_WORDS, MAIN_BLOCK_WORDS, MAX_REPLICAS } from './limits.js';
+
+/** Written every tick by the background plane; its sequence number is the heartbeat counter. */
+export const BackgroundField = {
+  promisedEpoch: 1,
+  promisedTo: 3,
+  incarnation: 4,
+  bootId: 6,
+  /** 1 while this replica is a voter that may become leader and does not stand back after a failed candidacy. */
+  eligible: 8,
+  trustedMask: 9,
+} as const;
+
+/** Written by the replication plane whenever something in it changes. */
+export const MainField = {
+  /** Epoch in which this replica is the active leader, 0 if it is not (also after it ceded). */
+  leaderEpoch: 1,
+  commitLsn: 3,
+  appliedLsn: 5,
+  appliedHashLow: 7,
+  appliedHashHigh: 8,
+  appliedEpoch: 9,
+  /** End of the log as far as it was validated. */
+  tailLsn: 11,
+  configurationVersion: 13,
+  /** Counts snapshots installed: the applied position may then have jumped over a gap in the log. */
+  installs: 14,
+  /** Life of the replica that wrote the block, so that a successor's peers never take old positions for new ones. */
+  bootId: 15,
+  /** Below this LSN the ring holds nothing from which another log could be repaired (a snapshot was installed). */
+  intactFromLsn: 17,
+} as const;
+
+/** The voter's answer to a permission request: the state of its log when nobody could write it. */
+export const GrantField = {
+  epoch: 1,
+  candidate: 3,
+  requestSequence: 4,
+  /** Which life of the voter answers: a grant counts only if the configuration lists it. */
+  bootId: 5,
+  appliedLsn: 7,
+  tailLsn: 9,
+  tailEpoch: 11,
+  tailHashLow: 13,
+  tailHashHigh: 14,
+  writeKey: 15,
+  runCount: 16,
+  /** Four words per run: epoch, first LSN. */
+  runs: 17,
+} as const;
+
+/** A candidate's request in the voter's mailbox. */
+export const RequestField = {
+  kind: 1,
+  epoch: 2,
+  requestSequence: 4,
+  /** Generation of the log link on which the candidate will write. */
+  linkGeneration: 5,
+} as const;
+export const REQUEST_KIND_PERMISSION = 1;
+
+/** From the background plane to the replication plane of the same replica. */
+export const ToMainField = {
+  promisedEpoch: 1,
+  promisedTo: 3,
+  /** Counts grants made by this replica; a change means: validate the log again from the applied LSN. */
+  grants: 4,
+  /** Epoch for which a majority granted this replica permission, so that takeover shall begin; 0 if none. */
+  takeoverEpoch: 5,
+  trustedMask: 7,
+  /** Counts grants received for the current epoch. */
+  grantsReceived: 8,
+} as const;
+export const TO_MAIN_WORDS = 32;
+
+/** From the replication plane to the background plane of the same replica. */
+export const ToBackgroundField = {
+  /** Own incarnation as a voter by the configuration in force, 0 if it is none. */
+  incarnation: 1,
+  /** Latest epoch whose takeover or leadership ended here. */
+  endedEpoch: 3,
+  /** 1 while the replication plane is able to lead. */
+  ready: 5,
+  /** One word per replica: counts the times that the leader's replication plane needs a fresh grant of this peer. */
+  regrants: 6,
+  /** Two words per replica: its bootId as voter by the configuration in force, 0 if it is none. */
+  voterBootIds: 6 + MAX_REPLICAS,
+} as const;
+export const TO_BACKGROUND_WORDS = 6 + MAX_REPLICAS * 3 + 10;
+
+function assertFits(name: string, endIndex: number, words: number): void {
+  if (endIndex > words - 2) throw new Error(`${name} block overflows: ${endIndex} > ${words - 2} words`);
+}
+assertFits('background', BackgroundField.trustedMask + 1, BACKGROUND_BLOCK_WORDS);
+assertFits('main', MainField.intactFromLsn + 2, MAIN_BLOCK_WORDS);
+assertFits('grant', GrantField.runs + EPOCH_RUNS_MAX * 4, GRANT_BLOCK_WORDS);
+assertFits('to-background', ToBackgroundField.voterBootIds + MAX_REPLICAS * 2, TO_BACKGROUND_WORDS);

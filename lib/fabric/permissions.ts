@@ -1,0 +1,193 @@
+// How the right to write this replica's log is given to one peer and taken away again. Taking away must be synchronous:
+// when revoke() returns no byte of any earlier WRITE of that peer can still land, because the next writer is let in on
+// the strength of it. What is synchronous differs by device, so there are three strategies:
+//
+// * mr-dereg: each grant exposes a memory region of its own, whose remote key only that peer learns; revocation
+//   deregisters it. ibv_dereg_mr waits for the packets that are using the region, by the verbs contract (the memory
+//   may be unmapped after it), so it is sound on every device that keeps that contract; on rxe it was also measured.
+// * qp-flush: revocation moves the queue pair to the error state and waits for the flush completion of a RECV that was
+//   posted before, which the same serialized responder produces. Costs a fresh queue pair.
+// * qp-flags: revocation removes REMOTE_WRITE from the queue pair's access flags (Mu's fast path). Offered only where
+//   the device makes it synchronous: shm does; on rxe bytes were seen to land up to 6 ms later.
+//
+// Runs in the background plane's thread.
+import { QuorateError } from '../errors.js';
+import {
+  Access,
+  type CompletionQueue,
+  type Memory,
+  type MemoryRegion,
+  monotonicNs,
+  type ProtectionDomain,
+  type QueuePair,
+  QpState,
+} from '../verbs/index.js';
+
+export const PERMISSION_STRATEGIES = ['mr-dereg', 'qp-flush', 'qp-flags'] as const;
+export type PermissionStrategy = (typeof PERMISSION_STRATEGIES)[number];
+
+/** How long qp-flush waits for the flush completion before it reports the revocation as unproven. */
+const FLUSH_TIMEOUT_NS = 2e9;
+
+const READ_ONLY = Access.REMOTE_READ;
+const READ_WRITE = Access.REMOTE_READ | Access.REMOTE_WRITE;
+
+/** Access flags that the responder's queue pair of a log link starts with. */
+export function initialLogAccess(strategy: PermissionStrategy): number {
+  return strategy === 'mr-dereg' ? READ_WRITE : READ_ONLY;
+}
+
+/** The strategy for a device, or an explanation why the one asked for is not to be had. */
+export function choosePermissionStrategy(
+  wanted: PermissionStrategy | undefined,
+  flagsAreSynchronous: boolean,
+  deviceName: string,
+): PermissionStrategy {
+  if (wanted === undefined) return flagsAreSynchronous ? 'qp-flags' : 'mr-dereg';
+  if (!PERMISSION_STRATEGIES.includes(wanted)) {
+    throw new QuorateError(
+      'QUORATE_INVALID_ARGUMENT',
+      `permissionStrategy ${String(wanted)} is unknown; use one of ${PERMISSION_STRATEGIES.join(', ')}`,
+    );
+  }
+  if (wanted === 'qp-flags' && !flagsAreSynchronous) {
+    throw new QuorateError(
+      'QUORATE_UNSUPPORTED',
+      `permissionStrategy qp-flags is not safe on ${deviceName}: the device may still place bytes after the access ` +
+        'flags were removed; use mr-dereg or qp-flush',
+    );
+  }
+  return wanted;
+}
+
+/** One end of a log link at the responder: what a grant opens. */
+export interface IncomingLogLink {
+  readonly generation: number;
+  readonly queuePair: QueuePair;
+}
+
+export class LogPermissions {
+  private readonly links = new Map<number, IncomingLogLink>();
+  /** Links that were replaced while their peer held the permission; closed with its revocation. */
+  private readonly retired: QueuePair[] = [];
+  private readonly spareRegions: MemoryRegion[] = [];
+  private granted: { peer: number; link: IncomingLogLink; region: MemoryRegion | null } | null = null;
+
+  constructor(
+    private readonly strategy: PermissionStrategy,
+    private readonly protectionDomain: ProtectionDomain,
+    private readonly logMemory: Memory,
+    private readonly incomingQueue: CompletionQueue,
+    /** Told when the responder's end of a peer's log link is of no use any more, so that the peer makes a fresh one. */
+    private readonly onLinkDead: (peer: number, generation: number) => void,
+  ) {
+    this.prepare();
+  }
+
+  /** A fresh link of the peer replaces the one it had. */
+  setLink(peer: number, link: IncomingLogLink): void {
+    const old = this.links.get(peer);
+    this.links.set(peer, link);
+    if (old === undefined) return;
+    if (this.granted?.link === old) this.retired.push(old.queuePair);
+    else old.queuePair.close();
+  }
+
+  /** Generation of the peer's current log link, 0 if it has none. */
+  generation(peer: number): number {
+    return this.links.get(peer)?.generation ?? 0;
+  }
+
+  /** Does ahead of need what is slow: a region for the next grant is registered while nobody waits for it. */
+  prepare(): void {
+    if (this.strategy === 'mr-dereg' && this.spareRegions.length === 0) this.spareRegions.push(this.register());
+  }
+
+  private register(): MemoryRegion {
+    const access = Access.LOCAL_WRITE | Access.REMOTE_WRITE;
+    return this.protectionDomain.registerMemory(this.logMemory, 0, this.logMemory.length, access);
+  }
+
+  /** Lets the peer write; returns the remote key that it needs, 0 where the link's own key serves. */
+  enable(peer: number): number {
+    if (this.granted !== null) {
+      throw new Error(`single writer: replica ${peer} enabled while replica ${this.granted.peer} may write the log`);
+    }
+    const link = this.links.get(peer);
+    if (link === undefined) throw new Error(`replica ${peer} has no log link to enable`);
+    if (link.queuePair.query().state !== QpState.RTS) {
+      this.dropLink(peer, link);
+      throw new QuorateError(
+        'QUORATE_LINK_DEAD',
+        `the log link of replica ${peer} (generation ${link.generation}) failed before it was granted; a fresh one is made`,
+      );
+    }
+    if (this.strategy === 'mr-dereg') {
+      const region = this.spareRegions.pop() ?? this.register();
+      this.granted = { peer, link, region };
+      return region.rkey;
+    }
+    this.granted = { peer, link, region: null };
+    link.queuePair.modify({ state: QpState.RTS, accessFlags: READ_WRITE });
+    return 0;
+  }
+
+  /** See BackgroundFabric.revokeLogWriter. */
+  revoke(peer: number): void {
+    const { granted } = this;
+    if (granted === null || granted.peer !== peer) {
+      throw new Error(`replica ${peer} does not hold the permission that is to be revoked`);
+    }
+    if (granted.region !== null) granted.region.close();
+    else if (this.strategy === 'qp-flags') this.removeWriteAccess(granted.link.queuePair);
+    else this.flush(granted.link.queuePair);
+    this.granted = null;
+    if (granted.link.queuePair.query().state !== QpState.RTS) this.dropLink(peer, granted.link);
+    for (const queuePair of this.retired.splice(0)) queuePair.close();
+  }
+
+  private dropLink(peer: number, link: IncomingLogLink): void {
+    if (this.links.get(peer) !== link) return; // replaced already, and among the retired
+    this.links.delete(peer);
+    link.queuePair.close();
+    this.onLinkDead(peer, link.generation);
+  }
+
+  /**
+   * A queue pair that left the connected states (an operation of the peer was refused, say) takes no access flags any
+   * more; moving it to the error state is as synchronous where qp-flags is offered.
+   */
+  private removeWriteAccess(queuePair: QueuePair): void {
+    if (queuePair.query().state === QpState.RTS) {
+      try {
+        queuePair.modify({ state: QpState.RTS, accessFlags: READ_ONLY });
+        return;
+      } catch (error) {
+        if (queuePair.query().state !== QpState.ERR) throw error; // it failed for another reason than this race
+      }
+    }
+    queuePair.modify({ state: QpState.ERR });
+  }
+
+  private flush(queuePair: QueuePair): void {
+    queuePair.modify({ state: QpState.ERR });
+    const deadline_ns = monotonicNs() + FLUSH_TIMEOUT_NS;
+    for (;;) {
+      for (const completion of this.incomingQueue.poll(64)) {
+        if (completion.qpNum === queuePair.number) return;
+        // Markers of other queue pairs, flushed because their peer's operation failed; nobody waits for those now.
+        this.flushed.add(completion.qpNum);
+      }
+      if (this.flushed.delete(queuePair.number)) return;
+      if (monotonicNs() > deadline_ns) {
+        throw new QuorateError(
+          'QUORATE_REVOKE_FAILED',
+          `the flush marker of queue pair ${queuePair.number} did not arrive within ${FLUSH_TIMEOUT_NS / 1e6} ms; the ` +
+            'permission of its peer is not proven revoked, so no other is granted',
+        );
+      }
+    }
+  }
+
+  private readonly flushed = new Set<number>();
+}

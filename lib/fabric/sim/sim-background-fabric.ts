@@ -1,0 +1,122 @@
+// The background plane's side of the simulated fabric. Links that the host made are handed over between two ticks.
+import { MAILBOX_SLOT_BYTES, MAX_REPLICAS, STATUS_BYTES } from '../../consensus/limits.js';
+import type { BackgroundFabric } from '../fabric.js';
+import { CompletionList } from './completion-list.js';
+import type { SimLink } from './sim-link.js';
+import type { SimNode } from './sim-node.js';
+
+type Operation =
+  | { kind: 'read'; peer: number; lengthBytes: number; token: number }
+  | { kind: 'write'; peer: number; token: number };
+
+export class SimBackgroundFabric implements BackgroundFabric {
+  readonly statusWords: Uint32Array;
+  readonly mailboxWords: Uint32Array;
+  readonly logWords: Uint32Array;
+  readonly probeWords: Uint32Array;
+  readonly outboxWords: Uint32Array;
+  readonly completionPeer: Int32Array;
+  readonly completionToken: Float64Array;
+  readonly completionStatus: Int32Array;
+  private readonly list = new CompletionList();
+  private readonly queue: Operation[] = [];
+  private readonly links: (SimLink | null)[] = new Array(MAX_REPLICAS).fill(null);
+  private readonly outgoingLogGenerations = new Float64Array(MAX_REPLICAS);
+
+  constructor(
+    private readonly node: SimNode,
+    /** Told when a probe link failed, so that a fresh one is made. */
+    private readonly onProbeBroken: (peer: number) => void,
+  ) {
+    this.statusWords = new Uint32Array(node.status.buffer);
+    this.mailboxWords = new Uint32Array(node.mailboxes.buffer);
+    this.logWords = new Uint32Array(node.log.buffer);
+    this.probeWords = new Uint32Array(node.probe.buffer);
+    this.outboxWords = new Uint32Array(node.outbox.buffer);
+    this.completionPeer = this.list.completionPeer;
+    this.completionToken = this.list.completionToken;
+    this.completionStatus = this.list.completionStatus;
+  }
+
+  setProbe(peer: number, link: SimLink | null): void {
+    this.list.begin();
+    this.links[peer]?.closeInitiator((token, status) => this.list.add(peer, token, status));
+    this.links[peer] = link;
+  }
+
+  probeTo(peer: number): SimLink | null {
+    return this.links[peer] as SimLink | null;
+  }
+
+  setOutgoingLogGeneration(peer: number, generation: number): void {
+    this.outgoingLogGenerations[peer] = generation;
+  }
+
+  probeConnected(peer: number): boolean {
+    return this.links[peer] !== null;
+  }
+
+  queueStatusRead(peer: number, lengthBytes: number, token: number): void {
+    this.queue.push({ kind: 'read', peer, lengthBytes, token });
+  }
+
+  queueMailboxWrite(peer: number, token: number): void {
+    this.queue.push({ kind: 'write', peer, token });
+  }
+
+  submit(_spin_ns: number, _wanted: number): number {
+    const { list, node } = this;
+    node.preempt('background');
+    list.begin();
+    for (const operation of this.queue.splice(0)) {
+      const { peer, token } = operation;
+      const link = this.links[peer];
+      if (!link) throw new Error(`replica ${node.id} queued an operation to replica ${peer} without a probe link`);
+      const { responder } = link;
+      if (operation.kind === 'read') {
+        link.postRead(token, node.probe, peer * STATUS_BYTES, responder.status, 0, operation.lengthBytes);
+      } else {
+        const slot = node.id * MAILBOX_SLOT_BYTES;
+        link.postWrite(token, node.outbox, peer * MAILBOX_SLOT_BYTES, responder.mailboxes, slot, MAILBOX_SLOT_BYTES, 0);
+      }
+    }
+    const { now_ns } = node.world;
+    for (let peer = 0; peer < MAX_REPLICAS; peer++) {
+      const link = this.links[peer];
+      if (!link) continue;
+      if (list.take(peer, link, now_ns)) continue;
+      this.links[peer] = null;
+      link.closeInitiator((token, status) => list.add(peer, token, status));
+      this.onProbeBroken(peer);
+    }
+    return list.end();
+  }
+
+  raiseFence(epoch: number): void {
+    const { node } = this;
+    node.preempt('background');
+    if (epoch > node.fence) node.fence = epoch;
+    node.observer.onFenceRaised(node, epoch);
+  }
+
+  revokeLogWriter(peer: number): void {
+    this.node.preempt('background');
+    this.node.revoke(peer);
+    this.node.preempt('background');
+  }
+
+  enableLogWriter(peer: number): number {
+    this.node.preempt('background');
+    const key = this.node.enable(peer);
+    this.node.preempt('background');
+    return key;
+  }
+
+  incomingLogGeneration(peer: number): number {
+    return this.node.incomingLogGeneration(peer);
+  }
+
+  outgoingLogGeneration(peer: number): number {
+    return this.outgoingLogGenerations[peer] as number;
+  }
+}

@@ -1,0 +1,68 @@
+// What lies between the replicas: how long a packet takes, which directions are cut, and how the device behaves where
+// devices differ. Faults change it while the simulation runs.
+import { MAX_REPLICAS } from '../../consensus/limits.js';
+import type { Random } from './random.js';
+
+/** How a responder takes a permission away; see lib/fabric/permissions.ts for the real ones. */
+export type SimPermissionStrategy = 'key' | 'flags' | 'flush';
+
+export interface SimNetworkOptions {
+  readonly strategy: SimPermissionStrategy;
+  /** One-way time of a packet: uniform between the two, now and then up to `latencySpike_ns`. */
+  readonly latencyMin_ns: number;
+  readonly latencyMax_ns: number;
+  readonly latencySpike_ns: number;
+  readonly latencySpikeProbability: number;
+  /** A packet is lost and sent again after `retransmit_ns`. */
+  readonly lossProbability: number;
+  readonly retransmit_ns: number;
+  /** Time without an answer after which the transport gives up, uniform between the two. */
+  readonly giveUpMin_ns: number;
+  readonly giveUpMax_ns: number;
+  /** A message is placed in several pieces. */
+  readonly tearProbability: number;
+  /** The pieces are placed in any order, not by address. */
+  readonly tearOutOfOrder: boolean;
+  /** Time between two pieces, at most. */
+  readonly tearGapMax_ns: number;
+  /** A completion is late by up to this, now and then. */
+  readonly lateCompletionMax_ns: number;
+  readonly lateCompletionProbability: number;
+  /** Bytes of a WRITE are read from the initiator's memory when it is posted; otherwise when they are placed. */
+  readonly gatherAtPost: boolean;
+  /** After the transport gave up, or the initiator died, packets still on their way are placed after all. */
+  readonly strayProbability: number;
+}
+
+export class SimNetwork {
+  /** Bit `to` of word `from`: nothing gets through in that direction. */
+  private readonly cut = new Int32Array(MAX_REPLICAS);
+  latencyFactor = 1;
+
+  constructor(
+    readonly options: SimNetworkOptions,
+    private readonly random: Random,
+  ) {}
+
+  connected(from: number, to: number): boolean {
+    return ((this.cut[from] as number) & (1 << to)) === 0;
+  }
+
+  setCut(from: number, to: number, isCut: boolean): void {
+    const mask = this.cut[from] as number;
+    this.cut[from] = isCut ? mask | (1 << to) : mask & ~(1 << to);
+  }
+
+  healAll(): void {
+    this.cut.fill(0);
+    this.latencyFactor = 1;
+  }
+
+  latency_ns(): number {
+    const { options, random } = this;
+    let latency = random.between(options.latencyMin_ns, options.latencyMax_ns);
+    if (random.chance(options.latencySpikeProbability)) latency = random.between(latency, options.latencySpike_ns);
+    while (random.chance(options.lossProbability)) latency += options.retransmit_ns;
+    return Math.ceil(latency * this.latencyFactor);
+  }
+}

@@ -1,0 +1,207 @@
+// The background plane's fabric on verbs: probe links to the peers (READ of status, WRITE into the own mailbox slot),
+// the fence, and the permissions on the own log. Lives in the background plane's thread; queue pairs are made by the
+// main thread and handed over.
+import { MAILBOX_SLOT_BYTES, MAX_REPLICAS, STATUS_BYTES } from '../consensus/limits.js';
+import {
+  type CompletionQueue,
+  type Fence,
+  type Memory,
+  PostList,
+  type QueuePair,
+  WC,
+  WC_STRIDE,
+  WcStatus,
+  WR,
+  WR_STRIDE,
+  WrOpcode,
+} from '../verbs/index.js';
+import { CompletionBuffer } from './completion-buffer.js';
+import type { BackgroundFabric } from './fabric.js';
+import type { LogPermissions } from './permissions.js';
+import { fabricStatus } from './verbs-replication-fabric.js';
+
+/** One status READ and one mailbox WRITE per peer at a time, and some air. */
+const OPERATIONS_MAX = 4;
+const SERIAL_UNIT = 16;
+
+export interface ProbeTarget {
+  readonly queuePair: QueuePair;
+  readonly statusAddress: number;
+  readonly statusKey: number;
+  readonly mailboxAddress: number;
+  readonly mailboxKey: number;
+}
+
+interface OutgoingProbe extends ProbeTarget {
+  /** wrId of the link's requests: serial number and peer. */
+  readonly wrId: number;
+}
+
+export interface BackgroundMemories {
+  readonly status: Memory;
+  readonly mailbox: Memory;
+  readonly log: Memory;
+  /** STATUS_BYTES per peer for what READs bring, then MAILBOX_SLOT_BYTES per peer for outgoing messages. */
+  readonly probe: Memory;
+  readonly probeKey: number;
+}
+
+/** Size of BackgroundMemories.probe. */
+export const PROBE_MEMORY_BYTES = MAX_REPLICAS * (STATUS_BYTES + MAILBOX_SLOT_BYTES);
+
+export class VerbsBackgroundFabric implements BackgroundFabric {
+  readonly statusWords: Uint32Array;
+  readonly mailboxWords: Uint32Array;
+  readonly logWords: Uint32Array;
+  readonly probeWords: Uint32Array;
+  readonly outboxWords: Uint32Array;
+  readonly completionPeer: Int32Array;
+  readonly completionToken: Float64Array;
+  readonly completionStatus: Int32Array;
+  private readonly book = new CompletionBuffer(OPERATIONS_MAX, MAX_REPLICAS * OPERATIONS_MAX * 2);
+  private readonly list: PostList;
+  private readonly workRequests: Float64Array;
+  private readonly completions: Float64Array;
+  private readonly peers: (OutgoingProbe | null)[] = new Array(MAX_REPLICAS).fill(null);
+  private readonly queuePairs: (QueuePair | null)[] = new Array(MAX_REPLICAS).fill(null);
+  private readonly outgoingLogGenerations = new Float64Array(MAX_REPLICAS);
+  private linkSerial = 0;
+  private queued = 0;
+  private delivered = false;
+
+  constructor(
+    completionQueue: CompletionQueue,
+    private readonly fence: Fence,
+    private readonly permissions: LogPermissions,
+    private readonly memories: BackgroundMemories,
+    /** Told when a probe link failed, so that a fresh one is made. */
+    private readonly onProbeBroken: (peer: number) => void,
+  ) {
+    this.statusWords = new Uint32Array(memories.status.buffer);
+    this.mailboxWords = new Uint32Array(memories.mailbox.buffer);
+    this.logWords = new Uint32Array(memories.log.buffer);
+    this.probeWords = new Uint32Array(memories.probe.buffer, 0, (MAX_REPLICAS * STATUS_BYTES) / 4);
+    this.outboxWords = new Uint32Array(
+      memories.probe.buffer,
+      MAX_REPLICAS * STATUS_BYTES,
+      (MAX_REPLICAS * MAILBOX_SLOT_BYTES) / 4,
+    );
+    this.completionPeer = this.book.completionPeer;
+    this.completionToken = this.book.completionToken;
+    this.completionStatus = this.book.completionStatus;
+    const entries = MAX_REPLICAS * OPERATIONS_MAX;
+    this.list = new PostList(completionQueue, { maxWorkRequests: entries, maxCompletions: entries * 2 });
+    this.workRequests = this.list.workRequests;
+    this.completions = this.list.completions;
+  }
+
+  /** Puts a fresh probe link in place; null when there is none any more. */
+  setProbe(peer: number, target: ProbeTarget | null): void {
+    if (this.delivered) {
+      this.book.count = 0;
+      this.delivered = false;
+    }
+    this.book.failAll(peer);
+    this.list.bindQueuePair(peer, target?.queuePair ?? null);
+    this.queuePairs[peer]?.close();
+    this.queuePairs[peer] = target?.queuePair ?? null;
+    this.peers[peer] = target === null ? null : { ...target, wrId: ++this.linkSerial * SERIAL_UNIT + peer };
+  }
+
+  /** Notes which log link this replica has to the peer. */
+  setOutgoingLogGeneration(peer: number, generation: number): void {
+    this.outgoingLogGenerations[peer] = generation;
+  }
+
+  probeConnected(peer: number): boolean {
+    return this.peers[peer] !== null;
+  }
+
+  queueStatusRead(peer: number, lengthBytes: number, token: number): void {
+    const link = this.peers[peer] as OutgoingProbe;
+    const offset = peer * STATUS_BYTES;
+    this.queue(link, WrOpcode.RDMA_READ, peer, offset, link.statusAddress, link.statusKey, lengthBytes, token);
+  }
+
+  queueMailboxWrite(peer: number, token: number): void {
+    const link = this.peers[peer] as OutgoingProbe;
+    const offset = MAX_REPLICAS * STATUS_BYTES + peer * MAILBOX_SLOT_BYTES;
+    const { mailboxAddress, mailboxKey } = link;
+    this.queue(link, WrOpcode.RDMA_WRITE, peer, offset, mailboxAddress, mailboxKey, MAILBOX_SLOT_BYTES, token);
+  }
+
+  private queue(
+    link: OutgoingProbe,
+    opcode: number,
+    peer: number,
+    localOffset: number,
+    remoteAddress: number,
+    rkey: number,
+    lengthBytes: number,
+    token: number,
+  ): void {
+    this.book.posted(peer, token);
+    const requests = this.workRequests;
+    const at = this.queued++ * WR_STRIDE;
+    requests[at + WR.op] = opcode;
+    requests[at + WR.slot] = peer;
+    requests[at + WR.wrId] = link.wrId;
+    requests[at + WR.localAddress] = this.memories.probe.address + localOffset;
+    requests[at + WR.length] = lengthBytes;
+    requests[at + WR.lkey] = this.memories.probeKey;
+    requests[at + WR.remoteAddress] = remoteAddress;
+    requests[at + WR.rkey] = rkey;
+    requests[at + WR.sendFlags] = 0;
+  }
+
+  submit(spin_ns: number, wanted: number): number {
+    const { book, completions, peers } = this;
+    if (this.delivered) book.count = 0;
+    const queued = this.queued;
+    this.queued = 0;
+    const count = this.list.submit(queued, wanted > 0 ? spin_ns : 0, wanted);
+    for (let index = 0; index < count; index++) {
+      const at = index * WC_STRIDE;
+      const wrId = completions[at + WC.wrId] as number;
+      const status = completions[at + WC.status] as number;
+      const peer = wrId & (SERIAL_UNIT - 1);
+      const link = peers[peer];
+      if (!link || link.wrId !== wrId) continue; // of a link given up; its operations have failed
+      if (status === WcStatus.SUCCESS) {
+        book.completed(peer, fabricStatus(status));
+        continue;
+      }
+      peers[peer] = null;
+      book.completed(peer, fabricStatus(status));
+      book.failAll(peer);
+      this.onProbeBroken(peer);
+    }
+    this.delivered = true;
+    return book.count;
+  }
+
+  raiseFence(epoch: number): void {
+    this.fence.raise(epoch);
+  }
+
+  revokeLogWriter(peer: number): void {
+    this.permissions.revoke(peer);
+  }
+
+  enableLogWriter(peer: number): number {
+    return this.permissions.enable(peer);
+  }
+
+  incomingLogGeneration(peer: number): number {
+    return this.permissions.generation(peer);
+  }
+
+  outgoingLogGeneration(peer: number): number {
+    return this.outgoingLogGenerations[peer] as number;
+  }
+
+  close(): void {
+    for (let peer = 0; peer < MAX_REPLICAS; peer++) this.setProbe(peer, null);
+    this.list.close();
+  }
+}

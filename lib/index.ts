@@ -1,0 +1,18 @@
+// The public face of the package: replicas and the replicated data types. The verbs binding is `quorate/verbs`.
+export type { BackgroundProfile } from './consensus/background-plane.js';
+export { QuorateError } from './errors.js';
+export { OutcomeUnknownError } from './replica/pending-proposals.js';
+export { PROFILES } from './replica/profiles.js';
+export { NotLeaderError, Replica } from './replica/replica.js';
+export type {
+  MemberAddress,
+  PeerStatus,
+  ProfileName,
+  ProposeOptions,
+  ProposeResult,
+  ReplicaEvents,
+  ReplicaOptions,
+  ReplicaStatus,
+  SessionCommand,
+  StateMachine,
+} from './replica/replica-options.js';

@@ -1,0 +1,48 @@
+// What the main thread and the background thread of a replica say to each other outside the exchange: the hand-over of
+// queue pairs (as tokens, see VerbsObject.share) and rare reports. Never on the path of a commit or a failover.
+import type { BackgroundProfile } from '../consensus/background-plane.js';
+import type { PermissionStrategy } from '../fabric/permissions.js';
+
+export interface BackgroundWorkerData {
+  readonly id: number;
+  readonly bootId: number;
+  readonly logBytes: number;
+  readonly profile: BackgroundProfile;
+  readonly strategy: PermissionStrategy;
+  readonly tokens: {
+    readonly logDomain: number;
+    readonly logMemory: number;
+    readonly statusMemory: number;
+    readonly mailboxMemory: number;
+    readonly probeMemory: number;
+    readonly controlMemory: number;
+    readonly backgroundQueue: number;
+    readonly incomingQueue: number;
+    readonly fence: number;
+    readonly notifier: number;
+  };
+  readonly probeKey: number;
+}
+
+export type ToBackground =
+  | {
+      readonly type: 'probe';
+      readonly peer: number;
+      readonly link: {
+        readonly queuePair: number;
+        readonly statusAddress: number;
+        readonly statusKey: number;
+        readonly mailboxAddress: number;
+        readonly mailboxKey: number;
+      } | null;
+    }
+  /** The generation of this replica's log link to the peer, 0 while it has none. */
+  | { readonly type: 'outgoingLog'; readonly peer: number; readonly generation: number }
+  /** The responder's end of the peer's log link. */
+  | { readonly type: 'incomingLog'; readonly peer: number; readonly generation: number; readonly queuePair: number };
+
+export type ToMain =
+  | { readonly type: 'ready' }
+  | { readonly type: 'probeBroken'; readonly peer: number }
+  | { readonly type: 'incomingLogDead'; readonly peer: number; readonly generation: number }
+  | { readonly type: 'grantFailed'; readonly peer: number; readonly code: string; readonly message: string };

@@ -1,0 +1,93 @@
+// The main thread's handle on the background plane's thread: starts it, hands it links, hears its reports, stops it.
+import { Worker } from 'node:worker_threads';
+import type { BackgroundProfile } from '../consensus/background-plane.js';
+import { QuorateError } from '../errors.js';
+import { CONTROL_STOP_OFFSET, CONTROL_WAKE_OFFSET, type VerbsEndpoint } from '../fabric/verbs-endpoint.js';
+import { addWord, Notifier } from '../verbs/index.js';
+import type { BackgroundWorkerData, ToBackground, ToMain } from './background-messages.js';
+
+export interface BackgroundThreadOptions {
+  readonly id: number;
+  readonly bootId: number;
+  readonly profile: BackgroundProfile;
+  /** The background plane has something for the replication plane. */
+  readonly onWake: () => void;
+  readonly onReport: (message: ToMain) => void;
+  /** The thread ended though it was not told to: without it the replica can neither vote nor lead. */
+  readonly onFailure: (error: Error) => void;
+}
+
+export class BackgroundThread {
+  private readonly notifier: Notifier;
+  private readonly worker: Worker;
+  private readonly exited: Promise<void>;
+  private stopping = false;
+
+  constructor(
+    private readonly endpoint: VerbsEndpoint,
+    options: BackgroundThreadOptions,
+  ) {
+    this.notifier = new Notifier(options.onWake);
+    const data: BackgroundWorkerData = {
+      id: options.id,
+      bootId: options.bootId,
+      logBytes: endpoint.logMemory.length,
+      profile: options.profile,
+      strategy: endpoint.strategy,
+      tokens: {
+        logDomain: endpoint.logDomain.share(),
+        logMemory: endpoint.logMemory.share(),
+        statusMemory: endpoint.statusMemory.share(),
+        mailboxMemory: endpoint.mailboxMemory.share(),
+        probeMemory: endpoint.probeMemory.share(),
+        controlMemory: endpoint.controlMemory.share(),
+        backgroundQueue: endpoint.backgroundQueue.share(),
+        incomingQueue: endpoint.incomingQueue.share(),
+        fence: endpoint.fence.share(),
+        notifier: this.notifier.share(),
+      },
+      probeKey: endpoint.probeRegion.lkey,
+    };
+    this.worker = new Worker(new URL('./background-worker.js', import.meta.url), {
+      workerData: data,
+      name: `quorate background ${options.id}`,
+      resourceLimits: { maxOldGenerationSizeMb: 64, maxYoungGenerationSizeMb: 16 },
+    });
+    this.worker.on('message', options.onReport);
+    this.worker.on('error', (error: unknown) => {
+      options.onFailure(error instanceof Error ? error : new Error(String(error)));
+    });
+    this.exited = new Promise((resolve) => {
+      this.worker.once('exit', (code) => {
+        if (!this.stopping) {
+          const message = `the background thread of replica ${options.id} ended with exit code ${code}`;
+          options.onFailure(new QuorateError('QUORATE_BACKGROUND_THREAD', message));
+        }
+        resolve();
+      });
+    });
+  }
+
+  /** Hands a message over; the thread takes it at once. */
+  send(message: ToBackground): void {
+    if (this.stopping) return;
+    this.worker.postMessage(message);
+    this.wake();
+  }
+
+  /** Ends the thread's pause between two ticks. */
+  wake(): void {
+    addWord(this.endpoint.controlMemory, CONTROL_WAKE_OFFSET, 1);
+  }
+
+  /** Stops the thread and waits for its end. From then on nobody grants or beats for this replica. */
+  async stop(): Promise<void> {
+    if (!this.stopping) {
+      this.stopping = true;
+      addWord(this.endpoint.controlMemory, CONTROL_STOP_OFFSET, 1);
+      this.wake();
+    }
+    await this.exited;
+    this.notifier.close();
+  }
+}

@@ -1,0 +1,209 @@
+// Keeps the links to all peers in place. For every member that the control channel reaches there is one probe link and
+// one log link; a link that failed is replaced by one with fresh queue pairs, and a peer that comes back in a new life
+// gets all new links. Answers the peers' requests for the responder's ends of their links.
+import { checkLinkReply, checkLinkRequest, type LinkKind, type LinkReply } from '../fabric/link-parameters.js';
+import type { VerbsEndpoint } from '../fabric/verbs-endpoint.js';
+import type { VerbsReplicationFabric } from '../fabric/verbs-replication-fabric.js';
+import type { QueuePair } from '../verbs/index.js';
+import type { BackgroundThread } from './background-thread.js';
+import type { ControlConnection } from './control-channel.js';
+
+const REQUEST_TIMEOUT_MS = 10_000;
+const RETRY_DELAY_MIN_MS = 10;
+const RETRY_DELAY_MAX_MS = 500;
+
+export interface LinkManagerOptions {
+  readonly endpoint: VerbsEndpoint;
+  readonly fabric: VerbsReplicationFabric;
+  readonly background: BackgroundThread;
+  /** A log link leads to the peer's life `bootId`; called before anything is posted on it. */
+  readonly onLogLinked: (peer: number, bootId: number) => void;
+  /** Log link gone. */
+  readonly onLogUnlinked: (peer: number) => void;
+  readonly onWarning: (error: Error) => void;
+}
+
+class PeerLinks {
+  connection: ControlConnection | undefined;
+  /** Life that the links lead to. */
+  bootId = 0;
+  readonly generation = { probe: 0, log: 0 };
+  readonly live = { probe: false, log: false };
+  readonly making = { probe: false, log: false };
+  readonly retryDelayMs = { probe: RETRY_DELAY_MIN_MS, log: RETRY_DELAY_MIN_MS };
+  incomingProbe: QueuePair | undefined;
+}
+
+export class LinkManager {
+  private readonly peers = new Map<number, PeerLinks>();
+  private readonly timers = new Set<NodeJS.Timeout>();
+  private nextGeneration = 1;
+  private closed = false;
+
+  constructor(private readonly options: LinkManagerOptions) {}
+
+  private peer(id: number): PeerLinks {
+    let links = this.peers.get(id);
+    if (links === undefined) {
+      links = new PeerLinks();
+      this.peers.set(id, links);
+    }
+    return links;
+  }
+
+  /** Whether both links to the peer are in place. */
+  linked(id: number): boolean {
+    const links = this.peers.get(id);
+    return links !== undefined && links.live.probe && links.live.log;
+  }
+
+  /** Life of the peer that the links lead to, 0 if none. */
+  bootId(id: number): number {
+    return this.peers.get(id)?.bootId ?? 0;
+  }
+
+  /** The control channel reaches the peer. */
+  connected(id: number, connection: ControlConnection): void {
+    const links = this.peer(id);
+    links.connection = connection;
+    const { bootId } = connection.peer;
+    if (links.bootId !== bootId) {
+      links.bootId = bootId;
+      this.drop(id, 'probe');
+      this.drop(id, 'log');
+    }
+    this.ensure(id, 'probe');
+    this.ensure(id, 'log');
+  }
+
+  /** The control channel to the peer is down. Links that work stay: only memory tells whether the peer lives. */
+  disconnected(id: number): void {
+    this.peer(id).connection = undefined;
+  }
+
+  /** A link was found broken: replaces it. */
+  broken(id: number, kind: LinkKind): void {
+    this.drop(id, kind);
+    this.ensure(id, kind);
+  }
+
+  /** The peer says that its end of our log link is dead. */
+  logDeadAtPeer(id: number, generation: unknown): void {
+    const links = this.peer(id);
+    if (links.live.log && links.generation.log === generation) this.broken(id, 'log');
+  }
+
+  private drop(id: number, kind: LinkKind): void {
+    const { fabric, background, onLogUnlinked } = this.options;
+    const links = this.peer(id);
+    if (!links.live[kind]) return;
+    links.live[kind] = false;
+    if (kind === 'probe') {
+      background.send({ type: 'probe', peer: id, link: null });
+    } else {
+      background.send({ type: 'outgoingLog', peer: id, generation: 0 });
+      fabric.setPeer(id, null);
+      onLogUnlinked(id);
+    }
+  }
+
+  private ensure(id: number, kind: LinkKind): void {
+    const links = this.peer(id);
+    if (this.closed || links.live[kind] || links.making[kind] || links.connection === undefined) return;
+    links.making[kind] = true;
+    void this.make(id, kind, links.connection).then((made) => {
+      links.making[kind] = false;
+      if (this.closed) return;
+      if (made) {
+        links.retryDelayMs[kind] = RETRY_DELAY_MIN_MS;
+        return;
+      }
+      // The peer may not be formed yet, or has just gone: try again, ever less eagerly, while it is connected.
+      const timer = setTimeout(() => {
+        this.timers.delete(timer);
+        this.ensure(id, kind);
+      }, links.retryDelayMs[kind]);
+      this.timers.add(timer);
+      links.retryDelayMs[kind] = Math.min(links.retryDelayMs[kind] * 2, RETRY_DELAY_MAX_MS);
+    });
+  }
+
+  private async make(id: number, kind: LinkKind, connection: ControlConnection): Promise<boolean> {
+    const { endpoint, onWarning } = this.options;
+    const links = this.peer(id);
+    const generation = this.nextGeneration++;
+    const pending = endpoint.initiate(kind, generation);
+    try {
+      const reply = checkLinkReply(await connection.request('link', pending.request, REQUEST_TIMEOUT_MS));
+      await endpoint.complete(pending, reply);
+      if (this.closed || links.connection !== connection || connection.peer.bootId !== links.bootId) {
+        pending.queuePair.close();
+        return false;
+      }
+      this.install(id, kind, generation, pending.queuePair, reply);
+      return true;
+    } catch (error) {
+      pending.queuePair.close();
+      const code = (error as { code?: string }).code;
+      const isPassing = code === 'QUORATE_NOT_READY' || code === 'QUORATE_CLOSED' || links.connection !== connection;
+      if (!isPassing && !this.closed) onWarning(error as Error);
+      return false;
+    }
+  }
+
+  private install(id: number, kind: LinkKind, generation: number, queuePair: QueuePair, reply: LinkReply): void {
+    const { fabric, background, onLogLinked } = this.options;
+    const links = this.peer(id);
+    links.generation[kind] = generation;
+    links.live[kind] = true;
+    if (kind === 'probe') {
+      background.send({
+        type: 'probe',
+        peer: id,
+        link: {
+          queuePair: queuePair.share(),
+          statusAddress: reply.readable.address,
+          statusKey: reply.readable.rkey,
+          mailboxAddress: reply.writable.address,
+          mailboxKey: reply.writable.rkey,
+        },
+      });
+      return;
+    }
+    fabric.setPeer(id, {
+      queuePair,
+      logAddress: reply.readable.address,
+      readKey: reply.readable.rkey,
+      writeKey: reply.writable.rkey,
+    });
+    onLogLinked(id, links.bootId);
+    background.send({ type: 'outgoingLog', peer: id, generation });
+  }
+
+  /** A peer asks for the responder's end of one of its links. */
+  async accept(id: number, value: unknown): Promise<LinkReply> {
+    const { endpoint, background } = this.options;
+    const request = checkLinkRequest(value);
+    const { queuePair, reply } = await endpoint.accept(id, request);
+    const links = this.peer(id);
+    if (request.kind === 'probe') {
+      links.incomingProbe?.close();
+      links.incomingProbe = queuePair;
+    } else {
+      background.send({
+        type: 'incomingLog',
+        peer: id,
+        generation: request.generation,
+        queuePair: queuePair.share(),
+      });
+    }
+    return reply;
+  }
+
+  /** Ends all links of this side. */
+  close(): void {
+    this.closed = true;
+    for (const timer of this.timers) clearTimeout(timer);
+    this.timers.clear();
+  }
+}

@@ -1,0 +1,54 @@
+// The proposals of this leader that have a place in the log but are not applied yet, in log order. Each is settled
+// exactly once: resolved when its entry is applied, or rejected with outcome "unknown" when leadership ends first.
+import { QuorateError } from '../errors.js';
+
+export interface PendingProposal<Result> {
+  lsn: number;
+  resolve(value: Result): void;
+  reject(error: Error): void;
+}
+
+/** The fate of a command is not known to this replica: it may have been committed, or may yet be, or never will. */
+export class OutcomeUnknownError extends QuorateError {
+  readonly outcome = 'unknown';
+  constructor(message: string) {
+    super('QUORATE_OUTCOME_UNKNOWN', message);
+  }
+}
+
+export class PendingProposals<Result> {
+  private entries: PendingProposal<Result>[] = [];
+  private head = 0;
+
+  get size(): number {
+    return this.entries.length - this.head;
+  }
+
+  /** LSNs ascend. */
+  add(proposal: PendingProposal<Result>): void {
+    this.entries.push(proposal);
+  }
+
+  /** Takes out the proposal whose entry stands at `lsn`, if it is one of this leader's. */
+  take(lsn: number): PendingProposal<Result> | undefined {
+    const proposal = this.entries[this.head];
+    if (proposal === undefined || proposal.lsn !== lsn) return undefined;
+    this.head++;
+    if (this.head === this.entries.length) {
+      this.entries.length = 0;
+      this.head = 0;
+    } else if (this.head >= 4096) {
+      this.entries.splice(0, this.head);
+      this.head = 0;
+    }
+    return proposal;
+  }
+
+  /** Rejects all that are left, in order. */
+  rejectAll(error: (proposal: PendingProposal<Result>) => Error): void {
+    const rest = this.entries.slice(this.head);
+    this.entries = [];
+    this.head = 0;
+    for (const proposal of rest) proposal.reject(error(proposal));
+  }
+}

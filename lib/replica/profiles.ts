@@ -1,0 +1,77 @@
+// Failure detection profiles: how often the background plane ticks, how many missed beats make a suspect, how long a
+// takeover may take. Shorter ticks detect sooner and cost processor time; a larger scoreMax tolerates longer stalls of
+// a busy host. A dead process of the same host is seen at the first READ after its exit whatever the scores say.
+import type { BackgroundProfile } from '../consensus/background-plane.js';
+import { QuorateError } from '../errors.js';
+import type { ProfileName } from './replica-options.js';
+
+export const PROFILES: Readonly<Record<ProfileName, BackgroundProfile>> = {
+  /** Silence of about 2 ms is a failure. For hosts with a processor to spare per replica. */
+  fast: {
+    tick_ns: 100_000,
+    electionTick_ns: 20_000,
+    takeoverTimeout_ns: 100_000_000,
+    scoreMax: 20,
+    failBelow: 2,
+    recoverAbove: 6,
+  },
+  /** Silence of about 20 ms is a failure. */
+  balanced: {
+    tick_ns: 500_000,
+    electionTick_ns: 50_000,
+    takeoverTimeout_ns: 200_000_000,
+    scoreMax: 40,
+    failBelow: 2,
+    recoverAbove: 6,
+  },
+  /** Silence of about 0.5 s is a failure. For software RDMA devices and overcommitted hosts. */
+  relaxed: {
+    tick_ns: 10_000_000,
+    electionTick_ns: 2_000_000,
+    takeoverTimeout_ns: 3_000_000_000,
+    scoreMax: 50,
+    failBelow: 2,
+    recoverAbove: 6,
+  },
+};
+
+const TICK_NS_MIN = 5_000;
+const TICK_NS_MAX = 1_000_000_000;
+
+/** Resolves the option `profile`; QUORATE_INVALID_ARGUMENT says what is wrong with it. */
+export function resolveProfile(
+  profile: ProfileName | BackgroundProfile | undefined,
+  isSoftwareDevice: boolean,
+): { name: string; profile: BackgroundProfile } {
+  if (profile === undefined) {
+    const name = isSoftwareDevice ? 'relaxed' : 'balanced';
+    return { name, profile: PROFILES[name] };
+  }
+  if (typeof profile === 'string') {
+    const named = PROFILES[profile];
+    if (named === undefined) {
+      throw new QuorateError(
+        'QUORATE_INVALID_ARGUMENT',
+        `profile "${profile}" is unknown; use one of ${Object.keys(PROFILES).join(', ')} or explicit values`,
+      );
+    }
+    return { name: profile, profile: named };
+  }
+  for (const key of ['tick_ns', 'electionTick_ns'] as const) {
+    const value = profile[key];
+    if (!(value >= TICK_NS_MIN && value <= TICK_NS_MAX)) {
+      throw new QuorateError('QUORATE_INVALID_ARGUMENT', `profile.${key} ${value} is not in ${TICK_NS_MIN}..${TICK_NS_MAX}`);
+    }
+  }
+  if (!(profile.takeoverTimeout_ns >= profile.tick_ns * 4)) {
+    throw new QuorateError('QUORATE_INVALID_ARGUMENT', 'profile.takeoverTimeout_ns must be at least four ticks');
+  }
+  const { scoreMax, failBelow, recoverAbove } = profile;
+  if (!(failBelow >= 1 && recoverAbove >= failBelow && scoreMax > recoverAbove && scoreMax <= 1e6)) {
+    throw new QuorateError(
+      'QUORATE_INVALID_ARGUMENT',
+      'profile scores must satisfy 1 <= failBelow <= recoverAbove < scoreMax <= 1000000',
+    );
+  }
+  return { name: 'custom', profile };
+}

@@ -1,0 +1,133 @@
+// What a user of the package passes to Replica.open() and gets back: options, the state machine contract, status.
+import type { BackgroundProfile } from '../consensus/background-plane.js';
+import type { PeerPhase, Role } from '../consensus/replication-plane.js';
+
+/**
+ * The replicated state. Every replica applies the same commands in the same order, so apply() must be deterministic:
+ * no clock, no randomness, no I/O. A command that is invalid for the application is answered by its result; an
+ * exception thrown by apply() is a defect of the state machine, and the replica stops rather than diverge.
+ */
+export interface StateMachine<Result = unknown> {
+  /**
+   * Applies one committed command and returns its result, which propose() resolves with at the replica that proposed
+   * it. `command` is valid during the call only: copy what must be kept.
+   */
+  apply(command: Uint8Array, lsn: number): Result;
+  /** The whole state as bytes, for a replica that is too far behind to be brought up to date from the log. */
+  snapshot(): Uint8Array;
+  /** Replaces the whole state by what snapshot() of another replica returned. */
+  restore(snapshot: Uint8Array): void;
+}
+
+/** A replica's place in the cluster. */
+export interface MemberAddress {
+  /** 0 .. 15, unique in the cluster. */
+  readonly id: number;
+  /** Host name or address of the control channel. */
+  readonly host: string;
+  /** TCP port of the control channel. */
+  readonly port: number;
+}
+
+export type ProfileName = 'fast' | 'balanced' | 'relaxed';
+
+export interface ReplicaOptions<Result = unknown> {
+  /** This replica's id; must be one of `members`. */
+  readonly id: number;
+  /** All founding members, this one included; the same list at every replica. */
+  readonly members: readonly MemberAddress[];
+  /** Pre-shared key of the cluster: at least 16 bytes, the same at every replica. Authenticates the control channel. */
+  readonly clusterKey: Uint8Array | string;
+  readonly stateMachine: StateMachine<Result>;
+  /**
+   * Device to use: "shm" (processes of one host) or the name of an RDMA device ("rxe0", "mlx5_0").
+   * Default: the first RDMA device with an active port, else "shm".
+   */
+  readonly device?: string;
+  /** Port of the RDMA device, default 1. */
+  readonly devicePort?: number;
+  /** Index of the GID to use; default: the RoCE v2 GID of an IPv4 address, else see chooseGid(). */
+  readonly gidIndex?: number;
+  /** Directory of the shm provider's segments; the same at every replica of the host. Default /dev/shm/quorate-<uid>. */
+  readonly shmDirectory?: string;
+  /** Size of the log ring in bytes, a power of two from 64 KiB to 1 GiB; the same at every replica. Default 16 MiB. */
+  readonly logBytes?: number;
+  /** Failure detection: a named profile or explicit values. Default: "balanced" on hardware and shm, "relaxed" on rxe. */
+  readonly profile?: ProfileName | BackgroundProfile;
+  /** How the right to write the log is taken away; default: the fastest that the device makes synchronous. */
+  readonly permissionStrategy?: 'mr-dereg' | 'qp-flush' | 'qp-flags';
+  /** Most proposals that wait for commit at a time; beyond it propose() rejects with QUORATE_BACKPRESSURE. Default 65536. */
+  readonly pendingProposalsMax?: number;
+  /** How long open() waits until the replica is part of a formed cluster, default 30 000 ms. */
+  readonly openTimeoutMs?: number;
+}
+
+/** Names a command for exactly-once execution across retries and leader changes. */
+export interface SessionCommand {
+  /** Number of the client, chosen once at random (1 .. 2^53 - 1). */
+  readonly origin: number;
+  /** Number of the command: 1, 2, 3 ... A session applies its commands in this order and each at most once. */
+  readonly sequence: number;
+}
+
+export interface ProposeOptions {
+  readonly session?: SessionCommand;
+}
+
+/** What propose() resolves with, once the command is committed and applied here. */
+export interface ProposeResult<Result = unknown> {
+  /** Position of the command in the log. */
+  readonly lsn: number;
+  /** What StateMachine.apply() returned. Undefined when `duplicate` and the result is no longer kept. */
+  readonly result: Result | undefined;
+  /** True if the session had applied this sequence number before; then it was not applied again. */
+  readonly duplicate: boolean;
+}
+
+export interface PeerStatus {
+  readonly id: number;
+  /** Links to the peer exist. */
+  readonly linked: boolean;
+  /** The failure detector trusts the peer. */
+  readonly trusted: boolean;
+  /** The peer is a voter of the configuration in force, in the life that is linked. */
+  readonly voter: boolean;
+  /** Leader's view of the peer's log, "none" elsewhere. */
+  readonly phase: PeerPhase;
+}
+
+export interface ReplicaStatus {
+  readonly id: number;
+  readonly role: Role;
+  /** Id of the leader, or undefined if this replica knows none. */
+  readonly leader: number | undefined;
+  /** Promised epoch as "counter.incarnation". */
+  readonly epoch: string;
+  readonly commitLsn: number;
+  readonly appliedLsn: number;
+  readonly tailLsn: number;
+  /** This replica is a voter of the configuration in force, in its present life. */
+  readonly isVoter: boolean;
+  readonly device: string;
+  readonly fabric: 'shm' | 'verbs';
+  readonly permissionStrategy: string;
+  readonly profile: string;
+  readonly voters: readonly number[];
+  readonly configurationVersion: number;
+  readonly pendingProposals: number;
+  readonly peers: readonly PeerStatus[];
+}
+
+/**
+ * Events of a Replica: "leader" (this replica or another became leader), "deposed" (this replica stopped leading or
+ * failed a takeover), "configuration", "peer" (a peer was linked or lost), "warning" (an Error that needs attention but
+ * not action by the program), "fatal" (the replica stopped: an invariant or the state machine failed).
+ */
+export interface ReplicaEvents {
+  leader: [leader: number | undefined, epoch: string];
+  deposed: [epoch: string, reason: string];
+  configuration: [voters: readonly number[], version: number];
+  peer: [id: number, linked: boolean];
+  warning: [error: Error];
+  fatal: [error: Error];
+}

@@ -1,0 +1,85 @@
+// Invariant 8: nothing that was acknowledged is lost while a majority keeps its memory. Whenever a leader has moved its
+// commit forward, a majority of the voters of its configuration must hold the log up to there, in memory that can be
+// looked at here; a voter that died since may have held it. And each follower that the leader counts on must hold what
+// the leader believes it acknowledged, whether or not the majority needs it.
+import { majority } from '../../consensus/configuration.js';
+import { formatEpoch } from '../../consensus/epoch.js';
+import { ancestorAt, type LogNode } from '../log-tree.js';
+import type { SimCluster } from '../sim-cluster.js';
+import type { SimLife } from '../sim-life.js';
+import type { CheckContext, Checker } from './checker.js';
+
+/** Moves of the commit between two looks at the memory of the voters. */
+const LOOK_EVERY = 8;
+
+export class DurabilityChecker implements Checker {
+  readonly invariant = 'durability';
+  private lastEpoch = 0;
+  private lastLsn = 0;
+  private moves = 0;
+  looks = 0;
+
+  constructor(private readonly context: CheckContext) {}
+
+  afterMain(life: SimLife): void {
+    const { replication } = life;
+    const epoch = replication.leaderEpoch;
+    if (epoch === 0 || (epoch === this.lastEpoch && replication.appliedLsn === this.lastLsn)) return;
+    const isFirst = epoch !== this.lastEpoch;
+    this.lastEpoch = epoch;
+    this.lastLsn = replication.appliedLsn;
+    if (!isFirst && ++this.moves % LOOK_EVERY !== 0) return;
+    this.looks++;
+    const position = replication.appliedPosition;
+    const commit = this.context.tree.find(position.lsn, position.hashLow, position.hashHigh);
+    if (commit === undefined) return; // reported by the state machine safety checker
+    const cluster = this.context.cluster();
+    const { voters } = replication.configuration;
+    let holders = 0;
+    for (const voter of voters) {
+      const voterLife = cluster.lives[voter.id];
+      if (voterLife?.bootId !== voter.bootId || this.holds(cluster, voterLife, commit)) holders++;
+    }
+    for (let peer = 0; peer < cluster.options.replicas; peer++) this.checkAcknowledged(cluster, life, peer);
+    if (holders >= majority(replication.configuration)) return;
+    this.context.world.fail(
+      this.invariant,
+      `${life.name} committed LSN ${commit.startLsn} in epoch ${formatEpoch(epoch)}; ` +
+        `${holders} of ${voters.length} voters hold it`,
+    );
+  }
+
+  private checkAcknowledged(cluster: SimCluster, life: SimLife, peer: number): void {
+    const { replication } = life;
+    const follower = cluster.lives[peer];
+    // What a follower promised to a later leader is that leader's to change; a link to an earlier life says nothing.
+    if (!follower || replication.peerPhase(peer) !== 'active' || follower.background.promised > life.background.promised) return;
+    if (life.replicationFabric.linkTo(peer)?.responder !== follower.node) return;
+    const ackedLsn = replication.peerAckedLsn(peer);
+    const tip = this.tipOf(cluster, follower);
+    if (tip !== undefined && (tip?.endLsn ?? 0) >= ackedLsn) return;
+    this.context.world.fail(
+      this.invariant,
+      `${life.name} counts LSN ${ackedLsn} as held by ${follower.name}, whose log ends at ${tip?.endLsn ?? 0}`,
+    );
+  }
+
+  /** The last entry that a replica's memory holds behind what it has applied; undefined if that is unknown. */
+  private tipOf(cluster: SimCluster, life: SimLife): LogNode | null | undefined {
+    const { tree } = this.context;
+    const position = life.replication.appliedPosition;
+    const applied = position.lsn === 0 ? null : tree.find(position.lsn, position.hashLow, position.hashHigh);
+    if (applied === undefined) return undefined;
+    return tree.walk(life.replicationFabric.logWords, cluster.options.logBytes, applied).at(-1) ?? applied;
+  }
+
+  /** The voter has applied the entry, or its log holds it behind what it has applied. */
+  private holds(cluster: SimCluster, life: SimLife, commit: LogNode): boolean {
+    const { tree } = this.context;
+    const position = life.replication.appliedPosition;
+    const applied = position.lsn === 0 ? null : tree.find(position.lsn, position.hashLow, position.hashHigh);
+    if (applied === undefined) return false;
+    if (applied !== null && applied.endLsn >= commit.endLsn) return ancestorAt(applied, commit.endLsn) === commit;
+    return tree.walk(life.replicationFabric.logWords, cluster.options.logBytes, applied).includes(commit);
+  }
+}

@@ -1,0 +1,167 @@
+// Invariant 6: a read returns nothing older than the last write acknowledged before it began. More: there is an order of
+// all operations, each placed between its invocation and its response, in which every response is what the register
+// would have answered. An operation of unknown outcome may take effect at any time after its invocation, or never.
+//
+// The algorithm is that of Wing and Gong in Lowe's form ("Testing for linearizability", 2017): a depth-first search over
+// the operations that may come next, with a memory of (set of operations placed, state) so that no configuration is
+// tried twice. Registers are independent of each other, so each is checked by itself (linearizability is local).
+import { Random } from '../../fabric/sim/random.js';
+import { type Command, Operation, step } from '../sim-state-machine.js';
+
+export interface HistoryOperation {
+  readonly process: number;
+  readonly command: Command;
+  readonly invoked_ns: number;
+  /** Infinity while there is no response: the outcome is unknown. */
+  returned_ns: number;
+  result: number;
+}
+
+export type Verdict =
+  | { readonly kind: 'linearizable' }
+  | { readonly kind: 'violation'; readonly key: number; readonly operations: readonly HistoryOperation[] }
+  /** The search was given up after this many steps. */
+  | { readonly kind: 'undecided'; readonly key: number; readonly steps: number };
+
+/** Steps of the search for one register before it is given up; ordinary histories need a few per operation. */
+const STEPS_MAX = 3_000_000;
+
+interface Entry {
+  readonly operation: HistoryOperation;
+  readonly index: number;
+  readonly isCall: boolean;
+  /** For a call: its return, null if it has none. */
+  match: Entry | null;
+  previous: Entry | null;
+  next: Entry | null;
+}
+
+export function checkLinearizability(history: readonly HistoryOperation[], stepsMax = STEPS_MAX): Verdict {
+  const byKey = new Map<number, HistoryOperation[]>();
+  for (const operation of history) {
+    // A read without a response constrains nothing.
+    if (operation.returned_ns === Number.POSITIVE_INFINITY && operation.command.operation === Operation.read) continue;
+    const operations = byKey.get(operation.command.key);
+    if (operations === undefined) byKey.set(operation.command.key, [operation]);
+    else operations.push(operation);
+  }
+  let undecided: Verdict | null = null;
+  for (const [key, operations] of byKey) {
+    const kind = checkRegister(operations, stepsMax);
+    if (kind === 'violation') return { kind, key, operations };
+    if (kind === 'undecided') undecided ??= { kind, key, steps: stepsMax };
+  }
+  return undecided ?? { kind: 'linearizable' };
+}
+
+function buildEntries(operations: readonly HistoryOperation[]): Entry {
+  const entries: { at: number; isReturn: number; entry: Entry }[] = [];
+  for (const [index, operation] of operations.entries()) {
+    const call: Entry = { operation, index, isCall: true, match: null, previous: null, next: null };
+    entries.push({ at: operation.invoked_ns, isReturn: 0, entry: call });
+    if (operation.returned_ns === Number.POSITIVE_INFINITY) continue;
+    call.match = { operation, index, isCall: false, match: null, previous: null, next: null };
+    entries.push({ at: operation.returned_ns, isReturn: 1, entry: call.match });
+  }
+  // At the same instant calls come before returns: such operations overlap.
+  entries.sort((a, b) => a.at - b.at || a.isReturn - b.isReturn);
+  const head: Entry = {
+    operation: operations[0] as HistoryOperation,
+    index: -1,
+    isCall: false,
+    match: null,
+    previous: null,
+    next: null,
+  };
+  let last = head;
+  for (const { entry } of entries) {
+    last.next = entry;
+    entry.previous = last;
+    last = entry;
+  }
+  return head;
+}
+
+function unlink(entry: Entry): void {
+  (entry.previous as Entry).next = entry.next;
+  if (entry.next !== null) entry.next.previous = entry.previous;
+}
+
+function relink(entry: Entry): void {
+  (entry.previous as Entry).next = entry;
+  if (entry.next !== null) entry.next.previous = entry;
+}
+
+function checkRegister(operations: readonly HistoryOperation[], stepsMax: number): Verdict['kind'] {
+  const head = buildEntries(operations);
+  // Sets of operations are known by two sums of random numbers, one per operation (Zobrist hashing).
+  const random = new Random(operations.length);
+  const marks = operations.map(() => [random.uint32(), random.uint32()] as const);
+  let setLow = 0;
+  let setHigh = 0;
+  let register = 0;
+  let open = operations.filter(({ returned_ns }) => returned_ns !== Number.POSITIVE_INFINITY).length;
+  const seen = new Set<string>();
+  const placed: { call: Entry; register: number }[] = [];
+  let entry = head.next;
+  for (let steps = 0; open > 0; steps++) {
+    if (steps >= stepsMax) return 'undecided';
+    if (entry !== null && entry.isCall) {
+      const { operation, index } = entry;
+      const after = step(register, operation.command);
+      const [markLow, markHigh] = marks[index] as readonly [number, number];
+      if (entry.match === null || after.result === operation.result) {
+        const low = (setLow ^ markLow) >>> 0;
+        const high = (setHigh ^ markHigh) >>> 0;
+        const key = `${low}:${high}:${after.register}`;
+        if (!seen.has(key)) {
+          seen.add(key);
+          placed.push({ call: entry, register });
+          register = after.register;
+          setLow = low;
+          setHigh = high;
+          unlink(entry);
+          if (entry.match !== null) {
+            unlink(entry.match);
+            open--;
+          }
+          entry = head.next;
+          continue;
+        }
+      }
+      entry = entry.next;
+      continue;
+    }
+    // A response whose operation has no place yet (or the end, with such responses before it): go back a step.
+    const last = placed.pop();
+    if (last === undefined) return 'violation';
+    const { call } = last;
+    if (call.match !== null) {
+      relink(call.match);
+      open++;
+    }
+    relink(call);
+    const [markLow, markHigh] = marks[call.index] as readonly [number, number];
+    setLow = (setLow ^ markLow) >>> 0;
+    setHigh = (setHigh ^ markHigh) >>> 0;
+    register = last.register;
+    entry = call.next;
+  }
+  return 'linearizable';
+}
+
+/** The operations of a violation, for a person to read. */
+export function formatHistory(operations: readonly HistoryOperation[]): string[] {
+  const names = ['', 'write', 'read', 'compareAndSet', 'add'];
+  return [...operations]
+    .sort((a, b) => a.invoked_ns - b.invoked_ns)
+    .map(({ process, command, invoked_ns, returned_ns, result }) => {
+      const { operation, key, value, expected } = command;
+      const argument =
+        operation === Operation.compareAndSet ? `${expected} -> ${value}` : operation === Operation.read ? '' : `${value}`;
+      const outcome = returned_ns === Number.POSITIVE_INFINITY ? 'unknown' : `${result}`;
+      const end = returned_ns === Number.POSITIVE_INFINITY ? '...' : (returned_ns / 1e6).toFixed(3);
+      const when = `${(invoked_ns / 1e6).toFixed(3)} .. ${end} ms`;
+      return `${when.padEnd(32)} client ${process}: ${names[operation]}(${key}${argument && ', '}${argument}) = ${outcome}`;
+    });
+}

@@ -1,0 +1,177 @@
+// Every entry that any leader ever appended, as a tree: an entry's parent is the entry before it in the log of the
+// leader that wrote it. The checkers compare what replicas hold, apply and commit with this record, which is made from
+// the bytes at the instant of the append and shares no state with the code under test.
+import { ENTRY_HEADER_BYTES } from '../consensus/limits.js';
+import { EntryType, entryBytes } from '../consensus/entry.js';
+import { hashHigh, hashLow, hashWords } from '../consensus/hash.js';
+
+export interface LogNode {
+  readonly startLsn: number;
+  readonly endLsn: number;
+  readonly epoch: number;
+  readonly type: number;
+  readonly origin: number;
+  readonly sequence: number;
+  readonly hashLow: number;
+  readonly hashHigh: number;
+  /** Digest of the payload, by another seed than the chain. */
+  readonly payloadDigest: number;
+  /** The entry before; null for the first of the log. */
+  readonly parent: LogNode | null;
+  /** Number of entries from the beginning of the log up to this one. */
+  readonly depth: number;
+}
+
+const TWO_32 = 4294967296;
+const DIGEST_SEED = 0x1b873593;
+
+function u53(words: Uint32Array, at: number): number {
+  return (words[at + 1] as number) * TWO_32 + (words[at] as number);
+}
+
+/** A header's fields, read without any of the production code's helpers but its hash. */
+interface ParsedEntry {
+  lsn: number;
+  epoch: number;
+  type: number;
+  payloadBytes: number;
+  sizeBytes: number;
+  origin: number;
+  sequence: number;
+}
+
+function parse(words: Uint32Array, at: number): ParsedEntry {
+  const payloadBytes = words[at + 4] as number;
+  return {
+    lsn: u53(words, at),
+    epoch: u53(words, at + 2),
+    type: (words[at + 5] as number) & 0xffff,
+    payloadBytes,
+    sizeBytes: entryBytes(payloadBytes),
+    origin: u53(words, at + 10),
+    sequence: u53(words, at + 12),
+  };
+}
+
+export function payloadDigest(words: Uint32Array, at: number, payloadBytes: number): number {
+  hashWords(words, at + ENTRY_HEADER_BYTES / 4, ((payloadBytes + 7) & ~7) >>> 2, -2, DIGEST_SEED, payloadBytes);
+  return hashLow;
+}
+
+export class LogTree {
+  private readonly byEnd = new Map<number, LogNode[]>();
+  /** Entries appended by the leader of their own epoch. */
+  size = 0;
+
+  /** `clusterId` seeds the chain. */
+  constructor(private readonly clusterId: number) {}
+
+  /** The node that ends at `lsn` with this chain hash. */
+  find(endLsn: number, low: number, high: number): LogNode | undefined {
+    return this.byEnd.get(endLsn)?.find((node) => node.hashLow === low && node.hashHigh === high);
+  }
+
+  /**
+   * Notes the entries that a leader appended in one go. Those of its own epoch are new; others it adopted from another
+   * log, so they must be known. Returns the last node, or what is wrong.
+   */
+  appended(words: Uint32Array, offsetBytes: number, lengthBytes: number, epoch: number): LogNode | string {
+    let at = offsetBytes >>> 2;
+    const end = (offsetBytes + lengthBytes) >>> 2;
+    let last: LogNode | null = null;
+    while (at < end) {
+      const entry = parse(words, at);
+      const parents = last !== null ? [last] : this.nodesEndingAt(entry.lsn);
+      const node = this.chained(words, at, entry, parents);
+      if (node === null) return `the entry appended at LSN ${entry.lsn} does not continue any known log`;
+      const known = this.find(node.endLsn, node.hashLow, node.hashHigh);
+      if (known === undefined) {
+        if (entry.epoch !== epoch) return `the entry adopted at LSN ${entry.lsn} was never appended by a leader`;
+        const siblings = this.byEnd.get(node.endLsn) ?? [];
+        for (const other of siblings) {
+          if (other.epoch === node.epoch && other.startLsn === node.startLsn) {
+            return `two different entries of one epoch at LSN ${node.startLsn}`;
+          }
+        }
+        siblings.push(node);
+        this.byEnd.set(node.endLsn, siblings);
+        this.size++;
+      } else if (known.payloadDigest !== node.payloadDigest) {
+        return `entries with the same chain hash and other payloads at LSN ${entry.lsn}`;
+      }
+      last = known ?? node;
+      at += entry.sizeBytes >>> 2;
+    }
+    return last ?? 'an append of no entry';
+  }
+
+  /**
+   * Walks the log in `words` from a position (null: the beginning) as far as its entries are known and chained.
+   * Returns the nodes on the way.
+   */
+  walk(words: Uint32Array, capacityBytes: number, from: LogNode | null): LogNode[] {
+    const nodes: LogNode[] = [];
+    let position = from;
+    let lsn = from?.endLsn ?? 0;
+    const limitLsn = lsn + capacityBytes;
+    while (lsn < limitLsn) {
+      const offset = lsn % capacityBytes;
+      const at = offset >>> 2;
+      const entry = parse(words, at);
+      if (entry.lsn !== lsn || entry.type < EntryType.noop || entry.type > EntryType.pad) break;
+      if (offset + entry.sizeBytes > capacityBytes) break;
+      const node = this.chained(words, at, entry, [position]);
+      if (node === null) break;
+      const known = this.find(node.endLsn, node.hashLow, node.hashHigh);
+      if (known === undefined || known.payloadDigest !== node.payloadDigest) break;
+      nodes.push(known);
+      position = known;
+      lsn = known.endLsn;
+    }
+    return nodes;
+  }
+
+  private nodesEndingAt(lsn: number): (LogNode | null)[] {
+    if (lsn === 0) return [null];
+    return this.byEnd.get(lsn) ?? [];
+  }
+
+  /** The entry as a node behind that of `parents` whose hash seeds it; null if none does. */
+  private chained(
+    words: Uint32Array,
+    at: number,
+    entry: ParsedEntry,
+    parents: readonly (LogNode | null)[],
+  ): LogNode | null {
+    const isPad = entry.type === EntryType.pad;
+    const hashedBytes = isPad ? ENTRY_HEADER_BYTES : ENTRY_HEADER_BYTES + ((entry.payloadBytes + 7) & ~7);
+    for (const parent of parents) {
+      if (at + hashedBytes / 4 > words.length) continue;
+      const seedLow = parent?.hashLow ?? this.clusterId >>> 0;
+      const seedHigh = parent?.hashHigh ?? Math.floor(this.clusterId / TWO_32) >>> 0;
+      hashWords(words, at, hashedBytes / 4, at + 8, seedLow, seedHigh);
+      if (words[at + 8] !== hashLow || words[at + 9] !== hashHigh) continue;
+      return {
+        startLsn: entry.lsn,
+        endLsn: entry.lsn + entry.sizeBytes,
+        epoch: entry.epoch,
+        type: entry.type,
+        origin: entry.origin,
+        sequence: entry.sequence,
+        hashLow: words[at + 8] as number,
+        hashHigh: words[at + 9] as number,
+        payloadDigest: isPad ? 0 : payloadDigest(words, at, entry.payloadBytes),
+        parent,
+        depth: (parent?.depth ?? 0) + 1,
+      };
+    }
+    return null;
+  }
+}
+
+/** The ancestor of `node` (or itself) that ends at or before `lsn`. */
+export function ancestorAt(node: LogNode | null, lsn: number): LogNode | null {
+  let current = node;
+  while (current !== null && current.endLsn > lsn) current = current.parent;
+  return current;
+}

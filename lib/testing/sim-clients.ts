@@ -1,0 +1,152 @@
+// The clients of a simulated cluster. Each has a session (origin, sequence) and one operation under way; it retries an
+// operation of unknown outcome under the same sequence number, with whichever replica seems to lead, and now and then
+// gives one up and goes on with a new session. What they asked and were answered is the history that is checked.
+import type { Random } from '../fabric/sim/random.js';
+import type { SimWorld } from '../fabric/sim/sim-world.js';
+import type { HistoryOperation } from './checkers/linearizability.js';
+import type { SimCluster } from './sim-cluster.js';
+import type { ProposalOutcome } from './sim-life.js';
+import type { SimOptions } from './sim-options.js';
+import { encodeCommand, Operation } from './sim-state-machine.js';
+
+/** A client gives an operation of unknown outcome up after an attempt with this probability. */
+const GIVE_UP_PROBABILITY = 0.05;
+const CLIENT_LATENCY_MAX_NS = 2e6;
+
+export class SimClients {
+  readonly history: HistoryOperation[] = [];
+  /** Sessions and sequence numbers of operations that were answered. */
+  readonly acknowledged: { origin: number; sequence: number }[] = [];
+  readonly random: Random;
+  private open = 0;
+  private isStopped = false;
+  private nextOrigin = 1;
+  private nextValue = 1;
+
+  constructor(
+    private readonly world: SimWorld,
+    cluster: SimCluster,
+    private readonly options: SimOptions,
+  ) {
+    this.random = world.random.fork();
+    for (let process = 0; process < options.clients; process++) {
+      const client = new SimClient(process, this, world, cluster, options);
+      world.schedule(this.random.integer(options.thinkMax_ns), () => client.next());
+    }
+  }
+
+  /** Operations under way. */
+  get underWay(): number {
+    return this.open;
+  }
+
+  /** No new operations; those under way go on. */
+  stop(): void {
+    this.isStopped = true;
+  }
+
+  newOrigin(): number {
+    return this.nextOrigin++;
+  }
+
+  begin(process: number): { operation: HistoryOperation; payload: Uint8Array } | null {
+    if (this.isStopped) return null;
+    const { random, options } = this;
+    const kind = random.pick([
+      Operation.write,
+      Operation.write,
+      Operation.read,
+      Operation.read,
+      Operation.compareAndSet,
+      Operation.add,
+    ]);
+    const value = this.nextValue++;
+    const command = {
+      operation: kind,
+      key: random.integer(options.keys),
+      value,
+      expected: Math.max(0, value - 1 - random.integer(4)),
+    };
+    const operation = { process, command, invoked_ns: this.world.now_ns, returned_ns: Infinity, result: 0 };
+    this.history.push(operation);
+    this.open++;
+    return { operation, payload: encodeCommand(command, random.integer(options.payloadBytesMax - 12 + 1)) };
+  }
+
+  end(): void {
+    this.open--;
+  }
+}
+
+class SimClient {
+  private origin: number;
+  private sequence = 0;
+  private target: number;
+  private attempt = 0;
+
+  constructor(
+    private readonly process: number,
+    private readonly clients: SimClients,
+    private readonly world: SimWorld,
+    private readonly cluster: SimCluster,
+    private readonly options: SimOptions,
+  ) {
+    this.origin = clients.newOrigin();
+    this.target = clients.random.integer(options.replicas);
+  }
+
+  next(): void {
+    const begun = this.clients.begin(this.process);
+    if (begun === null) return;
+    this.sequence++;
+    this.try(begun.operation, begun.payload);
+  }
+
+  private delay_ns(): number {
+    return this.clients.random.integer(CLIENT_LATENCY_MAX_NS);
+  }
+
+  private try(operation: HistoryOperation, payload: Uint8Array): void {
+    const { world, options } = this;
+    const attempt = ++this.attempt;
+    const settle = (outcome: ProposalOutcome): void => {
+      if (attempt !== this.attempt) return; // an answer to an attempt that was given up
+      this.attempt++;
+      this.settled(operation, payload, outcome);
+    };
+    world.schedule(this.delay_ns(), () => {
+      const life = this.cluster.lives[this.target];
+      if (!life) {
+        settle({ kind: 'notLeader', leader: -1 });
+        return;
+      }
+      world.schedule(options.attemptTimeout_ns, () => settle({ kind: 'unknown' }));
+      life.propose(this.origin, this.sequence, payload, (outcome) => {
+        world.schedule(this.delay_ns(), () => settle(outcome));
+      });
+    });
+  }
+
+  private settled(operation: HistoryOperation, payload: Uint8Array, outcome: ProposalOutcome): void {
+    const { clients, world, options } = this;
+    if (outcome.kind === 'applied') {
+      operation.returned_ns = world.now_ns;
+      operation.result = outcome.result;
+      clients.acknowledged.push({ origin: this.origin, sequence: this.sequence });
+      clients.end();
+      world.schedule(clients.random.integer(options.thinkMax_ns), () => this.next());
+      return;
+    }
+    if (outcome.kind === 'notLeader' && outcome.leader >= 0) this.target = outcome.leader;
+    else if (outcome.kind !== 'full') this.target = clients.random.integer(options.replicas);
+    if (outcome.kind === 'unknown' && clients.random.chance(GIVE_UP_PROBABILITY)) {
+      // The session is left behind: its last command may still take effect, and no later one can come from it.
+      this.origin = clients.newOrigin();
+      this.sequence = 0;
+      clients.end();
+      world.schedule(clients.random.integer(options.thinkMax_ns), () => this.next());
+      return;
+    }
+    world.schedule(5e6 + clients.random.integer(20e6), () => this.try(operation, payload));
+  }
+}

@@ -1,0 +1,329 @@
+// A cluster of simulated replicas: starts and restarts their lives, makes and replaces their links, carries snapshots
+// from the leader to those who need one. It is the host's part, with the same order of steps as the real one and with
+// every step taking its own time, so that lives end, links break and leaders change between any two of them.
+import { type Configuration, genesisConfiguration, majority } from '../consensus/configuration.js';
+import { Random } from '../fabric/sim/random.js';
+import { SimLink, type SimLinkKind } from '../fabric/sim/sim-link.js';
+import { SimNetwork } from '../fabric/sim/sim-network.js';
+import type { SimWorld } from '../fabric/sim/sim-world.js';
+import { SimLife, type SimLifeEvents } from './sim-life.js';
+import type { SimOptions } from './sim-options.js';
+
+/** A handshake that took longer is given up and begun again. */
+const HANDSHAKE_TIMEOUT_NS = 500e6;
+const SNAPSHOT_RETRY_NS = 200e6;
+const SNAPSHOT_TIMEOUT_NS = 1e9;
+/** How long a cut control connection takes to come back once the cut has ended, at most. */
+const RECONNECT_NS = 50e6;
+const BOOT_IDS_PER_REPLICA = 1000;
+
+/** What a host knows of its links to one peer. */
+class PeerLinks {
+  /** Life of the peer that the links lead to. */
+  bootId = 0;
+  readonly generation = { probe: 0, log: 0 };
+  readonly live = { probe: false, log: false };
+  /** Generation of the link that is being made, 0 if none is. */
+  readonly making = { probe: 0, log: 0 };
+  isSnapshotUnderWay = false;
+}
+
+/** What a checker or a fault scheduler may be told; the cluster itself serves the rest of SimLifeEvents. */
+export type SimClusterObserver = Omit<
+  SimLifeEvents,
+  'onPeerBroken' | 'onProbeBroken' | 'onLogLinkDead' | 'onSnapshotNeeded'
+> & {
+  onStarted(life: SimLife): void;
+  onCrashed(life: SimLife): void;
+};
+
+export class SimCluster {
+  readonly network: SimNetwork;
+  /** The current life of each replica, null while it is down. */
+  readonly lives: (SimLife | null)[];
+  readonly genesis: Configuration;
+  readonly random: Random;
+  private readonly livesStarted: number[];
+  private readonly linkTables = new Map<SimLife, PeerLinks[]>();
+  private nextGeneration = 1;
+  private readonly events: SimLifeEvents;
+
+  constructor(
+    readonly world: SimWorld,
+    readonly options: SimOptions,
+    private readonly observer: SimClusterObserver,
+  ) {
+    this.random = world.random.fork();
+    this.network = new SimNetwork(options.network, world.random);
+    this.lives = new Array<SimLife | null>(options.replicas).fill(null);
+    this.livesStarted = new Array<number>(options.replicas).fill(0);
+    this.genesis = genesisConfiguration(
+      1 + this.random.integer(2 ** 31) * 2 ** 16,
+      this.lives.map((_, id) => ({ id, bootId: this.bootIdOf(id, 1) })),
+    );
+    this.events = Object.create(observer, {
+      onPeerBroken: { value: (life: SimLife, peer: number) => this.broken(life, peer, 'log') },
+      onProbeBroken: { value: (life: SimLife, peer: number) => this.broken(life, peer, 'probe') },
+      onLogLinkDead: {
+        value: (life: SimLife, peer: number, generation: number) => this.logLinkDied(life, peer, generation),
+      },
+      onSnapshotNeeded: { value: (life: SimLife, peer: number) => this.sendSnapshot(life, peer) },
+    }) as SimLifeEvents;
+  }
+
+  private bootIdOf(id: number, life: number): number {
+    return life * BOOT_IDS_PER_REPLICA + id;
+  }
+
+  startAll(): void {
+    for (let id = 0; id < this.options.replicas; id++) this.start(id);
+  }
+
+  /** Starts the next life of a replica and links it with all others. */
+  start(id: number): void {
+    if (this.lives[id] !== null) throw new Error(`replica ${id} is up already`);
+    const count = ++(this.livesStarted as number[])[id]!;
+    const bootId = this.bootIdOf(id, count);
+    const life = new SimLife(this.world, this.network, id, bootId, this.genesis, this.options, this.events);
+    this.lives[id] = life;
+    life.trace('starts');
+    this.observer.onStarted(life);
+    for (const peer of this.lives) {
+      if (peer === null || peer === life) continue;
+      this.connect(life, peer);
+      this.connect(peer, life);
+    }
+  }
+
+  /** The control connection from `life` to the peer comes up, as soon as nothing is in its way. */
+  private connect(life: SimLife, peer: SimLife): void {
+    this.world.schedule(this.random.integer(RECONNECT_NS), () => {
+      if (!life.alive || !peer.alive) return;
+      if (this.controlIsOpen(life.id, peer.id)) life.postToMain(() => this.connected(life, peer));
+      else this.connect(life, peer);
+    });
+  }
+
+  crash(id: number): void {
+    const life = this.lives[id];
+    if (!life) return;
+    this.lives[id] = null;
+    life.crash();
+    this.observer.onCrashed(life);
+    this.linkTables.delete(life);
+  }
+
+  /** Replicas that may crash now without a majority of the voters of any configuration in force losing its memory. */
+  expendable(): number[] {
+    const configurations: Configuration[] = [];
+    for (const life of this.lives) {
+      if (life === null) continue;
+      configurations.push(life.replication.configuration, life.replication.appliedConfiguration);
+    }
+    return this.lives.flatMap((life, id) => {
+      if (life === null) return [];
+      const survives = configurations.every((configuration) => {
+        const kept = configuration.voters.filter(
+          (voter) => voter.id !== id && this.lives[voter.id]?.bootId === voter.bootId,
+        );
+        return kept.length >= majority(configuration);
+      });
+      return survives ? [id] : [];
+    });
+  }
+
+  leader(): SimLife | null {
+    let best: SimLife | null = null;
+    for (const life of this.lives) {
+      if (life === null || life.replication.role !== 'leader') continue;
+      if (best === null || life.replication.leaderEpoch > best.replication.leaderEpoch) best = life;
+    }
+    return best;
+  }
+
+  /** Why the cluster has not converged: one leader, everybody a voter in the current life, all logs applied alike. */
+  notConverged(): string | null {
+    const leader = this.leader();
+    if (leader === null) return 'there is no leader';
+    const { replication } = leader;
+    if (replication.appliedLsn !== replication.tailLsn) return `${leader.name} has not applied its log`;
+    if (replication.appliedConfiguration.version !== replication.configuration.version) {
+      return 'a configuration is not committed';
+    }
+    for (const [id, life] of this.lives.entries()) {
+      if (life === null) return `replica ${id} is down`;
+      if (!replication.configuration.voters.some((voter) => voter.bootId === life.bootId)) {
+        return `${life.name} is not a voter`;
+      }
+      if (life.replication.appliedLsn !== replication.appliedLsn) {
+        return `${life.name} has applied LSN ${life.replication.appliedLsn}, the leader ${replication.appliedLsn}`;
+      }
+      if (life !== leader && life.replication.role !== 'follower') return `${life.name} is ${life.replication.role}`;
+    }
+    return null;
+  }
+
+  // -- links -------------------------------------------------------------------------------------------------------
+
+  /** The control connection works in both directions, or the replicas cannot agree on anything. */
+  private controlIsOpen(one: number, other: number): boolean {
+    return this.network.connected(one, other) && this.network.connected(other, one);
+  }
+
+  private links(life: SimLife, peer: number): PeerLinks {
+    let table = this.linkTables.get(life);
+    if (table === undefined) {
+      table = Array.from({ length: this.options.replicas }, () => new PeerLinks());
+      this.linkTables.set(life, table);
+    }
+    return table[peer] as PeerLinks;
+  }
+
+  /** The control channel reaches a peer, which may be in another life than the links lead to. Main plane. */
+  private connected(life: SimLife, peer: SimLife): void {
+    const links = this.links(life, peer.id);
+    if (links.bootId !== peer.bootId) {
+      links.bootId = peer.bootId;
+      this.drop(life, peer.id, 'probe');
+      this.drop(life, peer.id, 'log');
+    }
+    this.ensure(life, peer.id, 'probe');
+    this.ensure(life, peer.id, 'log');
+  }
+
+  /** A link was found broken: it is replaced. Not inside the plane's own call, which reported it. */
+  private broken(life: SimLife, peer: number, kind: SimLinkKind): void {
+    const generation = this.links(life, peer).generation[kind];
+    life.postToMain(() => {
+      if (this.links(life, peer).generation[kind] !== generation) return;
+      this.drop(life, peer, kind);
+      this.ensure(life, peer, kind);
+    });
+  }
+
+  /** The responder's end of a log link is dead: its initiator is told, for as long as it takes to reach it. */
+  private logLinkDied(responder: SimLife, initiator: number, generation: number): void {
+    const { world, network } = this;
+    const tell = (): void => {
+      const life = this.lives[initiator];
+      if (!responder.alive || !life) return; // a new life makes new links
+      if (!this.controlIsOpen(responder.id, initiator)) {
+        world.schedule(RECONNECT_NS, tell);
+        return;
+      }
+      world.schedule(network.latency_ns(), () => {
+        if (!life.alive) return;
+        const links = this.links(life, responder.id);
+        if (links.live.log && links.generation.log === generation) this.broken(life, responder.id, 'log');
+      });
+    };
+    tell();
+  }
+
+  private drop(life: SimLife, peer: number, kind: SimLinkKind): void {
+    const links = this.links(life, peer);
+    if (!links.live[kind]) return;
+    links.live[kind] = false;
+    if (kind === 'probe') {
+      life.postToBackground(() => life.backgroundFabric.setProbe(peer, null));
+      return;
+    }
+    life.postToBackground(() => life.backgroundFabric.setOutgoingLogGeneration(peer, 0));
+    life.replicationFabric.setPeer(peer, null);
+    life.replication.peerUnlinked(peer);
+  }
+
+  private ensure(life: SimLife, peer: number, kind: SimLinkKind): void {
+    const links = this.links(life, peer);
+    if (links.live[kind] || links.making[kind] !== 0) return;
+    const { world, network } = this;
+    const generation = this.nextGeneration++;
+    links.making[kind] = generation;
+    const isCurrent = (): boolean => life.alive && links.making[kind] === generation;
+    const again = (): void => {
+      if (!isCurrent()) return;
+      links.making[kind] = 0;
+      this.ensure(life, peer, kind);
+    };
+    world.schedule(this.random.between(0.2, 1) * this.options.relinkDelayMax_ns, () => {
+      if (!isCurrent()) return;
+      const target = this.lives[peer];
+      if (!target || !this.controlIsOpen(life.id, peer)) {
+        again();
+        return;
+      }
+      world.schedule(HANDSHAKE_TIMEOUT_NS, again);
+      target.postToMain(() => {
+        if (!isCurrent()) return;
+        const link = new SimLink(kind, generation, life.node, target.node);
+        if (kind === 'log') target.postToBackground(() => target.node.setIncomingLog(life.id, link));
+        if (!this.controlIsOpen(life.id, peer)) return; // the answer is lost
+        world.schedule(network.latency_ns(), () => {
+          if (!isCurrent()) return;
+          life.postToMain(() => {
+            if (!isCurrent()) return;
+            links.making[kind] = 0;
+            if (links.bootId === target.bootId) this.install(life, target, kind, link);
+            else this.ensure(life, peer, kind);
+          });
+        });
+      });
+    });
+  }
+
+  private install(life: SimLife, peer: SimLife, kind: SimLinkKind, link: SimLink): void {
+    life.trace(`${kind} link ${link.generation} to ${peer.name}`);
+    const links = this.links(life, peer.id);
+    links.generation[kind] = link.generation;
+    links.live[kind] = true;
+    if (kind === 'probe') {
+      life.postToBackground(() => life.backgroundFabric.setProbe(peer.id, link));
+      return;
+    }
+    life.replicationFabric.setPeer(peer.id, link);
+    life.replication.peerLinked(peer.id, peer.bootId);
+    life.postToBackground(() => life.backgroundFabric.setOutgoingLogGeneration(peer.id, link.generation));
+  }
+
+  // -- snapshots ---------------------------------------------------------------------------------------------------
+
+  /** Takes a snapshot and sends it; whether or not it arrived, the peer's permission is asked for again afterwards. */
+  private sendSnapshot(life: SimLife, peer: number): void {
+    const links = this.links(life, peer);
+    if (links.isSnapshotUnderWay) return;
+    links.isSnapshotUnderWay = true;
+    const { world, network } = this;
+    const finish = (delay_ns: number): void => {
+      world.schedule(delay_ns, () => {
+        if (!life.alive) return;
+        life.postToMain(() => {
+          if (!links.isSnapshotUnderWay) return;
+          links.isSnapshotUnderWay = false;
+          life.replication.peerInstalledSnapshot(peer);
+        });
+      });
+    };
+    life.postToMain(() => {
+      if (life.replication.role === 'follower') {
+        links.isSnapshotUnderWay = false;
+        return;
+      }
+      const target = this.lives[peer];
+      if (!target || !this.controlIsOpen(life.id, peer)) {
+        finish(SNAPSHOT_RETRY_NS);
+        return;
+      }
+      const { position, configuration } = life.replication.snapshotFor(peer);
+      const state = life.state.snapshot();
+      finish(SNAPSHOT_TIMEOUT_NS);
+      world.schedule(network.latency_ns() + this.random.between(0, 20e6), () => {
+        if (!target.alive || !this.controlIsOpen(life.id, peer)) return;
+        target.postToMain(() => {
+          if (target.replication.role !== 'follower') return;
+          if (position.lsn > target.replication.appliedLsn) target.installSnapshot(position, configuration, state);
+          if (this.controlIsOpen(life.id, peer)) finish(network.latency_ns());
+        });
+      });
+    });
+  }
+}

@@ -1,0 +1,330 @@
+// One life of one replica in a simulation: a process with its two planes over the simulated fabric, each run at its own
+// pace by the events of the world. What a host does around the core is done here and in sim-cluster.ts.
+import { BackgroundPlane } from '../consensus/background-plane.js';
+import type { Configuration } from '../consensus/configuration.js';
+import { formatEpoch } from '../consensus/epoch.js';
+import { EXCHANGE_BYTES, Exchange } from '../consensus/exchange.js';
+import {
+  PROPOSE_LOG_FULL,
+  PROPOSE_NOT_LEADER,
+  ReplicationPlane,
+  workspaceBytesMin,
+} from '../consensus/replication-plane.js';
+import { SimBackgroundFabric } from '../fabric/sim/sim-background-fabric.js';
+import { type SimFabricObserver, SimNode, SimProcessDied } from '../fabric/sim/sim-node.js';
+import type { SimNetwork } from '../fabric/sim/sim-network.js';
+import { SimReplicationFabric } from '../fabric/sim/sim-replication-fabric.js';
+import type { SimWorld } from '../fabric/sim/sim-world.js';
+import type { SimOptions } from './sim-options.js';
+import { decodeCommand, SimStateMachine, type StateSnapshot } from './sim-state-machine.js';
+
+export type ProposalOutcome =
+  | { readonly kind: 'applied'; readonly result: number }
+  | { readonly kind: 'notLeader'; readonly leader: number }
+  | { readonly kind: 'full' }
+  | { readonly kind: 'unknown' };
+
+/** What the cluster and its checkers want to know of a life. */
+export interface SimLifeEvents extends SimFabricObserver {
+  onApplied(life: SimLife, lsn: number, origin: number, sequence: number, tookEffect: boolean): void;
+  onSnapshotInstalled(life: SimLife): void;
+  onLeader(life: SimLife, epoch: number): void;
+  onDeposed(life: SimLife, epoch: number, reason: string): void;
+  afterMain(life: SimLife): void;
+  afterBackground(life: SimLife): void;
+  onPeerBroken(life: SimLife, peer: number): void;
+  onProbeBroken(life: SimLife, peer: number): void;
+  onLogLinkDead(life: SimLife, peer: number, generation: number): void;
+  onSnapshotNeeded(life: SimLife, peer: number): void;
+}
+
+/** The host calls poll() at least this often, for what only time brings about. */
+const IDLE_POLL_NS = 50e6;
+const POLLS_PER_RUN_MAX = 8;
+/** A wake-up this close before one that is scheduled is joined with it. */
+const WAKE_JOIN_NS = 20e3;
+
+export class SimLife {
+  readonly node: SimNode;
+  readonly replicationFabric: SimReplicationFabric;
+  readonly backgroundFabric: SimBackgroundFabric;
+  readonly replication: ReplicationPlane;
+  readonly background: BackgroundPlane;
+  readonly state: SimStateMachine;
+  readonly name: string;
+  /** Stopped as by SIGSTOP until then: nothing runs, memory stays reachable. */
+  pausedUntil_ns = 0;
+  mainStalledUntil_ns = 0;
+  backgroundStalledUntil_ns = 0;
+  private isMainRunning = false;
+  private mustRunAgain = false;
+  private lastWake_ns = -1;
+  private readonly mainTasks: (() => void)[] = [];
+  private readonly backgroundTasks: (() => void)[] = [];
+  private readonly proposals = new Map<string, (outcome: ProposalOutcome) => void>();
+  private readonly answers: { answer: (outcome: ProposalOutcome) => void; outcome: ProposalOutcome }[] = [];
+
+  constructor(
+    readonly world: SimWorld,
+    network: SimNetwork,
+    readonly id: number,
+    readonly bootId: number,
+    genesis: Configuration,
+    private readonly options: SimOptions,
+    private readonly events: SimLifeEvents,
+  ) {
+    this.name = `r${id}/${bootId}`;
+    this.node = new SimNode(world, network, id, events, options.logBytes, workspaceBytesMin(options.logBytes));
+    this.node.wakeMain = (at_ns) => this.wakeMain(at_ns);
+    this.node.preempt = () => this.preempt();
+    this.node.onLinkDead = (peer, generation) => events.onLogLinkDead(this, peer, generation);
+    this.state = new SimStateMachine(options.keys);
+    const exchange = new ArrayBuffer(EXCHANGE_BYTES);
+    this.replicationFabric = new SimReplicationFabric(this.node);
+    this.backgroundFabric = new SimBackgroundFabric(this.node, (peer) => events.onProbeBroken(this, peer));
+    this.replication = new ReplicationPlane(
+      {
+        id,
+        bootId,
+        logBytes: options.logBytes,
+        genesis,
+        spin_ns: options.spin_ns,
+        lagTimeout_ns: options.lagTimeout_ns,
+        memberIds: Array.from({ length: options.replicas }, (_, index) => index),
+      },
+      this.replicationFabric,
+      new Exchange(exchange),
+      new Uint32Array(this.node.status.buffer),
+      {
+        applyCommand: (lsn, origin, sequence, bytes, offset, lengthBytes) => {
+          const tookEffect = this.state.apply(origin, sequence, decodeCommand(bytes, offset, lengthBytes));
+          events.onApplied(this, lsn, origin, sequence, tookEffect);
+          this.resolve(origin, sequence);
+        },
+        onLeader: (epoch) => {
+          this.trace(`leads in epoch ${formatEpoch(epoch)}`);
+          events.onLeader(this, epoch);
+        },
+        onDeposed: (epoch, reason) => {
+          this.trace(`deposed from epoch ${formatEpoch(epoch)}: ${reason}`);
+          for (const answer of this.proposals.values()) this.answers.push({ answer, outcome: { kind: 'unknown' } });
+          this.proposals.clear();
+          events.onDeposed(this, epoch, reason);
+        },
+        onConfiguration: (configuration) => {
+          this.trace(
+            `configuration ${configuration.version}: ${configuration.voters.map(({ id, bootId }) => `r${id}/${bootId}`)}`,
+          );
+        },
+        onPeerBroken: (peer) => events.onPeerBroken(this, peer),
+        onSnapshotNeeded: (peer) => {
+          this.trace(`r${peer} needs a snapshot`);
+          events.onSnapshotNeeded(this, peer);
+        },
+      },
+    );
+    this.background = new BackgroundPlane(
+      {
+        id,
+        bootId,
+        logBytes: options.logBytes,
+        profile: options.profile,
+        random: () => world.random.next(),
+        notifyMain: () => this.wakeMain(world.now_ns),
+        onGrantFailure: (peer, error) => this.trace(`the grant to r${peer} failed: ${error}`),
+      },
+      this.backgroundFabric,
+      new Exchange(exchange),
+    );
+    world.schedule(world.random.integer(options.profile.tick_ns), () => this.runBackground());
+    world.schedule(0, () => this.idlePoll());
+  }
+
+  get alive(): boolean {
+    return this.node.alive;
+  }
+
+  crash(): void {
+    this.trace('crashes');
+    this.node.crash();
+  }
+
+  /** Runs in the main thread, before its next poll. */
+  postToMain(task: () => void): void {
+    this.mainTasks.push(task);
+    this.wakeMain(this.world.now_ns);
+  }
+
+  /** Runs in the background thread, before its next tick. */
+  postToBackground(task: () => void): void {
+    this.backgroundTasks.push(task);
+  }
+
+  /** A client's request arrives; `answer` is called exactly once unless the process dies first. */
+  propose(origin: number, sequence: number, payload: Uint8Array, answer: (outcome: ProposalOutcome) => void): void {
+    this.postToMain(() => {
+      const known = this.state.resultOf(origin, sequence);
+      if (known !== undefined) {
+        this.answers.push({ answer, outcome: { kind: 'applied', result: known } });
+        return;
+      }
+      const lsn = this.replication.propose(origin, sequence, payload);
+      if (lsn === PROPOSE_NOT_LEADER) {
+        this.answers.push({ answer, outcome: { kind: 'notLeader', leader: this.replication.leader } });
+      } else if (lsn === PROPOSE_LOG_FULL) {
+        this.answers.push({ answer, outcome: { kind: 'full' } });
+      } else {
+        const key = `${origin}:${sequence}`;
+        const earlier = this.proposals.get(key);
+        if (earlier !== undefined) this.answers.push({ answer: earlier, outcome: { kind: 'unknown' } });
+        this.proposals.set(key, answer);
+      }
+    });
+  }
+
+  installSnapshot(
+    position: Parameters<ReplicationPlane['installSnapshot']>[0],
+    configuration: Configuration,
+    state: StateSnapshot,
+  ): void {
+    this.trace(`installs a snapshot at LSN ${position.lsn}`);
+    this.replication.installSnapshot(position, configuration);
+    this.state.restore(state);
+    this.events.onSnapshotInstalled(this);
+  }
+
+  trace(text: string): void {
+    if (this.world.isTraced) this.world.trace(this.name, text);
+  }
+
+  /** One line about where this replica stands. */
+  describe(): string {
+    const { replication, background } = this;
+    const phases = Array.from({ length: this.options.replicas }, (_, peer) => {
+      const link = this.replicationFabric.linkTo(peer);
+      const state = link === null ? 'no link' : link.responder.alive && !link.responderClosed ? 'linked' : 'dead link';
+      return peer === this.id ? 'self' : `${replication.peerPhase(peer)} (${state})`;
+    });
+    const { voters, version } = replication.configuration;
+    return (
+      `${replication.role}, promised ${formatEpoch(background.promised)}, writer ${background.writer}, ` +
+      `applied ${replication.appliedLsn}, commit ${replication.commitLsn}, tail ${replication.tailLsn}, ` +
+      `trusts ${replication.trustedMask.toString(2)}, configuration ${version} of ${voters.map(({ id }) => id)}, ` +
+      `peers: ${phases.join(', ')}`
+    );
+  }
+
+  private lastPromised = 0;
+  private lastWriter = -1;
+  private lastTrusted = 0;
+
+  private traceBackground(): void {
+    const { background, replication } = this;
+    const trusted = replication.trustedMask;
+    if (background.promised !== this.lastPromised || background.writer !== this.lastWriter) {
+      this.lastPromised = background.promised;
+      this.lastWriter = background.writer;
+      const writer = background.writer < 0 ? 'nobody' : `r${background.writer}`;
+      this.trace(`promised epoch ${formatEpoch(background.promised)}; ${writer} may write its log`);
+    }
+    if (trusted !== this.lastTrusted) {
+      this.lastTrusted = trusted;
+      this.trace(`trusts {${Array.from({ length: 16 }, (_, id) => id).filter((id) => trusted & (1 << id))}}`);
+    }
+  }
+
+  // -- pace --------------------------------------------------------------------------------------------------------
+
+  private wakeMain(at_ns: number): void {
+    const { world, options } = this;
+    if (this.lastWake_ns >= at_ns && this.lastWake_ns <= at_ns + WAKE_JOIN_NS && this.lastWake_ns >= world.now_ns) return;
+    const due_ns = Math.max(at_ns, world.now_ns) + world.random.integer(options.mainLatencyMax_ns);
+    this.lastWake_ns = due_ns;
+    world.at(due_ns, () => this.runMain());
+  }
+
+  private idlePoll(): void {
+    if (!this.alive) return;
+    this.wakeMain(this.world.now_ns);
+    this.world.schedule(IDLE_POLL_NS, () => this.idlePoll());
+  }
+
+  private runMain(): void {
+    const { world, replication } = this;
+    if (!this.alive) return;
+    if (this.isMainRunning) {
+      this.mustRunAgain = true;
+      return;
+    }
+    const blockedUntil_ns = Math.max(this.pausedUntil_ns, this.mainStalledUntil_ns);
+    if (blockedUntil_ns > world.now_ns) {
+      this.wakeMain(blockedUntil_ns);
+      return;
+    }
+    this.isMainRunning = true;
+    this.mustRunAgain = false;
+    let more = false;
+    this.guarded(() => {
+      for (let task = this.mainTasks.shift(); task !== undefined; task = this.mainTasks.shift()) task();
+      replication.flush();
+      more = true;
+      for (let polls = 0; more && polls < POLLS_PER_RUN_MAX; polls++) more = replication.poll(world.now_ns);
+    });
+    this.isMainRunning = false;
+    if (!this.alive) return;
+    this.events.afterMain(this);
+    for (const { answer, outcome } of this.answers.splice(0)) answer(outcome);
+    if (more || this.mustRunAgain || this.mainTasks.length > 0) this.wakeMain(world.now_ns);
+  }
+
+  private runBackground(): void {
+    const { world, options } = this;
+    if (!this.alive) return;
+    const blockedUntil_ns = Math.max(this.pausedUntil_ns, this.backgroundStalledUntil_ns);
+    if (blockedUntil_ns > world.now_ns) {
+      world.at(blockedUntil_ns, () => this.runBackground());
+      return;
+    }
+    let next_ns = 0;
+    this.guarded(() => {
+      for (let task = this.backgroundTasks.shift(); task !== undefined; task = this.backgroundTasks.shift()) task();
+      next_ns = this.background.tick(world.now_ns);
+    });
+    if (!this.alive) return;
+    if (world.isTraced) this.traceBackground();
+    this.events.afterBackground(this);
+    world.schedule(next_ns * (1 + world.random.next() * options.tickJitter), () => this.runBackground());
+  }
+
+  private guarded(run: () => void): void {
+    try {
+      run();
+    } catch (error) {
+      if (error instanceof SimProcessDied) return;
+      const text = error instanceof Error ? (error.stack ?? error.message) : String(error);
+      this.world.fail('assertion', `${this.name}: ${text}`);
+    }
+  }
+
+  /** Called at every call into the fabric: time may pass here, and the process may be stopped or die meanwhile. */
+  private preempt(): void {
+    const { world, options } = this;
+    if (!this.alive) throw new SimProcessDied();
+    if (options.preemptProbability === 0 || !world.random.chance(options.preemptProbability)) return;
+    const duration_ns = world.random.logBetween(1e3, options.preemptMax_ns);
+    // Half of the time the whole process stands still, otherwise only this plane does.
+    if (world.random.chance(0.5)) this.pausedUntil_ns = Math.max(this.pausedUntil_ns, world.now_ns + duration_ns);
+    world.interleave(duration_ns);
+    if (this.pausedUntil_ns > world.now_ns) world.interleave(this.pausedUntil_ns - world.now_ns);
+    if (!this.alive) throw new SimProcessDied();
+  }
+
+  private resolve(origin: number, sequence: number): void {
+    const key = `${origin}:${sequence}`;
+    const answer = this.proposals.get(key);
+    if (answer === undefined) return;
+    this.proposals.delete(key);
+    const result = this.state.resultOf(origin, sequence);
+    this.answers.push({ answer, outcome: result === undefined ? { kind: 'unknown' } : { kind: 'applied', result } });
+  }
+}

@@ -1,0 +1,133 @@
+// Everything that a simulation's seed decides before it begins: sizes, speeds and the mix of faults. Each kind of fault
+// is absent from some runs and frequent in others (swarm testing), because faults that always occur together hide what
+// one of them alone would show.
+import { payloadBytesMax } from '../consensus/replication-plane.js';
+import type { Random } from '../fabric/sim/random.js';
+import type { SimNetworkOptions } from '../fabric/sim/sim-network.js';
+import type { BackgroundProfile } from '../consensus/background-plane.js';
+
+const US = 1e3;
+const MS = 1e6;
+
+export interface FaultRates {
+  /** Mean time between two faults of any kind; which, is drawn by weight. */
+  readonly interval_ns: number;
+  readonly weights: {
+    readonly crash: number;
+    readonly pause: number;
+    readonly stallMain: number;
+    readonly stallBackground: number;
+    readonly partition: number;
+    readonly oneWayCut: number;
+    readonly breakLink: number;
+    readonly slowNetwork: number;
+  };
+  /** Longest pause, stall and partition. */
+  readonly durationMax_ns: number;
+  /** How often the leader is the one that is hit. */
+  readonly leaderBias: number;
+  readonly restartDelayMax_ns: number;
+}
+
+export interface SimOptions {
+  readonly replicas: number;
+  readonly logBytes: number;
+  readonly profile: BackgroundProfile;
+  readonly lagTimeout_ns: number;
+  readonly spin_ns: number;
+  /** How long after a wake-up the main plane runs, at most. */
+  readonly mainLatencyMax_ns: number;
+  /** Ticks come late by up to this fraction. */
+  readonly tickJitter: number;
+  /** At every call into the fabric the caller may lose the processor, for up to preemptMax_ns. */
+  readonly preemptProbability: number;
+  readonly preemptMax_ns: number;
+  readonly network: SimNetworkOptions;
+  readonly faults: FaultRates;
+  readonly relinkDelayMax_ns: number;
+  readonly clients: number;
+  readonly keys: number;
+  readonly thinkMax_ns: number;
+  readonly attemptTimeout_ns: number;
+  readonly payloadBytesMax: number;
+  /** How long faults last, and the time within which the cluster must then have converged. */
+  readonly faultyTime_ns: number;
+  readonly convergenceTime_ns: number;
+}
+
+export interface SimRequest {
+  readonly replicas: number;
+  /** Length of the whole run: the faulty part and the calm one. */
+  readonly virtualSeconds: number;
+}
+
+const CONVERGENCE_TIME_NS = 8e9;
+
+/** Draws the options of a run. */
+export function drawOptions(random: Random, request: SimRequest): SimOptions {
+  const weight = (): number => (random.chance(0.4) ? 0 : random.between(0.2, 1));
+  const logBytes = random.chance(0.7) ? 64 * 1024 : 256 * 1024;
+  const tick_ns = random.pick([5, 10]) * MS;
+  const latencyMax_ns = random.logBetween(50 * US, 3 * MS);
+  const maxPayload = payloadBytesMax(logBytes);
+  return {
+    replicas: request.replicas,
+    logBytes,
+    profile: {
+      tick_ns,
+      electionTick_ns: tick_ns / 2,
+      takeoverTimeout_ns: tick_ns * random.between(20, 60),
+      scoreMax: 15,
+      failBelow: 2,
+      recoverAbove: 6,
+    },
+    lagTimeout_ns: random.between(100, 600) * MS,
+    spin_ns: random.chance(0.3) ? random.logBetween(10 * US, 500 * US) : 0,
+    mainLatencyMax_ns: random.logBetween(10 * US, 5 * MS),
+    tickJitter: random.pick([0, 0.05, 0.3]),
+    preemptProbability: random.chance(0.3) ? 0 : random.logBetween(0.0005, 0.02),
+    preemptMax_ns: random.logBetween(100 * US, 100 * MS),
+    network: {
+      strategy: random.pick(['key', 'flags', 'flush'] as const),
+      latencyMin_ns: latencyMax_ns * random.between(0.2, 0.9),
+      latencyMax_ns,
+      latencySpike_ns: random.between(2, 40) * MS,
+      latencySpikeProbability: random.chance(0.5) ? 0 : random.logBetween(0.001, 0.05),
+      lossProbability: random.chance(0.5) ? 0 : random.logBetween(0.0005, 0.02),
+      retransmit_ns: 4 * MS,
+      giveUpMin_ns: 24 * MS,
+      giveUpMax_ns: 85 * MS,
+      tearProbability: random.chance(0.2) ? 0 : random.between(0.02, 0.5),
+      tearOutOfOrder: random.chance(0.5),
+      tearGapMax_ns: random.logBetween(10 * US, 10 * MS),
+      lateCompletionMax_ns: random.logBetween(1 * MS, 60 * MS),
+      lateCompletionProbability: random.chance(0.5) ? 0 : random.logBetween(0.001, 0.1),
+      gatherAtPost: random.chance(0.5),
+      strayProbability: random.chance(0.3) ? 0 : random.between(0.1, 1),
+    },
+    faults: {
+      interval_ns: random.logBetween(80 * MS, 3000 * MS),
+      weights: {
+        crash: weight(),
+        pause: weight(),
+        stallMain: weight(),
+        stallBackground: weight(),
+        partition: weight(),
+        oneWayCut: weight(),
+        breakLink: weight(),
+        slowNetwork: weight() * 0.3,
+      },
+      durationMax_ns: random.logBetween(50 * MS, 2000 * MS),
+      leaderBias: random.between(0, 1),
+      restartDelayMax_ns: random.logBetween(10 * MS, 2000 * MS),
+    },
+    relinkDelayMax_ns: random.logBetween(1 * MS, 100 * MS),
+    clients: 1 + random.integer(6),
+    keys: 1 + random.integer(6),
+    thinkMax_ns: random.logBetween(5 * MS, 100 * MS),
+    attemptTimeout_ns: random.between(200, 1500) * MS,
+    payloadBytesMax: random.chance(0.3) ? 16 : random.chance(0.5) ? 1024 : Math.min(maxPayload, 8 * 1024),
+    faultyTime_ns: Math.max(1e9, request.virtualSeconds * 1e9 - CONVERGENCE_TIME_NS),
+    convergenceTime_ns: CONVERGENCE_TIME_NS,
+  };
+}

@@ -1,0 +1,115 @@
+// The replicated state of a simulation: a few registers, and a table of sessions that applies each command at most once.
+// Small on purpose, with operations whose results show a lost, doubled or reordered command: every written value is
+// unique, and add() returns what it made.
+
+export const Operation = { write: 1, read: 2, compareAndSet: 3, add: 4 } as const;
+
+export interface Command {
+  readonly operation: number;
+  readonly key: number;
+  /** Written, set or added. */
+  readonly value: number;
+  readonly expected: number;
+}
+
+const COMMAND_BYTES = 12;
+
+export function encodeCommand(command: Command, fillerBytes: number): Uint8Array {
+  const bytes = new Uint8Array(COMMAND_BYTES + fillerBytes);
+  const view = new DataView(bytes.buffer);
+  view.setUint8(0, command.operation);
+  view.setUint8(1, command.key);
+  view.setUint32(4, command.value, true);
+  view.setUint32(8, command.expected, true);
+  for (let index = COMMAND_BYTES; index < bytes.length; index++) bytes[index] = (index * 31 + command.value) & 0xff;
+  return bytes;
+}
+
+export function decodeCommand(bytes: Uint8Array, offset: number, lengthBytes: number): Command {
+  if (lengthBytes < COMMAND_BYTES) throw new RangeError(`command of ${lengthBytes} bytes is below ${COMMAND_BYTES}`);
+  const view = new DataView(bytes.buffer, bytes.byteOffset + offset, COMMAND_BYTES);
+  return {
+    operation: view.getUint8(0),
+    key: view.getUint8(1),
+    value: view.getUint32(4, true),
+    expected: view.getUint32(8, true),
+  };
+}
+
+/** What an operation does to a register and what it answers; the linearizability checker uses the same definition. */
+export function step(register: number, command: Command): { register: number; result: number } {
+  switch (command.operation) {
+    case Operation.write:
+      return { register: command.value, result: 0 };
+    case Operation.read:
+      return { register, result: register };
+    case Operation.compareAndSet:
+      return register === command.expected ? { register: command.value, result: 1 } : { register, result: 0 };
+    case Operation.add: {
+      const sum = (register + command.value) % 2 ** 32;
+      return { register: sum, result: sum };
+    }
+    default:
+      throw new RangeError(`operation ${command.operation} is unknown`);
+  }
+}
+
+interface Session {
+  sequence: number;
+  result: number;
+}
+
+export interface StateSnapshot {
+  readonly registers: readonly number[];
+  readonly sessions: readonly (readonly [number, number, number])[];
+}
+
+export class SimStateMachine {
+  private registers: number[];
+  private readonly sessions = new Map<number, Session>();
+
+  constructor(keys: number) {
+    this.registers = new Array<number>(keys).fill(0);
+  }
+
+  /** The result that the session's command had, if it was the last one applied; undefined if it was not applied. */
+  resultOf(origin: number, sequence: number): number | undefined {
+    const session = this.sessions.get(origin);
+    return session !== undefined && session.sequence === sequence ? session.result : undefined;
+  }
+
+  lastSequence(origin: number): number {
+    return this.sessions.get(origin)?.sequence ?? 0;
+  }
+
+  /** Returns whether the command took effect: false for a duplicate of one that did. */
+  apply(origin: number, sequence: number, command: Command): boolean {
+    const session = this.sessions.get(origin);
+    if (session !== undefined && sequence <= session.sequence) return false;
+    const { register, result } = step(this.registers[command.key] as number, command);
+    this.registers[command.key] = register;
+    if (session === undefined) this.sessions.set(origin, { sequence, result });
+    else {
+      session.sequence = sequence;
+      session.result = result;
+    }
+    return true;
+  }
+
+  snapshot(): StateSnapshot {
+    return {
+      registers: [...this.registers],
+      sessions: [...this.sessions].map(([origin, { sequence, result }]) => [origin, sequence, result] as const),
+    };
+  }
+
+  restore(snapshot: StateSnapshot): void {
+    this.registers = [...snapshot.registers];
+    this.sessions.clear();
+    for (const [origin, sequence, result] of snapshot.sessions) this.sessions.set(origin, { sequence, result });
+  }
+
+  digest(): string {
+    return JSON.stringify(this.snapshot());
+  }
+}

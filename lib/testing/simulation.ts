@@ -1,0 +1,179 @@
+// One simulation from beginning to end: a cluster and its clients under faults for a while, then calm, in which the
+// cluster must elect, converge and answer everything within a bounded time; then the history is checked.
+import { Random } from '../fabric/sim/random.js';
+import { SimWorld, type Violation } from '../fabric/sim/sim-world.js';
+import { AtMostOnceChecker } from './checkers/at-most-once.js';
+import type { Checker, CheckContext } from './checkers/checker.js';
+import { DurabilityChecker } from './checkers/durability.js';
+import { LeaderCompletenessChecker } from './checkers/leader-completeness.js';
+import { checkLinearizability, formatHistory } from './checkers/linearizability.js';
+import { LogMatchingChecker } from './checkers/log-matching.js';
+import { PromiseChecker } from './checkers/promises.js';
+import { SingleWriterChecker } from './checkers/single-writer.js';
+import { StateMachineSafetyChecker } from './checkers/state-machine-safety.js';
+import { FaultScheduler } from './fault-scheduler.js';
+import { LogTree } from './log-tree.js';
+import { SimCluster, type SimClusterObserver } from './sim-cluster.js';
+import { SimClients } from './sim-clients.js';
+import { drawOptions, type SimOptions, type SimRequest } from './sim-options.js';
+
+export interface SimulationRequest extends SimRequest {
+  readonly seed: number;
+  /** Last lines of trace to keep; 0 for none. */
+  readonly traceLines?: number;
+  /** Changes what the seed drew: for tests that need a certain run. */
+  readonly adjust?: (options: SimOptions) => SimOptions;
+}
+
+export interface SimulationResult {
+  readonly seed: number;
+  readonly violation: Violation | null;
+  /** The linearizability search was given up; the other checkers decided alone. */
+  readonly undecided: boolean;
+  readonly virtualSeconds: number;
+  readonly operations: number;
+  readonly unknown: number;
+  readonly leaderChanges: number;
+  readonly crashes: number;
+  readonly snapshots: number;
+  readonly events: number;
+  readonly options: SimOptions;
+  readonly trace: readonly string[];
+}
+
+const CONVERGENCE_STEP_NS = 50e6;
+/** Clients go on for this part of the calm time. */
+const CALM_WITH_CLIENTS = 0.25;
+
+class Counters implements Checker {
+  readonly invariant = 'none';
+  leaders = 0;
+  crashes = 0;
+  snapshots = 0;
+  onLeader(): void {
+    this.leaders++;
+  }
+  onCrashed(): void {
+    this.crashes++;
+  }
+  onSnapshotInstalled(): void {
+    this.snapshots++;
+  }
+}
+
+const EVENT_NAMES = [
+  'onPlaced',
+  'onAppended',
+  'onFenceRaised',
+  'onRevoked',
+  'onEnabled',
+  'onApplied',
+  'onSnapshotInstalled',
+  'onLeader',
+  'onDeposed',
+  'afterMain',
+  'afterBackground',
+  'onStarted',
+  'onCrashed',
+] as const;
+
+/** One observer that passes every event to those who want it, in their order. */
+function combine(checkers: readonly Checker[]): SimClusterObserver {
+  const combined: Record<string, (...event: unknown[]) => void> = {};
+  for (const name of EVENT_NAMES) {
+    const wanting = checkers.filter((checker) => checker[name] !== undefined) as unknown as Record<
+      string,
+      (...event: unknown[]) => void
+    >[];
+    combined[name] = (...event) => {
+      for (const checker of wanting) (checker[name] as (...event: unknown[]) => void).apply(checker, event);
+    };
+  }
+  return combined as unknown as SimClusterObserver;
+}
+
+export function runSimulation(request: SimulationRequest): SimulationResult {
+  const world = new SimWorld(request.seed, request.traceLines ?? 0);
+  const drawn = drawOptions(new Random(request.seed * 2 + 1), request);
+  const options = request.adjust?.(drawn) ?? drawn;
+  let cluster: SimCluster | undefined;
+  const counters = new Counters();
+  const atMostOnce: AtMostOnceChecker[] = [];
+  // The cluster draws its id first, and the tree of entries is rooted in that.
+  let tree: LogTree | undefined;
+  const context: CheckContext = {
+    world,
+    get tree() {
+      return tree as LogTree;
+    },
+    cluster: () => cluster as SimCluster,
+  };
+  atMostOnce.push(new AtMostOnceChecker(context));
+  cluster = new SimCluster(
+    world,
+    options,
+    combine([
+      counters,
+      new SingleWriterChecker(context),
+      new PromiseChecker(context),
+      new LogMatchingChecker(context), // before those that look entries up
+      new LeaderCompletenessChecker(context),
+      new StateMachineSafetyChecker(context),
+      new DurabilityChecker(context),
+      atMostOnce[0] as AtMostOnceChecker,
+    ]),
+  );
+  tree = new LogTree(cluster.genesis.clusterId);
+  cluster.startAll();
+  const clients = new SimClients(world, cluster, options);
+  const faults = new FaultScheduler(world, cluster, options);
+
+  world.run(options.faultyTime_ns);
+  let undecided = false;
+  if (world.violation === null) {
+    faults.stop();
+    const calmSince_ns = world.now_ns;
+    const deadline_ns = calmSince_ns + options.convergenceTime_ns;
+    world.run(calmSince_ns + options.convergenceTime_ns * CALM_WITH_CLIENTS);
+    clients.stop();
+    let missing = 'nothing was looked at';
+    while (world.violation === null && world.now_ns < deadline_ns) {
+      world.run(world.now_ns + CONVERGENCE_STEP_NS);
+      missing = clients.underWay > 0 ? `${clients.underWay} operations are not answered` : '';
+      missing = cluster.notConverged() ?? missing;
+      if (missing === '') break;
+    }
+    if (world.violation === null && missing !== '') {
+      for (const life of cluster.lives) life?.trace(life.describe());
+      world.fail('liveness', `${(options.convergenceTime_ns / 1e9).toFixed(1)} s after the last fault: ${missing}`);
+    }
+  }
+  if (world.violation === null) {
+    const digests = new Set(cluster.lives.map((life) => life?.state.digest()));
+    if (digests.size !== 1) world.fail('state machine safety', 'replicas at the same LSN have different states');
+    for (const { origin, sequence } of clients.acknowledged) {
+      const lost = cluster.lives.find((life) => (life?.state.lastSequence(origin) ?? 0) < sequence);
+      if (lost) world.fail('durability', `${lost.name} lost command ${origin}:${sequence}, which was acknowledged`);
+    }
+    const verdict = checkLinearizability(clients.history);
+    if (verdict.kind === 'violation') {
+      for (const line of formatHistory(verdict.operations)) world.trace('history', line);
+      world.fail('linearizability', `the history of register ${verdict.key} has no linearization`);
+    }
+    undecided = verdict.kind === 'undecided';
+  }
+  return {
+    seed: request.seed,
+    violation: world.violation,
+    undecided,
+    virtualSeconds: world.now_ns / 1e9,
+    operations: clients.acknowledged.length,
+    unknown: clients.history.filter(({ returned_ns }) => returned_ns === Infinity).length,
+    leaderChanges: counters.leaders,
+    crashes: counters.crashes,
+    snapshots: counters.snapshots,
+    events: world.eventsRun,
+    options,
+    trace: world.traceLines,
+  };
+}

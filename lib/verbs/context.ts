@@ -1,0 +1,108 @@
+// An open device, from which everything else is made.
+import { CompletionChannel } from './completion-channel.js';
+import { CompletionQueue } from './completion-queue.js';
+import { Memory } from './memory.js';
+import type { DeviceAttributes, DeviceInfo, GidEntry, MemoryOptions, NativeContext, PortAttributes } from './native.js';
+import { ProtectionDomain } from './protection-domain.js';
+import { existingFace, VerbsObject } from './verbs-object.js';
+
+export type { MemoryOptions } from './native.js';
+
+/** An open device, see ibv_open_device(3). Closing it closes everything that was made from it. */
+export class Context extends VerbsObject<NativeContext> {
+  #attributes: DeviceAttributes | undefined;
+
+  /** @internal */
+  static of(native: NativeContext): Context {
+    return (existingFace(native) as Context | undefined) ?? new Context(native);
+  }
+
+  /** The device as listDevices() describes it. */
+  get device(): DeviceInfo {
+    return this.native.device;
+  }
+
+  /** Name of the device: "shm", "rxe0". */
+  get name(): string {
+    return this.native.device.name;
+  }
+
+  /**
+   * True if taking the REMOTE_WRITE flag from a queue pair (RTS to RTS) is synchronous by the device's own rules: when
+   * modify() returns no byte of an earlier WRITE can still land. Not so on SoftRoCE.
+   */
+  get accessFlagsRevocationIsSynchronous(): boolean {
+    return this.native.accessFlagsRevocationIsSynchronous;
+  }
+
+  /**
+   * Limits and identity of the device, see ibv_query_device(3).
+   *
+   * @throws QuorateError QUORATE_CLOSED, QUORATE_SYSTEM
+   */
+  queryDevice(): DeviceAttributes {
+    this.#attributes = this.native.queryDevice();
+    return this.#attributes;
+  }
+
+  /** @internal The limits as queried before; they do not change while a device is open. */
+  get limits(): DeviceAttributes {
+    return this.#attributes ?? this.queryDevice();
+  }
+
+  /**
+   * State and properties of a port, see ibv_query_port(3). Ports are counted from 1.
+   *
+   * @throws RangeError QUORATE_OUT_OF_RANGE if the device has no such port
+   */
+  queryPort(portNum = 1): PortAttributes {
+    return this.native.queryPort(portNum);
+  }
+
+  /** The valid entries of the port's GID table, see ibv_query_gid_table(3). */
+  queryGids(portNum = 1): GidEntry[] {
+    return this.native.queryGids(portNum);
+  }
+
+  /**
+   * The GID to use on a port: on Ethernet the RoCE v2 entry of an IPv4 address, else of a global IPv6 address, else the
+   * link-local one; on InfiniBand entry 0.
+   *
+   * @throws QuorateError QUORATE_NO_GID with the table in the message
+   */
+  chooseGid(portNum = 1): GidEntry {
+    return this.native.chooseGid(portNum);
+  }
+
+  /**
+   * Page-aligned, pre-faulted memory that can be registered, see {@link Memory}. It is not kept by the context: it lives
+   * while it, its `buffer` or a memory region over it is referenced.
+   *
+   * @throws QuorateError QUORATE_SYSTEM (no memory, /dev/shm full, no huge pages)
+   */
+  allocateMemory(options: MemoryOptions): Memory {
+    return Memory.of(this.native.allocateMemory(options));
+  }
+
+  /** See ibv_alloc_pd(3). */
+  allocateProtectionDomain(): ProtectionDomain {
+    return this.retain(ProtectionDomain.of(this.native.allocateProtectionDomain(), this));
+  }
+
+  /** See ibv_create_comp_channel(3). */
+  createCompletionChannel(): CompletionChannel {
+    return this.retain(CompletionChannel.of(this.native.createCompletionChannel(), this));
+  }
+
+  /**
+   * See ibv_create_cq(3).
+   *
+   * @param depth completions that the queue holds at least; one that overflows is lost for good
+   * @param channel where events of the queue go, see requestNotify(); default none
+   * @throws RangeError QUORATE_OUT_OF_RANGE if the device has no queues of that depth; QuorateError QUORATE_MEMLOCK
+   */
+  createCompletionQueue(depth: number, channel?: CompletionChannel | null): CompletionQueue {
+    const native = this.native.createCompletionQueue(depth, channel?.native ?? null);
+    return this.retain(CompletionQueue.of(native, this));
+  }
+}

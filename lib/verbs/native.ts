@@ -1,0 +1,573 @@
+/**
+ * The whole contract between JavaScript and the native addon, in one file: what `native/addon` exports, with the
+ * types, units and error codes of every call. `load-addon.ts` returns an object of type {@link NativeAddon}; only the
+ * files of `lib/verbs` use it, and they give it the public face of `quorate/verbs`. The numbers of enumerations are
+ * those of `<infiniband/verbs.h>`.
+ *
+ * Conventions of every call:
+ * - A wrong type or a nonsensical value throws a `TypeError` with code `QUORATE_INVALID_ARGUMENT`; a number that is
+ *   negative, NaN, fractional or too large throws a `RangeError` with code `QUORATE_OUT_OF_RANGE`; an object that was
+ *   closed throws code `QUORATE_CLOSED`. Nothing that JavaScript passes can crash the process.
+ * - Everything else that fails throws an error of the class given to {@link NativeAddon.setErrorClass}, with `code`,
+ *   and `errno` (positive, as in errno(3)) and `syscall` where a system call or verb was involved.
+ * - Addresses and lengths are JavaScript numbers: user-space addresses are below 2^53. 64-bit values that may exceed
+ *   2^53 are `bigint`, GUIDs and GIDs are strings.
+ * - Objects may be used from one thread only, the one that made or adopted them; {@link NativeObject.share} and
+ *   {@link NativeAddon.adopt} give another thread of the process its own JavaScript object on the same native object.
+ */
+
+// ---------------------------------------------------------------------------------------------------------------
+// Layout of the hot path: numbers in Float64Arrays, one stride per request or completion.
+
+/** Doubles per work request in {@link NativePostList.workRequests}. */
+export const WR_STRIDE = 16;
+/** Doubles per completion in {@link NativePostList.completions}. */
+export const WC_STRIDE = 8;
+
+/** Index of each field of a work request, counted from the start of the request. */
+export const WR = {
+  /** A {@link WrOpcode} or {@link OP_FENCED_COPY}. */
+  op: 0,
+  /** Slot of the queue pair (`bindQueuePair`); for a fenced copy the slot of the fence (`bindFence`). */
+  slot: 1,
+  /** Comes back in the completion; an integer below 2^53. */
+  wrId: 2,
+  /** Local address: source of WRITE and SEND, target of READ and of the old value of an atomic. */
+  localAddress: 3,
+  /** Bytes, below 2^32. */
+  length: 4,
+  lkey: 5,
+  /** Remote address; for a fenced copy the target address in this process. */
+  remoteAddress: 6,
+  rkey: 7,
+  /** Compare value (CAS) or addend (FAA), low and high 32 bits. */
+  compareAddLow: 8,
+  compareAddHigh: 9,
+  swapLow: 10,
+  swapHigh: 11,
+  immData: 12,
+  /** {@link SendFlags} without SIGNALED, which is always set. */
+  sendFlags: 13,
+  /** Fenced copy: goes ahead only if the fence holds exactly this epoch. */
+  epoch: 14,
+  reserved: 15,
+} as const;
+
+/** Index of each field of a completion. */
+export const WC = {
+  wrId: 0,
+  /** A WcStatus, or {@link POST_REFUSED}, or {@link FENCED}. */
+  status: 1,
+  /** A {@link WcOpcode}, or {@link OP_FENCED_COPY}; undefined unless status is 0. */
+  opcode: 2,
+  byteLen: 3,
+  qpNum: 4,
+  /** Valid if wcFlags has {@link WC_WITH_IMM}. */
+  immData: 5,
+  /** The device's own code; the errno of a request that was refused. */
+  vendorErr: 6,
+  wcFlags: 7,
+} as const;
+
+/** Opcode of a copy inside this process that goes ahead only while a fence holds the epoch of the request. */
+export const OP_FENCED_COPY = 100;
+/** Status: the request never reached the device; `vendorErr` holds the errno. */
+export const POST_REFUSED = 1000;
+/** Status: the fence held another epoch, so this request and all behind it in the same submit were not executed. */
+export const FENCED = 1001;
+/** Bit of wcFlags: immData is valid. */
+export const WC_WITH_IMM = 2;
+
+/** Slots of each kind (queue pairs, fences, memories) of one PostList. */
+export const POST_LIST_SLOTS = 64;
+/** Upper limit of `maxWorkRequests` and `maxCompletions` of a PostList. */
+export const POST_LIST_MAX_ENTRIES = 65_536;
+/** Upper limit of `spinNs` of one submit: a thread that spins does not see `worker.terminate()`. */
+export const MAX_SPIN_NS = 10_000_000_000;
+/** Upper limit of `timeoutNs` of one waitWord, for the same reason. */
+export const MAX_WAIT_NS = 60_000_000_000;
+
+export const WrOpcode = {
+  RDMA_WRITE: 0,
+  RDMA_WRITE_WITH_IMM: 1,
+  SEND: 2,
+  SEND_WITH_IMM: 3,
+  RDMA_READ: 4,
+  COMPARE_SWAP: 5,
+  FETCH_ADD: 6,
+} as const;
+export type WrOpcode = (typeof WrOpcode)[keyof typeof WrOpcode];
+
+export const WcOpcode = {
+  SEND: 0,
+  RDMA_WRITE: 1,
+  RDMA_READ: 2,
+  COMPARE_SWAP: 3,
+  FETCH_ADD: 4,
+  RECV: 128,
+  RECV_RDMA_WITH_IMM: 129,
+} as const;
+export type WcOpcode = (typeof WcOpcode)[keyof typeof WcOpcode];
+
+export const SendFlags = { FENCE: 1, SIGNALED: 2, SOLICITED: 4, INLINE: 8 } as const;
+
+export const Access = {
+  LOCAL_WRITE: 1,
+  REMOTE_WRITE: 2,
+  REMOTE_READ: 4,
+  REMOTE_ATOMIC: 8,
+  MW_BIND: 16,
+} as const;
+
+export const QpState = { RESET: 0, INIT: 1, RTR: 2, RTS: 3, SQD: 4, SQE: 5, ERR: 6, UNKNOWN: 7 } as const;
+export type QpState = (typeof QpState)[keyof typeof QpState];
+
+export const QpType = { RC: 2, UC: 3, UD: 4 } as const;
+export type QpType = (typeof QpType)[keyof typeof QpType];
+
+export const PortState = { NOP: 0, DOWN: 1, INIT: 2, ARMED: 3, ACTIVE: 4, ACTIVE_DEFER: 5 } as const;
+export type PortState = (typeof PortState)[keyof typeof PortState];
+
+export const GidType = { IB: 0, ROCE_V1: 1, ROCE_V2: 2, SHM: 100 } as const;
+export type GidType = (typeof GidType)[keyof typeof GidType];
+
+// ---------------------------------------------------------------------------------------------------------------
+// Plain values
+
+/** A device as listed, see ibv_get_device_list(3). */
+export interface DeviceInfo {
+  /** "rxe0", "mlx5_0", "shm". */
+  name: string;
+  provider: 'ibverbs' | 'shm';
+  /** Kernel driver ("rxe", "mlx5"); "shm" for shm. */
+  driver: string;
+  /** "CA", "SWITCH", ... */
+  nodeType: string;
+  /** "InfiniBand", "iWARP", ... */
+  transport: string;
+  /** "0254:00ff:fe12:3456". */
+  nodeGuid: string;
+}
+
+/** Whether the kernel's devices can be used at all. */
+export interface IbverbsStatus {
+  available: boolean;
+  /** Absent if available, else the code (QUORATE_NO_LIBRARY, ...) and an explanation with what to do. */
+  code?: string;
+  message?: string;
+}
+
+/** See ibv_query_device(3). */
+export interface DeviceAttributes {
+  firmwareVersion: string;
+  nodeGuid: string;
+  sysImageGuid: string;
+  maxMrSize: bigint;
+  pageSizeCap: bigint;
+  vendorId: number;
+  vendorPartId: number;
+  hwVersion: number;
+  maxQp: number;
+  maxQpWr: number;
+  maxSge: number;
+  maxCq: number;
+  maxCqe: number;
+  maxMr: number;
+  maxPd: number;
+  maxQpRdAtom: number;
+  maxQpInitRdAtom: number;
+  maxResRdAtom: number;
+  /** 0 none, 1 atomic among the requests of this HCA, 2 atomic with the CPU too. */
+  atomicCap: number;
+  maxSrq: number;
+  maxSrqWr: number;
+  maxMw: number;
+  maxAh: number;
+  maxMcastGrp: number;
+  maxPkeys: number;
+  deviceCapFlags: number;
+  physPortCnt: number;
+}
+
+/** See ibv_query_port(3). */
+export interface PortAttributes {
+  state: PortState;
+  maxMtuBytes: number;
+  activeMtuBytes: number;
+  gidTblLen: number;
+  pkeyTblLen: number;
+  portCapFlags: number;
+  maxMsgSz: number;
+  lid: number;
+  smLid: number;
+  lmc: number;
+  activeWidth: number;
+  activeSpeed: number;
+  physState: number;
+  /** "Ethernet", "InfiniBand", "Unspecified"; "SharedMemory" for shm. */
+  linkLayer: string;
+}
+
+export interface GidEntry {
+  index: number;
+  /** Eight groups of four hexadecimal digits, as `ibv_devinfo -v` prints it. */
+  gid: string;
+  type: GidType;
+  /** Network interface; empty where there is none. */
+  netdev: string;
+}
+
+export interface MemoryOptions {
+  /** 1 .. 2^46; rounded up to whole pages by the provider, `length` says what was asked for. */
+  lengthBytes: number;
+  /** Back it by the named file `sharedPath`, so that it outlives the process. Default false. */
+  shared?: boolean;
+  sharedPath?: string;
+  /** Ask for huge pages; QUORATE_SYSTEM if none are to be had. Default false. */
+  hugePages?: boolean;
+}
+
+export interface QpCapabilities {
+  maxSendWr: number;
+  maxRecvWr: number;
+  maxSendSge: number;
+  maxRecvSge: number;
+  maxInlineData: number;
+}
+
+export interface NativeQpInit {
+  /** Default RC. */
+  type?: QpType;
+  sendCq: NativeCompletionQueue;
+  recvCq: NativeCompletionQueue;
+  /** Defaults: 128 send, 16 receive requests, one SGE each, no inline data. */
+  cap?: Partial<QpCapabilities>;
+  /** Every send request yields a completion, signaled or not. Default false. */
+  signalAll?: boolean;
+}
+
+export interface AddressVector {
+  /** Default: true if dgid is given. */
+  isGlobal?: boolean;
+  /** Eight groups of four hexadecimal digits. */
+  dgid?: string;
+  sgidIndex?: number;
+  /** Default 64. */
+  hopLimit?: number;
+  trafficClass?: number;
+  flowLabel?: number;
+  dlid?: number;
+  sl?: number;
+  /** Default 1. */
+  portNum?: number;
+}
+
+/** Attributes of ibv_modify_qp(3); the mask is made of the members that are present. Unknown members are refused. */
+export interface QpAttributes {
+  state?: QpState;
+  curState?: QpState;
+  accessFlags?: number;
+  pkeyIndex?: number;
+  portNum?: number;
+  av?: AddressVector;
+  /** 256, 512, 1024, 2048 or 4096. */
+  pathMtuBytes?: number;
+  /** Local ack timeout: 4.096 us * 2^timeout, 0 = infinite; 0 .. 31. */
+  timeout?: number;
+  retryCnt?: number;
+  rnrRetry?: number;
+  /** 24 bits. */
+  rqPsn?: number;
+  /** 24 bits. */
+  sqPsn?: number;
+  maxRdAtomic?: number;
+  maxDestRdAtomic?: number;
+  minRnrTimer?: number;
+  destQpNum?: number;
+}
+
+/** One request of {@link NativeQueuePair.postSend}. The hot path is {@link NativePostList}. */
+export interface SendWorkRequest {
+  /** Integer below 2^53. Default 0. */
+  wrId?: number;
+  opcode: WrOpcode;
+  /** Default: SIGNALED. */
+  sendFlags?: number;
+  localAddress?: number;
+  /** Bytes; 0 means no scatter/gather element. Default 0. */
+  length?: number;
+  lkey?: number;
+  remoteAddress?: number;
+  rkey?: number;
+  immData?: number;
+  /** Compare value (CAS) or addend (FAA), 64 bits. */
+  compareAdd?: bigint | number;
+  swap?: bigint | number;
+}
+
+export interface ReceiveWorkRequest {
+  wrId?: number;
+  localAddress?: number;
+  length?: number;
+  lkey?: number;
+}
+
+export interface WorkCompletion {
+  wrId: number;
+  status: number;
+  /** Undefined content unless status is 0, see ibv_poll_cq(3). */
+  opcode: number;
+  byteLen: number;
+  qpNum: number;
+  /** Valid if wcFlags has {@link WC_WITH_IMM}. */
+  immData: number;
+  vendorErr: number;
+  wcFlags: number;
+}
+
+/** What post calls return: how many requests were accepted, and why the next one was not. */
+export interface PostResult {
+  accepted: number;
+  /** 0 if all were accepted; EINVAL: wrong state or request, ENOMEM: queue full, ... */
+  errno: number;
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Objects
+
+export type NativeKind =
+  | 'Context'
+  | 'Memory'
+  | 'MemoryRegion'
+  | 'ProtectionDomain'
+  | 'CompletionChannel'
+  | 'CompletionQueue'
+  | 'QueuePair'
+  | 'Fence'
+  | 'Notifier'
+  | 'PostList';
+
+export interface NativeObject {
+  readonly kind: NativeKind;
+  readonly closed: boolean;
+  /** Idempotent. Closes the children first and waits until no other thread is inside a call on the object. */
+  close(): void;
+}
+
+export interface NativeSharedObject extends NativeObject {
+  /**
+   * Puts the object into a table of this process and gives its token. The table holds a reference: the object lives
+   * until it is closed or the token is withdrawn with `unshare`. Sharing an object again gives the same token.
+   * QUORATE_LIMIT above 65,536 tokens.
+   */
+  share(): number;
+}
+
+export interface NativeContext extends NativeSharedObject {
+  readonly kind: 'Context';
+  readonly device: DeviceInfo;
+  readonly accessFlagsRevocationIsSynchronous: boolean;
+  queryDevice(): DeviceAttributes;
+  queryPort(portNum: number): PortAttributes;
+  queryGids(portNum: number): GidEntry[];
+  /** The RoCE v2 GID to use on a port; QUORATE_NO_GID with the table in the message. */
+  chooseGid(portNum: number): GidEntry;
+  allocateMemory(options: MemoryOptions): NativeMemory;
+  allocateProtectionDomain(): NativeProtectionDomain;
+  createCompletionChannel(): NativeCompletionChannel;
+  createCompletionQueue(depth: number, channel?: NativeCompletionChannel | null): NativeCompletionQueue;
+}
+
+export interface NativeMemory extends NativeSharedObject {
+  readonly kind: 'Memory';
+  /** Address of the first byte in this process. */
+  readonly address: number;
+  readonly length: number;
+  /**
+   * An ArrayBuffer over the memory itself; each thread gets one of its own, always the same one. It keeps the mapping
+   * alive. `close()` detaches it in the thread that calls it (its length becomes 0).
+   */
+  readonly buffer: ArrayBuffer;
+}
+
+export interface NativeMemoryRegion extends NativeSharedObject {
+  readonly kind: 'MemoryRegion';
+  readonly lkey: number;
+  readonly rkey: number;
+  readonly address: number;
+  readonly length: number;
+  readonly access: number;
+}
+
+export interface NativeProtectionDomain extends NativeSharedObject {
+  readonly kind: 'ProtectionDomain';
+  registerMemory(memory: NativeMemory, offset: number, length: number, access: number): NativeMemoryRegion;
+  createQueuePair(init: NativeQpInit): NativeQueuePair;
+}
+
+export interface NativeCompletionChannel extends NativeSharedObject {
+  readonly kind: 'CompletionChannel';
+  readonly fd: number;
+  /** Takes and acknowledges one event; null if none is pending. Never blocks. */
+  getEvent(): NativeCompletionQueue | null;
+  /**
+   * Watches the channel in this thread's event loop: each event is taken, acknowledged and handed to the callback.
+   * One callback per channel and thread; a second call replaces it, null stops watching. Does not hold the event loop
+   * open unless `ref()` is called. Re-arming and draining are the callback's duty (see completion-events.ts).
+   */
+  onEvent(callback: ((completionQueue: NativeCompletionQueue) => void) | null): void;
+  ref(): void;
+  unref(): void;
+}
+
+export interface NativeCompletionQueue extends NativeSharedObject {
+  readonly kind: 'CompletionQueue';
+  readonly depth: number;
+  /** At most `max` (1 .. 65,536) completions. Throws on a CQ that overflowed. */
+  poll(max: number): WorkCompletion[];
+  requestNotify(solicitedOnly: boolean): void;
+}
+
+export interface NativeQueuePair extends NativeSharedObject {
+  readonly kind: 'QueuePair';
+  readonly number: number;
+  readonly type: QpType;
+  readonly capabilities: QpCapabilities;
+  /** QUORATE_QP_STATE names the state, the transition and what is missing or surplus. May block (ARP, about 1 s). */
+  modify(attributes: QpAttributes): void;
+  /** The same on a thread of the pool: for the transition to RTR, which may block. */
+  modifyAsync(attributes: QpAttributes): Promise<void>;
+  query(): QpAttributes & { mask: number; state: QpState };
+  /** At most 65,536 requests per call. */
+  postSend(requests: readonly SendWorkRequest[]): PostResult;
+  postReceive(requests: readonly ReceiveWorkRequest[]): PostResult;
+}
+
+/**
+ * An epoch behind a lock. A fenced copy runs inside the lock and only if its epoch is the fence's; `raise` takes the
+ * same lock, so when it has returned no copy of a lower epoch is running or will ever run.
+ */
+export interface NativeFence extends NativeSharedObject {
+  readonly kind: 'Fence';
+  /** Integer below 2^53; a new fence has 0. */
+  readonly epoch: number;
+  /** Sets the epoch, returns the previous one. QUORATE_INVALID_ARGUMENT if `epoch` is below the current one. */
+  raise(epoch: number): number;
+}
+
+/** Wakes the event loop of the thread that made it, from any thread. */
+export interface NativeNotifier extends NativeSharedObject {
+  readonly kind: 'Notifier';
+  /**
+   * Has the callback run once in the owner's event loop; calls that come before it ran are coalesced into it. Returns
+   * false if the notifier is closed. Allocates nothing, never blocks.
+   */
+  notify(): boolean;
+  /** Owner thread only: hold the event loop open / do not. A new notifier does not. */
+  ref(): void;
+  unref(): void;
+}
+
+export interface PostListOptions {
+  /** 1 .. POST_LIST_MAX_ENTRIES. */
+  maxWorkRequests: number;
+  /** maxWorkRequests .. POST_LIST_MAX_ENTRIES. */
+  maxCompletions: number;
+}
+
+/**
+ * The hot path: work requests written as numbers into a preallocated array, posted and polled by one native call that
+ * allocates nothing. It belongs to the thread that made it (it cannot be shared); its CQ, queue pairs, fences and
+ * memories may belong to any.
+ */
+export interface NativePostList extends NativeObject {
+  readonly kind: 'PostList';
+  /** maxWorkRequests * WR_STRIDE doubles. */
+  readonly workRequests: Float64Array;
+  /** maxCompletions * WC_STRIDE doubles. */
+  readonly completions: Float64Array;
+  /** Slots are 0 .. POST_LIST_SLOTS-1; the list holds a reference until the slot is bound to something else or null. */
+  bindQueuePair(slot: number, queuePair: NativeQueuePair | null): void;
+  bindFence(slot: number, fence: NativeFence | null): void;
+  bindMemory(slot: number, memory: NativeMemory | null): void;
+  /**
+   * Posts the first `count` requests in order (consecutive ones of one queue pair with one call to the provider), then
+   * polls the CQ, at least once, until `wanted` completions are in or `spinNs` nanoseconds have passed. Returns how
+   * many completions are in `completions`. Every request yields exactly one completion, in this or a later submit: one
+   * that was refused has status POST_REFUSED and the errno in vendorErr, and so have the later ones of the same queue
+   * pair in this call. A fenced copy completes at once, with status 0 or FENCED; if FENCED, this request and all
+   * behind it in this call complete with FENCED and nothing of them was executed.
+   *
+   * Throws only for arguments out of range, a closed list, or a CQ that is closed or overflowed (then after the
+   * completions of this call, if any, have been delivered by returning normally once).
+   */
+  submit(count: number, spinNs: number, wanted: number): number;
+}
+
+/** Counts for tests and leak checks; whole process. */
+export interface AddonDiagnostics {
+  /** JavaScript objects of this addon that were not yet collected, all threads. */
+  wrappers: number;
+  /** External array buffers (Memory.buffer, PostList arrays) and submit functions not yet released, all threads. */
+  buffers: number;
+  /** Tokens in the share table. */
+  sharedTokens: number;
+  /** Threads that have the addon loaded. */
+  environments: number;
+}
+
+/** The constructor that the addon uses for errors that are neither TypeError nor RangeError. */
+export type NativeErrorClass = new (
+  code: string,
+  message: string,
+  details: { errno?: number; syscall?: string },
+) => Error;
+
+export interface NativeAddon {
+  setErrorClass(errorClass: NativeErrorClass): void;
+  /** Both providers. Never fails for want of libibverbs. */
+  listDevices(options?: { shmDirectory?: string }): DeviceInfo[];
+  ibverbsStatus(): IbverbsStatus;
+  /**
+   * QUORATE_NO_DEVICE names the devices there are. `shmDirectory`: where the shm device keeps its segments; default
+   * the environment variable QUORATE_SHM_DIR, else /dev/shm/quorate-<uid>.
+   */
+  openDevice(name: string, options?: { shmDirectory?: string }): NativeContext;
+
+  /**
+   * The object behind a token, for this thread. QUORATE_INVALID_ARGUMENT for an unknown token, QUORATE_CLOSED if the
+   * object has been closed. Adopting twice in one thread gives the same JavaScript object.
+   */
+  adopt(token: number): NativeSharedObject;
+  /** Withdraws a token; false if there was none. What was adopted stays usable. */
+  unshare(token: number): boolean;
+
+  Fence: new () => NativeFence;
+  /** The notifier lives until close() or the end of its thread. */
+  Notifier: new (
+    callback: () => void,
+  ) => NativeNotifier;
+  PostList: new (completionQueue: NativeCompletionQueue, options: PostListOptions) => NativePostList;
+
+  /**
+   * Blocks this thread until the 32-bit word at `byteOffset` (multiple of 4) differs from `expected`, is woken with
+   * wakeWord or addWord (from any process that maps the same memory), or `timeoutNs` (0 .. MAX_WAIT_NS) has passed.
+   * Returns 0 if woken or changed, 1 on timeout. The word is looked at again every 50 ms at the latest, so a store
+   * that nobody announced (a remote WRITE) is seen after that time too.
+   */
+  waitWord(memory: NativeMemory, byteOffset: number, expected: number, timeoutNs: number): 0 | 1;
+  /** Wakes all waiters on the word; returns how many there were. */
+  wakeWord(memory: NativeMemory, byteOffset: number): number;
+  /** Adds `delta` (an int32 or uint32) to the word, modulo 2^32, atomically, and wakes all waiters. Returns the new value. */
+  addWord(memory: NativeMemory, byteOffset: number, delta: number): number;
+
+  /** Timer slack of the calling thread, PR_SET_TIMERSLACK of prctl(2); 1 .. 1e9 ns, 0 = the thread's default. */
+  setTimerSlack(ns: number): void;
+  /** CLOCK_MONOTONIC in nanoseconds (exact to the nanosecond for the first 104 days of uptime). */
+  monotonicNs(): number;
+
+  wcStatusName(status: number): string;
+  wcStatusExplanation(status: number): string;
+  /** Not for production use. */
+  diagnostics(): AddonDiagnostics;
+}

@@ -1,0 +1,279 @@
+// A queue pair: the two ends of a connection post work requests to it.
+import { randomInt } from 'node:crypto';
+import { invalidArgument } from '../errors.js';
+import type { Context } from './context.js';
+import { normalizeGid } from './gid.js';
+import {
+  type NativeQueuePair,
+  type PostResult,
+  type QpAttributes,
+  type QpCapabilities,
+  QpState,
+  type QpType,
+  type ReceiveWorkRequest,
+  type SendWorkRequest,
+} from './native.js';
+import type { ProtectionDomain } from './protection-domain.js';
+import { existingFace, VerbsObject } from './verbs-object.js';
+
+export type { AddressVector, PostResult, QpAttributes, ReceiveWorkRequest, SendWorkRequest } from './native.js';
+export { QpState, QpType, SendFlags, WrOpcode } from './native.js';
+
+const PSN_VALUES = 2 ** 24;
+/** READs and atomics in flight per connection that the convenience methods ask for, if the device allows as many. */
+const DEFAULT_READS_IN_FLIGHT = 16;
+
+/** A random packet sequence number: 24 bits from the system's random source, so that no peer can guess it. */
+export function randomPsn(): number {
+  return randomInt(PSN_VALUES);
+}
+
+/** What one end of a connection must know of the other; plain data that can be sent as JSON. */
+export interface QueuePairEndpoint {
+  qpNum: number;
+  /** Packet sequence number that this end sends first. */
+  psn: number;
+  /** Eight groups of four hexadecimal digits. */
+  gid: string;
+  /** 0 on Ethernet and shm. */
+  lid: number;
+  /** Largest path MTU that this end's port takes, bytes. */
+  pathMtuBytes: number;
+}
+
+export interface EndpointOptions {
+  /** Default 1. */
+  portNum?: number;
+  /** Index in the port's GID table; default: what Context.chooseGid() chooses (RoCE v2). */
+  sgidIndex?: number;
+}
+
+export interface ToInitOptions {
+  /** Default 1. */
+  portNum?: number;
+  /** Default 0. */
+  pkeyIndex?: number;
+  /** What the peer may do through this queue pair, bits of Access. Default 0: nothing but SEND. */
+  accessFlags?: number;
+}
+
+export interface ToReadyToReceiveOptions extends EndpointOptions {
+  /** Default: the smaller of the two ports' active MTUs. */
+  pathMtuBytes?: number;
+  /** READs and atomics of the peer in flight at once. Default 16, or what the device can take. */
+  maxDestRdAtomic?: number;
+  /** Code of the time a peer waits when no receive is posted, see ibv_modify_qp(3). Default 12 (0.64 ms). */
+  minRnrTimer?: number;
+  /** Default 64. */
+  hopLimit?: number;
+  /** DSCP and ECN bits on RoCE v2. Default 0. */
+  trafficClass?: number;
+  /** Service level (InfiniBand), priority (RoCE). Default 0. */
+  serviceLevel?: number;
+}
+
+export interface ToReadyToSendOptions {
+  /** Packet sequence number of the first request; default {@link QueuePair.psn}. */
+  psn?: number;
+  /** Time to wait for an acknowledgement: 4.096 us * 2^timeout; 0 = for ever. Default 14 (67 ms). */
+  timeout?: number;
+  /** Repetitions after that time, 0 .. 7. Default 7. */
+  retryCnt?: number;
+  /** Repetitions when the peer has no receive posted, 0 .. 6; 7 = for ever. Default 7. */
+  rnrRetry?: number;
+  /** Own READs and atomics in flight at once. Default 16, or what the device can take. */
+  maxRdAtomic?: number;
+}
+
+/** A queue pair, see ibv_create_qp(3). A pair that failed is closed and replaced, never reset and used again. */
+export class QueuePair extends VerbsObject<NativeQueuePair> {
+  /** The domain it was made from; undefined in a thread that adopted it. */
+  readonly protectionDomain: ProtectionDomain | undefined;
+  /** Packet sequence number that this end sends first unless told otherwise: random, fixed for the object's life. */
+  readonly psn: number = randomPsn();
+
+  private constructor(native: NativeQueuePair, protectionDomain?: ProtectionDomain) {
+    super(native, protectionDomain);
+    this.protectionDomain = protectionDomain;
+  }
+
+  /** @internal */
+  static of(native: NativeQueuePair, protectionDomain?: ProtectionDomain): QueuePair {
+    return (existingFace(native) as QueuePair | undefined) ?? new QueuePair(native, protectionDomain);
+  }
+
+  /** The number by which the peer addresses it. */
+  get number(): number {
+    return this.native.number;
+  }
+
+  get type(): QpType {
+    return this.native.type;
+  }
+
+  /** Sizes as granted by the device, at least those asked for. */
+  get capabilities(): QpCapabilities {
+    return this.native.capabilities;
+  }
+
+  /** The current state, from the device. */
+  get state(): QpState {
+    return this.native.query().state;
+  }
+
+  /**
+   * Changes state and attributes, see ibv_modify_qp(3); the attribute mask is made of the members that are present.
+   * The transition to RTR may block for about a second while the network resolves the peer's address: use modifyAsync()
+   * on a thread that must not wait.
+   *
+   * @throws QuorateError QUORATE_QP_STATE: the message names the state the pair is in, the transition, and the
+   * attributes that are missing, surplus or out of range
+   */
+  modify(attributes: QpAttributes): void {
+    this.native.modify(attributes);
+  }
+
+  /** The same without blocking this thread. */
+  modifyAsync(attributes: QpAttributes): Promise<void> {
+    return this.native.modifyAsync(attributes);
+  }
+
+  /** State and attributes, see ibv_query_qp(3); `mask` says which are known. */
+  query(): QpAttributes & { mask: number; state: QpState } {
+    return this.native.query();
+  }
+
+  /**
+   * Posts send requests in order, see ibv_post_send(3). Does not throw when the device refuses one: the result says how
+   * many were accepted and why the next was not. For the hot path use PostList.
+   *
+   * @throws TypeError or RangeError for requests that are malformed; nothing was posted then
+   */
+  postSend(requests: readonly SendWorkRequest[]): PostResult {
+    return this.native.postSend(requests);
+  }
+
+  /** Posts receive requests in order, see ibv_post_recv(3). */
+  postReceive(requests: readonly ReceiveWorkRequest[]): PostResult {
+    return this.native.postReceive(requests);
+  }
+
+  #context(why: string): Context {
+    const context = this.protectionDomain?.context;
+    if (context === undefined) {
+      throw invalidArgument(`this thread adopted the queue pair and does not know its device: ${why} must be given`);
+    }
+    return context;
+  }
+
+  /**
+   * What the peer needs to connect to this queue pair.
+   *
+   * @throws QuorateError QUORATE_NO_GID; TypeError QUORATE_INVALID_ARGUMENT in a thread that adopted the pair, or if
+   * there is no GID with the index
+   */
+  endpoint(options: EndpointOptions = {}): QueuePairEndpoint {
+    const { portNum = 1, sgidIndex } = options;
+    const context = this.#context('its endpoint');
+    const port = context.queryPort(portNum);
+    let entry = sgidIndex === undefined ? context.chooseGid(portNum) : undefined;
+    if (sgidIndex !== undefined) {
+      entry = context.queryGids(portNum).find((candidate) => candidate.index === sgidIndex);
+      if (entry === undefined) throw invalidArgument(`port ${portNum} of ${context.name} has no GID ${sgidIndex}`);
+    }
+    return {
+      qpNum: this.number,
+      psn: this.psn,
+      gid: entry?.gid ?? '',
+      lid: port.lid,
+      pathMtuBytes: port.activeMtuBytes,
+    };
+  }
+
+  /** Attributes of the transition RESET to INIT. */
+  initAttributes(options: ToInitOptions = {}): QpAttributes {
+    const { portNum = 1, pkeyIndex = 0, accessFlags = 0 } = options;
+    return { state: QpState.INIT, portNum, pkeyIndex, accessFlags };
+  }
+
+  /**
+   * RESET to INIT of a reliable connection.
+   *
+   * @throws QuorateError QUORATE_QP_STATE
+   */
+  toInit(options: ToInitOptions = {}): void {
+    this.modify(this.initAttributes(options));
+  }
+
+  /** Attributes of the transition INIT to RTR, connecting to `remote`. */
+  readyToReceiveAttributes(remote: QueuePairEndpoint, options: ToReadyToReceiveOptions = {}): QpAttributes {
+    const { portNum = 1 } = options;
+    const port = options.pathMtuBytes === undefined ? this.#context('pathMtuBytes').queryPort(portNum) : undefined;
+    const context = this.protectionDomain?.context;
+    const linkLayer = port?.linkLayer ?? context?.queryPort(portNum).linkLayer;
+    const isGlobal = linkLayer !== 'InfiniBand';
+    return {
+      state: QpState.RTR,
+      pathMtuBytes: options.pathMtuBytes ?? Math.min(port?.activeMtuBytes ?? remote.pathMtuBytes, remote.pathMtuBytes),
+      destQpNum: remote.qpNum,
+      rqPsn: remote.psn,
+      maxDestRdAtomic:
+        options.maxDestRdAtomic ??
+        Math.min(DEFAULT_READS_IN_FLIGHT, this.#context('maxDestRdAtomic').limits.maxQpRdAtom),
+      minRnrTimer: options.minRnrTimer ?? 12,
+      av: {
+        isGlobal,
+        ...(isGlobal ? { dgid: normalizeGid(remote.gid) } : {}),
+        sgidIndex: options.sgidIndex ?? this.#context('sgidIndex').chooseGid(portNum).index,
+        hopLimit: options.hopLimit ?? 64,
+        trafficClass: options.trafficClass ?? 0,
+        sl: options.serviceLevel ?? 0,
+        dlid: remote.lid,
+        portNum,
+      },
+    };
+  }
+
+  /**
+   * INIT to RTR: from here on requests of the peer are served. May block for about a second on Ethernet while the
+   * peer's address is resolved; toReadyToReceiveAsync() does not block.
+   *
+   * @throws QuorateError QUORATE_QP_STATE, QUORATE_NO_GID, QUORATE_SYSTEM (peer's address cannot be resolved)
+   */
+  toReadyToReceive(remote: QueuePairEndpoint, options: ToReadyToReceiveOptions = {}): void {
+    this.modify(this.readyToReceiveAttributes(remote, options));
+  }
+
+  /** The same without blocking this thread. */
+  async toReadyToReceiveAsync(remote: QueuePairEndpoint, options: ToReadyToReceiveOptions = {}): Promise<void> {
+    await this.modifyAsync(this.readyToReceiveAttributes(remote, options));
+  }
+
+  /** Attributes of the transition RTR to RTS. */
+  readyToSendAttributes(options: ToReadyToSendOptions = {}): QpAttributes {
+    const { psn = this.psn, timeout = 14, retryCnt = 7, rnrRetry = 7 } = options;
+    return {
+      state: QpState.RTS,
+      sqPsn: psn,
+      timeout,
+      retryCnt,
+      rnrRetry,
+      maxRdAtomic:
+        options.maxRdAtomic ?? Math.min(DEFAULT_READS_IN_FLIGHT, this.#context('maxRdAtomic').limits.maxQpInitRdAtom),
+    };
+  }
+
+  /**
+   * RTR to RTS: from here on requests can be posted.
+   *
+   * @throws QuorateError QUORATE_QP_STATE
+   */
+  toReadyToSend(options: ToReadyToSendOptions = {}): void {
+    this.modify(this.readyToSendAttributes(options));
+  }
+
+  /** To the error state: everything outstanding is flushed. The pair is of no more use after it. */
+  toError(): void {
+    this.modify({ state: QpState.ERR });
+  }
+}

@@ -1,0 +1,78 @@
+// Handing objects from one thread of the process to another.
+import { invalidArgument } from '../errors.js';
+import { CompletionChannel } from './completion-channel.js';
+import { CompletionQueue } from './completion-queue.js';
+import { Context } from './context.js';
+import { Fence } from './fence.js';
+import { addon } from './load-addon.js';
+import { Memory } from './memory.js';
+import { MemoryRegion } from './memory-region.js';
+import type {
+  NativeCompletionChannel,
+  NativeCompletionQueue,
+  NativeContext,
+  NativeFence,
+  NativeMemory,
+  NativeMemoryRegion,
+  NativeNotifier,
+  NativeProtectionDomain,
+  NativeQueuePair,
+} from './native.js';
+import { Notifier } from './notifier.js';
+import { ProtectionDomain } from './protection-domain.js';
+import { QueuePair } from './queue-pair.js';
+import type { VerbsObject } from './verbs-object.js';
+
+function face(token: number): VerbsObject {
+  const native = addon.adopt(token);
+  switch (native.kind) {
+    case 'Context':
+      return Context.of(native as NativeContext);
+    case 'Memory':
+      return Memory.of(native as NativeMemory);
+    case 'MemoryRegion':
+      return MemoryRegion.of(native as NativeMemoryRegion);
+    case 'ProtectionDomain':
+      return ProtectionDomain.of(native as NativeProtectionDomain);
+    case 'CompletionChannel':
+      return CompletionChannel.of(native as NativeCompletionChannel);
+    case 'CompletionQueue':
+      return CompletionQueue.of(native as NativeCompletionQueue);
+    case 'QueuePair':
+      return QueuePair.of(native as NativeQueuePair);
+    case 'Fence':
+      return Fence.of(native as NativeFence);
+    case 'Notifier':
+      return Notifier.of(native as NativeNotifier);
+    case 'PostList':
+      throw invalidArgument('a PostList belongs to the thread that made it');
+  }
+}
+
+/**
+ * This thread's object for what another thread shared: `adopt(token, QueuePair)`. Both stand for the same native
+ * object, which lives until it is closed or the last thread lets go of it. Adopting again gives the same object.
+ *
+ * @param expected the class that the object must be of; leave it out to take any
+ * @throws TypeError QUORATE_INVALID_ARGUMENT for an unknown token or another class; QuorateError QUORATE_CLOSED
+ */
+export function adopt(token: number): VerbsObject;
+export function adopt<Class extends VerbsObject>(
+  token: number,
+  expected: { readonly prototype: Class; readonly name: string },
+): Class;
+export function adopt(
+  token: number,
+  expected?: { readonly prototype: VerbsObject; readonly name: string },
+): VerbsObject {
+  const object = face(token);
+  if (expected !== undefined && !Object.prototype.isPrototypeOf.call(expected.prototype, object)) {
+    throw invalidArgument(`token ${token} stands for a ${object.kind}, not for a ${expected.name}`);
+  }
+  return object;
+}
+
+/** Withdraws a token; what was adopted with it stays usable. False if there was no such token. */
+export function unshare(token: number): boolean {
+  return addon.unshare(token);
+}

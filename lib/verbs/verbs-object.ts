@@ -1,0 +1,77 @@
+// What all objects of the verbs API have in common: the native object behind them, closing, and sharing with other
+// threads. A parent keeps its children until they are closed: a memory region of which a program keeps only the rkey
+// must not be deregistered by the garbage collector. When nothing refers to a whole family any more, it is collected.
+import type { NativeKind, NativeObject, NativeSharedObject } from './native.js';
+
+const faces = new WeakMap<NativeObject, VerbsObject>();
+
+/** Base class of all objects that are made by a device, of Fence and of Notifier. */
+export abstract class VerbsObject<Native extends NativeSharedObject = NativeSharedObject> {
+  /** @internal */
+  readonly native: Native;
+  readonly #parent: VerbsObject | undefined;
+  readonly #children = new Set<VerbsObject>();
+
+  /** @internal Objects are made by openDevice(), by methods of their parent, and by adopt(). */
+  constructor(native: Native, parent?: VerbsObject) {
+    this.native = native;
+    this.#parent = parent;
+    faces.set(native, this);
+    // The native object prints nothing but its prototype; keep it out of console.log and util.inspect.
+    Object.defineProperty(this, 'native', { enumerable: false });
+  }
+
+  /** "Context", "QueuePair", ... */
+  get kind(): NativeKind {
+    return this.native.kind;
+  }
+
+  /** True once the object was closed, by close() in any thread or together with its parent. */
+  get closed(): boolean {
+    return this.native.closed;
+  }
+
+  /**
+   * Ends the object, its children first. Idempotent. Waits until no other thread is inside a call on it; every later
+   * call fails with QUORATE_CLOSED.
+   *
+   * @throws QuorateError QUORATE_REVOKE_FAILED if the device did not confirm that a right is revoked (MemoryRegion,
+   * QueuePair); the object then stays open. QUORATE_SYSTEM if the device refused otherwise.
+   */
+  close(): void {
+    this.native.close();
+    this.#children.clear();
+    this.#parent?.release(this);
+  }
+
+  /** The same as close(), for `using` declarations. */
+  [Symbol.dispose](): void {
+    this.close();
+  }
+
+  /**
+   * A number that stands for this object in the whole process: another thread gets its own JavaScript object on the
+   * same native object with adopt(). The object then lives until it is closed, or unshare() was called and nobody
+   * holds it any more. Sharing again gives the same number.
+   *
+   * @throws QuorateError QUORATE_CLOSED; QUORATE_LIMIT above 65,536 shared objects
+   */
+  share(): number {
+    return this.native.share();
+  }
+
+  /** @internal */
+  retain<Child extends VerbsObject>(child: Child): Child {
+    this.#children.add(child);
+    return child;
+  }
+
+  private release(child: VerbsObject): void {
+    this.#children.delete(child);
+  }
+}
+
+/** @internal The object that stands for a native one, if there is one. */
+export function existingFace(native: NativeObject): VerbsObject | undefined {
+  return faces.get(native);
+}

@@ -1,0 +1,74 @@
+// The hot path: work requests described as doubles in an array that JavaScript writes, posted and polled by one call
+// that allocates nothing. The layout is that of lib/verbs/native.ts (WR_STRIDE, WC_STRIDE, WR, WC). Nothing in the
+// arrays is trusted: a field that is no valid number of its kind makes that request fail with EINVAL, it cannot make
+// the process touch memory that is not its own to touch.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "addon/fence.h"
+#include "verbs/verbs.h"
+
+namespace quorate::addon {
+
+constexpr size_t kWrStride = 16;
+constexpr size_t kWcStride = 8;
+constexpr size_t kPostListSlots = 64;
+constexpr size_t kPostListMaxEntries = 65536;
+constexpr uint64_t kMaxSpinNs = 10'000'000'000;
+constexpr int kOpFencedCopy = 100;
+constexpr int kStatusPostRefused = 1000;
+constexpr int kStatusFenced = 1001;
+
+// Belongs to one thread. The objects bound to it may be used by others at the same time.
+class PostList : public VerbsObject {
+ public:
+  PostList(std::shared_ptr<CompletionQueue> completionQueue, size_t maxWorkRequests, size_t maxCompletions);
+
+  const char* kind() const override { return "PostList"; }
+  void close() override;
+  bool closed() const override { return closed_; }
+
+  double* workRequests() { return workRequests_.data(); }
+  double* completions() { return completions_.data(); }
+  size_t maxWorkRequests() const { return maxWorkRequests_; }
+  size_t maxCompletions() const { return maxCompletions_; }
+
+  void bindQueuePair(size_t slot, std::shared_ptr<QueuePair> queuePair);
+  void bindFence(size_t slot, std::shared_ptr<Fence> fence);
+  void bindMemory(size_t slot, std::shared_ptr<Memory> memory);
+
+  // See NativePostList.submit. count <= maxWorkRequests, wanted <= maxCompletions, spinNs <= kMaxSpinNs.
+  size_t submit(size_t count, uint64_t spinNs, size_t wanted);
+
+ private:
+  // Fills staged_[index] from the array; an errno if the request is malformed, else 0.
+  int decode(const double* request, SendWorkRequest* out) const;
+  void postBatch(size_t slot, size_t count);
+  // True if the requests behind it may go out.
+  bool fencedCopy(const double* request);
+  bool inBoundMemory(uint64_t address, uint64_t length) const;
+  void complete(double wrId, int status, int opcode, uint32_t byteLen, uint32_t qpNum, uint32_t vendorErr);
+  // Takes what the queue holds now, as far as there is room.
+  void pollOnce();
+
+  const size_t maxWorkRequests_, maxCompletions_;
+  std::vector<double> workRequests_, completions_;
+  std::vector<SendWorkRequest> staged_;
+  std::vector<WorkCompletion> polled_;
+  std::shared_ptr<CompletionQueue> completionQueue_;
+  std::array<std::shared_ptr<QueuePair>, kPostListSlots> queuePairs_;
+  std::array<std::shared_ptr<Fence>, kPostListSlots> fences_;
+  std::array<std::shared_ptr<Memory>, kPostListSlots> memories_;
+  size_t memorySlotsUsed_ = 0;  // slots at and above this are empty
+  size_t filled_ = 0;           // completions in the array, during submit
+  // Queue pairs that refused a request in this submit, and why.
+  uint64_t refusedSlots_ = 0;
+  std::array<int, kPostListSlots> refusedErrno_{};
+  bool closed_ = false;
+};
+
+}  // namespace quorate::addon

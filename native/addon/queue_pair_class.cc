@@ -1,0 +1,282 @@
+// JavaScript class QueuePair.
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "addon/arguments.h"
+#include "addon/environment.h"
+#include "addon/memory_ranges.h"
+
+namespace quorate::addon {
+
+namespace {
+
+constexpr uint64_t kMaxUint32 = 0xffffffff;
+constexpr uint64_t kMaxPsn = 0xffffff;
+constexpr uint64_t kMaxRequestsPerCall = 65536;
+
+Napi::Value number(Environment& environment, double value) { return Napi::Number::New(environment.env(), value); }
+
+// An integer attribute of ibv_qp_attr: its JavaScript name, mask bit, range, and how it is stored and loaded.
+struct AttributeField {
+  const char* name;
+  uint32_t maskBit;
+  uint64_t max;
+  void (*store)(QpAttributes&, uint64_t);
+  double (*load)(const QpAttributes&);
+};
+
+template <auto member>
+constexpr AttributeField field(const char* name, uint32_t maskBit, uint64_t max) {
+  return {name, maskBit, max,
+          [](QpAttributes& attributes, uint64_t value) {
+            attributes.*member = static_cast<std::remove_reference_t<decltype(attributes.*member)>>(value);
+          },
+          [](const QpAttributes& attributes) { return static_cast<double>(static_cast<int64_t>(attributes.*member)); }};
+}
+
+constexpr AttributeField kFields[] = {
+    field<&QpAttributes::state>("state", kQpState, 6),
+    field<&QpAttributes::curState>("curState", kQpCurState, 6),
+    field<&QpAttributes::accessFlags>("accessFlags", kQpAccessFlags, 31),
+    field<&QpAttributes::pkeyIndex>("pkeyIndex", kQpPkeyIndex, 0xffff),
+    field<&QpAttributes::portNum>("portNum", kQpPort, 255),
+    field<&QpAttributes::pathMtuBytes>("pathMtuBytes", kQpPathMtu, 4096),
+    field<&QpAttributes::timeout>("timeout", kQpTimeout, 31),
+    field<&QpAttributes::retryCnt>("retryCnt", kQpRetryCnt, 7),
+    field<&QpAttributes::rnrRetry>("rnrRetry", kQpRnrRetry, 7),
+    field<&QpAttributes::rqPsn>("rqPsn", kQpRqPsn, kMaxPsn),
+    field<&QpAttributes::sqPsn>("sqPsn", kQpSqPsn, kMaxPsn),
+    field<&QpAttributes::maxRdAtomic>("maxRdAtomic", kQpMaxQpRdAtomic, 255),
+    field<&QpAttributes::maxDestRdAtomic>("maxDestRdAtomic", kQpMaxDestRdAtomic, 255),
+    field<&QpAttributes::minRnrTimer>("minRnrTimer", kQpMinRnrTimer, 31),
+    field<&QpAttributes::destQpNum>("destQpNum", kQpDestQpn, kMaxUint32),
+};
+
+AddressVector readAddressVector(const Napi::Value& value) {
+  const Napi::Object object = readObject(value, "av");
+  refuseUnknownMembers(object, "av",
+                       {"isGlobal", "dgid", "sgidIndex", "hopLimit", "trafficClass", "flowLabel", "dlid", "sl", "portNum"});
+  AddressVector av;
+  const Napi::Value dgid = object.Get("dgid");
+  if (!isAbsent(dgid)) av.dgid = parseGid(readString(dgid, "av.dgid"), "av.dgid");
+  av.isGlobal = readBooleanMember(object, "isGlobal", !isAbsent(dgid));
+  av.sgidIndex = static_cast<int>(readIntegerMember(object, "sgidIndex", 0, 255, av.sgidIndex));
+  av.hopLimit = static_cast<int>(readIntegerMember(object, "hopLimit", 0, 255, av.hopLimit));
+  av.trafficClass = static_cast<uint8_t>(readIntegerMember(object, "trafficClass", 0, 255, av.trafficClass));
+  av.flowLabel = static_cast<uint32_t>(readIntegerMember(object, "flowLabel", 0, 0xfffff, av.flowLabel));
+  av.dlid = static_cast<uint16_t>(readIntegerMember(object, "dlid", 0, 0xffff, av.dlid));
+  av.sl = static_cast<uint8_t>(readIntegerMember(object, "sl", 0, 15, av.sl));
+  av.portNum = static_cast<uint8_t>(readIntegerMember(object, "portNum", 1, 255, av.portNum));
+  return av;
+}
+
+QpAttributes readAttributes(const Napi::Value& value) {
+  const Napi::Object object = readObject(value, "attributes");
+  refuseUnknownMembers(object, "attributes",
+                       {"state", "curState", "accessFlags", "pkeyIndex", "portNum", "av", "pathMtuBytes", "timeout",
+                        "retryCnt", "rnrRetry", "rqPsn", "sqPsn", "maxRdAtomic", "maxDestRdAtomic", "minRnrTimer",
+                        "destQpNum"});
+  QpAttributes attributes;
+  for (const AttributeField& entry : kFields) {
+    const Napi::Value member = object.Get(entry.name);
+    if (isAbsent(member)) continue;
+    const uint64_t given = readInteger(member, entry.name, 0, entry.max);
+    if (entry.maskBit == kQpPathMtu && (given < 256 || (given & (given - 1)) != 0)) {
+      throwOutOfRange("pathMtuBytes must be 256, 512, 1024, 2048 or 4096, got " + std::to_string(given));
+    }
+    entry.store(attributes, given);
+    attributes.mask |= entry.maskBit;
+  }
+  const Napi::Value av = object.Get("av");
+  if (!isAbsent(av)) {
+    attributes.av = readAddressVector(av);
+    attributes.mask |= kQpAv;
+  }
+  return attributes;
+}
+
+Napi::Value getNumber(Environment& environment, const Napi::CallbackInfo&, Wrapper& self) {
+  return number(environment, as<QueuePair>(self)->number());
+}
+
+Napi::Value getType(Environment& environment, const Napi::CallbackInfo&, Wrapper& self) {
+  return number(environment, static_cast<int>(as<QueuePair>(self)->type()));
+}
+
+Napi::Value getCapabilities(Environment& environment, const Napi::CallbackInfo&, Wrapper& self) {
+  const QpCapabilities cap = as<QueuePair>(self)->capabilities();
+  Napi::Object object = Napi::Object::New(environment.env());
+  object.Set("maxSendWr", number(environment, cap.maxSendWr));
+  object.Set("maxRecvWr", number(environment, cap.maxRecvWr));
+  object.Set("maxSendSge", number(environment, cap.maxSendSge));
+  object.Set("maxRecvSge", number(environment, cap.maxRecvSge));
+  object.Set("maxInlineData", number(environment, cap.maxInlineData));
+  return object;
+}
+
+Napi::Value modify(Environment& environment, const Napi::CallbackInfo& info, Wrapper& self) {
+  as<QueuePair>(self)->modify(readAttributes(info[0]));
+  return environment.env().Undefined();
+}
+
+// modify on a thread of the pool; the promise is settled on the thread that called.
+class ModifyWorker : public Napi::AsyncWorker {
+ public:
+  ModifyWorker(Environment& environment, std::shared_ptr<QueuePair> queuePair, const QpAttributes& attributes)
+      : Napi::AsyncWorker(environment.env(), "quorate.QueuePair.modifyAsync"),
+        environment_(environment.shared_from_this()),
+        deferred_(Napi::Promise::Deferred::New(environment.env())),
+        queuePair_(std::move(queuePair)),
+        attributes_(attributes) {}
+  Napi::Promise promise() const { return deferred_.Promise(); }
+
+ protected:
+  void Execute() override {
+    try {
+      queuePair_->modify(attributes_);
+    } catch (const VerbsError& error) {
+      failure_ = std::make_unique<VerbsError>(error.code, error.what(), error.errnum, error.syscall);
+    }
+  }
+  void OnOK() override {
+    queuePair_.reset();
+    if (failure_ != nullptr) {
+      deferred_.Reject(environment_->makeError(*failure_));
+    } else {
+      deferred_.Resolve(Env().Undefined());
+    }
+  }
+  void OnError(const Napi::Error& error) override { deferred_.Reject(error.Value()); }
+
+ private:
+  const std::shared_ptr<Environment> environment_;
+  Napi::Promise::Deferred deferred_;
+  std::shared_ptr<QueuePair> queuePair_;
+  const QpAttributes attributes_;
+  std::unique_ptr<VerbsError> failure_;
+};
+
+Napi::Value modifyAsync(Environment& environment, const Napi::CallbackInfo& info, Wrapper& self) {
+  auto* worker = new ModifyWorker(environment, as<QueuePair>(self), readAttributes(info[0]));
+  const Napi::Promise promise = worker->promise();
+  worker->Queue();  // deletes itself when done
+  return promise;
+}
+
+Napi::Value query(Environment& environment, const Napi::CallbackInfo&, Wrapper& self) {
+  const QpAttributes attributes = as<QueuePair>(self)->query();
+  Napi::Env env = environment.env();
+  Napi::Object object = Napi::Object::New(env);
+  object.Set("mask", number(environment, attributes.mask));
+  for (const AttributeField& entry : kFields) {
+    if ((attributes.mask & entry.maskBit) != 0 || entry.maskBit == kQpState) {
+      object.Set(entry.name, number(environment, entry.load(attributes)));
+    }
+  }
+  if ((attributes.mask & kQpAv) != 0) {
+    const AddressVector& av = attributes.av;
+    Napi::Object vector = Napi::Object::New(env);
+    vector.Set("isGlobal", Napi::Boolean::New(env, av.isGlobal));
+    vector.Set("dgid", av.dgid.toString());
+    vector.Set("sgidIndex", number(environment, av.sgidIndex));
+    vector.Set("hopLimit", number(environment, av.hopLimit));
+    vector.Set("trafficClass", number(environment, av.trafficClass));
+    vector.Set("flowLabel", number(environment, av.flowLabel));
+    vector.Set("dlid", number(environment, av.dlid));
+    vector.Set("sl", number(environment, av.sl));
+    vector.Set("portNum", number(environment, av.portNum));
+    object.Set("av", vector);
+  }
+  return object;
+}
+
+Napi::Array readRequests(const Napi::Value& value) {
+  if (!value.IsArray()) throwInvalidArgument("requests must be an array");
+  const Napi::Array array = value.As<Napi::Array>();
+  if (array.Length() > kMaxRequestsPerCall) {
+    throwOutOfRange("at most " + std::to_string(kMaxRequestsPerCall) + " requests can be posted in one call, got " +
+                    std::to_string(array.Length()));
+  }
+  return array;
+}
+
+Napi::Value postResult(Environment& environment, size_t accepted, size_t count, int errnum) {
+  Napi::Object object = Napi::Object::New(environment.env());
+  object.Set("accepted", number(environment, static_cast<double>(accepted)));
+  object.Set("errno", number(environment, accepted == count ? 0 : errnum));
+  return object;
+}
+
+Napi::Value postSend(Environment& environment, const Napi::CallbackInfo& info, Wrapper& self) {
+  const Napi::Array array = readRequests(info[0]);
+  std::vector<SendWorkRequest> requests(array.Length());
+  std::vector<std::shared_ptr<Memory>> inlineSources;  // stay mapped until the provider has copied from them
+  for (uint32_t i = 0; i < requests.size(); i++) {
+    Napi::HandleScope scope(environment.env());
+    const Napi::Object object = readObject(array.Get(i), "requests[" + std::to_string(i) + "]");
+    refuseUnknownMembers(object, "request",
+                         {"wrId", "opcode", "sendFlags", "localAddress", "length", "lkey", "remoteAddress", "rkey",
+                          "immData", "compareAdd", "swap"});
+    SendWorkRequest& request = requests[i];
+    request.wrId = readIntegerMember(object, "wrId", 0, kMaxSafeInteger, 0);
+    request.opcode = static_cast<WrOpcode>(readInteger(object.Get("opcode"), "opcode", 0, 6));
+    request.sendFlags = static_cast<uint32_t>(readIntegerMember(object, "sendFlags", 0, 15, kSendSignaled));
+    request.localAddress = readIntegerMember(object, "localAddress", 0, kMaxSafeInteger, 0);
+    request.length = static_cast<uint32_t>(readIntegerMember(object, "length", 0, kMaxUint32, 0));
+    request.lkey = static_cast<uint32_t>(readIntegerMember(object, "lkey", 0, kMaxUint32, 0));
+    request.remoteAddress = readIntegerMember(object, "remoteAddress", 0, kMaxSafeInteger, 0);
+    request.rkey = static_cast<uint32_t>(readIntegerMember(object, "rkey", 0, kMaxUint32, 0));
+    request.immData = static_cast<uint32_t>(readIntegerMember(object, "immData", 0, kMaxUint32, 0));
+    const Napi::Value compareAdd = object.Get("compareAdd");
+    if (!isAbsent(compareAdd)) request.compareAdd = readUint64(compareAdd, "compareAdd");
+    const Napi::Value swap = object.Get("swap");
+    if (!isAbsent(swap)) request.swap = readUint64(swap, "swap");
+    if ((request.sendFlags & kSendInline) != 0 && request.length > 0) {
+      inlineSources.push_back(memoryHolding(request.localAddress, request.length));
+      if (inlineSources.back() == nullptr) {
+        throwInvalidArgument("requests[" + std::to_string(i) + "] is inline, but [localAddress, localAddress + length) " +
+                             "is not inside a Memory of this process");
+      }
+    }
+  }
+  int errnum = 0;
+  const size_t accepted = as<QueuePair>(self)->postSend(requests.data(), requests.size(), &errnum);
+  return postResult(environment, accepted, requests.size(), errnum);
+}
+
+Napi::Value postReceive(Environment& environment, const Napi::CallbackInfo& info, Wrapper& self) {
+  const Napi::Array array = readRequests(info[0]);
+  std::vector<ReceiveWorkRequest> requests(array.Length());
+  for (uint32_t i = 0; i < requests.size(); i++) {
+    Napi::HandleScope scope(environment.env());
+    const Napi::Object object = readObject(array.Get(i), "requests[" + std::to_string(i) + "]");
+    refuseUnknownMembers(object, "request", {"wrId", "localAddress", "length", "lkey"});
+    ReceiveWorkRequest& request = requests[i];
+    request.wrId = readIntegerMember(object, "wrId", 0, kMaxSafeInteger, 0);
+    request.localAddress = readIntegerMember(object, "localAddress", 0, kMaxSafeInteger, 0);
+    request.length = static_cast<uint32_t>(readIntegerMember(object, "length", 0, kMaxUint32, 0));
+    request.lkey = static_cast<uint32_t>(readIntegerMember(object, "lkey", 0, kMaxUint32, 0));
+  }
+  int errnum = 0;
+  const size_t accepted = as<QueuePair>(self)->postReceive(requests.data(), requests.size(), &errnum);
+  return postResult(environment, accepted, requests.size(), errnum);
+}
+
+}  // namespace
+
+std::vector<napi_property_descriptor> queuePairMembers(Environment* environment) {
+  constexpr Kind k = Kind::QueuePair;
+  return {
+      getter<k, getNumber>(environment, "number"),
+      getter<k, getType>(environment, "type"),
+      getter<k, getCapabilities>(environment, "capabilities"),
+      method<k, modify>(environment, "modify"),
+      method<k, modifyAsync>(environment, "modifyAsync"),
+      method<k, query>(environment, "query"),
+      method<k, postSend>(environment, "postSend"),
+      method<k, postReceive>(environment, "postReceive"),
+  };
+}
+
+}  // namespace quorate::addon

@@ -1,0 +1,135 @@
+// Waiting without an event loop, for worker threads: futexes on words of a Memory, timer slack, the clock. The futexes
+// are shared ones (not FUTEX_PRIVATE), so that other processes which map the same memory can wake a waiter.
+#include <linux/futex.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <climits>
+#include <string>
+#include <system_error>
+
+#include "addon/arguments.h"
+#include "addon/environment.h"
+
+namespace quorate::addon {
+
+namespace {
+
+constexpr uint64_t kMaxWaitNs = 60'000'000'000;
+// A wait is made of slices: when the shm provider moves a memory to a fresh segment, a waiter on the old one is not
+// woken by a wake on the new one, and a remote WRITE wakes nobody. So the word is looked at again this often.
+constexpr uint64_t kSliceNs = 50'000'000;
+constexpr uint64_t kNsPerSecond = 1'000'000'000;
+
+uint64_t monotonicNs() {
+  timespec now{};
+  ::clock_gettime(CLOCK_MONOTONIC, &now);
+  return static_cast<uint64_t>(now.tv_sec) * kNsPerSecond + static_cast<uint64_t>(now.tv_nsec);
+}
+
+struct Word {
+  std::shared_ptr<Memory> memory;  // keeps the mapping
+  uint32_t* address;
+};
+
+Word readWord(const Napi::CallbackInfo& info) {
+  Word word;
+  word.memory = readHandleAs<Memory>(info[0], "memory", Kind::Memory);
+  const uint64_t offset = readInteger(info[1], "byteOffset", 0, kMaxSafeInteger);
+  if (offset % sizeof(uint32_t) != 0) {
+    throwOutOfRange("byteOffset must be a multiple of 4, got " + std::to_string(offset));
+  }
+  if (word.memory->length() < sizeof(uint32_t) || offset > word.memory->length() - sizeof(uint32_t)) {
+    throwOutOfRange("byteOffset " + std::to_string(offset) + " is outside the memory of " +
+                    std::to_string(word.memory->length()) + " bytes");
+  }
+  word.address = reinterpret_cast<uint32_t*>(word.memory->data() + offset);
+  return word;
+}
+
+int wakeAll(uint32_t* address) {
+  const long woken = ::syscall(SYS_futex, address, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
+  if (woken < 0) {
+    const int errnum = errno;
+    throw VerbsError("QUORATE_SYSTEM", "cannot wake waiters: " + std::generic_category().message(errnum), errnum,
+                     "futex(FUTEX_WAKE)");
+  }
+  return static_cast<int>(woken);
+}
+
+Napi::Value waitWord(Environment& environment, const Napi::CallbackInfo& info) {
+  const Word word = readWord(info);
+  const uint32_t expected = static_cast<uint32_t>(readInteger(info[2], "expected", 0, 0xffffffff));
+  const uint64_t timeoutNs = readInteger(info[3], "timeoutNs", 0, kMaxWaitNs);
+  const auto result = [&](int value) { return Napi::Number::New(environment.env(), value); };
+  const uint64_t deadline = monotonicNs() + timeoutNs;
+  const std::atomic_ref<uint32_t> value(*word.address);
+  while (value.load(std::memory_order_seq_cst) == expected) {
+    const uint64_t now = monotonicNs();
+    if (now >= deadline) return result(1);
+    const uint64_t slice = std::min(deadline - now, kSliceNs);
+    const timespec relative = {static_cast<time_t>(slice / kNsPerSecond), static_cast<long>(slice % kNsPerSecond)};
+    if (::syscall(SYS_futex, word.address, FUTEX_WAIT, expected, &relative, nullptr, 0) == 0) return result(0);
+    const int errnum = errno;
+    if (errnum != EAGAIN && errnum != ETIMEDOUT && errnum != EINTR) {
+      throw VerbsError("QUORATE_SYSTEM", "cannot wait for a word: " + std::generic_category().message(errnum), errnum,
+                       "futex(FUTEX_WAIT)");
+    }
+  }
+  return result(0);
+}
+
+Napi::Value wakeWord(Environment& environment, const Napi::CallbackInfo& info) {
+  const Word word = readWord(info);
+  return Napi::Number::New(environment.env(), wakeAll(word.address));
+}
+
+Napi::Value addWord(Environment& environment, const Napi::CallbackInfo& info) {
+  const Word word = readWord(info);
+  if (!info[2].IsNumber()) throwInvalidArgument("delta must be a number");
+  const double given = info[2].As<Napi::Number>().DoubleValue();
+  const bool negative = given < 0;
+  const uint64_t magnitude =
+      negative ? readInteger(Napi::Number::New(environment.env(), -given), "-delta", 0, 0x80000000u)
+               : readInteger(info[2], "delta", 0, 0xffffffff);
+  const uint32_t delta = negative ? 0u - static_cast<uint32_t>(magnitude) : static_cast<uint32_t>(magnitude);
+  const std::atomic_ref<uint32_t> value(*word.address);
+  const uint32_t sum = value.fetch_add(delta, std::memory_order_seq_cst) + delta;
+  wakeAll(word.address);
+  return Napi::Number::New(environment.env(), sum);
+}
+
+Napi::Value setTimerSlack(Environment& environment, const Napi::CallbackInfo& info) {
+  const uint64_t ns = readInteger(info[0], "ns", 0, kNsPerSecond);
+  if (::prctl(PR_SET_TIMERSLACK, ns, 0, 0, 0) != 0) {
+    const int errnum = errno;
+    throw VerbsError("QUORATE_SYSTEM", "cannot set the timer slack: " + std::generic_category().message(errnum), errnum,
+                     "prctl(PR_SET_TIMERSLACK)");
+  }
+  return environment.env().Undefined();
+}
+
+napi_value monotonicNsCallback(napi_env env, napi_callback_info) {
+  napi_value result = nullptr;
+  napi_create_double(env, static_cast<double>(monotonicNs()), &result);
+  return result;
+}
+
+}  // namespace
+
+std::vector<napi_property_descriptor> waitFunctions(Environment* environment) {
+  return {
+      function<waitWord>(environment, "waitWord"),
+      function<wakeWord>(environment, "wakeWord"),
+      function<addWord>(environment, "addWord"),
+      function<setTimerSlack>(environment, "setTimerSlack"),
+      {"monotonicNs", nullptr, monotonicNsCallback, nullptr, nullptr, nullptr, napi_enumerable, environment},
+  };
+}
+
+}  // namespace quorate::addon

@@ -1,0 +1,262 @@
+// See completion.h.
+#include "provider/shm/completion.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cassert>
+#include <cerrno>
+
+#include "provider/shm/queue_pair.h"
+
+namespace quorate::shm {
+namespace {
+
+// poll() also looks without a doorbell now and then: a requester may have died between its completion and the doorbell.
+constexpr uint32_t kPollsWithoutLook = 1024;
+constexpr int kMaxStaleEvents = 4096;  // skipped in one getEvent()
+
+}  // namespace
+
+// ---------------------------------------------------------------------------------------------------------------
+// Channel
+
+ShmCompletionChannel::ShmCompletionChannel(std::shared_ptr<ShmContext> context)
+    : context_(std::move(context)), number_(context_->nextChannelNumber()) {
+  const std::string name = ShmDirectory::channelName(context_->hcaId(), number_);
+  if (mkfifoat(context_->directory()->fd(), name.c_str(), 0600) != 0) {
+    throw systemError("mkfifoat", errno, "the FIFO of a completion channel (" + name + ")");
+  }
+  // Open for writing too: then it never reports end of file, and local completions use the same way.
+  fifo_ = FileDescriptor(
+      openat(context_->directory()->fd(), name.c_str(), O_RDWR | O_NONBLOCK | O_NOFOLLOW | O_CLOEXEC));
+  if (!fifo_) {
+    const int errnum = errno;
+    unlinkat(context_->directory()->fd(), name.c_str(), 0);
+    throw systemError("openat", errnum, "the FIFO of a completion channel (" + name + ")");
+  }
+}
+
+ShmCompletionChannel::~ShmCompletionChannel() {
+  close();
+}
+
+int ShmCompletionChannel::fd() const {
+  if (closed()) throw VerbsError("QUORATE_CLOSED", "This CompletionChannel was closed");
+  return fifo_.get();
+}
+
+std::shared_ptr<CompletionQueue> ShmCompletionChannel::getEvent() {
+  context_->requireOpen(kind());
+  const std::lock_guard<std::mutex> guard(mutex_);
+  if (closed()) throw VerbsError("QUORATE_CLOSED", "This CompletionChannel was closed");
+  for (int i = 0; i < kMaxStaleEvents; i++) {
+    ChannelEvent event;
+    const ssize_t length = read(fifo_.get(), &event, sizeof(event));
+    if (length < 0 && errno == EINTR) continue;
+    if (length < 0 && errno != EAGAIN) throw systemError("read", errno, "the FIFO of a completion channel");
+    if (length != static_cast<ssize_t>(sizeof(event))) return nullptr;
+    const auto entry = completionQueues_.find(event.completionQueue);
+    if (entry == completionQueues_.end()) continue;
+    const std::shared_ptr<ShmCompletionQueue> completionQueue = entry->second.lock();
+    if (completionQueue != nullptr && completionQueue->takeEvent(event.generation)) return completionQueue;
+  }
+  return nullptr;  // the descriptor stays readable: the rest comes with the next call
+}
+
+void ShmCompletionChannel::close() {
+  if (closed()) return;
+  if (!context_->forked()) {
+    children_.closeAll();
+  }
+  const std::lock_guard<std::mutex> guard(mutex_);
+  if (closed_.exchange(true)) return;
+  if (!context_->forked()) {
+    unlinkat(context_->directory()->fd(), ShmDirectory::channelName(context_->hcaId(), number_).c_str(), 0);
+  }
+  fifo_.reset();
+}
+
+void ShmCompletionChannel::attach(uint32_t index, const std::shared_ptr<ShmCompletionQueue>& completionQueue) {
+  const std::lock_guard<std::mutex> guard(mutex_);
+  if (closed()) throw VerbsError("QUORATE_CLOSED", "This CompletionChannel was closed");
+  completionQueues_[index] = completionQueue;
+  children_.add(completionQueue);
+}
+
+void ShmCompletionChannel::detach(uint32_t index) {
+  const std::lock_guard<std::mutex> guard(mutex_);
+  completionQueues_.erase(index);
+}
+
+bool ShmCompletionChannel::write(uint32_t index, uint32_t generation) {
+  // Without mutex_: the queue that calls keeps this channel alive, and is closed before the descriptor is.
+  const ChannelEvent event{index, generation};
+  return ::write(fifo_.get(), &event, sizeof(event)) == static_cast<ssize_t>(sizeof(event));
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Queue
+
+ShmCompletionQueue::ShmCompletionQueue(std::shared_ptr<ShmContext> context, int depth,
+                                       std::shared_ptr<ShmCompletionChannel> channel)
+    : context_(std::move(context)), channel_(std::move(channel)), depth_(depth) {
+  ring_.resize(static_cast<size_t>(depth));
+}
+
+std::shared_ptr<ShmCompletionQueue> ShmCompletionQueue::create(std::shared_ptr<ShmContext> context, int depth,
+                                                               std::shared_ptr<CompletionChannel> channel) {
+  if (depth < 1 || depth > kMaxCqe) {
+    throw VerbsError("QUORATE_OUT_OF_RANGE", "The depth of a completion queue is " + std::to_string(depth) +
+                                                 ", must be 1 to " + std::to_string(kMaxCqe));
+  }
+  auto own = std::dynamic_pointer_cast<ShmCompletionChannel>(channel);
+  if (channel != nullptr && own == nullptr) {
+    throw VerbsError("QUORATE_INVALID_ARGUMENT", "The completion channel belongs to another provider");
+  }
+  std::shared_ptr<ShmCompletionQueue> queue(new ShmCompletionQueue(context, depth, own));
+  queue->index_ = context->completionQueueIndices().take();
+  CompletionQueueSlot& slot = queue->slot();
+  queue->generation_ = slot.generation.load() + 1;
+  slot.armed.fetch_and(~kArmedMask, std::memory_order_seq_cst);
+  slot.generation.store(queue->generation_, std::memory_order_seq_cst);
+  slot.channel.store(own == nullptr ? 0 : own->number(), std::memory_order_seq_cst);
+  if (own != nullptr) own->attach(queue->index_, queue);
+  return queue;
+}
+
+ShmCompletionQueue::~ShmCompletionQueue() {
+  close();
+}
+
+void ShmCompletionQueue::close() {
+  if (closed()) return;
+  if (context_->forked()) {
+    closed_.store(true);
+    return;
+  }
+  children_.closeAll();
+  {
+    const std::lock_guard<SpinLock> guard(lock_);
+    if (closed_.exchange(true)) return;
+    assert(receivers_.empty());
+    slot().armed.fetch_and(~kArmedMask, std::memory_order_seq_cst);
+    slot().channel.store(0, std::memory_order_seq_cst);
+  }
+  if (channel_ != nullptr) channel_->detach(index_);
+  context_->completionQueueIndices().give(index_);
+}
+
+int ShmCompletionQueue::poll(WorkCompletion* completions, int max) {
+  if (context_->forked()) [[unlikely]]
+    context_->requireOpen(kind());
+  if (context_->attentionWanted()) [[unlikely]]
+    context_->attend(false);
+  const std::lock_guard<SpinLock> guard(lock_);
+  if (closed_.load(std::memory_order_relaxed)) [[unlikely]]
+    throw VerbsError("QUORATE_CLOSED", "This CompletionQueue was closed");
+  int taken = overflowed_ ? 0 : takeLocal(completions, max);
+  if (taken < max && !overflowed_) taken += takeReceives(completions + taken, max - taken);
+  if (overflowed_) [[unlikely]] {
+    throw VerbsError("QUORATE_LIMIT",
+                     "A completion queue of depth " + std::to_string(depth_) +
+                         " overflowed: completions were lost, and its queue pairs are of no more use. Create it "
+                         "deeper than all requests that can be outstanding on its queue pairs, or poll more often.");
+  }
+  return taken;
+}
+
+int ShmCompletionQueue::takeLocal(WorkCompletion* completions, int max) {
+  int taken = 0;
+  while (taken < max && count_ > 0) {
+    const Entry& entry = ring_[head_];
+    completions[taken++] = entry.completion;
+    if (entry.queuePair != nullptr) entry.queuePair->retireSends(entry.sendIndex);
+    head_ = head_ + 1 == ring_.size() ? 0 : head_ + 1;
+    count_--;
+  }
+  return taken;
+}
+
+int ShmCompletionQueue::takeReceives(WorkCompletion* completions, int max) {
+  const uint64_t doorbell = slot().doorbell.load(std::memory_order_seq_cst);
+  if (doorbell == seenDoorbell_ && !lookAgain_ && ++pollsSinceLook_ < kPollsWithoutLook) [[likely]]
+    return 0;
+  pollsSinceLook_ = 0;
+  seenDoorbell_ = doorbell;
+  int taken = 0;
+  size_t left = 0;
+  for (ShmQueuePair* queuePair : receivers_) taken += queuePair->takeReceives(completions + taken, max - taken, &left);
+  lookAgain_ = left > 0;
+  // A device would have had to hold all of these at once.
+  if (count_ + static_cast<size_t>(taken) + left > static_cast<size_t>(depth_)) overflowed_ = true;
+  return taken;
+}
+
+void ShmCompletionQueue::requestNotify(bool solicitedOnly) {
+  context_->requireOpen(kind());
+  const std::lock_guard<SpinLock> guard(lock_);
+  if (closed()) throw VerbsError("QUORATE_CLOSED", "This CompletionQueue was closed");
+  eventWanted_.store(true);
+  uint32_t armed = slot().armed.load(std::memory_order_seq_cst);
+  // A request for any completion is not weakened by a later one for solicited ones only.
+  const Armed wanted = solicitedOnly ? Armed::SolicitedOnly : Armed::Any;
+  while (armedFor(armed) != wanted && armedFor(armed) != Armed::Any &&
+         !slot().armed.compare_exchange_weak(
+             armed, (armed & ~kArmedMask) + kArmedUnit + static_cast<uint32_t>(wanted), std::memory_order_seq_cst)) {
+  }
+  lookAgain_ = true;  // the next poll must not rely on a doorbell from before
+}
+
+bool ShmCompletionQueue::push(const WorkCompletion& completion, ShmQueuePair* queuePair, uint64_t sendIndex) {
+  bool fits;
+  {
+    const std::lock_guard<SpinLock> guard(lock_);
+    if (count_ == ring_.size()) overflowed_ = true;
+    fits = !overflowed_;
+    if (fits) [[likely]] {
+      size_t tail = head_ + count_;
+      if (tail >= ring_.size()) tail -= ring_.size();
+      ring_[tail] = Entry{completion, queuePair, sendIndex};
+      count_++;
+    }
+  }
+  // Completions of sends are never solicited, errors always are (ibv_req_notify_cq(3)).
+  wakeIfArmed(slot(), index_, completion.status != 0 || !fits,
+              [this](uint32_t, uint32_t, uint32_t) { return wake(generation_); });
+  return fits;
+}
+
+void ShmCompletionQueue::attachReceiver(ShmQueuePair* queuePair) {
+  const std::lock_guard<SpinLock> guard(lock_);
+  if (closed()) throw VerbsError("QUORATE_CLOSED", "The CompletionQueue for a new QueuePair was closed");
+  receivers_.push_back(queuePair);
+}
+
+void ShmCompletionQueue::forget(ShmQueuePair* queuePair) {
+  const std::lock_guard<SpinLock> guard(lock_);
+  std::erase(receivers_, queuePair);
+  for (size_t i = 0; i < count_; i++) {
+    Entry& entry = ring_[(head_ + i) % ring_.size()];
+    if (entry.queuePair == queuePair) entry.queuePair = nullptr;
+  }
+}
+
+void ShmCompletionQueue::ring(bool solicited) {
+  ringDoorbell(slot(), index_, solicited,
+               [this](uint32_t, uint32_t, uint32_t) { return wake(generation_); });
+}
+
+bool ShmCompletionQueue::wake(uint32_t generation) {
+  return channel_ == nullptr || channel_->write(index_, generation);
+}
+
+bool ShmCompletionQueue::takeEvent(uint32_t generation) {
+  if (generation != generation_ || !eventWanted_.exchange(false)) return false;
+  slot().armed.fetch_and(~kArmedMask, std::memory_order_seq_cst);
+  return true;
+}
+
+}  // namespace quorate::shm

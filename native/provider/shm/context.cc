@@ -1,0 +1,371 @@
+// Opening and closing an HCA instance, and its tables.
+#include "provider/shm/context.h"
+
+#include <fcntl.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <bit>
+#include <cassert>
+#include <cerrno>
+#include <cinttypes>
+#include <cstdio>
+
+#include "provider/shm/completion.h"
+#include "provider/shm/leftovers.h"
+#include "provider/shm/memory.h"
+#include "provider/shm/queue_pair.h"
+#include "provider/shm/region.h"
+
+namespace quorate::shm {
+namespace {
+
+constexpr uint32_t kArenaUnit = 16;
+// Mapping a peer's control segment takes a good 100 us, so it is kept while the peer lives.
+constexpr size_t kMaxPeersKept = 256;
+constexpr uint32_t kNumberBits = 24;
+constexpr uint32_t kGenerationMask = (1u << (kNumberBits - kQueuePairIndexBits)) - 1;
+
+void requirePort(int portNum) {
+  if (portNum != 1) {
+    throw VerbsError("QUORATE_INVALID_ARGUMENT",
+                     "Device shm has no port " + std::to_string(portNum) + "; its only port is 1");
+  }
+}
+
+}  // namespace
+
+uint64_t random64() {
+  uint64_t value = 0;
+  while (getrandom(&value, sizeof(value), 0) != sizeof(value)) {
+    if (errno != EINTR) throw systemError("getrandom", errno, "a random identifier");
+  }
+  return value;
+}
+
+uint32_t IndexPool::take() {
+  const std::lock_guard<std::mutex> guard(mutex_);
+  if (free_.empty()) {
+    throw VerbsError("QUORATE_LIMIT", "All " + std::to_string(size_) + " " + what_ +
+                                          " of this shm context are in use; close some, or open another context");
+  }
+  const uint32_t index = free_.front();
+  free_.pop_front();
+  return index;
+}
+
+void IndexPool::give(uint32_t index) {
+  const std::lock_guard<std::mutex> guard(mutex_);
+  free_.push_back(index);
+}
+
+void Children::add(const std::shared_ptr<VerbsObject>& child) {
+  const std::lock_guard<std::mutex> guard(mutex_);
+  if (children_.size() >= pruneAt_) {
+    std::erase_if(children_, [](const auto& entry) { return entry.expired(); });
+    pruneAt_ = std::max<size_t>(64, 2 * children_.size());
+  }
+  children_.push_back(child);
+}
+
+void Children::closeAll() {
+  std::vector<std::shared_ptr<VerbsObject>> living;
+  {
+    const std::lock_guard<std::mutex> guard(mutex_);
+    for (auto entry = children_.rbegin(); entry != children_.rend(); ++entry) {
+      if (std::shared_ptr<VerbsObject> child = entry->lock()) living.push_back(std::move(child));
+    }
+  }
+  for (const auto& child : living) child->close();
+}
+
+ShmContext::ShmContext() : arenaUsed_(kReceiveArenaEntries / kArenaUnit) {
+  for (uint32_t index = 0; index < kMaxQueuePairs; index++) {
+    freePlaces_.push_back(index);
+    placeGenerations_[index] = static_cast<uint16_t>(random64() & kGenerationMask);
+  }
+}
+
+DeviceInfo ShmContext::describe(uint64_t hcaId) {
+  DeviceInfo info;
+  info.name = "shm";
+  info.provider = "shm";
+  info.driver = "shm";
+  info.nodeType = "CA";
+  info.transport = "SharedMemory";
+  info.nodeGuid = hcaId;
+  return info;
+}
+
+std::shared_ptr<ShmContext> ShmContext::open(const std::string& directory) {
+  std::shared_ptr<ShmContext> context(new ShmContext());
+  context->directory_ = ShmDirectory::open(chooseDirectory(directory));
+  removeLeftovers(*context->directory_);
+  context->hcaId_ = random64();
+  context->device_ = describe(context->hcaId_);
+
+  // The segment gets its name only when it is alive, so that nobody takes it for a leftover.
+  const ProcessIdentity self = thisProcess();
+  const int at = context->directory_->fd();
+  const std::string name = ShmDirectory::controlName(context->hcaId_);
+  const std::string unready = name.substr(0, name.find('.')) + ".new-" + std::to_string(self.pid) + "-" +
+                              std::to_string(self.startTime);
+  const FileDescriptor fd = createSegment(at, unready, sizeof(ControlSegment), "the control segment of a context");
+  try {
+    context->controlMapping_ = Mapping::ofFile(fd.get(), sizeof(ControlSegment), "the control segment of a context");
+    context->control_ = reinterpret_cast<ControlSegment*>(context->controlMapping_.data());
+    ControlHeader& header = context->control_->header;
+    header.version.store(kControlVersion);
+    header.pid.store(static_cast<uint32_t>(self.pid));
+    header.startTime.store(self.startTime);
+    header.pidNamespace.store(self.pidNamespace);
+    header.hcaId.store(context->hcaId_);
+    header.totalBytes.store(sizeof(ControlSegment));
+    header.magic.store(kControlMagic, std::memory_order_release);
+    context->holder_ = std::make_unique<LivenessHolder>(
+        &header.liveness, [context = context.get()] { return context->attend(true); });
+    if (linkat(at, unready.c_str(), at, name.c_str(), 0) != 0) {
+      throw systemError("linkat", errno, "the control segment " + name + " in " + context->directory_->path());
+    }
+    context->linked_ = true;
+    unlinkat(at, unready.c_str(), 0);
+  } catch (...) {
+    unlinkat(at, unready.c_str(), 0);
+    throw;
+  }
+  return context;
+}
+
+ShmContext::~ShmContext() {
+  try {
+    close();
+  } catch (const VerbsError& error) {
+    std::fprintf(stderr, "quorate: closing a context of shared memory: %s\n", error.what());
+  }
+  if (holder_ != nullptr) holder_->stop();
+}
+
+void ShmContext::close() {
+  const std::lock_guard<std::mutex> guard(closeMutex_);
+  if (closed_.load()) return;
+  if (forked()) {  // everything belongs to the parent process
+    closed_.store(true);
+    return;
+  }
+  if (control_ == nullptr) return;
+  children_.closeAll();  // throws if a right could not be revoked: then the context stays open
+  closed_.store(true, std::memory_order_release);
+  std::vector<std::shared_ptr<ShmMemory>> memories;
+  {
+    const std::lock_guard<std::mutex> tables(tablesMutex_);
+    for (const auto& entry : memories_) {
+      if (std::shared_ptr<ShmMemory> memory = entry.lock()) memories.push_back(std::move(memory));
+    }
+    memories_.clear();
+  }
+  for (const auto& memory : memories) memory->retire();
+  if (holder_ != nullptr) holder_->stop();
+  if (linked_) unlinkat(directory_->fd(), ShmDirectory::controlName(hcaId_).c_str(), 0);
+  linked_ = false;
+}
+
+void ShmContext::requireOpen(const char* kind) const {
+  if (forked()) {
+    throw VerbsError("QUORATE_CLOSED", std::string("This ") + kind +
+                                           " was opened before a fork() and belongs to the parent process; open the "
+                                           "device anew in the child");
+  }
+  if (closed()) throw VerbsError("QUORATE_CLOSED", std::string("The context of this ") + kind + " was closed");
+}
+
+DeviceAttributes ShmContext::queryDevice() {
+  requireOpen(kind());
+  DeviceAttributes attributes;
+  attributes.firmwareVersion = std::to_string(kControlVersion);
+  attributes.nodeGuid = attributes.sysImageGuid = hcaId_;
+  attributes.maxMrSize = kMaxMemoryBytes;
+  attributes.pageSizeCap = roundUpToPage(1);
+  attributes.maxQp = kMaxQueuePairs;
+  attributes.maxQpWr = kMaxReceiveWr;
+  attributes.maxSge = 1;
+  attributes.maxCq = kMaxCompletionQueues;
+  attributes.maxCqe = kMaxCqe;
+  attributes.maxMr = kMaxMemoryRegions;
+  attributes.maxPd = 1 << 20;
+  attributes.maxQpRdAtom = attributes.maxQpInitRdAtom = kMaxRdAtomic;
+  attributes.maxResRdAtom = kMaxRdAtomic * static_cast<int>(kMaxQueuePairs);
+  attributes.atomicCap = 2;  // global: they are the CPU's own atomics
+  attributes.maxPkeys = 1;
+  attributes.physPortCnt = 1;
+  return attributes;
+}
+
+PortAttributes ShmContext::queryPort(int portNum) {
+  requireOpen(kind());
+  requirePort(portNum);
+  PortAttributes port;
+  port.state = PortState::Active;
+  port.maxMtuBytes = port.activeMtuBytes = 4096;
+  port.gidTblLen = 1;
+  port.pkeyTblLen = 1;
+  port.maxMsgSz = kMaxMessageBytes;
+  port.physState = 5;  // LinkUp
+  port.linkLayer = "SharedMemory";
+  return port;
+}
+
+std::vector<GidEntry> ShmContext::queryGids(int portNum) {
+  requireOpen(kind());
+  requirePort(portNum);
+  GidEntry entry;
+  entry.gid = makeGid(hcaId_);
+  entry.type = GidType::Shm;
+  return {entry};
+}
+
+std::shared_ptr<Memory> ShmContext::allocateMemory(const MemoryOptions& options) {
+  return ShmMemory::allocate(std::static_pointer_cast<ShmContext>(shared_from_this()), options);
+}
+
+std::shared_ptr<ProtectionDomain> ShmContext::allocateProtectionDomain() {
+  requireOpen(kind());
+  auto domain = std::make_shared<ShmProtectionDomain>(std::static_pointer_cast<ShmContext>(shared_from_this()));
+  children_.add(domain);
+  return domain;
+}
+
+std::shared_ptr<CompletionChannel> ShmContext::createCompletionChannel() {
+  requireOpen(kind());
+  auto channel = std::make_shared<ShmCompletionChannel>(std::static_pointer_cast<ShmContext>(shared_from_this()));
+  children_.add(channel);
+  return channel;
+}
+
+std::shared_ptr<CompletionQueue> ShmContext::createCompletionQueue(int depth,
+                                                                   std::shared_ptr<CompletionChannel> channel) {
+  requireOpen(kind());
+  auto completionQueue = ShmCompletionQueue::create(std::static_pointer_cast<ShmContext>(shared_from_this()), depth,
+                                                    std::move(channel));
+  children_.add(completionQueue);
+  return completionQueue;
+}
+
+void ShmContext::adoptMemory(const std::shared_ptr<ShmMemory>& memory) {
+  const std::lock_guard<std::mutex> guard(tablesMutex_);
+  std::erase_if(memories_, [](const auto& entry) { return entry.expired(); });
+  memories_.push_back(memory);
+}
+
+std::shared_ptr<PeerHca> ShmContext::peer(uint64_t hcaId) {
+  const std::lock_guard<std::mutex> guard(tablesMutex_);
+  const auto known = peers_.find(hcaId);
+  if (known != peers_.end()) return known->second;
+  std::erase_if(peers_, [](const auto& entry) { return !entry.second->alive(); });
+  std::shared_ptr<PeerHca> peer = PeerHca::open(directory_, hcaId);
+  if (peer == nullptr) return nullptr;
+  if (peers_.size() >= kMaxPeersKept) peers_.clear();
+  peers_[hcaId] = peer;
+  return peer;
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Places of queue pairs
+
+ShmContext::QueuePairPlace ShmContext::takePlace(uint32_t receiveCapacity) {
+  assert(receiveCapacity == 0 || std::has_single_bit(receiveCapacity));
+  const std::lock_guard<std::mutex> guard(tablesMutex_);
+  sweepKeptBack();
+  if (freePlaces_.empty()) {
+    throw VerbsError("QUORATE_LIMIT", "All " + std::to_string(kMaxQueuePairs) +
+                                          " queue pairs of this shm context are in use (" +
+                                          std::to_string(keptBack_.size()) +
+                                          " of them kept back until a stopped requester goes on or exits); close some, "
+                                          "or open another context");
+  }
+  QueuePairPlace place;
+  place.receiveCapacity = receiveCapacity;
+  const size_t units = (receiveCapacity + kArenaUnit - 1) / kArenaUnit;
+  size_t run = 0, end = 0;
+  while (run < units && end < arenaUsed_.size()) run = arenaUsed_[end++] ? 0 : run + 1;
+  if (run < units) {
+    throw VerbsError("QUORATE_LIMIT", "No room for a receive queue of " + std::to_string(receiveCapacity) +
+                                          " requests: all queue pairs of an shm context together have " +
+                                          std::to_string(kReceiveArenaEntries));
+  }
+  for (size_t unit = end - units; unit < end; unit++) arenaUsed_[unit] = true;
+  place.receiveBase = static_cast<uint32_t>((end - units) * kArenaUnit);
+  place.index = freePlaces_.front();
+  freePlaces_.pop_front();
+  uint16_t& generation = placeGenerations_[place.index];
+  do {
+    generation = static_cast<uint16_t>((generation + 1) & kGenerationMask);
+    place.number = uint32_t{generation} << kQueuePairIndexBits | place.index;
+  } while (place.number < 2);  // 0 and 1 are the special queue pairs of every HCA
+  return place;
+}
+
+void ShmContext::givePlace(const QueuePairPlace& place, std::shared_ptr<PeerHca> lastPeer) {
+  const std::lock_guard<std::mutex> guard(tablesMutex_);
+  keptBack_.push_back({place, std::move(lastPeer)});
+  sweepKeptBack();
+}
+
+void ShmContext::sweepKeptBack() {
+  std::erase_if(keptBack_, [this](const KeptBack& entry) {
+    const uint64_t word = control_->queuePairs[entry.place.index].word.load(std::memory_order_acquire);
+    if ((word & word::kStuck) != 0 && (entry.peer == nullptr || !entry.peer->process().hasExited(0))) return false;
+    releasePlace(entry.place);
+    return true;
+  });
+}
+
+void ShmContext::releasePlace(const QueuePairPlace& place) {
+  const size_t begin = place.receiveBase / kArenaUnit;
+  const size_t units = (place.receiveCapacity + kArenaUnit - 1) / kArenaUnit;
+  for (size_t unit = begin; unit < begin + units; unit++) {
+    assert(arenaUsed_[unit]);
+    arenaUsed_[unit] = false;
+  }
+  freePlaces_.push_back(place.index);
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Attention
+
+void ShmContext::registerQueuePair(ShmQueuePair* queuePair) {
+  const std::lock_guard<std::mutex> guard(attendMutex_);
+  attended_.push_back(queuePair);
+}
+
+void ShmContext::unregisterQueuePair(ShmQueuePair* queuePair) {
+  const std::lock_guard<std::mutex> guard(attendMutex_);
+  std::erase(attended_, queuePair);
+}
+
+void ShmContext::requestAttention() {
+  if (!attention_.exchange(true, std::memory_order_acq_rel)) holder_->kick();
+}
+
+bool ShmContext::attend(bool mayDrain) {
+  if (!attentionWanted()) return false;
+  std::unique_lock<std::mutex> guard(attendMutex_, std::defer_lock);
+  if (mayDrain) {
+    guard.lock();
+  } else if (!guard.try_lock()) {
+    return true;  // someone else is at it
+  }
+  attention_.store(false, std::memory_order_seq_cst);
+  bool again = false;
+  for (ShmQueuePair* queuePair : attended_) {
+    if (queuePair->attend(mayDrain)) again = true;
+  }
+  if (again && mayDrain) {
+    attention_.store(true, std::memory_order_release);  // the service thread calls again by itself
+  } else if (again) {
+    requestAttention();
+  }
+  return again;
+}
+
+}  // namespace quorate::shm

@@ -1,0 +1,15 @@
+// What dead processes left in the directory.
+#pragma once
+
+#include "provider/shm/directory.h"
+
+namespace quorate::shm {
+
+struct QueuePairSlot;
+
+// Removes the files of HCA instances whose process is provably dead, never those of a running or stopped one. Before
+// that it closes their queue pairs, so that a requester which was in the middle of an operation on them does not
+// report success. Returns how many instances were removed.
+int removeLeftovers(const ShmDirectory& directory);
+
+}  // namespace quorate::shm

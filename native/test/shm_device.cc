@@ -1,0 +1,322 @@
+// The shm device itself: what it reports, its directory, its files and what dead processes leave of them.
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdlib>
+#include <thread>
+
+#include "provider/shm/liveness.h"
+#include "test/child_process.h"
+#include "test/shm_fixture.h"
+
+namespace quorate::test {
+namespace {
+
+std::shared_ptr<Context> open(const std::string& directory) {
+  return makeShmProvider(ShmOptions{directory})->openDevice("shm");
+}
+
+TEST_CASE("shm: one device with one port and one GID") {
+  ShmTestDirectory directory;
+  const auto provider = makeShmProvider(ShmOptions{directory.path()});
+  CHECK(std::string(provider->name()) == "shm");
+  REQUIRE(provider->listDevices().size() == 1);
+  CHECK(provider->listDevices()[0].name == "shm");
+  CHECK(provider->listDevices()[0].driver == "shm");
+  CHECK(codeOf([&] { provider->openDevice("rxe0"); }) == "QUORATE_NO_DEVICE");
+  const auto context = provider->openDevice("shm");
+  CHECK(context->accessFlagsRevocationIsSynchronous());
+  CHECK(context->queryDevice().physPortCnt == 1);
+  CHECK(context->queryDevice().atomicCap == 2);
+  const PortAttributes port = context->queryPort(1);
+  CHECK(port.linkLayer == "SharedMemory");
+  CHECK(port.state == PortState::Active);
+  CHECK(port.activeMtuBytes == 4096);
+  CHECK(port.lid == 0);
+  CHECK(codeOf([&] { context->queryPort(2); }) == "QUORATE_INVALID_ARGUMENT");
+  const auto gids = context->queryGids(1);
+  REQUIRE(gids.size() == 1);
+  CHECK(gids[0].type == GidType::Shm);
+  CHECK(chooseGid(gids, port).gid == gids[0].gid);
+  const auto another = provider->openDevice("shm");
+  CHECK_FALSE(another->queryGids(1)[0].gid == gids[0].gid);
+  context->close();
+  CHECK(codeOf([&] { context->queryGids(1); }) == "QUORATE_CLOSED");
+}
+
+TEST_CASE("shm: the directory must be ours alone, and no symbolic link") {
+  ShmTestDirectory directory;
+  SUBCASE("created with mode 0700, files with 0600") {
+    const std::string path = directory.path() + "/made";
+    Endpoint endpoint(open(path), {});
+    struct stat status;
+    REQUIRE(stat(path.c_str(), &status) == 0);
+    CHECK((status.st_mode & 07777) == 0700);
+    int files = 0;
+    for (const auto& entry : std::filesystem::directory_iterator(path)) {
+      REQUIRE(stat(entry.path().c_str(), &status) == 0);
+      CHECK((status.st_mode & 07777) == 0600);
+      files++;
+    }
+    CHECK(files == 2);
+  }
+  SUBCASE("a looser mode is refused") {
+    chmod(directory.path().c_str(), 0750);
+    CHECK(codeOf([&] { open(directory.path()); }) == "QUORATE_INVALID_ARGUMENT");
+  }
+  SUBCASE("a symbolic link is refused") {
+    const std::string link = directory.path() + "/link";
+    std::filesystem::create_directory(directory.path() + "/real");
+    std::filesystem::create_symlink(directory.path() + "/real", link);
+    CHECK(codeOf([&] { open(link); }) == "QUORATE_INVALID_ARGUMENT");
+  }
+  SUBCASE("a file is refused") {
+    const std::string file = directory.path() + "/file";
+    ::close(::open(file.c_str(), O_CREAT | O_WRONLY | O_CLOEXEC, 0600));
+    CHECK(codeOf([&] { open(file); }) == "QUORATE_INVALID_ARGUMENT");
+  }
+  SUBCASE("another user's is refused") {
+    if (geteuid() == 0) {
+      REQUIRE(chown(directory.path().c_str(), 65534, 65534) == 0);
+      CHECK(codeOf([&] { open(directory.path()); }) == "QUORATE_INVALID_ARGUMENT");
+    }
+  }
+  SUBCASE("QUORATE_SHM_DIR names it, an option overrides that") {
+    const std::string fromEnvironment = directory.path() + "/environment";
+    setenv("QUORATE_SHM_DIR", fromEnvironment.c_str(), 1);
+    const auto context = open("");
+    CHECK(std::filesystem::exists(fromEnvironment));
+    const auto other = open(directory.path() + "/option");
+    unsetenv("QUORATE_SHM_DIR");
+    CHECK(std::filesystem::exists(directory.path() + "/option"));
+  }
+}
+
+TEST_CASE("shm: memory that does not fit is a coded error and leaves nothing behind") {
+  ShmTestDirectory directory;
+  Endpoint endpoint(directory);
+  const size_t files = directory.names().size();
+  MemoryOptions options;
+  options.lengthBytes = size_t{900} << 30;
+  try {
+    endpoint.context->allocateMemory(options);
+    FAIL("900 GiB of shared memory were to be had");
+  } catch (const VerbsError& error) {
+    CHECK(error.code == "QUORATE_SYSTEM");
+    CHECK(error.errnum == ENOSPC);
+    CHECK(error.syscall == "fallocate");
+    CHECK(std::string(error.what()).find("/dev/shm") != std::string::npos);
+  }
+  CHECK(directory.names().size() == files);
+  options.lengthBytes = 0;
+  CHECK(codeOf([&] { endpoint.context->allocateMemory(options); }) == "QUORATE_OUT_OF_RANGE");
+  options.lengthBytes = 4096;
+  options.hugePages = true;
+  CHECK(codeOf([&] { endpoint.context->allocateMemory(options); }) == "QUORATE_UNSUPPORTED");
+}
+
+TEST_CASE("shm: registering checks the range, the flags and the owner of the memory") {
+  ShmTestDirectory directory;
+  Endpoint endpoint(directory), other(directory);
+  const auto registering = [&](size_t offset, size_t length, uint32_t access) {
+    return codeOf([&] { endpoint.domain->registerMemory(endpoint.memory, offset, length, access); });
+  };
+  CHECK(registering(0, 65536, kAllAccess) == "");
+  CHECK(registering(0, 65537, kAllAccess) == "QUORATE_OUT_OF_RANGE");
+  CHECK(registering(65536, 1, kAllAccess) == "QUORATE_OUT_OF_RANGE");
+  CHECK(registering(1, ~size_t{0}, kAllAccess) == "QUORATE_OUT_OF_RANGE");
+  CHECK(registering(0, 0, kAllAccess) == "QUORATE_OUT_OF_RANGE");
+  CHECK(registering(0, 8, kAccessRemoteWrite) == "QUORATE_INVALID_ARGUMENT");
+  CHECK(registering(0, 8, 1u << 20) == "QUORATE_UNSUPPORTED");
+  CHECK(codeOf([&] { endpoint.domain->registerMemory(other.memory, 0, 8, kAllAccess); }) == "QUORATE_INVALID_ARGUMENT");
+  endpoint.memory->close();
+  CHECK(registering(0, 8, kAllAccess) == "QUORATE_CLOSED");
+}
+
+TEST_CASE("shm: tables that are full say so, and are usable again after a close") {
+  ShmTestDirectory directory;
+  Endpoint endpoint(directory);
+  std::vector<std::shared_ptr<MemoryRegion>> regions;
+  const std::string code = codeOf([&] {
+    for (uint32_t i = 0; i <= shm::kMaxMemoryRegions; i++) {
+      regions.push_back(endpoint.domain->registerMemory(endpoint.memory, 0, 8, kAccessLocalWrite));
+    }
+  });
+  CHECK(code == "QUORATE_LIMIT");
+  CHECK(regions.size() == shm::kMaxMemoryRegions - 1);
+  regions[5]->close();
+  CHECK(codeOf([&] { endpoint.domain->registerMemory(endpoint.memory, 0, 8, kAccessLocalWrite); }) == "");
+}
+
+TEST_CASE("shm: closing in any order removes every file, and the mapping lives as long as its holder") {
+  ShmTestDirectory directory;
+  EndpointOptions options;
+  options.withChannel = true;
+  std::shared_ptr<Memory> held;
+  {
+    Endpoint a(directory, options), b(directory, options);
+    connectPair(a, b);
+    REQUIRE(directory.names().size() == 6);
+    a.context->close();
+    CHECK(a.qp->closed());
+    CHECK(a.region->closed());
+    CHECK(codeOf([&] { a.post({}); }) == "QUORATE_CLOSED");
+    WorkCompletion completion;
+    CHECK(codeOf([&] { a.cq->poll(&completion, 1); }) == "QUORATE_CLOSED");
+    a.context->close();
+    held = b.memory;
+    held->data()[9] = 9;
+  }
+  CHECK(directory.names(".ctl").size() == 1);  // b's context lives as long as its memory
+  held->close();
+  CHECK(held->data()[9] == 9);
+  held.reset();
+  CHECK(directory.names().empty());
+}
+
+struct Stages {
+  std::atomic<int> stage{0};
+};
+
+TEST_CASE("shm: files of dead processes are removed by the next open, those of stopped ones are not") {
+  ShmTestDirectory directory;
+  SharedWithChildren<Stages> shared;
+  const auto spawn = [&] {
+    return forkChild([&] {
+      EndpointOptions options;
+      options.withChannel = true;
+      Endpoint endpoint(directory, options);
+      shared->stage++;
+      waitUntil([&] { return shared->stage == 99; });
+      return 0;
+    });
+  };
+  const pid_t dead = spawn();
+  const pid_t stopped = spawn();
+  REQUIRE(waitUntil([&] { return shared->stage == 2; }));
+  // What a process leaves that dies while it opens a context.
+  const std::string unready = directory.path() + "/00000000000000aa.new-" + std::to_string(dead) + "-1";
+  ::close(::open(unready.c_str(), O_CREAT | O_WRONLY | O_CLOEXEC, 0600));
+  CHECK(directory.names().size() == 7);
+  int status = 0;
+  kill(stopped, SIGSTOP);
+  REQUIRE(waitpid(stopped, &status, WUNTRACED) == stopped);
+  kill(dead, SIGKILL);
+  CHECK(waitForChild(dead) == 256 + SIGKILL);
+  {
+    const auto context = open(directory.path());
+    CHECK(directory.names().size() == 4);  // three of the stopped one, one of ours
+    CHECK(directory.names(".new-").empty());
+  }
+  kill(stopped, SIGKILL);
+  CHECK(waitForChild(stopped) == 256 + SIGKILL);
+  const auto context = open(directory.path());
+  CHECK(directory.names().size() == 1);
+}
+
+TEST_CASE("shm: shared memory outlives its process and belongs to one context at a time") {
+  ShmTestDirectory directory;
+  const std::string path = directory.path() + "/replica.log";
+  SharedWithChildren<Stages> shared;
+  const pid_t child = forkChild([&] {
+    EndpointOptions options;
+    options.sharedPath = path;
+    Endpoint endpoint(directory, options);
+    std::memcpy(endpoint.bytes() + 777, "what I knew", 11);
+    shared->stage = 1;
+    waitUntil([&] { return shared->stage == 99; });
+    return 0;
+  });
+  REQUIRE(waitUntil([&] { return shared->stage == 1; }));
+  Endpoint endpoint(directory);
+  MemoryOptions options;
+  options.lengthBytes = 65536;
+  options.shared = true;
+  CHECK(codeOf([&] { endpoint.context->allocateMemory(options); }) == "QUORATE_INVALID_ARGUMENT");
+  options.sharedPath = path;
+  CHECK(codeOf([&] { endpoint.context->allocateMemory(options); }) == "QUORATE_SYSTEM");  // in use
+  struct stat before, after;
+  REQUIRE(stat(path.c_str(), &before) == 0);
+  CHECK((before.st_mode & 07777) == 0600);
+  kill(child, SIGKILL);
+  CHECK(waitForChild(child) == 256 + SIGKILL);
+  options.lengthBytes = 4096;
+  CHECK(codeOf([&] { endpoint.context->allocateMemory(options); }) == "QUORATE_INVALID_ARGUMENT");  // another size
+  options.lengthBytes = 65536;
+  {
+    const auto memory = endpoint.context->allocateMemory(options);
+    CHECK(std::memcmp(memory->data() + 777, "what I knew", 11) == 0);
+    // A fresh file: a requester of the dead process that is still storing does not reach it.
+    REQUIRE(stat(path.c_str(), &after) == 0);
+    CHECK(before.st_ino != after.st_ino);
+    std::memcpy(memory->data() + 777, "WHAT", 4);
+  }
+  const auto again = endpoint.context->allocateMemory(options);
+  CHECK(std::memcmp(again->data() + 777, "WHAT I knew", 4) == 0);
+  CHECK(directory.names("replica").size() == 1);
+}
+
+TEST_CASE("shm: a child that only forked cannot use or damage what its parent opened") {
+  ShmTestDirectory directory;
+  Endpoint a(directory), b(directory);
+  connectPair(a, b);
+  const pid_t child = forkChild([&] {
+    const SendWorkRequest request{};
+    int errnum = 0;
+    WorkCompletion completion;
+    if (codeOf([&] { a.qp->postSend(&request, 1, &errnum); }) != "QUORATE_CLOSED") return 1;
+    if (codeOf([&] { a.cq->poll(&completion, 1); }) != "QUORATE_CLOSED") return 2;
+    if (codeOf([&] { a.context->allocateProtectionDomain(); }) != "QUORATE_CLOSED") return 3;
+    a.qp->close();
+    a.context->close();
+    b.context->close();
+    return 0;
+  });
+  CHECK(waitForChild(child) == 0);
+  CHECK(a.run(a.request(WrOpcode::RdmaWrite, 0, 8, b.coordinates())) == WcStatus::Success);
+  CHECK(directory.names().size() == 4);
+}
+
+TEST_CASE("shm: a peer's liveness is seen at its death and at its close, not while it is stopped") {
+  ShmTestDirectory directory;
+  SharedWithChildren<Stages> shared;
+  SharedWithChildren<Coordinates> coordinates;
+  const pid_t child = forkChild([&] {
+    Endpoint endpoint(directory);
+    *coordinates = endpoint.coordinates();
+    shared->stage = 1;
+    waitUntil([&] { return shared->stage >= 2; });
+    return 0;
+  });
+  REQUIRE(waitUntil([&] { return shared->stage == 1; }));
+  const auto liveness = shm::PeerLiveness::open(directory.path(), coordinates->gid);
+  REQUIRE(liveness != nullptr);
+  CHECK(liveness->alive());
+  CHECK(liveness->pid() == child);
+  CHECK_FALSE(liveness->waitUntilDead(1'000'000));
+  SUBCASE("killed") {
+    int status = 0;
+    kill(child, SIGSTOP);
+    REQUIRE(waitpid(child, &status, WUNTRACED) == child);
+    CHECK(liveness->alive());
+    std::thread killer([&] { kill(child, SIGKILL); });
+    CHECK(liveness->waitUntilDead(20'000'000'000));
+    killer.join();
+    CHECK(waitUntil([&] { return liveness->exited(); }));
+    CHECK(waitForChild(child) == 256 + SIGKILL);
+  }
+  SUBCASE("closed in good order") {
+    shared->stage = 2;
+    CHECK(liveness->waitUntilDead(20'000'000'000));
+    CHECK(waitForChild(child) == 0);
+  }
+  CHECK_FALSE(liveness->alive());
+  CHECK(shm::PeerLiveness::open(directory.path(), shm::makeGid(4711)) == nullptr);
+}
+
+}  // namespace
+}  // namespace quorate::test

@@ -1,0 +1,455 @@
+// Revocation on the shm provider: when one of its acts has returned, no byte of an earlier operation may still land,
+// whatever state the writer's process is in. Tested at the exact steps of an operation (hooks stop the writer there)
+// and by a race at full speed. Each checker is also shown to catch a revocation that is deliberately unsound.
+#include <sched.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <thread>
+
+#include "provider/shm/memory.h"
+#include "provider/shm/test_hooks.h"
+#include "test/shm_fixture.h"
+#include "test/shm_writers.h"
+
+namespace quorate::test {
+namespace {
+
+using shm::HookPoint;
+
+constexpr size_t kTargetBytes = 1 << 20;
+
+enum class Act { CloseRegion, DropFlags, ToError, CloseQueuePair };
+constexpr Act kActs[] = {Act::CloseRegion, Act::DropFlags, Act::ToError, Act::CloseQueuePair};
+const char* nameOf(Act act) {
+  switch (act) {
+    case Act::CloseRegion:
+      return "MemoryRegion::close";
+    case Act::DropFlags:
+      return "QueuePair::modify (access flags)";
+    case Act::ToError:
+      return "QueuePair::modify (to ERR)";
+    default:
+      return "QueuePair::close";
+  }
+}
+
+// The one whose memory is written.
+class Target {
+ public:
+  explicit Target(const ShmTestDirectory& directory, const std::string& sharedPath = {})
+      : endpoint(directory, options(sharedPath)) {}
+
+  static EndpointOptions options(const std::string& sharedPath) {
+    EndpointOptions options;
+    options.memoryBytes = kTargetBytes;
+    options.sharedPath = sharedPath;
+    return options;
+  }
+
+  void beginTrial(const Coordinates& writer) {
+    if (endpoint.region->closed()) {
+      endpoint.region = endpoint.domain->registerMemory(endpoint.memory, 0, kTargetBytes, kAllAccess);
+    }
+    endpoint.newQueuePair();
+    endpoint.connect(writer);
+  }
+
+  void revoke(Act act) {
+    switch (act) {
+      case Act::CloseRegion:
+        return endpoint.region->close();
+      case Act::DropFlags:
+        return endpoint.qp->modify(accessAttributes(kAccessRemoteRead));
+      case Act::ToError:
+        return endpoint.qp->modify(stateAttributes(QpState::Err));
+      case Act::CloseQueuePair:
+        return endpoint.qp->close();
+    }
+  }
+
+  void snapshot() { std::memcpy(snapshot_.data(), endpoint.bytes(), kTargetBytes); }
+  bool unchanged() const { return std::memcmp(snapshot_.data(), endpoint.bytes(), kTargetBytes) == 0; }
+  const shm::RevocationCounts& counts() const { return endpoint.internals().revoker().counts(); }
+
+  Endpoint endpoint;
+
+ private:
+  std::vector<uint8_t> snapshot_ = std::vector<uint8_t>(kTargetBytes);
+};
+
+struct Unsound {
+  explicit Unsound(std::atomic<bool>& flag) : flag_(flag) { flag_ = true; }
+  ~Unsound() { flag_ = false; }
+  std::atomic<bool>& flag_;
+};
+
+// ---------------------------------------------------------------------------------------------------------------
+// At exact steps
+
+struct Step {
+  WrOpcode opcode;
+  uint32_t length;
+  HookPoint point;
+  int passing;  // at which passing of that point: the chunk
+};
+
+const Step kSteps[] = {
+    {WrOpcode::RdmaWrite, 64, HookPoint::AfterTake, 1},
+    {WrOpcode::RdmaWrite, 64, HookPoint::AfterTake, 2},  // the first attempt only maps the segment
+    {WrOpcode::RdmaWrite, 64, HookPoint::BeforeCopy, 1},
+    {WrOpcode::RdmaWrite, 64, HookPoint::MidCopy, 1},
+    {WrOpcode::RdmaWrite, 64, HookPoint::BeforeRelease, 1},
+    {WrOpcode::RdmaWrite, 1 << 20, HookPoint::MidCopy, 1},
+    {WrOpcode::RdmaWrite, 1 << 20, HookPoint::MidCopy, 9},
+    {WrOpcode::RdmaWriteWithImm, 4096, HookPoint::MidCopy, 1},
+    {WrOpcode::RdmaWriteWithImm, 4096, HookPoint::BeforeRelease, 1},
+    {WrOpcode::Send, 4096, HookPoint::AfterTake, 2},
+    {WrOpcode::Send, 4096, HookPoint::MidCopy, 1},
+    {WrOpcode::Send, 1 << 20, HookPoint::BeforeRelease, 7},
+    {WrOpcode::CompareSwap, 8, HookPoint::BeforeCopy, 1},
+};
+
+enum class Fate { Resumed, KilledBefore, KilledAfter };
+
+bool isRevokedBy(Act act, WrOpcode opcode) {
+  const bool send = opcode == WrOpcode::Send || opcode == WrOpcode::SendWithImm;
+  return !(act == Act::DropFlags && send);  // a SEND needs no access flag
+}
+
+// Stops the writer at the step, revokes, lets it go on. Says whether a byte landed after the revocation.
+bool landsLate(WriterFactory& writers, Target& target, Act act, const Step& step, Fate fate) {
+  writers.pid();
+  writers.orders().stopAt = static_cast<int>(step.point);
+  writers.orders().stopChunk = step.passing;
+  const Coordinates writer = writers.offer(WriterOrders::Single, step.opcode, step.length);
+  target.beginTrial(writer);
+  std::memset(target.endpoint.bytes(), 0, kTargetBytes);
+  REQUIRE(target.endpoint.postReceive(1, 0, 1 << 20) == 0);
+  writers.start(target.endpoint.coordinates());
+  REQUIRE(writers.waitStopped());
+  if (fate == Fate::KilledBefore) {
+    writers.kill();
+    REQUIRE(writers.waitGone());
+  }
+  target.revoke(act);
+  target.snapshot();
+  if (fate == Fate::KilledAfter) {
+    writers.kill();
+    REQUIRE(writers.waitGone());
+  }
+  if (fate == Fate::Resumed) {
+    writers.resume();
+    REQUIRE(writers.waitFinished());
+    CHECK(writers.orders().status.load() != static_cast<int>(WcStatus::Success));
+  }
+  const bool late = !target.unchanged();
+  if (!target.endpoint.qp->closed()) target.endpoint.qp->close();
+  return late;
+}
+
+TEST_CASE("shm: no act of revocation lets a byte land later, wherever the writer stands") {
+  ShmTestDirectory directory;
+  WriterFactory writers(directory);
+  Target target(directory);
+  for (const Act act : kActs) {
+    for (const Step& step : kSteps) {
+      if (!isRevokedBy(act, step.opcode)) continue;
+      for (const Fate fate : {Fate::Resumed, Fate::KilledBefore, Fate::KilledAfter}) {
+        CAPTURE(nameOf(act));
+        CAPTURE(static_cast<int>(step.opcode));
+        CAPTURE(step.length);
+        CAPTURE(static_cast<int>(step.point));
+        CAPTURE(static_cast<int>(fate));
+        const uint64_t moves = target.counts().moves, takenOver = target.counts().takenOver;
+        CHECK_FALSE(landsLate(writers, target, act, step, fate));
+        // It was not by luck: the stopped writer's memory moved, the dead one's operation was taken over.
+        CHECK(target.counts().moves == moves + (fate == Fate::KilledBefore ? 0 : 1));
+        CHECK(target.counts().takenOver == takenOver + (fate == Fate::KilledBefore ? 1 : 0));
+      }
+    }
+  }
+}
+
+TEST_CASE("shm: the check at exact steps catches a revocation that does not drain, and one that does not move") {
+  ShmTestDirectory directory;
+  WriterFactory writers(directory);
+  Target target(directory);
+  const Step steps[] = {{WrOpcode::RdmaWrite, 64, HookPoint::MidCopy, 1},
+                        {WrOpcode::RdmaWrite, 1 << 20, HookPoint::MidCopy, 3}};
+  for (const Act act : kActs) {
+    for (const Step& step : steps) {
+      CAPTURE(nameOf(act));
+      {
+        Unsound unsound(shm::testHooks.skipMove);
+        CHECK(landsLate(writers, target, act, step, Fate::Resumed));
+      }
+      CHECK_FALSE(landsLate(writers, target, act, step, Fate::Resumed));
+    }
+  }
+}
+
+TEST_CASE("shm: a READ that is stopped holds up no revocation, moves nothing and is not a success") {
+  ShmTestDirectory directory;
+  WriterFactory writers(directory);
+  Target target(directory);
+  for (const Act act : {Act::CloseRegion, Act::ToError, Act::CloseQueuePair}) {
+    CAPTURE(nameOf(act));
+    const uint64_t moves = target.counts().moves, passedOver = target.counts().passedOver;
+    CHECK_FALSE(landsLate(writers, target, act, {WrOpcode::RdmaRead, 4096, HookPoint::MidCopy, 1}, Fate::Resumed));
+    CHECK(target.counts().moves == moves);
+    CHECK(target.counts().passedOver == passedOver + 1);
+  }
+}
+
+TEST_CASE("shm: memory that moved serves its other regions and new connections") {
+  ShmTestDirectory directory;
+  WriterFactory writers(directory);
+  Endpoint reader(directory);  // connected to the same memory by another queue pair and region, before and after
+  Target target(directory);
+  Endpoint second(target.endpoint.context, {});
+  auto otherRegion = second.domain->registerMemory(target.endpoint.memory, 4096, 8192, kAllAccess);
+  connectPair(reader, second);
+  Coordinates other = second.coordinates();
+  other.address = otherRegion->address();
+  other.rkey = otherRegion->rkey();
+  reader.bytes()[0] = 0xd1;
+  CHECK(reader.run(reader.request(WrOpcode::RdmaWrite, 0, 1, other, 5)) == WcStatus::Success);
+  CHECK(target.endpoint.bytes()[4096 + 5] == 0xd1);
+  const uint8_t* address = target.endpoint.bytes();
+  for (int i = 0; i < 5; i++) {
+    CHECK_FALSE(landsLate(writers, target, Act::CloseRegion, {WrOpcode::RdmaWrite, 1024, HookPoint::MidCopy, 1},
+                          Fate::Resumed));
+    CHECK(target.endpoint.bytes() == address);
+    reader.bytes()[0] = static_cast<uint8_t>(0xe0 + i);
+    CHECK(reader.run(reader.request(WrOpcode::RdmaWrite, 0, 1, other, 5)) == WcStatus::Success);
+    CHECK(target.endpoint.bytes()[4096 + 5] == 0xe0 + i);
+    CHECK(reader.run(reader.request(WrOpcode::RdmaRead, 100, 64, other, 0)) == WcStatus::Success);
+    CHECK(std::memcmp(reader.bytes() + 100, target.endpoint.bytes() + 4096, 64) == 0);
+  }
+  CHECK(target.counts().moves == 5);
+  CHECK(directory.names(".seg-").size() == 4);  // reader, target, second, writer: the segments moved from are gone
+}
+
+TEST_CASE("shm: a receive is flushed only after the memory of a stopped SEND has moved") {
+  ShmTestDirectory directory;
+  WriterFactory writers(directory);
+  Target target(directory);
+  writers.pid();
+  writers.orders().stopAt = static_cast<int>(HookPoint::MidCopy);
+  writers.orders().stopChunk = 1;
+  target.beginTrial(writers.offer(WriterOrders::Single, WrOpcode::Send, 4096));
+  REQUIRE(target.endpoint.postReceive(77, 0, 4096) == 0);
+  writers.start(target.endpoint.coordinates());
+  REQUIRE(writers.waitStopped());
+  // The queue pair fails for a reason of its own; nobody calls modify().
+  SendWorkRequest bad = target.endpoint.request(WrOpcode::RdmaWrite, 0, 8, writers.orders().mine);
+  bad.lkey ^= 0x3000;
+  REQUIRE(target.endpoint.post(bad) == 0);
+  CHECK(target.endpoint.wait().status == static_cast<int>(WcStatus::LocProtErr));
+  const WorkCompletion flushed = target.endpoint.wait();
+  CHECK(flushed.wrId == 77);
+  CHECK(flushed.status == static_cast<int>(WcStatus::WrFlushErr));
+  target.snapshot();
+  CHECK(target.counts().moves == 1);
+  writers.resume();
+  REQUIRE(writers.waitFinished());
+  CHECK(writers.orders().status.load() == static_cast<int>(WcStatus::RetryExcErr));
+  CHECK(target.unchanged());
+}
+
+TEST_CASE("shm: the slot of a queue pair is kept back while a stopped requester may still store into it") {
+  ShmTestDirectory directory;
+  WriterFactory writers(directory);
+  Target target(directory);
+  writers.pid();
+  writers.orders().stopAt = static_cast<int>(HookPoint::MidCopy);
+  writers.orders().stopChunk = 1;
+  target.beginTrial(writers.offer(WriterOrders::Single, WrOpcode::RdmaWrite, 4096));
+  writers.start(target.endpoint.coordinates());
+  REQUIRE(writers.waitStopped());
+  const uint32_t slot = target.endpoint.qp->number() % shm::kMaxQueuePairs;
+  CHECK(codeOf([&] { target.endpoint.qp->modify(stateAttributes(QpState::Reset)); }) == "QUORATE_QP_STATE");
+  target.endpoint.qp->close();
+  const auto isReused = [&] {
+    for (uint32_t i = 0; i < 2 * shm::kMaxQueuePairs; i++) {
+      target.endpoint.newQueuePair();
+      if (target.endpoint.qp->number() % shm::kMaxQueuePairs == slot) return true;
+    }
+    return false;
+  };
+  CHECK_FALSE(isReused());
+  writers.resume();
+  REQUIRE(writers.waitFinished());
+  CHECK(isReused());
+}
+
+TEST_CASE("shm: shared memory that moved is still at its path") {
+  ShmTestDirectory directory;
+  const std::string path = directory.path() + "/replica.log";
+  WriterFactory writers(directory);
+  {
+    Target target(directory, path);
+    CHECK_FALSE(landsLate(writers, target, Act::CloseRegion, {WrOpcode::RdmaWrite, 4096, HookPoint::MidCopy, 1},
+                          Fate::Resumed));
+    CHECK(target.counts().moves == 1);
+    // A writer that comes now finds the moved segment by its path.
+    CHECK_FALSE(landsLate(writers, target, Act::CloseRegion, {WrOpcode::RdmaWrite, 64, HookPoint::BeforeRelease, 1},
+                          Fate::Resumed));
+    CHECK(target.endpoint.bytes()[63] != 0);
+    CHECK(target.counts().moves == 2);
+    std::memcpy(target.endpoint.bytes() + 10000, "after the move", 14);
+  }
+  Target again(directory, path);
+  CHECK(std::memcmp(again.endpoint.bytes() + 10000, "after the move", 14) == 0);
+  CHECK(directory.names("replica").size() == 1);
+}
+
+TEST_CASE("shm: a revocation that cannot move the memory says so, and can be repeated") {
+  ShmTestDirectory directory;
+  const std::string path = directory.path() + "/replica.log";
+  WriterFactory writers(directory);
+  Target target(directory, path);
+  writers.pid();
+  writers.orders().stopAt = static_cast<int>(HookPoint::MidCopy);
+  writers.orders().stopChunk = 1;
+  target.beginTrial(writers.offer(WriterOrders::Single, WrOpcode::RdmaWrite, 4096));
+  writers.start(target.endpoint.coordinates());
+  REQUIRE(writers.waitStopped());
+  // The place for the new segment is taken by something that cannot be removed as a leftover.
+  std::filesystem::create_directory(path + ".quorate-new");
+  CHECK(codeOf([&] { target.endpoint.region->close(); }) == "QUORATE_REVOKE_FAILED");
+  CHECK_FALSE(target.endpoint.region->closed());
+  std::filesystem::remove(path + ".quorate-new");
+  target.endpoint.region->close();
+  target.snapshot();
+  CHECK(target.counts().moves == 1);
+  writers.resume();
+  REQUIRE(writers.waitFinished());
+  CHECK(target.unchanged());
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// The race
+
+uint64_t chosenSeed() {
+  const char* given = std::getenv("QUORATE_SEED");
+  const uint64_t seed = given != nullptr ? std::strtoull(given, nullptr, 10) : shm::random64() % 1'000'000;
+  std::printf("shm revocation race: QUORATE_SEED=%llu\n", static_cast<unsigned long long>(seed));
+  return seed;
+}
+
+struct RaceResult {
+  int trials = 0, late = 0;
+  std::vector<int64_t> revoke_ns;
+  int64_t percentile(double p) {
+    std::sort(revoke_ns.begin(), revoke_ns.end());
+    return revoke_ns[static_cast<size_t>(p * static_cast<double>(revoke_ns.size() - 1))];
+  }
+};
+
+enum class Signal { None, Stop, Kill };
+
+void spinFor(int64_t duration_ns) {
+  const auto end = std::chrono::steady_clock::now() + std::chrono::nanoseconds(duration_ns);
+  while (std::chrono::steady_clock::now() < end) {
+  }
+}
+
+// A writer streams at full speed; at a random moment it is stopped, killed or left alone, and the right is revoked at
+// once. Then nothing may change any more, also after the writer went on and found its request failed.
+void race(WriterFactory& writers, Target& target, Act act, std::mt19937_64& random, RaceResult* result) {
+  static constexpr uint32_t kLengths[] = {64, 64, 1024, 4096, 65536, 262144, 1 << 20, 1 << 20};
+  const uint32_t length = kLengths[random() % std::size(kLengths)];
+  const Signal signal = static_cast<Signal>(random() % 3);
+  const int64_t run_ns = static_cast<int64_t>(random() % 300'000);
+  const int64_t lead_ns = random() % 2 == 0 ? 0 : static_cast<int64_t>(random() % 60'000);
+
+  target.beginTrial(writers.offer(WriterOrders::Stream, WrOpcode::RdmaWrite, length));
+  writers.start(target.endpoint.coordinates());
+  REQUIRE(waitUntil([&] { return writers.orders().requests.load() > 0; }));
+  spinFor(run_ns);
+  if (signal == Signal::Stop) writers.stop();
+  if (signal == Signal::Kill) writers.kill();
+  spinFor(lead_ns);
+
+  const auto begin = std::chrono::steady_clock::now();
+  target.revoke(act);
+  const auto end = std::chrono::steady_clock::now();
+  target.snapshot();
+  result->revoke_ns.push_back(std::chrono::duration_cast<std::chrono::nanoseconds>(end - begin).count());
+
+  if (signal == Signal::Stop) {
+    REQUIRE(writers.waitStopped());
+    writers.resume();
+  }
+  if (signal == Signal::Kill) {
+    REQUIRE(writers.waitGone());
+  } else {
+    REQUIRE(writers.waitFinished());
+    REQUIRE(writers.finished());
+    CHECK(writers.orders().status.load() != static_cast<int>(WcStatus::Success));
+  }
+  result->trials++;
+  if (!target.unchanged()) result->late++;
+  if (!target.endpoint.qp->closed()) target.endpoint.qp->close();
+}
+
+TEST_CASE("shm: revocation race: 700 trials of each act, and not one late byte") {
+  std::mt19937_64 random(chosenSeed());
+  ShmTestDirectory directory;
+  WriterFactory writers(directory);
+  for (const Act act : kActs) {
+    Target target(directory);
+    RaceResult result;
+    for (int trial = 0; trial < 700; trial++) race(writers, target, act, random, &result);
+    CAPTURE(nameOf(act));
+    CHECK(result.trials == 700);
+    CHECK(result.late == 0);
+    std::printf(
+        "  %-34s %d trials, %d late; revoke p50 %.1f us, p99 %.1f us, max %.1f us; waited %llu, taken over %llu, "
+        "passed over %llu, moves %llu\n",
+        nameOf(act), result.trials, result.late, static_cast<double>(result.percentile(0.5)) / 1e3,
+        static_cast<double>(result.percentile(0.99)) / 1e3, static_cast<double>(result.percentile(1)) / 1e3,
+        static_cast<unsigned long long>(target.counts().waited),
+        static_cast<unsigned long long>(target.counts().takenOver),
+        static_cast<unsigned long long>(target.counts().passedOver),
+        static_cast<unsigned long long>(target.counts().moves));
+    // The hard cases did occur.
+    CHECK(target.counts().moves > 0);
+    CHECK(target.counts().takenOver > 0);
+  }
+}
+
+TEST_CASE("shm: the race catches a revocation that does not drain") {
+  std::mt19937_64 random(chosenSeed());
+  ShmTestDirectory directory;
+  WriterFactory writers(directory);
+  for (const Act act : kActs) {
+    Target target(directory);
+    RaceResult result;
+    {
+      Unsound unsound(shm::testHooks.skipDrain);
+      while (result.late == 0 && result.trials < 700) race(writers, target, act, random, &result);
+    }
+    CAPTURE(nameOf(act));
+    CHECK(result.late > 0);
+    std::printf("  %-34s without draining: late after %d trials\n", nameOf(act), result.trials);
+  }
+}
+
+TEST_CASE("shm: the race catches a revocation that does not move") {
+  std::mt19937_64 random(chosenSeed());
+  ShmTestDirectory directory;
+  WriterFactory writers(directory);
+  Target target(directory);
+  RaceResult result;
+  Unsound unsound(shm::testHooks.skipMove);
+  while (result.late == 0 && result.trials < 700) race(writers, target, Act::CloseRegion, random, &result);
+  CHECK(result.late > 0);
+}
+
+}  // namespace
+}  // namespace quorate::test

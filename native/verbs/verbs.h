@@ -1,0 +1,400 @@
+// The verbs object model of quorate, as abstract C++ classes. Two providers implement it: `ibverbs` (the
+// kernel's RDMA devices, through a libibverbs that is opened at run time) and `shm` (a software HCA in POSIX
+// shared memory for the processes of one host). The Node-API layer (native/addon) and the C++ tests see only
+// these classes. Nothing at or below this file may include napi.h.
+//
+// Names and meanings follow the libibverbs man pages (ibv_open_device(3), ibv_modify_qp(3), ...). Numbers of
+// enumerations equal those of <infiniband/verbs.h>, so that the ibverbs provider passes them through, but the
+// header itself is not needed to build against this one.
+//
+// Ownership: every object is held by std::shared_ptr and holds a shared_ptr to its parent, so a parent outlives
+// its children. close() ends an object explicitly: it is idempotent, closes the children first, waits until no
+// other thread is inside a call on the object, and leaves every later call to fail with code QUORATE_CLOSED.
+// All methods may be called from any thread of the process.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace quorate {
+
+// ---------------------------------------------------------------------------------------------------------------
+// Errors
+
+// What every failing call throws. `code` is stable and machine-readable; `errnum` is 0 where no system call was
+// involved; `syscall` names the verb or system call ("ibv_modify_qp", "mmap"). `message` says what happened, to
+// what, and what to do about it.
+//
+// Codes: QUORATE_CLOSED (object was closed), QUORATE_INVALID_ARGUMENT, QUORATE_OUT_OF_RANGE,
+// QUORATE_NO_LIBRARY (libibverbs missing), QUORATE_NO_DEVICE, QUORATE_NO_GID, QUORATE_UNSUPPORTED (device or
+// provider lacks the capability), QUORATE_MEMLOCK (RLIMIT_MEMLOCK too small), QUORATE_LIMIT (a table or queue of
+// stated size is full), QUORATE_QP_STATE (transition not allowed, or attributes missing/surplus for it),
+// QUORATE_REVOKE_FAILED (a right could not be proven revoked), QUORATE_SYSTEM (any other errno).
+class VerbsError : public std::runtime_error {
+ public:
+  VerbsError(std::string code, const std::string& message, int errnum = 0, std::string syscall = {})
+      : std::runtime_error(message), code(std::move(code)), errnum(errnum), syscall(std::move(syscall)) {}
+  const std::string code;
+  const int errnum;
+  const std::string syscall;
+};
+
+// ---------------------------------------------------------------------------------------------------------------
+// Enumerations (values equal those of <infiniband/verbs.h>)
+
+enum class QpState : int { Reset = 0, Init = 1, Rtr = 2, Rts = 3, Sqd = 4, Sqe = 5, Err = 6, Unknown = 7 };
+enum class QpType : int { Rc = 2, Uc = 3, Ud = 4 };
+enum class PortState : int { Nop = 0, Down = 1, Init = 2, Armed = 3, Active = 4, ActiveDefer = 5 };
+
+enum Access : uint32_t {
+  kAccessLocalWrite = 1u << 0,
+  kAccessRemoteWrite = 1u << 1,
+  kAccessRemoteRead = 1u << 2,
+  kAccessRemoteAtomic = 1u << 3,
+  kAccessMwBind = 1u << 4,
+};
+
+enum class WrOpcode : int {
+  RdmaWrite = 0,
+  RdmaWriteWithImm = 1,
+  Send = 2,
+  SendWithImm = 3,
+  RdmaRead = 4,
+  CompareSwap = 5,
+  FetchAdd = 6,
+};
+
+enum SendFlags : uint32_t {
+  kSendFence = 1u << 0,
+  kSendSignaled = 1u << 1,
+  kSendSolicited = 1u << 2,
+  kSendInline = 1u << 3,
+};
+
+// Every status of ibv_wc_status. The names surfaced to JavaScript come from wcStatusName().
+enum class WcStatus : int {
+  Success = 0,
+  LocLenErr = 1,
+  LocQpOpErr = 2,
+  LocEecOpErr = 3,
+  LocProtErr = 4,
+  WrFlushErr = 5,
+  MwBindErr = 6,
+  BadRespErr = 7,
+  LocAccessErr = 8,
+  RemInvReqErr = 9,
+  RemAccessErr = 10,
+  RemOpErr = 11,
+  RetryExcErr = 12,
+  RnrRetryExcErr = 13,
+  LocRddViolErr = 14,
+  RemInvRdReqErr = 15,
+  RemAbortErr = 16,
+  InvEecnErr = 17,
+  InvEecStateErr = 18,
+  FatalErr = 19,
+  RespTimeoutErr = 20,
+  GeneralErr = 21,
+  TmErr = 22,
+  TmRndvIncomplete = 23,
+};
+// "SUCCESS", "REM_ACCESS_ERR", ... (names of ibv_wc_status without the IBV_WC_ prefix); "UNKNOWN_<n>" otherwise.
+std::string wcStatusName(int status);
+// One sentence: the usual causes of this status and what to do.
+std::string wcStatusExplanation(int status);
+
+enum class WcOpcode : int {
+  Send = 0,
+  RdmaWrite = 1,
+  RdmaRead = 2,
+  CompareSwap = 3,
+  FetchAdd = 4,
+  Recv = 128,
+  RecvRdmaWithImm = 129,
+};
+
+// ---------------------------------------------------------------------------------------------------------------
+// Plain values
+
+struct Gid {
+  uint8_t raw[16] = {};
+  bool operator==(const Gid& other) const;
+  std::string toString() const;  // "fe80:0000:0000:0000:..." as ibv_devinfo -v prints it
+};
+
+enum class GidType : int { Ib = 0, RoceV1 = 1, RoceV2 = 2, Shm = 100 };
+
+struct GidEntry {
+  int index = 0;
+  Gid gid;
+  GidType type = GidType::Ib;
+  std::string netdev;  // empty where there is none
+};
+
+struct DeviceInfo {
+  std::string name;       // "rxe0", "mlx5_0", "shm"
+  std::string provider;   // "ibverbs" | "shm"
+  std::string driver;     // kernel driver or user-space provider library ("rxe", "mlx5"), "shm" for shm
+  std::string nodeType;   // "CA", "SWITCH", ...
+  std::string transport;  // "InfiniBand", "iWARP", ...
+  uint64_t nodeGuid = 0;  // host byte order
+};
+
+struct DeviceAttributes {
+  std::string firmwareVersion;
+  uint64_t nodeGuid = 0, sysImageGuid = 0;
+  uint64_t maxMrSize = 0, pageSizeCap = 0;
+  uint32_t vendorId = 0, vendorPartId = 0, hwVersion = 0;
+  int maxQp = 0, maxQpWr = 0, maxSge = 0, maxCq = 0, maxCqe = 0, maxMr = 0, maxPd = 0;
+  int maxQpRdAtom = 0, maxQpInitRdAtom = 0, maxResRdAtom = 0;
+  int atomicCap = 0;  // ibv_atomic_cap: 0 none, 1 HCA, 2 global
+  int maxSrq = 0, maxSrqWr = 0, maxMw = 0, maxAh = 0, maxMcastGrp = 0, maxPkeys = 0;
+  uint32_t deviceCapFlags = 0;
+  int physPortCnt = 0;
+};
+
+struct PortAttributes {
+  PortState state = PortState::Nop;
+  int maxMtuBytes = 0, activeMtuBytes = 0;
+  int gidTblLen = 0, pkeyTblLen = 0;
+  uint32_t portCapFlags = 0, maxMsgSz = 0;
+  uint16_t lid = 0, smLid = 0;
+  uint8_t lmc = 0;
+  int activeWidth = 0, activeSpeed = 0, physState = 0;
+  std::string linkLayer;  // "Ethernet" | "InfiniBand" | "Unspecified"; "SharedMemory" for shm
+};
+
+// ---------------------------------------------------------------------------------------------------------------
+// Work requests and completions. One SGE per request is all that quorate needs so far.
+
+struct SendWorkRequest {
+  uint64_t wrId = 0;
+  WrOpcode opcode = WrOpcode::RdmaWrite;
+  uint32_t sendFlags = 0;
+  uint64_t localAddress = 0;
+  uint32_t length = 0;  // 0: no SGE
+  uint32_t lkey = 0;
+  uint64_t remoteAddress = 0;
+  uint32_t rkey = 0;
+  uint32_t immData = 0;               // host byte order here; the provider converts
+  uint64_t compareAdd = 0, swap = 0;  // compare (CAS) or addend (FAA) in compareAdd
+};
+
+struct ReceiveWorkRequest {
+  uint64_t wrId = 0;
+  uint64_t localAddress = 0;
+  uint32_t length = 0;
+  uint32_t lkey = 0;
+};
+
+struct WorkCompletion {
+  uint64_t wrId = 0;
+  int status = 0;  // WcStatus; kept as int because devices may report others
+  int opcode = 0;  // WcOpcode; undefined unless status is Success (as in ibv_poll_cq(3))
+  uint32_t vendorErr = 0;
+  uint32_t byteLen = 0;
+  uint32_t immData = 0;  // host byte order; valid if wcFlags has kWcWithImm
+  uint32_t qpNum = 0;
+  uint32_t wcFlags = 0;
+};
+constexpr uint32_t kWcWithImm = 2;
+
+// ---------------------------------------------------------------------------------------------------------------
+// Queue pair attributes
+
+enum QpAttrMask : uint32_t {  // equal to ibv_qp_attr_mask
+  kQpState = 1u << 0,
+  kQpCurState = 1u << 1,
+  kQpAccessFlags = 1u << 3,
+  kQpPkeyIndex = 1u << 4,
+  kQpPort = 1u << 5,
+  kQpQkey = 1u << 6,
+  kQpAv = 1u << 7,
+  kQpPathMtu = 1u << 8,
+  kQpTimeout = 1u << 9,
+  kQpRetryCnt = 1u << 10,
+  kQpRnrRetry = 1u << 11,
+  kQpRqPsn = 1u << 12,
+  kQpMaxQpRdAtomic = 1u << 13,
+  kQpMinRnrTimer = 1u << 15,
+  kQpSqPsn = 1u << 16,
+  kQpMaxDestRdAtomic = 1u << 17,
+  kQpDestQpn = 1u << 20,
+};
+
+struct AddressVector {
+  bool isGlobal = false;
+  Gid dgid;
+  int sgidIndex = 0;
+  int hopLimit = 64;
+  uint8_t trafficClass = 0;
+  uint32_t flowLabel = 0;
+  uint16_t dlid = 0;
+  uint8_t sl = 0;
+  uint8_t portNum = 1;
+};
+
+struct QpAttributes {  // which members count is said by `mask`
+  uint32_t mask = 0;
+  QpState state = QpState::Reset;
+  QpState curState = QpState::Reset;
+  uint32_t accessFlags = 0;
+  int pkeyIndex = 0;
+  int portNum = 1;
+  AddressVector av;
+  int pathMtuBytes = 1024;  // 256, 512, 1024, 2048, 4096
+  int timeout = 14;         // local ack timeout exponent: 4.096 us * 2^timeout; 0 = infinite
+  int retryCnt = 7;
+  int rnrRetry = 7;
+  uint32_t rqPsn = 0, sqPsn = 0;
+  int maxRdAtomic = 1, maxDestRdAtomic = 1;
+  int minRnrTimer = 12;
+  uint32_t destQpNum = 0;
+  uint32_t qkey = 0;  // UD only
+};
+
+struct QpCapabilities {
+  uint32_t maxSendWr = 128, maxRecvWr = 16, maxSendSge = 1, maxRecvSge = 1, maxInlineData = 0;
+};
+
+class Context;
+class ProtectionDomain;
+class Memory;
+class MemoryRegion;
+class CompletionChannel;
+class CompletionQueue;
+class QueuePair;
+
+struct QpInit {
+  QpType type = QpType::Rc;
+  std::shared_ptr<CompletionQueue> sendCq, recvCq;
+  QpCapabilities cap;
+  bool signalAll = false;
+};
+
+// ---------------------------------------------------------------------------------------------------------------
+// The objects
+
+class VerbsObject : public std::enable_shared_from_this<VerbsObject> {
+ public:
+  virtual ~VerbsObject() = default;
+  virtual const char* kind() const = 0;  // "Context", "QueuePair", ... for error messages
+  virtual void close() = 0;
+  virtual bool closed() const = 0;
+};
+
+// Page-aligned memory that the addon owns, mapped and pre-faulted; what MRs are registered over. Several MRs may
+// cover the same memory. close() unmaps only when the last holder (MR, JavaScript ArrayBuffer) is gone.
+class Memory : public VerbsObject {
+ public:
+  const char* kind() const override { return "Memory"; }
+  virtual uint8_t* data() const = 0;
+  virtual size_t length() const = 0;
+};
+
+struct MemoryOptions {
+  size_t lengthBytes = 0;
+  bool shared = false;      // ibverbs: back it by a named file in sharedPath, so that it outlives the process
+  std::string sharedPath;   // with shared: the file (created 0600)
+  bool hugePages = false;   // ask for huge pages; QUORATE_SYSTEM if none are to be had
+};
+
+class MemoryRegion : public VerbsObject {
+ public:
+  const char* kind() const override { return "MemoryRegion"; }
+  virtual uint32_t lkey() const = 0;
+  virtual uint32_t rkey() const = 0;
+  virtual uint64_t address() const = 0;
+  virtual size_t length() const = 0;
+  virtual uint32_t access() const = 0;
+  // close() is ibv_dereg_mr(3). When it returns, no byte of any remote WRITE or atomic through this MR can still
+  // land (both providers). Throws QUORATE_REVOKE_FAILED when the device refused: then the right is NOT revoked.
+};
+
+class CompletionChannel : public VerbsObject {
+ public:
+  const char* kind() const override { return "CompletionChannel"; }
+  virtual int fd() const = 0;  // readable when an event is pending; non-blocking
+  // Takes (and acknowledges) one event; nullptr if none is pending. Never blocks.
+  virtual std::shared_ptr<CompletionQueue> getEvent() = 0;
+};
+
+class CompletionQueue : public VerbsObject {
+ public:
+  const char* kind() const override { return "CompletionQueue"; }
+  virtual int depth() const = 0;
+  // Fills at most `max` completions, returns how many. Throws on a CQ that overflowed or was closed.
+  virtual int poll(WorkCompletion* completions, int max) = 0;
+  virtual void requestNotify(bool solicitedOnly) = 0;
+};
+
+class QueuePair : public VerbsObject {
+ public:
+  const char* kind() const override { return "QueuePair"; }
+  virtual uint32_t number() const = 0;
+  virtual QpType type() const = 0;
+  virtual const QpCapabilities& capabilities() const = 0;  // as granted
+  // ibv_modify_qp(3). A rejected call throws QUORATE_QP_STATE with a message that names the state the QP was in,
+  // the transition asked for, and the attributes that are missing, surplus or out of range.
+  // For both providers: removing access flags or moving to ERR/RESET is as synchronous as the device makes it;
+  // on shm, when modify returns, no byte of an operation that the new state or flags forbid can still land.
+  virtual void modify(const QpAttributes& attributes) = 0;
+  virtual QpAttributes query() = 0;  // current state and attributes (mask = all that are known)
+  // Post requests in order. Returns the number accepted; on a short count `*errnum` says why the next one was
+  // refused (EINVAL: wrong state, ENOMEM: queue full, ...). Never throws for those: this is the hot path.
+  virtual size_t postSend(const SendWorkRequest* requests, size_t count, int* errnum) = 0;
+  virtual size_t postReceive(const ReceiveWorkRequest* requests, size_t count, int* errnum) = 0;
+  // close() is ibv_destroy_qp(3): same promise as MemoryRegion::close() for everything that reaches memory
+  // through this QP.
+};
+
+class ProtectionDomain : public VerbsObject {
+ public:
+  const char* kind() const override { return "ProtectionDomain"; }
+  virtual std::shared_ptr<MemoryRegion> registerMemory(std::shared_ptr<Memory> memory, size_t offset, size_t length,
+                                                       uint32_t access) = 0;
+  virtual std::shared_ptr<QueuePair> createQueuePair(const QpInit& init) = 0;
+};
+
+class Context : public VerbsObject {
+ public:
+  const char* kind() const override { return "Context"; }
+  virtual const DeviceInfo& device() const = 0;
+  virtual DeviceAttributes queryDevice() = 0;
+  virtual PortAttributes queryPort(int portNum) = 0;
+  virtual std::vector<GidEntry> queryGids(int portNum) = 0;  // the valid entries only
+  virtual std::shared_ptr<Memory> allocateMemory(const MemoryOptions& options) = 0;
+  virtual std::shared_ptr<ProtectionDomain> allocateProtectionDomain() = 0;
+  virtual std::shared_ptr<CompletionChannel> createCompletionChannel() = 0;
+  virtual std::shared_ptr<CompletionQueue> createCompletionQueue(int depth,
+                                                                 std::shared_ptr<CompletionChannel> channel) = 0;
+  // True if removing QP access flags (RTS to RTS) or MR deregistration is synchronous by the device's own rules
+  // (not merely by a clean test run); decides which permission strategies are offered. See docs/PROTOCOL.md.
+  virtual bool accessFlagsRevocationIsSynchronous() const = 0;
+};
+
+class Provider {
+ public:
+  virtual ~Provider() = default;
+  virtual const char* name() const = 0;
+  virtual std::vector<DeviceInfo> listDevices() = 0;
+  virtual std::shared_ptr<Context> openDevice(const std::string& name) = 0;
+};
+
+struct ShmOptions {
+  std::string directory;  // empty: $QUORATE_SHM_DIR, else /dev/shm/quorate-<uid>
+};
+std::unique_ptr<Provider> makeShmProvider(const ShmOptions& options);  // native/provider/shm
+std::unique_ptr<Provider> makeIbverbsProvider();  // native/provider/ibverbs; throws QUORATE_NO_LIBRARY
+
+// The RoCE v2 GID to use on a port: the one that maps an IPv4 address, else a global IPv6 one, else link-local;
+// on InfiniBand entry 0. Throws QUORATE_NO_GID with the table printed in the message.
+GidEntry chooseGid(const std::vector<GidEntry>& gids, const PortAttributes& port);
+
+}  // namespace quorate

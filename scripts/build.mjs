@@ -1,0 +1,122 @@
+// npm run build: TypeScript (lib/ to dist/) and, when it is missing or older than its sources, the native addon.
+// With the name of a variant it builds that instead:
+//   native, native-address, native-thread   the C++ tests: plain, address + undefined-behaviour sanitizer, thread sanitizer
+//   addon-address, addon-thread             the addon under a sanitizer; use it with QUORATE_PREBUILD=out/addon-address
+import { existsSync, mkdirSync, readdirSync, rmSync, statSync } from 'node:fs';
+import { dirname, join, relative } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { fail, runOrThrow } from './tools/child.mjs';
+
+export const root = dirname(dirname(fileURLToPath(import.meta.url)));
+const COMPILE_TIMEOUT_MS = 15 * 60_000;
+
+export const VARIANTS = ['native', 'native-address', 'native-thread', 'addon-address', 'addon-thread'];
+
+function packageFile(name, path) {
+  return join(root, 'node_modules', name, path);
+}
+
+/**
+ * The headers that came with this Node.js, where they did: building then needs no download.
+ */
+function nodeHeaders() {
+  const prefix = dirname(dirname(process.execPath));
+  if (process.env.npm_config_nodedir || !existsSync(join(prefix, 'include/node/node.h'))) return {};
+  return { npm_config_nodedir: prefix };
+}
+
+/** Runs one native build at a time per checkout: two at once would write the same object files. */
+function runLocked(name, command, args, options = {}) {
+  mkdirSync(join(root, 'out'), { recursive: true });
+  return runOrThrow('flock', [join(root, 'out', `${name}.lock`), command, ...args], {
+    cwd: root,
+    env: nodeHeaders(),
+    timeoutMs: COMPILE_TIMEOUT_MS,
+    output: 'capture',
+    ...options,
+  });
+}
+
+function newestMs(path) {
+  const info = statSync(path);
+  if (!info.isDirectory()) return info.mtimeMs;
+  // The folder's own time counts too: it changes when a file is removed.
+  return readdirSync(path).reduce((newest, name) => Math.max(newest, newestMs(join(path, name))), info.mtimeMs);
+}
+
+/** Builds dist/ from lib/ and removes what no longer has a source. */
+export async function buildTypeScript() {
+  const dist = join(root, 'dist');
+  if (existsSync(dist)) {
+    for (const entry of readdirSync(dist, { recursive: true, withFileTypes: true })) {
+      const path = join(entry.parentPath, entry.name);
+      const source = relative(dist, path).replace(/(\.js|\.js\.map|\.d\.ts)$/, '.ts');
+      if (source.endsWith('.ts') && !existsSync(join(root, 'lib', source))) rmSync(path);
+    }
+  }
+  await runOrThrow(process.execPath, [packageFile('typescript', 'bin/tsc'), '-p', 'tsconfig.json'], {
+    cwd: root,
+    timeoutMs: 5 * 60_000,
+    output: 'capture',
+  });
+}
+
+/** Builds the addon, unless it is newer than everything it is made of. */
+export async function buildAddon() {
+  const addon = join(root, 'build/Release/quorate.node');
+  const inputs = ['native', 'binding.gyp', 'scripts/native-sources.mjs', 'node_modules/node-addon-api/package.json'];
+  if (existsSync(addon)) {
+    const builtMs = statSync(addon).mtimeMs;
+    if (inputs.every((path) => newestMs(join(root, path)) <= builtMs)) return;
+  }
+  await runLocked('addon', process.execPath, [
+    packageFile('node-gyp', 'bin/node-gyp.js'),
+    'configure',
+    'build',
+    '--jobs=max',
+  ]);
+}
+
+/** Folder of a variant. For an addon it is what QUORATE_PREBUILD is set to. */
+export function variantFolder(variant) {
+  return join(root, 'out', variant);
+}
+
+/** Builds a variant with CMake and returns the path of the program or addon. */
+export async function buildVariant(variant) {
+  const [what, sanitizer = ''] = variant.split('-');
+  const folder = variantFolder(variant);
+  if (what === 'native') {
+    const configure = ['-S', root, '-B', folder, `-DQUORATE_SANITIZE=${sanitizer}`];
+    await runLocked(variant, 'cmake', configure);
+    await runLocked(variant, 'cmake', ['--build', folder, '--parallel', '2', '--target', 'native_tests']);
+    return join(folder, 'native_tests');
+  }
+  await runLocked(variant, process.execPath, [
+    packageFile('cmake-js', 'bin/cmake-js'),
+    'build',
+    '--out',
+    join(folder, 'build'),
+    `--CDQUORATE_SANITIZE=${sanitizer}`,
+    '--parallel',
+    '2',
+  ]);
+  return join(folder, 'build/Release/quorate.node');
+}
+
+/** What `npm run build` makes. */
+export async function buildAll() {
+  await buildAddon();
+  await buildTypeScript();
+}
+
+if (process.argv[1] === fileURLToPath(import.meta.url)) {
+  const variant = process.argv[2];
+  try {
+    if (variant === undefined) await buildAll();
+    else if (VARIANTS.includes(variant)) console.log(await buildVariant(variant));
+    else throw new Error(`there is no build variant "${variant}"; there are: ${VARIANTS.join(', ')}`);
+  } catch (error) {
+    fail(error);
+  }
+}

@@ -1,0 +1,228 @@
+// npm test: sets up, builds, and runs every suite, one after the other, whatever an earlier one gave. The last line is
+// the sum: `N passed, N failed, N skipped`. The exit code is 0 only when nothing failed and every suite ran a test.
+//
+//   node scripts/test.mjs [--only NAME[,NAME]] [--skip NAME[,NAME]]
+import { mkdirSync, rmSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { parseArgs } from 'node:util';
+import { buildAll, buildVariant, variantFolder } from './build.mjs';
+import { setup } from './setup.mjs';
+import { RXE_RESULTS, RXE_RESULTS_FILE } from './test-rxe.mjs';
+import { fail, run, runOrThrow } from './tools/child.mjs';
+import { readVitestCounts, VITEST } from './tools/vitest.mjs';
+
+const root = dirname(dirname(fileURLToPath(import.meta.url)));
+const RESULTS = join(root, 'out/results');
+const MINUTE_MS = 60_000;
+
+/** @typedef {import('./tools/vitest.mjs').Counts} Counts */
+
+/**
+ * A suite of one test: some programs that must all succeed.
+ * @param {string[][]} programs arguments for Node.js
+ * @returns {Promise<Counts>}
+ */
+async function onePass(programs) {
+  let failed = 0;
+  for (const args of programs) {
+    const { code, timedOut } = await run(process.execPath, args, { cwd: root, timeoutMs: 5 * MINUTE_MS });
+    if (timedOut) console.log(`stopped after 5 minutes: ${args.join(' ')}`);
+    if (code !== 0) failed = 1;
+  }
+  return { passed: 1 - failed, failed, skipped: 0 };
+}
+
+/**
+ * The C++ tests in one of their variants.
+ * @param {string} variant
+ * @returns {Promise<Counts>}
+ */
+async function nativeTests(variant) {
+  const program = await buildVariant(variant);
+  const { code, timedOut, output } = await run(program, [], {
+    cwd: root,
+    timeoutMs: 5 * MINUTE_MS,
+    output: 'tee',
+    env: {
+      ASAN_OPTIONS: 'detect_leaks=1:check_initialization_order=1:strict_init_order=1:detect_stack_use_after_return=1',
+      UBSAN_OPTIONS: 'print_stacktrace=1',
+      TSAN_OPTIONS: 'halt_on_error=0:second_deadlock_stack=1',
+    },
+  });
+  if (timedOut) console.log('stopped after 5 minutes');
+  const counts = /test cases:\s*(\d+) \|\s*(\d+) passed \|\s*(\d+) failed \|\s*(\d+) skipped/.exec(output);
+  if (counts === null) return { passed: 0, failed: 1, skipped: 0 }; // it crashed before its summary
+  const failed = Number(counts[3]);
+  // A sanitizer's report at the end gives an exit code and no failed test.
+  return { passed: Number(counts[2]), failed: failed === 0 && code !== 0 ? 1 : failed, skipped: Number(counts[4]) };
+}
+
+/**
+ * Tests of vitest on this machine.
+ * @param {string} name names the file of results
+ * @param {string[]} selection
+ * @param {Record<string, string>} env
+ * @returns {Promise<Counts>}
+ */
+async function vitestTests(name, selection, env = {}) {
+  const file = `${name}.json`;
+  rmSync(join(RESULTS, file), { force: true });
+  const args = [...VITEST, `--outputFile.json=${join(RESULTS, file)}`, ...selection];
+  const { code, timedOut } = await run(process.execPath, args, { cwd: root, env, timeoutMs: 10 * MINUTE_MS });
+  if (timedOut) console.log('stopped after 10 minutes');
+  return readVitestCounts(RESULTS, file, code);
+}
+
+async function libraryPath(name) {
+  const { output } = await runOrThrow('g++', [`-print-file-name=${name}`], { timeoutMs: MINUTE_MS, output: 'capture' });
+  return output.trim();
+}
+
+/**
+ * Tests of the addon with its sanitizer build. Node.js itself is not instrumented, so the sanitizer's library is loaded
+ * in front of it, and the C++ library with it, in which it must find what it wraps (exceptions). Leaks are looked for in
+ * the C++ tests, not here: the heap of V8 hides pointers from the leak checker, which then reports hundreds of blocks of
+ * an empty program, and a stack of ours always ends in Node.js, so suppressing that would suppress everything.
+ */
+async function addonTests() {
+  await buildVariant('addon-address');
+  return await vitestTests('addon-asan', ['test/verbs'], {
+    LD_PRELOAD: `${await libraryPath('libasan.so')} ${await libraryPath('libstdc++.so')}`,
+    ASAN_OPTIONS: 'detect_leaks=0:abort_on_error=1:alloc_dealloc_mismatch=0',
+    UBSAN_OPTIONS: 'print_stacktrace=1',
+    QUORATE_PREBUILD: variantFolder('addon-address'),
+  });
+}
+
+/** @returns {Promise<Counts>} */
+async function rxeTests() {
+  rmSync(join(RXE_RESULTS, RXE_RESULTS_FILE), { force: true });
+  const { code, timedOut } = await run(process.execPath, ['scripts/test-rxe.mjs'], {
+    cwd: root,
+    timeoutMs: 12 * MINUTE_MS,
+  });
+  if (timedOut) console.log('stopped after 12 minutes');
+  return readVitestCounts(RXE_RESULTS, RXE_RESULTS_FILE, code);
+}
+
+/**
+ * In the order in which they run.
+ * @type {{ name: string, title: string, needs: 'nothing' | 'build', onRequest?: true, run: () => Promise<Counts> }[]}
+ */
+const SUITES = [
+  {
+    name: 'lint',
+    title: 'lint and format (biome)',
+    needs: 'nothing',
+    run: () => onePass([['node_modules/@biomejs/biome/bin/biome', 'check', '--error-on-warnings', '.']]),
+  },
+  {
+    name: 'types',
+    title: 'types of tests, benchmarks, examples and scripts',
+    needs: 'build',
+    run: () =>
+      onePass(
+        ['tsconfig.test.json', 'scripts/tsconfig.json'].map((path) => ['node_modules/typescript/bin/tsc', '-p', path]),
+      ),
+  },
+  { name: 'native', title: 'C++ tests', needs: 'nothing', run: () => nativeTests('native') },
+  {
+    name: 'native-asan',
+    title: 'C++ tests, address and undefined-behaviour sanitizers',
+    needs: 'nothing',
+    run: () => nativeTests('native-address'),
+  },
+  {
+    name: 'native-tsan',
+    title: 'C++ tests, thread sanitizer',
+    needs: 'nothing',
+    onRequest: true,
+    run: () => nativeTests('native-thread'),
+  },
+  {
+    name: 'unit',
+    title: 'tests on this machine',
+    needs: 'build',
+    run: () => vitestTests('unit', ['--exclude=test/rxe/**']),
+  },
+  { name: 'addon-asan', title: 'addon tests, address sanitizer', needs: 'build', run: addonTests },
+  { name: 'rxe', title: 'tests on RDMA devices (SoftRoCE)', needs: 'build', run: rxeTests },
+];
+
+/** The suites that the command line selects. */
+function selectSuites() {
+  const { values } = parseArgs({ options: { only: { type: 'string' }, skip: { type: 'string', default: '' } } });
+  const names = (list) => list.split(',').filter((name) => name !== '');
+  for (const name of names(`${values.only ?? ''},${values.skip}`)) {
+    if (SUITES.some((suite) => suite.name === name)) continue;
+    throw new Error(`there is no suite "${name}"; there are: ${SUITES.map((suite) => suite.name).join(', ')}`);
+  }
+  const chosen = values.only === undefined ? undefined : names(values.only);
+  return SUITES.filter(
+    ({ name, onRequest }) =>
+      !names(values.skip).includes(name) && (chosen === undefined ? onRequest !== true : chosen.includes(name)),
+  );
+}
+
+const total = { passed: 0, failed: 0, skipped: 0 };
+
+function header(text) {
+  console.log(`\n=== ${text}`);
+}
+
+/** Runs one step, prints its counts and adds them to the total. A step that throws has failed once. */
+async function count(name, step) {
+  const startedMs = Date.now();
+  /** @type {Counts} */
+  let counts;
+  try {
+    counts = await step();
+  } catch (error) {
+    console.log(error instanceof Error ? error.message : String(error));
+    counts = { passed: 0, failed: 1, skipped: 0 };
+  }
+  if (counts.passed + counts.failed === 0) {
+    console.log('this suite ran no test, which is a failure');
+    counts.failed = 1;
+  }
+  const { passed, failed, skipped } = counts;
+  total.passed += passed;
+  total.failed += failed;
+  total.skipped += skipped;
+  const took = `${((Date.now() - startedMs) / 1000).toFixed(0)} s`;
+  console.log(`--- ${name}: ${passed} passed, ${failed} failed, ${skipped} skipped (${took})`);
+  return failed === 0;
+}
+
+async function main() {
+  const suites = selectSuites();
+  const names = suites.map(({ name }) => name);
+  const startedMs = Date.now();
+  mkdirSync(RESULTS, { recursive: true });
+
+  header('setup');
+  await setup(names.includes('rxe') ? ['build', 'test', 'rxe'] : ['build', 'test']);
+  console.log('what the tests need is installed');
+
+  let built = true;
+  if (suites.some(({ needs }) => needs === 'build')) {
+    header('build');
+    try {
+      await buildAll();
+      console.log('dist/ and the addon are up to date');
+    } catch (error) {
+      built = await count('build', () => Promise.reject(error));
+    }
+  }
+  for (const suite of suites) {
+    header(`${suite.name}: ${suite.title}`);
+    if (suite.needs === 'build' && !built) console.log('not run, because the build failed');
+    else await count(suite.name, suite.run);
+  }
+  console.log(`\nall suites: ${((Date.now() - startedMs) / MINUTE_MS).toFixed(1)} minutes`);
+  console.log(`${total.passed} passed, ${total.failed} failed, ${total.skipped} skipped`);
+  process.exitCode = total.failed > 0 || total.passed === 0 ? 1 : 0;
+}
+
+main().catch(fail);

@@ -1,0 +1,104 @@
+// Bad input to Replica.open() and propose() gets a clear, coded error at the boundary.
+import { mkdtempSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { describe, expect, it } from 'vitest';
+import { Replica } from '#lib/index.js';
+import { CLUSTER_KEY, members, openCluster, optionsFor } from './fixture.js';
+
+async function failure(promise: Promise<unknown>): Promise<{ code?: string; message: string }> {
+  try {
+    await promise;
+  } catch (error) {
+    return error as { code?: string; message: string };
+  }
+  throw new Error('it was accepted');
+}
+
+describe('Replica.open() refuses', () => {
+  const cases: [string, (list: Awaited<ReturnType<typeof members>>) => object, string, RegExp][] = [
+    ['a missing cluster key', () => ({ clusterKey: undefined }), 'QUORATE_CLUSTER_KEY', /key/],
+    ['a cluster key that is too short', () => ({ clusterKey: 'short' }), 'QUORATE_CLUSTER_KEY', /16/],
+    ['a device that is not there', () => ({ device: 'nosuch0' }), 'QUORATE_NO_DEVICE', /nosuch0/],
+    ['a member list without itself', (list) => ({ members: list.slice(1) }), 'QUORATE_INVALID_ARGUMENT', /id 0 is not in members/],
+    ['an id that is listed twice', (list) => ({ members: [...list, list[0]] }), 'QUORATE_INVALID_ARGUMENT', /twice/],
+    ['an empty member list', () => ({ members: [] }), 'QUORATE_INVALID_ARGUMENT', /members/],
+    ['a ring that is no power of two', () => ({ logBytes: 100_000 }), 'QUORATE_INVALID_ARGUMENT', /power of two/],
+    ['a ring that is too small', () => ({ logBytes: 1024 }), 'QUORATE_INVALID_ARGUMENT', /logBytes 1024/],
+    ['a state machine without restore()', () => ({ stateMachine: { apply() {}, snapshot() {} } }), 'QUORATE_INVALID_ARGUMENT', /restore/],
+    ['an unknown profile', () => ({ profile: 'turbo' }), 'QUORATE_INVALID_ARGUMENT', /turbo/],
+    ['an unknown permission strategy', () => ({ permissionStrategy: 'hope' }), 'QUORATE_INVALID_ARGUMENT', /hope/],
+    ['a port out of range', (list) => ({ members: [{ ...list[0], port: 70_000 }] }), 'QUORATE_INVALID_ARGUMENT', /70000/],
+  ];
+  it.each(cases)('%s', async (_name, change, code, text) => {
+    const list = await members(3);
+    const error = await failure(Replica.open({ ...optionsFor(0, list), ...change(list) } as never));
+    expect(error.code).toBe(code);
+    expect(error.message).toMatch(text);
+  });
+
+  it('a second process with the same id and address', async () => {
+    const cluster = await openCluster(1);
+    try {
+      const error = await failure(Replica.open(optionsFor(0, cluster.members)));
+      expect(error.code).toBe('QUORATE_ADDRESS_IN_USE');
+    } finally {
+      await cluster.close();
+    }
+  });
+
+  it('a second process with the same id at another address', async () => {
+    const cluster = await openCluster(3);
+    try {
+      const [other] = await members(1);
+      const list = cluster.members.map((member) => (member.id === 2 ? { ...member, port: other?.port ?? 0 } : member));
+      const error = await failure(Replica.open(optionsFor(2, list, { openTimeoutMs: 20_000 })));
+      expect(error.code).toBe('QUORATE_DUPLICATE_ID');
+    } finally {
+      await cluster.close();
+    }
+  });
+
+  it('another cluster key than its peers have, naming the key, not only a timeout', async () => {
+    const list = await members(2);
+    const wrong = Replica.open(optionsFor(0, list, { clusterKey: `${CLUSTER_KEY}!`, openTimeoutMs: 3_000 }));
+    const right = Replica.open(optionsFor(1, list, { openTimeoutMs: 3_000 }));
+    const errors = await Promise.all([failure(wrong), failure(right)]);
+    for (const error of errors) expect(`${error.code} ${error.message}`).toMatch(/cluster key/);
+  });
+
+  it('to wait for ever for members that do not come, and names them', async () => {
+    const list = await members(3);
+    const error = await failure(Replica.open(optionsFor(0, list, { openTimeoutMs: 300 })));
+    expect(error.code).toBe('QUORATE_OPEN_TIMEOUT');
+    expect(error.message).toMatch(/replicas 1, 2 could not be reached/);
+  });
+
+  it('a segment directory that others may read', async () => {
+    const directory = mkdtempSync(join(tmpdir(), 'quorate-test-'));
+    const { chmodSync } = await import('node:fs');
+    chmodSync(directory, 0o755);
+    const list = await members(1);
+    const error = await failure(Replica.open(optionsFor(0, list, { shmDirectory: directory })));
+    expect(error.message).toMatch(/0700|mode/);
+  });
+});
+
+describe('propose() refuses', () => {
+  it('what is no bytes, is too large, or names no valid session', async () => {
+    const cluster = await openCluster(1);
+    try {
+      const [replica] = cluster.replicas as [Replica<number>];
+      expect((await failure(replica.propose('text' as never))).code).toBe('QUORATE_INVALID_ARGUMENT');
+      const limit = replica.payloadBytesMax;
+      const error = await failure(replica.propose(new Uint8Array(limit + 1)));
+      expect(error.code).toBe('QUORATE_PAYLOAD_TOO_LARGE');
+      expect(error.message).toContain(`${limit} bytes`);
+      await replica.propose(new Uint8Array(limit));
+      const session = { origin: 0, sequence: 1 };
+      expect((await failure(replica.propose(new Uint8Array(1), { session }))).code).toBe('QUORATE_INVALID_ARGUMENT');
+    } finally {
+      await cluster.close();
+    }
+  });
+});

@@ -1,0 +1,95 @@
+// What tests of Replica share: free ports, a small state machine, and clusters of replicas inside the test's process,
+// which close with the test.
+import { createServer } from 'node:net';
+import { type MemberAddress, Replica, type ReplicaOptions, type StateMachine } from '#lib/index.js';
+
+export const CLUSTER_KEY = 'a cluster key for tests only';
+
+/** Remembers the commands it applied, in order. */
+export class CommandLog implements StateMachine<number> {
+  commands: string[] = [];
+  apply(command: Uint8Array): number {
+    this.commands.push(Buffer.from(command).toString());
+    return this.commands.length;
+  }
+  snapshot(): Uint8Array {
+    return Buffer.from(JSON.stringify(this.commands));
+  }
+  restore(snapshot: Uint8Array): void {
+    this.commands = JSON.parse(Buffer.from(snapshot).toString()) as string[];
+  }
+}
+
+/** Ports that were free a moment ago. */
+export async function freePorts(count: number): Promise<number[]> {
+  const servers = await Promise.all(
+    Array.from({ length: count }, async () => {
+      const server = createServer();
+      await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+      return server;
+    }),
+  );
+  const ports = servers.map((server) => (server.address() as { port: number }).port);
+  await Promise.all(servers.map((server) => new Promise((resolve) => server.close(resolve))));
+  return ports;
+}
+
+export async function members(count: number): Promise<MemberAddress[]> {
+  return (await freePorts(count)).map((port, id) => ({ id, host: '127.0.0.1', port }));
+}
+
+export interface TestCluster {
+  readonly members: readonly MemberAddress[];
+  readonly replicas: Replica<number>[];
+  readonly machines: CommandLog[];
+  /** The replica that leads now; waits for one. */
+  leader(): Promise<Replica<number>>;
+  close(): Promise<void>;
+}
+
+export function optionsFor(
+  id: number,
+  list: readonly MemberAddress[],
+  more: Partial<ReplicaOptions<number>> = {},
+): ReplicaOptions<number> {
+  return {
+    id,
+    members: list,
+    clusterKey: CLUSTER_KEY,
+    stateMachine: new CommandLog(),
+    device: 'shm',
+    logBytes: 1024 * 1024,
+    ...more,
+  };
+}
+
+/** A cluster on shm in this process; several replicas share one thread here, so detection is relaxed. */
+export async function openCluster(count: number, more: Partial<ReplicaOptions<number>> = {}): Promise<TestCluster> {
+  const list = await members(count);
+  const machines = list.map(() => new CommandLog());
+  const replicas = await Promise.all(
+    list.map(({ id }) =>
+      Replica.open(optionsFor(id, list, { profile: 'relaxed', stateMachine: machines[id] as CommandLog, ...more })),
+    ),
+  );
+  return {
+    members: list,
+    replicas,
+    machines,
+    leader: () => waitFor(() => replicas.find((replica) => replica.status().role === 'leader'), 'a leader'),
+    close: async () => {
+      await Promise.all(replicas.map((replica) => replica.close()));
+    },
+  };
+}
+
+/** Polls a condition until it holds; fails with what was waited for after a bound that only a defect reaches. */
+export async function waitFor<Value>(probe: () => Value | undefined | false, what: string): Promise<Value> {
+  const deadline = Date.now() + 30_000;
+  for (;;) {
+    const value = probe();
+    if (value !== undefined && value !== false) return value;
+    if (Date.now() > deadline) throw new Error(`waited 30 s in vain for ${what}`);
+    await new Promise((resolve) => setTimeout(resolve, 5));
+  }
+}

@@ -1,0 +1,110 @@
+// Replica as a service uses it, on shm, all members in this process: what a cluster owes its users.
+import { afterEach, describe, expect, it } from 'vitest';
+import { Replica } from '#lib/index.js';
+import { CommandLog, openCluster, optionsFor, type TestCluster, waitFor } from './fixture.js';
+
+let cluster: TestCluster;
+afterEach(async () => {
+  await cluster?.close();
+});
+
+const bytes = (text: string) => new Uint8Array(Buffer.from(text));
+
+describe('a cluster of three', () => {
+  it('applies a proposal at the leader and then at every follower, the last one included', async () => {
+    cluster = await openCluster(3);
+    const leader = await cluster.leader();
+    const first = await leader.propose(bytes('one'));
+    const second = await leader.propose(bytes('two'));
+    expect(first).toMatchObject({ result: 1, duplicate: false });
+    expect(second.lsn).toBeGreaterThan(first.lsn);
+    for (const machine of cluster.machines) {
+      await waitFor(() => machine.commands.length === 2, 'followers to apply');
+      expect(machine.commands).toEqual(['one', 'two']);
+    }
+  });
+
+  it('keeps the order of proposals made in one turn and gives each its own result', async () => {
+    cluster = await openCluster(3);
+    const leader = await cluster.leader();
+    const results = await Promise.all(Array.from({ length: 500 }, (_, index) => leader.propose(bytes(`c${index}`))));
+    expect(results.map(({ result }) => result)).toEqual(Array.from({ length: 500 }, (_, index) => index + 1));
+  });
+
+  it('sends proposals at a follower to the leader by an error that names it', async () => {
+    cluster = await openCluster(3);
+    const leader = await cluster.leader();
+    const follower = cluster.replicas.find((replica) => replica !== leader) as Replica<number>;
+    await waitFor(() => follower.status().leader === leader.id, 'the follower to know the leader');
+    await expect(follower.propose(bytes('x'))).rejects.toMatchObject({ code: 'QUORATE_NOT_LEADER', leader: leader.id });
+  });
+
+  it('applies a repeated session command once and says that it is a duplicate', async () => {
+    cluster = await openCluster(3);
+    const leader = await cluster.leader();
+    const session = { origin: 77, sequence: 1 };
+    const once = await leader.propose(bytes('once'), { session });
+    const again = await leader.propose(bytes('once'), { session });
+    expect(once).toMatchObject({ result: 1, duplicate: false });
+    expect(again).toMatchObject({ result: 1, duplicate: true });
+    await expect(leader.propose(bytes('x'), { session: { origin: 77, sequence: 3 } })).rejects.toMatchObject({
+      code: 'QUORATE_SESSION_GAP',
+    });
+  });
+
+  it('carries on through many laps of a small ring', async () => {
+    cluster = await openCluster(3, { logBytes: 64 * 1024 });
+    const leader = await cluster.leader();
+    const payload = new Uint8Array(1000);
+    for (let round = 0; round < 40; round++) {
+      await Promise.all(Array.from({ length: 20 }, () => leader.propose(payload)));
+    }
+    expect(leader.status().commitLsn).toBeGreaterThan(10 * 64 * 1024);
+    for (const machine of cluster.machines) await waitFor(() => machine.commands.length === 800, 'all to apply');
+  });
+
+  it('elects another leader when the leader closes, and commits on', async () => {
+    cluster = await openCluster(3);
+    const leader = await cluster.leader();
+    await leader.propose(bytes('before'));
+    await leader.close();
+    const next = await waitFor(
+      () => cluster.replicas.find((replica) => replica !== leader && replica.status().role === 'leader'),
+      'a new leader',
+    );
+    await next.propose(bytes('after'));
+    expect(cluster.machines[next.id]?.commands).toEqual(['before', 'after']);
+    await expect(leader.propose(bytes('x'))).rejects.toMatchObject({ code: 'QUORATE_CLOSED' });
+  });
+
+  it('takes a member that comes back with empty memory in again, by snapshot, as a voter in a new life', async () => {
+    cluster = await openCluster(3, { logBytes: 64 * 1024 });
+    const leader = await cluster.leader();
+    const victim = cluster.replicas.find((replica) => replica !== leader) as Replica<number>;
+    await victim.close();
+    for (let round = 0; round < 20; round++) {
+      await Promise.all(Array.from({ length: 20 }, (_, index) => leader.propose(bytes(`${round}.${index}`.padEnd(500)))));
+    }
+    const machine = new CommandLog();
+    const back = await Replica.open(
+      optionsFor(victim.id, cluster.members, { profile: 'relaxed', stateMachine: machine, logBytes: 64 * 1024 }),
+    );
+    try {
+      await waitFor(() => back.status().isVoter, 'the new life to become a voter');
+      await leader.propose(bytes('last'));
+      await waitFor(() => machine.commands.length === 401, 'the new life to apply everything');
+      expect(machine.commands).toEqual(cluster.machines[leader.id]?.commands);
+      expect(leader.status().voters).toEqual([0, 1, 2]);
+    } finally {
+      await back.close();
+    }
+  });
+});
+
+describe('clusters of other sizes', () => {
+  it.each([1, 2, 5])('a cluster of %i commits', async (count) => {
+    cluster = await openCluster(count);
+    const leader = await cluster.leader();
+    expect(await leader.propose(bytes('x'))).toMatchObject({ result: 1 });
+  });
+});

@@ -1,0 +1,8 @@
+// The RDMA devices that tests may use: scripts/rxe-vm.mjs names them.
+export function rdmaDevices(): string[] {
+  const names = (process.env.QUORATE_RDMA_DEVICES ?? '').split(',').filter((name) => name !== '');
+  if (names.length === 0) {
+    throw new Error('QUORATE_RDMA_DEVICES names no device; run these tests with "npm run test:rxe"');
+  }
+  return names;
+}

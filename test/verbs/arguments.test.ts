@@ -1,0 +1,212 @@
+// Nothing that JavaScript passes can crash the process: every wrong argument gives a coded error, and the call has no
+// effect. First each argument of each call with each kind of wrong value, then random calls with random values on open
+// and closed objects in a child process, which must survive.
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import {
+  addWord,
+  adopt,
+  Context,
+  errorCode,
+  Fence,
+  Notifier,
+  normalizeGid,
+  openDevice,
+  listDevices,
+  PostList,
+  QuorateError,
+  setTimerSlack,
+  unshare,
+  waitWord,
+  wakeWord,
+  wcStatusName,
+} from '#lib/verbs/index.js';
+import { addon } from '../../dist/verbs/load-addon.js';
+import { startChild } from './support/child.js';
+import { End, thrownBy } from './support/ends.js';
+import { useShmDirectory } from './support/shm-directory.js';
+
+useShmDirectory();
+
+const ARGUMENT_ERRORS = ['QUORATE_INVALID_ARGUMENT', 'QUORATE_OUT_OF_RANGE'];
+const NOT_OBJECTS = [undefined, null, 1, 'text', true, Symbol('s'), 1n, () => 0];
+const NOT_INTEGERS = [undefined, null, 'text', {}, [], true, 1n, NaN, -1, 0.5, Infinity, -Infinity, 2 ** 53, 1e300];
+const NOT_STRINGS = [undefined, null, 1, {}, [], true];
+const NOT_HANDLES = [undefined, 1, 'text', {}, [], new Fence(), Object.create(Fence.prototype), new Proxy({}, {})];
+
+describe('wrong arguments', () => {
+  let end: End;
+  let list: PostList;
+  beforeAll(() => {
+    end = new End('shm');
+    list = new PostList(end.queue, { maxWorkRequests: 4, maxCompletions: 8 });
+  });
+  afterAll(() => {
+    end.close();
+  });
+
+  function refused(call: (value: never) => unknown, values: readonly unknown[]) {
+    for (const value of values) {
+      const error = thrownBy(() => call(value as never));
+      const label = `${call.toString()} with ${typeof value} ${String(typeof value === 'object' ? JSON.stringify(value) : String(value))}`;
+      expect(ARGUMENT_ERRORS, `${label}: ${error.stack}`).toContain(error.code);
+      expect(error.code === 'QUORATE_OUT_OF_RANGE' ? error instanceof RangeError : error instanceof TypeError, label).toBe(
+        true,
+      );
+    }
+  }
+
+  it('of devices and contexts', () => {
+    refused((value) => openDevice(value), NOT_STRINGS);
+    refused((value) => openDevice('shm', value), [null, 1, 'text', { shmDirectory: 5 }, { shmDirectory: '' }, { dir: 'x' }]);
+    refused((value) => listDevices(value), [null, 1, 'text', { what: 1 }]);
+    refused((value) => end.context.queryPort(value), NOT_INTEGERS.filter((value) => value !== undefined).concat(0, 256));
+    refused((value) => end.context.allocateMemory(value), NOT_OBJECTS);
+    refused((value) => end.context.allocateMemory({ lengthBytes: value }), [...NOT_INTEGERS, 0]);
+    refused((value) => end.context.allocateMemory({ lengthBytes: 4096, ...(value as object) }), [
+      { shared: 1 },
+      { shared: true },
+      { sharedPath: '/dev/shm/x' },
+      { shared: true, sharedPath: 5 },
+      { shared: true, sharedPath: 'a\0b' },
+      { hugePages: 'yes' },
+      { hugepages: true },
+    ]);
+    refused((value) => end.context.createCompletionQueue(value), [...NOT_INTEGERS, 0, 2 ** 31]);
+    refused((value) => end.context.createCompletionQueue(8, { native: value } as never), NOT_HANDLES.slice(1));
+  });
+
+  it('of memory regions and queue pairs', () => {
+    const { domain, memory, queuePair } = end;
+    refused((value) => domain.registerMemory(value, 0, 8, 1), NOT_HANDLES);
+    refused((value) => domain.registerMemory(memory, value, 8, 1), NOT_INTEGERS);
+    refused((value) => domain.registerMemory(memory, 0, value, 1), [...NOT_INTEGERS, 0, memory.length + 1]);
+    refused((value) => domain.registerMemory(memory, memory.length, value, 1), [1]);
+    refused((value) => domain.registerMemory(memory, 0, 8, value), [...NOT_INTEGERS, 32]);
+    refused((value) => domain.createQueuePair({ sendCq: value }), NOT_HANDLES);
+    refused((value) => domain.createQueuePair({ sendCq: end.queue, recvCq: value }), NOT_HANDLES.slice(1));
+    refused((value) => domain.createQueuePair({ sendCq: end.queue, type: value }), [1, 5, 'RC']);
+    refused((value) => domain.createQueuePair({ sendCq: end.queue, cap: value }), [1, 'x', { maxSendWr: -1 }, { maxWr: 1 }]);
+    refused((value) => domain.createQueuePair({ sendCq: end.queue, ...(value as object) }), [{ signalAll: 1 }, { srq: 1 }]);
+    refused((value) => queuePair.modify(value), NOT_OBJECTS);
+    const attributes: [string, unknown[]][] = [
+      ['state', [7, -1, 'INIT', 1.5]],
+      ['accessFlags', [32, -1, {}]],
+      ['pkeyIndex', [65_536]],
+      ['portNum', [256]],
+      ['pathMtuBytes', [0, 128, 1000, 8192]],
+      ['timeout', [32]],
+      ['retryCnt', [8]],
+      ['rnrRetry', [8]],
+      ['rqPsn', [2 ** 24]],
+      ['sqPsn', [2 ** 24]],
+      ['maxRdAtomic', [256]],
+      ['maxDestRdAtomic', [256]],
+      ['minRnrTimer', [32]],
+      ['destQpNum', [2 ** 32]],
+      ['av', [1, 'x', null, { dgid: 'fe80::1' }, { dgid: 5 }, { portNum: 0 }, { sl: 16 }, { flowLabel: 2 ** 20 }, { x: 1 }]],
+      ['retryCount', [1]],
+    ];
+    for (const [name, values] of attributes) refused((value) => queuePair.modify({ [name]: value }), values);
+    expect(queuePair.query().state).toBe(0);
+  });
+
+  it('of work requests', () => {
+    const { queuePair } = end;
+    refused((value) => queuePair.postSend(value), [undefined, null, {}, 'x', 1]);
+    refused((value) => queuePair.postSend([value]), [undefined, null, 1, 'x', {}, { opcode: 7 }, { opcode: '0' }]);
+    const fields: [string, unknown[]][] = [
+      ['wrId', NOT_INTEGERS],
+      ['sendFlags', [...NOT_INTEGERS, 16]],
+      ['localAddress', NOT_INTEGERS],
+      ['length', [...NOT_INTEGERS, 2 ** 32]],
+      ['lkey', [...NOT_INTEGERS, 2 ** 32]],
+      ['remoteAddress', NOT_INTEGERS],
+      ['rkey', [...NOT_INTEGERS, 2 ** 32]],
+      ['immData', [...NOT_INTEGERS, 2 ** 32]],
+      ['compareAdd', [-1n, 2n ** 64n, -1, 1.5, NaN, 'x']],
+      ['swap', [-1n, 2n ** 64n, 'x']],
+      ['remoteKey', [1]],
+    ];
+    for (const [name, values] of fields) {
+      refused((value) => queuePair.postSend([{ opcode: 0, [name]: value } as never]), values.filter((v) => v !== undefined));
+    }
+    refused((value) => queuePair.postReceive([{ [value as string]: -1 }]), ['wrId', 'localAddress', 'length', 'lkey']);
+    refused((value) => queuePair.postSend(new Array(value).fill({ opcode: 0 })), [65_537]);
+    refused((value) => end.queue.poll(value), NOT_INTEGERS.filter((value) => value !== undefined).concat(0, 65_537));
+    refused((value) => end.queue.requestNotify(value), [null, 1, 'x']);
+  });
+
+  it('of PostList, Fence, Notifier, tokens and words', () => {
+    const { memory } = end;
+    refused((value) => new PostList(value, { maxWorkRequests: 1, maxCompletions: 1 }), NOT_HANDLES);
+    refused((value) => new PostList(end.queue, value), NOT_OBJECTS);
+    refused((value) => new PostList(end.queue, { maxWorkRequests: value, maxCompletions: 8 }), [...NOT_INTEGERS, 0, 65_537]);
+    refused((value) => new PostList(end.queue, { maxWorkRequests: 8, maxCompletions: value }), [...NOT_INTEGERS, 7, 65_537]);
+    for (const bind of ['bindQueuePair', 'bindFence', 'bindMemory'] as const) {
+      refused((value) => list[bind](value, null), [...NOT_INTEGERS, 64]);
+      refused((value) => list[bind](0, value), [undefined, 1, 'x', {}, end.region, end.context]);
+    }
+    refused((value) => list.submit(value, 0, 0), [...NOT_INTEGERS, 5].filter((value) => value !== 0.5));
+    refused((value) => list.submit(0, value, 0), [...NOT_INTEGERS, 10_000_000_001].filter((value) => value !== 0.5));
+    refused((value) => list.submit(0, 0, value), [...NOT_INTEGERS, 9].filter((value) => value !== 0.5));
+    refused((value) => list.setWorkRequest(value, {}), [-1, 4, 0.5, NaN]);
+    refused((value) => list.setWorkRequest(0, value), [{ opcode: 1 }]);
+    const fence = new Fence();
+    refused((value) => fence.raise(value), NOT_INTEGERS);
+    fence.raise(5);
+    refused((value) => fence.raise(value), [4]);
+    expect(fence.epoch).toBe(5);
+    refused((value) => new Notifier(value), [undefined, 1, 'x', null]);
+    refused((value) => adopt(value), [...NOT_INTEGERS, 0, 123_456_789]);
+    refused((value) => unshare(value), [...NOT_INTEGERS, 0]);
+    refused((value) => adopt(value, Context), [fence.share()]);
+    refused((value) => waitWord(value, 0, 0, 0), NOT_HANDLES);
+    refused((value) => waitWord(memory, value, 0, 0), [...NOT_INTEGERS, 1, 2, memory.length, memory.length - 2]);
+    refused((value) => waitWord(memory, 0, value, 0), [...NOT_INTEGERS, 2 ** 32]);
+    refused((value) => waitWord(memory, 0, 0, value), [...NOT_INTEGERS, 60_000_000_001]);
+    refused((value) => wakeWord(memory, value), [...NOT_INTEGERS, 3, memory.length]);
+    refused((value) => addWord(memory, 0, value), [undefined, null, 'x', {}, NaN, 0.5, 2 ** 32, -(2 ** 31) - 1]);
+    refused((value) => setTimerSlack(value), [...NOT_INTEGERS, 1_000_000_001]);
+    refused((value) => wcStatusName(value), NOT_INTEGERS);
+    refused((value) => normalizeGid(value), [undefined, 1, '', 'x', 'fe80', '::1%eth0', '1:2:3:4:5:6:7:8:9', '256.1.1.1']);
+    fence.close();
+  });
+
+  it('of the receiver: methods and getters of one class do not work on another', () => {
+    const foreign = [{}, end.region.native, end.memory.native, Object.create(end.queue.native)];
+    for (const receiver of foreign) {
+      const prototype = Object.getPrototypeOf(end.queuePair.native);
+      for (const name of Object.getOwnPropertyNames(prototype)) {
+        if (name === 'constructor') continue;
+        const { value, get } = Object.getOwnPropertyDescriptor(prototype, name) as PropertyDescriptor;
+        expect(thrownBy(() => Reflect.apply(value ?? get, receiver, [{}])), name).toBeInstanceOf(TypeError);
+      }
+    }
+    const { constructor } = Object.getPrototypeOf(end.queuePair.native) as { constructor: new () => unknown };
+    expect(thrownBy(() => new constructor()).code).toBe('QUORATE_INVALID_ARGUMENT');
+    expect(thrownBy(() => (addon.Fence as unknown as () => void)())).toBeInstanceOf(TypeError);
+  });
+
+  it('show the JavaScript stack and what they are about', () => {
+    const error = thrownBy(() => end.context.queryPort(200));
+    expect(error.stack).toContain('arguments.test');
+    const missing = thrownBy(() => openDevice('absent'));
+    expect(missing).toBeInstanceOf(QuorateError);
+    expect(errorCode(missing)).toBe('QUORATE_NO_DEVICE');
+    expect(missing.stack).toContain('arguments.test');
+    expect(String(missing)).toContain('QUORATE_NO_DEVICE');
+  });
+});
+
+describe('random calls with random arguments', () => {
+  it.each([1, 2, 3])('leave the process alive and throw only coded errors (seed %i)', async (seed) => {
+    const child = startChild('random-calls.mjs', [String(seed), '4000'], ['--expose-gc']);
+    const { code, signal, stdout, stderr } = await child.exited();
+    expect(stderr).toBe('');
+    expect({ code, signal }).toEqual({ code: 0, signal: null });
+    const { calls, succeeded, codes } = JSON.parse(stdout);
+    expect(calls).toBe(4000);
+    expect(succeeded).toBeGreaterThan(500); // it is no test of argument errors alone
+    expect(Object.keys(codes).every((name) => name.startsWith('QUORATE_'))).toBe(true);
+  });
+});
