@@ -21,6 +21,7 @@ import { CommandSource } from '#lib/cli/demo/input.js';
 import { seededRandom } from '#lib/cli/demo/random.js';
 import { Run } from '#lib/cli/demo/run.js';
 import { entryBytes } from '#lib/consensus/entry.js';
+import { PROFILES } from '#lib/replica/profiles.js';
 
 const REPLICAS = 3;
 const FANOUT = fileURLToPath(new URL('../out/native/write_fanout', import.meta.url));
@@ -48,10 +49,18 @@ const { values: options } = parseArgs({
   },
 });
 
+/** @param {string} line */
 function say(line) {
   (options.json ? process.stderr : process.stdout).write(`${line}\n`);
 }
 
+/**
+ * A whole number within bounds, from an option.
+ * @param {'proposals' | 'rounds' | 'payload' | 'seed'} name
+ * @param {number} min
+ * @param {number} max
+ * @param {number} otherwise
+ */
 function integer(name, min, max, otherwise) {
   const text = options[name];
   if (text === undefined) return otherwise;
@@ -60,9 +69,12 @@ function integer(name, min, max, otherwise) {
   throw new Error(`--${name} is "${text}"; it must be a whole number from ${min} to ${max}`);
 }
 
-const round = (us) => Math.round(us * 100) / 100;
+const round = (/** @type {number} */ us) => Math.round(us * 100) / 100;
 
-/** Processor time that processes used so far, in seconds. */
+/**
+ * Processor time that processes used so far, in seconds.
+ * @param {number[]} pids
+ */
 function processorSeconds(pids) {
   return pids.reduce((sum, pid) => {
     const fields = readFileSync(`/proc/${pid}/stat`, 'utf8')
@@ -82,7 +94,12 @@ function clockNs() {
   return percentile(samples, 50) ?? 0;
 }
 
-/** Part 1: a quiet cluster, then proposals one after the other. */
+/**
+ * Part 1: a quiet cluster, then proposals one after the other.
+ * @param {import('#lib/cli/demo/cluster.js').ClusterOptions} common
+ * @param {number} proposals
+ * @param {number} payloadBytes
+ */
 async function measurePropose(common, proposals, payloadBytes) {
   const cluster = await Cluster.start(common);
   try {
@@ -104,7 +121,7 @@ async function measurePropose(common, proposals, payloadBytes) {
       'measured',
     );
     const histogram = decodeFromCompressedBase64(answer.histogram);
-    const at = (percent) => histogram.getValueAtPercentile(percent) / 1000;
+    const at = (/** @type {number} */ percent) => histogram.getValueAtPercentile(percent) / 1000;
     say(
       `propose to settled promise, ${payloadBytes} bytes: p50 ${formatUs(at(50))}   p99 ${formatUs(at(99))}   max ` +
         `${formatUs(histogram.maxValue / 1000)}   (${proposals} after ${warmUp} to warm up; ${Math.round(answer.count / (answer.wall_ns / 1e9))}` +
@@ -124,7 +141,12 @@ async function measurePropose(common, proposals, payloadBytes) {
   }
 }
 
-/** Part 2: the demo's rounds. */
+/**
+ * Part 2: the demo's rounds.
+ * @param {import('#lib/cli/demo/cluster.js').ClusterOptions} common
+ * @param {number} rounds
+ * @param {number} payloadBytes
+ */
 async function measureFailover(common, rounds, payloadBytes) {
   const commands = Array.from({ length: 1024 }, (_, index) => ({
     operation: /** @type {const} */ ('set'),
@@ -143,12 +165,13 @@ async function measureFailover(common, rounds, payloadBytes) {
   });
   if (result.verdict.problems.length > 0) throw new Error(`the run is void: ${result.verdict.problems.join('; ')}`);
   const { fabric, profile } = result.status;
-  const figures = (name) => {
+  const figures = (/** @type {'failoverUs' | 'electionUs'} */ name) => {
     const values = result.rounds.map((one) => one[name]).filter((us) => us !== undefined);
-    return [50, 99, 100].map((percent) => percentile(values, percent) ?? Number.NaN);
+    const at = (/** @type {number} */ percent) => percentile(values, percent) ?? Number.NaN;
+    return { p50: at(50), p99: at(99), max: at(100) };
   };
-  const [p50, p99, max] = figures('failoverUs');
-  const [election] = figures('electionUs');
+  const { p50, p99, max } = figures('failoverUs');
+  const election = figures('electionUs').p50;
   const unplanned = result.leaderChanges - result.rounds.length;
   say(
     `SIGKILL failover under load, signal to first commit: p50 ${formatUs(p50)} (election ${formatUs(election)})   p99 ${formatUs(p99)}   ` +
@@ -161,20 +184,32 @@ async function measureFailover(common, rounds, payloadBytes) {
   };
 }
 
-/** Part 3: two WRITEs of an entry's size, posted and polled in C, between the same devices. */
-async function measureFanout(devices, bytes, iterations) {
+/**
+ * Part 3: the WRITEs of one commit, posted and polled in C, from the first device to the others.
+ * @param {string[]} devices
+ * @param {number} size bytes of each WRITE
+ * @param {number} iterations
+ * @returns {Promise<{ medianUs: number, p99Us: number } | undefined>}
+ */
+async function measureFanout(devices, size, iterations) {
   if (!existsSync(options.fanout)) {
-    say(`no ratio: ${options.fanout} is not there; build it with: npm run build:bench`);
+    say(`no ratio: ${options.fanout} is not there; make it with`);
+    say('  cmake -S . -B out/native && cmake --build out/native --target write_fanout');
     return undefined;
   }
-  const args = ['--devices', devices.join(','), '--bytes', `${bytes}`, '--iterations', `${iterations}`, '--json'];
-  const { stdout } = await promisify(execFile)(options.fanout, args, { timeout: FANOUT_TIMEOUT_MS });
-  const { p50Ns, p99Ns } = JSON.parse(stdout.trim().split('\n').at(-1) ?? '');
-  return { p50: p50Ns / 1000, p99: p99Ns / 1000 };
+  const [device, ...peers] = devices.length === 1 ? Array(REPLICAS).fill(devices[0]) : devices;
+  const args = ['--device', device, '--peers', peers.join(','), '--size', `${size}`, '--iterations', `${iterations}`];
+  const { stdout } = await promisify(execFile)(options.fanout, [...args, '--json'], { timeout: FANOUT_TIMEOUT_MS });
+  return JSON.parse(stdout);
 }
 
 const seed = integer('seed', 0, 2 ** 32 - 1, randomInt(2 ** 32));
 const devices = options.device.split(',').map((name) => name.trim());
+if (devices.length !== 1 && devices.length !== REPLICAS)
+  throw new Error(`--device takes one name, or ${REPLICAS} of them`);
+if (options.profile !== undefined && !Object.hasOwn(PROFILES, options.profile)) {
+  throw new Error(`--profile is "${options.profile}"; it must be one of ${Object.keys(PROFILES).join(', ')}`);
+}
 const { proposals: proposalsDefault, rounds: roundsDefault } = devices.includes('shm') ? DEFAULTS.shm : DEFAULTS.verbs;
 const proposals = integer('proposals', 100, 10_000_000, proposalsDefault);
 const rounds = integer('rounds', 0, 1000, roundsDefault);
@@ -183,7 +218,7 @@ const deadline = new Deadline(TIMEOUT_MS);
 const common = {
   replicas: REPLICAS,
   devices,
-  profile: options.profile,
+  profile: /** @type {import('#lib/index.js').ProfileName | undefined} */ (options.profile),
   openTimeoutMs: OPEN_TIMEOUT_MS,
   random: seededRandom(seed),
   deadline,
@@ -196,19 +231,19 @@ say(
 );
 const clock = clockNs();
 say(`reading the clock twice: ${clock.toFixed(0)} ns, part of every latency`);
-const bytes = entryBytes(payloadBytes);
+const size = entryBytes(payloadBytes);
 const isRdma = !devices.includes('shm');
 // The yardstick on both sides of what it measures, so that a drift of the machine shows.
-const fanoutBefore = isRdma ? await measureFanout(devices, bytes, proposals) : undefined;
+const before = isRdma ? await measureFanout(devices, size, proposals) : undefined;
 const propose = await measurePropose(common, proposals, payloadBytes);
-const fanoutAfter = isRdma ? await measureFanout(devices, bytes, proposals) : undefined;
-let ratio;
-if (fanoutBefore !== undefined && fanoutAfter !== undefined) {
-  const yardstick = (fanoutBefore.p50 + fanoutAfter.p50) / 2;
-  ratio = propose.proposeUs.p50 / yardstick;
+const after = before === undefined ? undefined : await measureFanout(devices, size, proposals);
+let fanout;
+if (before !== undefined && after !== undefined) {
+  const ratio = (propose.proposeUs.p50 * 2) / (before.medianUs + after.medianUs);
+  fanout = { size, beforeUs: round(before.medianUs), afterUs: round(after.medianUs), ratio: round(ratio) };
   say(
-    `two WRITEs of ${bytes} bytes in C: p50 ${formatUs(fanoutBefore.p50)} before, ${formatUs(fanoutAfter.p50)} after; commit in ` +
-      `JavaScript is ${ratio.toFixed(2)} times that   [${propose.fabric}, ${propose.profile}]`,
+    `the same WRITEs (${REPLICAS - 1} of ${size} bytes) in C: p50 ${formatUs(before.medianUs)} before, ` +
+      `${formatUs(after.medianUs)} after; a commit takes ${ratio.toFixed(2)} times that   [${propose.fabric}, ${propose.profile}]`,
   );
 }
 const failover = rounds > 0 ? await measureFailover(common, rounds, payloadBytes) : undefined;
@@ -219,12 +254,7 @@ if (options.json) {
     payloadBytes,
     proposals,
     clockNs: Math.round(clock),
-    ...(ratio === undefined
-      ? {}
-      : {
-          fanoutUs: { before: round(fanoutBefore?.p50 ?? 0), after: round(fanoutAfter?.p50 ?? 0) },
-          ratio: round(ratio),
-        }),
+    ...(fanout === undefined ? {} : { fanout }),
     ...failover,
     seed,
   };

@@ -9,7 +9,7 @@ const replicas = await Promise.all(
   members.map(({ id }) => Replica.open({ id, members, clusterKey, stateMachine: stores[id] })),
 );
 
-const leader = replicas[replicas[0].status().leader];
+const leader = replicas[replicas[0].status().leader ?? 0];
 const { lsn, result } = await leader.propose(encodeSet('greeting', 'hello')); // in the memory of a majority
 console.log(
   `${result} at LSN ${lsn}; the leader, replica ${leader.id}, has "${stores[leader.id].getText('greeting')}"`,

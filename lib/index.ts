@@ -16,3 +16,12 @@ export type {
   SessionCommand,
   StateMachine,
 } from './replica/replica-options.js';
+export {
+  decodeCommand,
+  encodeDelete,
+  encodeSet,
+  type KeyValueCommand,
+  type KeyValueResult,
+  KeyValueStore,
+  type KeyValueStoreOptions,
+} from './rsm/key-value-store.js';

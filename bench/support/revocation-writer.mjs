@@ -18,11 +18,25 @@ const queue = context.createCompletionQueue(64);
 const list = new PostList(queue, { maxWorkRequests: SMALL_IN_FLIGHT, maxCompletions: 64 });
 const { workRequests, completions, submit } = list;
 
-let trial;
-let queuePair;
+/**
+ * @typedef {object} Trial
+ * @property {import('#lib/verbs/index.js').QueuePairEndpoint} endpoint
+ * @property {number} address
+ * @property {number} rkey
+ * @property {number} size bytes per WRITE
+ * @property {number} length bytes that are written over and over
+ * @property {number} limitMs
+ * @property {number} firstPattern
+ */
 
-/** Streams until a completion fails or the time is over; then waits for what is in flight. */
-function stream() {
+/** @type {(message: object) => void} */
+const tell = (message) => process.send?.(message);
+
+/**
+ * Streams until a completion fails or the time is over; then waits for what is in flight.
+ * @param {Trial} trial
+ */
+function stream(trial) {
   const { size, length, address, rkey, limitMs } = trial;
   const inFlightMax = size > LARGE_BYTES ? LARGE_IN_FLIGHT : SMALL_IN_FLIGHT;
   const places = length / size;
@@ -33,18 +47,18 @@ function stream() {
   let inFlight = 0;
   let writes = 0;
   const free = Array.from({ length: inFlightMax }, (_, index) => index);
+  /** @type {(count: number) => void} */
   const take = (count) => {
     for (let i = 0; i < count; i++) {
       const at = i * WC_STRIDE;
-      free.push(completions[at + WC.wrId]);
+      free.push(completions[at + WC.wrId] ?? 0);
       inFlight--;
-      if (completions[at + WC.status] !== 0 && status === 0) status = completions[at + WC.status];
+      if (status === 0) status = completions[at + WC.status] ?? 0;
     }
   };
   while (status === 0 && monotonicNs() < deadline) {
     let count = 0;
-    while (free.length > 0) {
-      const slot = free.pop();
+    for (let slot = free.pop(); slot !== undefined; slot = free.pop()) {
       bytes.fill(pattern, slot * size, (slot + 1) * size);
       pattern = (pattern % 255) + 1;
       const at = count++ * WR_STRIDE;
@@ -66,21 +80,26 @@ function stream() {
   return { status, writes };
 }
 
-process.on('message', (message) => {
+/** @type {Trial | undefined} */
+let trial;
+/** @type {import('#lib/verbs/index.js').QueuePair | undefined} */
+let queuePair;
+
+process.on('message', (/** @type {any} */ message) => {
   if (message.type === 'trial') {
-    trial = message;
+    trial = /** @type {Trial} */ (message);
     queuePair = domain.createQueuePair({ sendCq: queue, cap: { maxSendWr: 64 } });
     queuePair.toInit();
-    queuePair.toReadyToReceive(message.endpoint);
+    queuePair.toReadyToReceive(trial.endpoint);
     queuePair.toReadyToSend({ timeout: 8, retryCnt: 2 });
     list.bindQueuePair(0, queuePair);
-    process.send({ type: 'endpoint', endpoint: queuePair.endpoint() });
-  } else if (message.type === 'go') {
-    const report = stream();
+    tell({ type: 'endpoint', endpoint: queuePair.endpoint() });
+  } else if (message.type === 'go' && trial !== undefined) {
+    const report = stream(trial);
     list.bindQueuePair(0, null);
-    queuePair.close();
+    queuePair?.close();
     while (queue.poll(64).length > 0);
-    process.send({ type: 'report', ...report });
+    tell({ type: 'report', ...report });
   }
 });
 // The parent went away: nothing is left to do.

@@ -20,7 +20,7 @@ import {
 const STATUS_INTERVAL_MS = 20;
 /** A status that does not change is sent after so many intervals all the same. */
 const STATUS_QUIET_INTERVALS = 25;
-const CLOSE_TIMEOUT_MS = 5_000;
+const CLOSE_TIMEOUT_MS = 10_000;
 const HISTOGRAM_NS_MAX = 60_000_000_000;
 /** Sequential proposals leave the event loop this often to whatever else waits for it. */
 const MEASURE_TURN_PROPOSALS = 500;

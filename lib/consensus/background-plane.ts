@@ -3,12 +3,13 @@
 // allocation in steady state, so that neither the application nor its garbage collector can stop it.
 //
 // It decides *who may write*; what is written is the replication plane's business. The two talk through the exchange.
+
+import { type BackgroundFabric, FabricStatus } from '../fabric/fabric.js';
 import type { ChainPosition } from './entry.js';
-import { EpochHistory } from './epoch-history.js';
 import { EPOCH_NONE, epochCounter, makeEpoch } from './epoch.js';
+import { EpochHistory } from './epoch-history.js';
 import type { Exchange } from './exchange.js';
 import { type DetectorThresholds, FailureDetector } from './failure-detector.js';
-import { type BackgroundFabric, FabricStatus } from '../fabric/fabric.js';
 import {
   BACKGROUND_BLOCK_OFFSET_WORDS,
   BACKGROUND_BLOCK_WORDS,
@@ -31,10 +32,10 @@ import {
   MainField,
   REQUEST_KIND_PERMISSION,
   RequestField,
-  ToBackgroundField,
-  ToMainField,
   TO_BACKGROUND_WORDS,
   TO_MAIN_WORDS,
+  ToBackgroundField,
+  ToMainField,
 } from './status-layout.js';
 
 export interface BackgroundProfile extends DetectorThresholds {
@@ -615,4 +616,3 @@ export class BackgroundPlane {
     this.toMainWriter.publish();
   }
 }
-

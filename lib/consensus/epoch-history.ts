@@ -62,7 +62,8 @@ export function findDivergence(
     const start = voter.startLsns[run] as number;
     const end = run + 1 < voter.count ? (voter.startLsns[run + 1] as number) : voterTailLsn;
     while (leaderRun < leader.count && (leader.epochs[leaderRun] as number) < epoch) leaderRun++;
-    if (leaderRun === leader.count || leader.epochs[leaderRun] !== epoch) return Math.max(agreedLsn, Math.min(divergence, start));
+    if (leaderRun === leader.count || leader.epochs[leaderRun] !== epoch)
+      return Math.max(agreedLsn, Math.min(divergence, start));
     const leaderEnd = leaderRun + 1 < leader.count ? (leader.startLsns[leaderRun + 1] as number) : leaderTailLsn;
     divergence = Math.max(divergence, Math.min(end, leaderEnd));
     if (leaderEnd < end) return divergence;

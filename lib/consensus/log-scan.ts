@@ -1,8 +1,17 @@
 // Walking the ring from a known position: validates entry after entry in memory that others may be writing, and stops
 // at the first place where no valid successor stands. Both planes use it (tail validation at a grant, following,
 // takeover), so the one definition of "what is in a log" is here.
+
+import {
+  type ChainPosition,
+  EntryType,
+  entryEpoch,
+  entryType,
+  validateEntry,
+  validHashHigh,
+  validHashLow,
+} from './entry.js';
 import type { EpochHistory } from './epoch-history.js';
-import { type ChainPosition, entryEpoch, entryType, EntryType, validateEntry, validHashHigh, validHashLow } from './entry.js';
 
 export class LogScanner {
   private readonly mask: number;

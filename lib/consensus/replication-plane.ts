@@ -6,6 +6,8 @@
 //
 // It does no I/O and has no clock: the host calls poll() when something may have happened (the background plane woke
 // it, completions are pending) and propose()/flush() for commands.
+
+import { FabricStatus, type ReplicationFabric } from '../fabric/fabric.js';
 import {
   type Configuration,
   decodeConfiguration,
@@ -18,13 +20,13 @@ import {
 import {
   type ChainPosition,
   copyPosition,
+  EntryType,
   entryBytes,
   entryCommitLsn,
   entryEpoch,
   entryOrigin,
   entryPayloadBytes,
   entrySequence,
-  EntryType,
   entryType,
   sealEntry,
   writeEntryHeader,
@@ -32,7 +34,6 @@ import {
 import { EPOCH_NONE, formatEpoch } from './epoch.js';
 import { EpochHistory, findDivergence } from './epoch-history.js';
 import type { Exchange } from './exchange.js';
-import { FabricStatus, type ReplicationFabric } from '../fabric/fabric.js';
 import {
   ENTRY_ALIGNMENT_BYTES,
   ENTRY_HEADER_BYTES,
@@ -56,10 +57,10 @@ import { readU53, SealedBlockReader, SealedBlockWriter, writeU53 } from './seale
 import {
   GrantField,
   MainField,
-  ToBackgroundField,
-  ToMainField,
   TO_BACKGROUND_WORDS,
   TO_MAIN_WORDS,
+  ToBackgroundField,
+  ToMainField,
 } from './status-layout.js';
 
 export type Role = 'follower' | 'takingOver' | 'leader';
@@ -387,7 +388,8 @@ export class ReplicationPlane {
       this.relieve(now_ns);
       this.maintainMembership();
       this.flush();
-      more = this.applied.lsn < this.commitLsn_ && this.applyCommitted();
+      // Not before the takeover is complete: until then what follows the applied LSN may have to be repaired here, too.
+      more = this.role_ === 'leader' && this.applied.lsn < this.commitLsn_ && this.applyCommitted();
     }
     if (this.dirty) this.publishMain();
     return more;
@@ -413,39 +415,42 @@ export class ReplicationPlane {
 
   private follow(): boolean {
     const promisedEpoch = this.promisedEpoch;
+    const before = this.tail.lsn;
+    const more = this.extendTail(promisedEpoch, APPLY_ENTRIES_PER_POLL_MAX);
     // Until an entry of the promised epoch stands in the log, its leader may still repair what follows the applied LSN,
-    // under a tail that was validated before: nothing beyond is taken for granted.
-    if (this.tail.epoch !== promisedEpoch && this.tail.lsn !== this.applied.lsn) this.forgetTail();
-    this.extendTail(promisedEpoch, APPLY_ENTRIES_PER_POLL_MAX);
+    // under a tail that was validated before. What it puts there does not chain to that tail: then the walk begins anew.
+    const isStuck = this.tail.lsn === before && this.tail.lsn !== this.applied.lsn;
+    if (this.tail.epoch !== promisedEpoch && isStuck) this.forgetTail();
     const promisedTo = this.promisedTo;
     if (promisedTo >= 0 && promisedTo !== this.options.id && this.peerLeaderEpoch(promisedTo) === promisedEpoch) {
       const leader = this.followers[promisedTo] as Follower;
       this.raiseCommit(readU53(leader.main.body, MainField.commitLsn));
     }
     // Only an entry of the epoch in which the commit LSN was learned proves that what precedes it is the leader's log.
-    if (this.tail.epoch !== promisedEpoch || promisedEpoch === EPOCH_NONE) return false;
-    return this.applyCommitted();
+    if (this.tail.epoch !== promisedEpoch || promisedEpoch === EPOCH_NONE) return more;
+    return this.applyCommitted() || more;
   }
 
   private raiseCommit(lsn: number): void {
     if (lsn > this.commitLsn_ && Number.isSafeInteger(lsn)) this.commitLsn_ = lsn;
   }
 
-  /** Validates what arrived behind the tail, up to `entriesMax` entries. */
-  private extendTail(epochMax: number, entriesMax: number): void {
+  /** Validates what arrived behind the tail, up to `entriesMax` entries. Returns whether it stopped for their number. */
+  private extendTail(epochMax: number, entriesMax: number): boolean {
     const { tail, scanner } = this;
     const words = this.fabric.logWords;
     const limitLsn = this.applied.lsn + this.options.logBytes;
     for (let count = 0; count < entriesMax && tail.lsn < limitLsn; count++) {
       const lsn = tail.lsn;
       const offset = scanner.step(tail, epochMax);
-      if (offset < 0) break;
+      if (offset < 0) return false;
       this.history.note(tail.epoch, lsn);
       this.dirty = true;
       const at = offset >>> 2;
       if (tail.epoch === epochMax) this.raiseCommit(entryCommitLsn(words, at));
       if (entryType(words, at) === EntryType.configuration) this.noteConfiguration(at, tail.lsn);
     }
+    return tail.lsn < limitLsn;
   }
 
   private noteConfiguration(at: number, endLsn: number): void {
@@ -471,7 +476,9 @@ export class ReplicationPlane {
       // The entry was validated when the tail passed it, and a committed entry is never overwritten before it is
       // applied. If it changed all the same, an invariant of the protocol is broken: stop rather than diverge.
       if (readU53(words, at) !== applied.lsn || offset + size > this.options.logBytes) {
-        throw new Error(`state machine safety: the committed entry at LSN ${applied.lsn} changed before it was applied`);
+        throw new Error(
+          `state machine safety: the committed entry at LSN ${applied.lsn} changed before it was applied`,
+        );
       }
       const lsn = applied.lsn;
       applied.lsn = lsn + size;
@@ -542,7 +549,8 @@ export class ReplicationPlane {
       }
       const appliedLsn = readU53(grant, GrantField.appliedLsn);
       const tailLsn = readU53(grant, GrantField.tailLsn);
-      if (tailLsn < appliedLsn || tailLsn - appliedLsn > this.options.logBytes || !Number.isSafeInteger(tailLsn)) continue;
+      if (tailLsn < appliedLsn || tailLsn - appliedLsn > this.options.logBytes || !Number.isSafeInteger(tailLsn))
+        continue;
       follower.usedGrant = requestSequence;
       follower.hasGrant = true;
       follower.phase = PHASE_NONE;
@@ -594,7 +602,8 @@ export class ReplicationPlane {
       // Logs of replicas that are no voters hold nothing that a majority could have needed.
       if (!follower.hasGrant || voterWithId(this.configuration, peer)?.bootId !== follower.linkBootId) continue;
       const isBetter =
-        follower.grantTailEpoch > bestEpoch || (follower.grantTailEpoch === bestEpoch && follower.grantTailLsn > bestLsn);
+        follower.grantTailEpoch > bestEpoch ||
+        (follower.grantTailEpoch === bestEpoch && follower.grantTailLsn > bestLsn);
       if (isBetter) {
         best = peer;
         bestEpoch = follower.grantTailEpoch;
@@ -624,13 +633,11 @@ export class ReplicationPlane {
       return;
     }
     const offset = scanner.physical(tail.lsn);
-    const lengthBytes = Math.min(
-      this.readTargetLsn - tail.lsn,
-      options.logBytes - offset,
-      TAKEOVER_READ_BYTES_MAX,
-    );
+    const lengthBytes = Math.min(this.readTargetLsn - tail.lsn, options.logBytes - offset, TAKEOVER_READ_BYTES_MAX);
     if (lengthBytes <= 0) {
-      this.depose(`replica ${this.readingFrom} published a log that ends at LSN ${this.readTargetLsn} but does not validate`);
+      this.depose(
+        `replica ${this.readingFrom} published a log that ends at LSN ${this.readTargetLsn} but does not validate`,
+      );
       return;
     }
     this.readOutstanding = true;
@@ -716,7 +723,8 @@ export class ReplicationPlane {
     if (
       divergenceLsn === this.noopStartLsn &&
       divergenceLsn === follower.grantTailLsn &&
-      (grant[GrantField.tailHashLow] !== this.noopStartHashLow || grant[GrantField.tailHashHigh] !== this.noopStartHashHigh)
+      (grant[GrantField.tailHashLow] !== this.noopStartHashLow ||
+        grant[GrantField.tailHashHigh] !== this.noopStartHashHigh)
     ) {
       throw new Error(`log matching: replica ${peer} has other entries below LSN ${divergenceLsn} than the leader`);
     }
@@ -767,7 +775,11 @@ export class ReplicationPlane {
     let lowest = this.applied.lsn;
     for (let peer = 0; peer < MAX_REPLICAS; peer++) {
       const follower = this.followers[peer] as Follower;
-      if (follower.phase !== PHASE_ACTIVE && follower.phase !== PHASE_REPAIRING && follower.phase !== PHASE_INSTALLING) {
+      if (
+        follower.phase !== PHASE_ACTIVE &&
+        follower.phase !== PHASE_REPAIRING &&
+        follower.phase !== PHASE_INSTALLING
+      ) {
         continue;
       }
       if (follower.phase !== PHASE_INSTALLING) this.refreshApplied(peer, follower);
@@ -784,7 +796,13 @@ export class ReplicationPlane {
     if (appliedLsn > follower.appliedLsn && appliedLsn <= this.tail.lsn) follower.appliedLsn = appliedLsn;
   }
 
-  private stage(type: number, origin: number, sequence: number, payload: Uint8Array | null, payloadBytes: number): number {
+  private stage(
+    type: number,
+    origin: number,
+    sequence: number,
+    payload: Uint8Array | null,
+    payloadBytes: number,
+  ): number {
     const { fabric, options, tail, scanner } = this;
     const words = fabric.workspaceWords;
     const size = entryBytes(payloadBytes);
@@ -970,8 +988,10 @@ export class ReplicationPlane {
       }
       ackScratch[place] = lsn;
     }
-    const lsn = ackScratch[majority(configuration) - 1] as number;
-    if (lsn < this.noopEndLsn || lsn <= this.commitLsn_) return;
+    const heldLsn = ackScratch[majority(configuration) - 1] as number;
+    if (heldLsn < this.noopEndLsn || heldLsn <= this.commitLsn_) return;
+    const lsn = this.entryBoundary(heldLsn);
+    if (lsn <= this.commitLsn_) return;
     this.commitLsn_ = lsn;
     this.dirty = true;
     if (this.role_ === 'takingOver') {
@@ -982,6 +1002,23 @@ export class ReplicationPlane {
     } else {
       this.applyCommitted();
     }
+  }
+
+  /**
+   * End of the last entry that ends at or below `lsn`, which may lie within an entry since WRITEs carry bytes, not
+   * entries. Half an entry is not committed: another leader may put other entries in its place.
+   */
+  private entryBoundary(lsn: number): number {
+    const words = this.fabric.logWords;
+    let boundary = this.commitLsn_;
+    while (boundary < lsn) {
+      const at = this.scanner.physical(boundary) >>> 2;
+      if (readU53(words, at) !== boundary) throw new Error(`the commit LSN ${boundary} is not where an entry begins`);
+      const endLsn = boundary + entryBytes(entryPayloadBytes(words, at));
+      if (endLsn > lsn) break;
+      boundary = endLsn;
+    }
+    return boundary;
   }
 
   /** A leader that cannot write to a majority cedes at once, so that nobody waits for it. */

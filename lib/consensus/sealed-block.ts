@@ -31,7 +31,9 @@ export class SealedBlockWriter {
     private readonly sizeWords: number,
   ) {
     if (offsetWords + sizeWords > target.length) {
-      throw new RangeError(`sealed block of ${sizeWords} words at ${offsetWords} exceeds its region (${target.length})`);
+      throw new RangeError(
+        `sealed block of ${sizeWords} words at ${offsetWords} exceeds its region (${target.length})`,
+      );
     }
     this.body = new Uint32Array(sizeWords);
   }

@@ -49,7 +49,8 @@ export class CompletionBuffer {
   }
 
   add(peer: number, token: number, status: number): void {
-    if (this.count === this.completionsMax) throw new RangeError(`more than ${this.completionsMax} completions at once`);
+    if (this.count === this.completionsMax)
+      throw new RangeError(`more than ${this.completionsMax} completions at once`);
     this.completionPeer[this.count] = peer;
     this.completionToken[this.count] = token;
     this.completionStatus[this.count] = status;

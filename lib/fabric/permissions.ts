@@ -19,8 +19,8 @@ import {
   type MemoryRegion,
   monotonicNs,
   type ProtectionDomain,
-  type QueuePair,
   QpState,
+  type QueuePair,
 } from '../verbs/index.js';
 
 export const PERMISSION_STRATEGIES = ['mr-dereg', 'qp-flush', 'qp-flags'] as const;

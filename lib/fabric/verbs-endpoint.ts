@@ -20,8 +20,8 @@ import {
   type PortAttributes,
   PortState,
   type ProtectionDomain,
-  type QueuePair,
   QpState,
+  type QueuePair,
 } from '../verbs/index.js';
 import type { LinkKind, LinkReply, LinkRequest, QueuePairAddress } from './link-parameters.js';
 import { choosePermissionStrategy, initialLogAccess, type PermissionStrategy } from './permissions.js';
@@ -116,17 +116,15 @@ export class VerbsEndpoint {
     this.probeRegion = this.probeDomain.registerMemory(this.probeMemory, 0, PROBE_MEMORY_BYTES, Access.LOCAL_WRITE);
     for (let peer = 0; peer < MAX_REPLICAS; peer++) {
       this.mailboxRegions.push(
-        this.probeDomain.registerMemory(
-          this.mailboxMemory,
-          peer * MAILBOX_SLOT_BYTES,
-          MAILBOX_SLOT_BYTES,
-          remoteWrite,
-        ),
+        this.probeDomain.registerMemory(this.mailboxMemory, peer * MAILBOX_SLOT_BYTES, MAILBOX_SLOT_BYTES, remoteWrite),
       );
     }
     const { maxCqe } = context.queryDevice();
     this.channel = context.createCompletionChannel();
-    this.mainQueue = context.createCompletionQueue(Math.min(maxCqe, MAX_REPLICAS * LOG_SEND_REQUESTS_MAX), this.channel);
+    this.mainQueue = context.createCompletionQueue(
+      Math.min(maxCqe, MAX_REPLICAS * LOG_SEND_REQUESTS_MAX),
+      this.channel,
+    );
     this.backgroundQueue = context.createCompletionQueue(MAX_REPLICAS * PROBE_SEND_REQUESTS_MAX * 2);
     this.incomingQueue = context.createCompletionQueue(Math.min(maxCqe, 4096));
   }

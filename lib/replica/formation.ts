@@ -4,7 +4,12 @@
 // member with the lowest id then writes down the first configuration, in which all of them are voters, and tells the
 // others. Unanimity keeps two sets of survivors from founding two clusters.
 import { randomInt } from 'node:crypto';
-import { checkConfiguration, type Configuration, genesisConfiguration, voterWithId } from '../consensus/configuration.js';
+import {
+  type Configuration,
+  checkConfiguration,
+  genesisConfiguration,
+  voterWithId,
+} from '../consensus/configuration.js';
 import { QuorateError } from '../errors.js';
 import type { ControlConnection } from './control-channel.js';
 
@@ -51,9 +56,7 @@ export class Formation {
 
   /** Members that have not been reached yet, for the error of an open() that timed out. */
   missing(): number[] {
-    return this.options.memberIds.filter(
-      (id) => id !== this.options.id && this.options.connectionTo(id) === undefined,
-    );
+    return this.options.memberIds.filter((id) => id !== this.options.id && this.options.connectionTo(id) === undefined);
   }
 
   start(): void {
@@ -124,7 +127,10 @@ export class Formation {
     this.adopt(genesis);
     for (const peer of this.freshBootIds.keys()) {
       // A member that misses this asks by itself within the next interval.
-      this.options.connectionTo(peer)?.request('found', genesis, REQUEST_TIMEOUT_MS).catch(() => {});
+      this.options
+        .connectionTo(peer)
+        ?.request('found', genesis, REQUEST_TIMEOUT_MS)
+        .catch(() => {});
     }
   }
 }

@@ -54,7 +54,8 @@ export class LinkManager {
   /** Whether both links to the peer are in place. */
   linked(id: number): boolean {
     const links = this.peers.get(id);
-    return links !== undefined && links.live.probe && links.live.log;
+    if (links === undefined) return false;
+    return links.live.probe && links.live.log;
   }
 
   /** Life of the peer that the links lead to, 0 if none. */

@@ -60,7 +60,10 @@ export function resolveProfile(
   for (const key of ['tick_ns', 'electionTick_ns'] as const) {
     const value = profile[key];
     if (!(value >= TICK_NS_MIN && value <= TICK_NS_MAX)) {
-      throw new QuorateError('QUORATE_INVALID_ARGUMENT', `profile.${key} ${value} is not in ${TICK_NS_MIN}..${TICK_NS_MAX}`);
+      throw new QuorateError(
+        'QUORATE_INVALID_ARGUMENT',
+        `profile.${key} ${value} is not in ${TICK_NS_MIN}..${TICK_NS_MAX}`,
+      );
     }
   }
   if (!(profile.takeoverTimeout_ns >= profile.tick_ns * 4)) {

@@ -3,18 +3,18 @@
 // thread that opened the replica; the background plane has a thread of its own.
 import { randomInt } from 'node:crypto';
 import { EventEmitter } from 'node:events';
+import type { Configuration } from '../consensus/configuration.js';
 import { voterWithId } from '../consensus/configuration.js';
 import { formatEpoch } from '../consensus/epoch.js';
 import { Exchange } from '../consensus/exchange.js';
 import { LOG_BYTES_MAX, LOG_BYTES_MIN, MAX_REPLICAS } from '../consensus/limits.js';
 import {
-  payloadBytesMax,
   PROPOSE_LOG_FULL,
   PROPOSE_NOT_LEADER,
+  payloadBytesMax,
   type ReplicationHost,
   ReplicationPlane,
 } from '../consensus/replication-plane.js';
-import type { Configuration } from '../consensus/configuration.js';
 import { QuorateError } from '../errors.js';
 import { VerbsEndpoint } from '../fabric/verbs-endpoint.js';
 import { VerbsReplicationFabric } from '../fabric/verbs-replication-fabric.js';
@@ -54,6 +54,8 @@ const HOUSEKEEPING_INTERVAL_MS = 20;
 const FLUSHES_PER_TURN_MAX = 256;
 const SNAPSHOT_TIMEOUT_MS = 120_000;
 const SNAPSHOT_RETRY_MS = 200;
+/** A process that does not answer for so long is not taken for alive when another one comes with its id. */
+const PING_TIMEOUT_MS = 1_000;
 
 /** This replica does not lead: nothing was proposed. `leader` is the id of the one that does, if it is known. */
 export class NotLeaderError extends QuorateError {
@@ -79,7 +81,8 @@ function invalid(message: string): never {
 }
 
 function checkInteger(value: number, min: number, max: number, name: string): number {
-  if (!Number.isInteger(value) || value < min || value > max) invalid(`${name} ${value} is not an integer in ${min}..${max}`);
+  if (!Number.isInteger(value) || value < min || value > max)
+    invalid(`${name} ${value} is not an integer in ${min}..${max}`);
   return value;
 }
 
@@ -91,7 +94,8 @@ function checkMembers(id: number, members: readonly MemberAddress[]): MemberAddr
     checkInteger(member.id, 0, MAX_REPLICAS - 1, 'members: id');
     if (ids.has(member.id)) invalid(`members lists id ${member.id} twice`);
     ids.add(member.id);
-    if (typeof member.host !== 'string' || member.host === '') invalid(`members: host of replica ${member.id} is missing`);
+    if (typeof member.host !== 'string' || member.host === '')
+      invalid(`members: host of replica ${member.id} is missing`);
     checkInteger(member.port, 1, 65535, `members: port of replica ${member.id}`);
   }
   const self = members.find((member) => member.id === id);
@@ -158,7 +162,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     const logBytes = checkInteger(options.logBytes ?? LOG_BYTES_DEFAULT, LOG_BYTES_MIN, LOG_BYTES_MAX, 'logBytes');
     if ((logBytes & (logBytes - 1)) !== 0) return invalid(`logBytes ${logBytes} is not a power of two`);
     for (const method of ['apply', 'snapshot', 'restore'] as const) {
-      if (typeof options.stateMachine?.[method] !== 'function') return invalid(`stateMachine.${method} is not a function`);
+      if (typeof options.stateMachine?.[method] !== 'function')
+        return invalid(`stateMachine.${method} is not a function`);
     }
     if (options.clusterKey === undefined) {
       throw new QuorateError(
@@ -202,7 +207,12 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     this.memberIds = options.members.map((member) => member.id).sort((a, b) => a - b);
     this.logBytes = logBytes;
     this.payloadBytesMax = payloadBytesMax(logBytes);
-    this.pendingMax = checkInteger(options.pendingProposalsMax ?? PENDING_PROPOSALS_DEFAULT, 1, 2 ** 24, 'pendingProposalsMax');
+    this.pendingMax = checkInteger(
+      options.pendingProposalsMax ?? PENDING_PROPOSALS_DEFAULT,
+      1,
+      2 ** 24,
+      'pendingProposalsMax',
+    );
     const { name, profile } = resolveProfile(options.profile, endpoint.isSoftware);
     this.profileName = name;
     this.profile = profile;
@@ -377,7 +387,10 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     this.failure = error;
     void this.close();
     if (this.listenerCount('fatal') > 0) this.emit('fatal', error);
-    else queueMicrotask(() => { throw error; });
+    else
+      queueMicrotask(() => {
+        throw error;
+      });
   }
 
   private guard(action: () => void): void {
@@ -396,6 +409,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
 
   private dialed(peer: number, connection: ControlConnection): void {
     this.connections.set(peer, connection);
+    connection.onRequest('ping', () => null);
     this.links?.connected(peer, connection);
     this.emit('peer', peer, true);
   }
@@ -415,37 +429,45 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   }
 
   private serve(connection: ControlConnection): void {
-    const { id: peer, bootId } = connection.peer;
-    const other = this.incoming.get(peer);
-    const isRefused = () => {
-      const current = this.incoming.get(peer);
-      return current !== undefined && current !== connection && current.peer.bootId !== bootId && this.trusts(peer);
-    };
-    if (other === undefined || !isRefused()) this.incoming.set(peer, connection);
+    const { id: peer } = connection.peer;
     connection.on('close', () => {
       if (this.incoming.get(peer) === connection) this.incoming.delete(peer);
     });
-    const refuse = () => {
-      if (!isRefused()) return;
-      throw new QuorateError(
-        'QUORATE_DUPLICATE_ID',
-        `another process with id ${peer} is alive in this cluster; ids must be unique: stop one of the two`,
-      );
-    };
-    connection.onRequest('formation', () => {
-      refuse();
+    connection.onRequest('formation', async () => {
+      await this.admit(connection);
       return this.formation.reply();
     });
     connection.onRequest('found', (genesis) => this.formation.accept(genesis));
-    connection.onRequest('link', (request) => {
-      refuse();
+    connection.onRequest('link', async (request) => {
+      await this.admit(connection);
       if (this.links === undefined) {
         throw new QuorateError('QUORATE_NOT_READY', `replica ${this.id} is not part of a formed cluster yet`);
       }
       return this.links.accept(peer, request);
     });
-    connection.onMessage('logDead', (body) => this.links?.logDeadAtPeer(peer, (body as { generation?: unknown })?.generation));
+    connection.onMessage('logDead', (body) =>
+      this.links?.logDeadAtPeer(peer, (body as { generation?: unknown })?.generation),
+    );
     connection.onBlob('snapshot', (bytes) => this.install(peer, bytes));
+  }
+
+  /** Refuses a second process with the id of one that is alive, which is one that answers. */
+  private async admit(connection: ControlConnection): Promise<void> {
+    const { id: peer, bootId } = connection.peer;
+    const current = this.incoming.get(peer);
+    if (current !== undefined && current.peer.bootId !== bootId && !current.isClosed) {
+      const answers = await current.request('ping', null, PING_TIMEOUT_MS).then(
+        () => true,
+        () => false,
+      );
+      if (answers) {
+        throw new QuorateError(
+          'QUORATE_DUPLICATE_ID',
+          `another process with id ${peer} is alive in this cluster; ids must be unique: stop one of the two`,
+        );
+      }
+    }
+    if (!connection.isClosed) this.incoming.set(peer, connection);
   }
 
   private trusts(peer: number): boolean {
@@ -490,7 +512,10 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     if (plane === undefined) throw new QuorateError('QUORATE_NOT_READY', `replica ${this.id} has no log yet`);
     const snapshot = decodeSnapshot(bytes);
     if (plane.role !== 'follower') {
-      throw new QuorateError('QUORATE_NOT_FOLLOWER', `replica ${this.id} leads and takes no snapshot from replica ${peer}`);
+      throw new QuorateError(
+        'QUORATE_NOT_FOLLOWER',
+        `replica ${this.id} leads and takes no snapshot from replica ${peer}`,
+      );
     }
     if (snapshot.position.lsn <= plane.appliedLsn) return; // it has that state already
     this.guard(() => {
@@ -588,7 +613,11 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   }
 
   onConfiguration(configuration: Configuration): void {
-    this.emit('configuration', configuration.voters.map((voter) => voter.id), configuration.version);
+    this.emit(
+      'configuration',
+      configuration.voters.map((voter) => voter.id),
+      configuration.version,
+    );
   }
 
   onPeerBroken(peer: number): void {
@@ -623,7 +652,12 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       }
       const session = options?.session;
       if (session !== undefined && !(isSessionNumber(session.origin) && isSessionNumber(session.sequence))) {
-        reject(new QuorateError('QUORATE_INVALID_ARGUMENT', 'session origin and sequence must be integers from 1 to 2^53 - 1'));
+        reject(
+          new QuorateError(
+            'QUORATE_INVALID_ARGUMENT',
+            'session origin and sequence must be integers from 1 to 2^53 - 1',
+          ),
+        );
         return;
       }
       const { plane } = this;

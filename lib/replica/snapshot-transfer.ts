@@ -2,7 +2,7 @@
 // the session table (so that retries stay exactly-once) and the place in the log that both stand for. Packed as one
 // blob, checked whole before anything of it is used.
 import { Packr } from 'msgpackr';
-import { checkConfiguration, type Configuration } from '../consensus/configuration.js';
+import { type Configuration, checkConfiguration } from '../consensus/configuration.js';
 import type { ChainPosition } from '../consensus/entry.js';
 import { QuorateError } from '../errors.js';
 

@@ -1,7 +1,7 @@
 // Faults, drawn from the seed: which kinds, how often, how long, and whom they hit (the leader more often than others,
 // where a run is so inclined). What they may do is bounded by what the protocol promises: of the voters of every
 // configuration in force a majority keeps its memory.
-import { Random } from '../fabric/sim/random.js';
+import type { Random } from '../fabric/sim/random.js';
 import type { SimWorld } from '../fabric/sim/sim-world.js';
 import type { SimCluster } from './sim-cluster.js';
 import type { SimLife } from './sim-life.js';

@@ -1,9 +1,10 @@
 // Every entry that any leader ever appended, as a tree: an entry's parent is the entry before it in the log of the
 // leader that wrote it. The checkers compare what replicas hold, apply and commit with this record, which is made from
 // the bytes at the instant of the append and shares no state with the code under test.
-import { ENTRY_HEADER_BYTES } from '../consensus/limits.js';
+
 import { EntryType, entryBytes } from '../consensus/entry.js';
 import { hashHigh, hashLow, hashWords } from '../consensus/hash.js';
+import { ENTRY_HEADER_BYTES } from '../consensus/limits.js';
 
 export interface LogNode {
   readonly startLsn: number;
@@ -69,6 +70,16 @@ export class LogTree {
   /** The node that ends at `lsn` with this chain hash. */
   find(endLsn: number, low: number, high: number): LogNode | undefined {
     return this.byEnd.get(endLsn)?.find((node) => node.hashLow === low && node.hashHigh === high);
+  }
+
+  /** Whether some entry ends at this LSN. */
+  hasBoundary(lsn: number): boolean {
+    return lsn === 0 || this.byEnd.has(lsn);
+  }
+
+  /** Whether an entry of this epoch ends at this LSN. */
+  hasBoundaryOf(lsn: number, epoch: number): boolean {
+    return this.byEnd.get(lsn)?.some((node) => node.epoch === epoch) ?? false;
   }
 
   /**

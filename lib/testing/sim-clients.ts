@@ -49,7 +49,7 @@ export class SimClients {
     return this.nextOrigin++;
   }
 
-  begin(process: number): { operation: HistoryOperation; payload: Uint8Array } | null {
+  begin(process: number, session: string): { operation: HistoryOperation; payload: Uint8Array } | null {
     if (this.isStopped) return null;
     const { random, options } = this;
     const kind = random.pick([
@@ -67,7 +67,7 @@ export class SimClients {
       value,
       expected: Math.max(0, value - 1 - random.integer(4)),
     };
-    const operation = { process, command, invoked_ns: this.world.now_ns, returned_ns: Infinity, result: 0 };
+    const operation = { process, command, invoked_ns: this.world.now_ns, returned_ns: Infinity, result: 0, session };
     this.history.push(operation);
     this.open++;
     return { operation, payload: encodeCommand(command, random.integer(options.payloadBytesMax - 12 + 1)) };
@@ -96,7 +96,7 @@ class SimClient {
   }
 
   next(): void {
-    const begun = this.clients.begin(this.process);
+    const begun = this.clients.begin(this.process, `${this.origin}:${this.sequence + 1}`);
     if (begun === null) return;
     this.sequence++;
     this.try(begun.operation, begun.payload);

@@ -2,7 +2,7 @@
 // from the leader to those who need one. It is the host's part, with the same order of steps as the real one and with
 // every step taking its own time, so that lives end, links break and leaders change between any two of them.
 import { type Configuration, genesisConfiguration, majority } from '../consensus/configuration.js';
-import { Random } from '../fabric/sim/random.js';
+import type { Random } from '../fabric/sim/random.js';
 import { SimLink, type SimLinkKind } from '../fabric/sim/sim-link.js';
 import { SimNetwork } from '../fabric/sim/sim-network.js';
 import type { SimWorld } from '../fabric/sim/sim-world.js';

@@ -11,8 +11,8 @@ import {
   workspaceBytesMin,
 } from '../consensus/replication-plane.js';
 import { SimBackgroundFabric } from '../fabric/sim/sim-background-fabric.js';
-import { type SimFabricObserver, SimNode, SimProcessDied } from '../fabric/sim/sim-node.js';
 import type { SimNetwork } from '../fabric/sim/sim-network.js';
+import { type SimFabricObserver, SimNode, SimProcessDied } from '../fabric/sim/sim-node.js';
 import { SimReplicationFabric } from '../fabric/sim/sim-replication-fabric.js';
 import type { SimWorld } from '../fabric/sim/sim-world.js';
 import type { SimOptions } from './sim-options.js';
@@ -51,6 +51,7 @@ export class SimLife {
   readonly replication: ReplicationPlane;
   readonly background: BackgroundPlane;
   readonly state: SimStateMachine;
+  readonly exchange: Exchange;
   readonly name: string;
   /** Stopped as by SIGSTOP until then: nothing runs, memory stays reachable. */
   pausedUntil_ns = 0;
@@ -79,7 +80,7 @@ export class SimLife {
     this.node.preempt = () => this.preempt();
     this.node.onLinkDead = (peer, generation) => events.onLogLinkDead(this, peer, generation);
     this.state = new SimStateMachine(options.keys);
-    const exchange = new ArrayBuffer(EXCHANGE_BYTES);
+    this.exchange = new Exchange(new ArrayBuffer(EXCHANGE_BYTES));
     this.replicationFabric = new SimReplicationFabric(this.node);
     this.backgroundFabric = new SimBackgroundFabric(this.node, (peer) => events.onProbeBroken(this, peer));
     this.replication = new ReplicationPlane(
@@ -93,7 +94,7 @@ export class SimLife {
         memberIds: Array.from({ length: options.replicas }, (_, index) => index),
       },
       this.replicationFabric,
-      new Exchange(exchange),
+      this.exchange,
       new Uint32Array(this.node.status.buffer),
       {
         applyCommand: (lsn, origin, sequence, bytes, offset, lengthBytes) => {
@@ -134,7 +135,7 @@ export class SimLife {
         onGrantFailure: (peer, error) => this.trace(`the grant to r${peer} failed: ${error}`),
       },
       this.backgroundFabric,
-      new Exchange(exchange),
+      this.exchange,
     );
     world.schedule(world.random.integer(options.profile.tick_ns), () => this.runBackground());
     world.schedule(0, () => this.idlePoll());
@@ -237,7 +238,8 @@ export class SimLife {
 
   private wakeMain(at_ns: number): void {
     const { world, options } = this;
-    if (this.lastWake_ns >= at_ns && this.lastWake_ns <= at_ns + WAKE_JOIN_NS && this.lastWake_ns >= world.now_ns) return;
+    if (this.lastWake_ns >= at_ns && this.lastWake_ns <= at_ns + WAKE_JOIN_NS && this.lastWake_ns >= world.now_ns)
+      return;
     const due_ns = Math.max(at_ns, world.now_ns) + world.random.integer(options.mainLatencyMax_ns);
     this.lastWake_ns = due_ns;
     world.at(due_ns, () => this.runMain());

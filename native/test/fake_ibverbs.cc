@@ -108,7 +108,7 @@ struct FakeVerbs {
   }
   static int destroyCq(ibv_cq* cq) {
     if (g_device->destroyCqResult != 0) return g_device->destroyCqResult;
-    if (g_device->insideCalls != 0) g_device->usedAfterDestroy = true;
+    if (g_device->insidePolls != 0) g_device->usedAfterDestroy = true;
     return gone(static_cast<FakeCompletionQueue*>(cq));
   }
   static ibv_qp* createQp(ibv_pd* pd, ibv_qp_init_attr* init) {
@@ -142,7 +142,7 @@ struct FakeVerbs {
   }
   static int destroyQp(ibv_qp* qp) {
     if (g_device->destroyQpResult != 0) return g_device->destroyQpResult;
-    if (g_device->insideCalls != 0) g_device->usedAfterDestroy = true;
+    if (g_device->insidePosts != 0) g_device->usedAfterDestroy = true;
     std::lock_guard<std::mutex> lock(g_device->mutex_);
     std::erase_if(g_device->queuePairs_, [qp](const auto& one) { return one.get() == qp; });
     g_device->liveObjects--;
@@ -150,7 +150,7 @@ struct FakeVerbs {
   }
 
   static int postSend(ibv_qp* base, ibv_send_wr* wr, ibv_send_wr** bad) {
-    g_device->insideCalls++;
+    g_device->insidePosts++;
     auto* qp = static_cast<FakeQueuePair*>(base);
     int result = 0;
     {
@@ -167,7 +167,7 @@ struct FakeVerbs {
       }
       if (result == 0) result = g_device->startSendResult;
     }
-    g_device->insideCalls--;
+    g_device->insidePosts--;
     return result;
   }
   static int postReceive(ibv_qp* base, ibv_recv_wr* wr, ibv_recv_wr** bad) {
@@ -178,7 +178,7 @@ struct FakeVerbs {
     return 0;
   }
   static int poll(ibv_cq* base, int max, ibv_wc* out) {
-    g_device->insideCalls++;
+    g_device->insidePolls++;
     auto* cq = static_cast<FakeCompletionQueue*>(base);
     int count = g_device->pollResult;
     if (count == 0) {
@@ -188,7 +188,7 @@ struct FakeVerbs {
         cq->completions.pop_front();
       }
     }
-    g_device->insideCalls--;
+    g_device->insidePolls--;
     return count;
   }
 };

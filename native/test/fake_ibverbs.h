@@ -63,7 +63,8 @@ class FakeDevice {
   std::atomic<int> acceptSends{1 << 30};  // how many more requests the send queue takes
   std::atomic<int> liveObjects{0};        // PDs, MRs, CQs, QPs and channels that exist
   std::atomic<int> deregCalls{0};
-  std::atomic<int> insideCalls{0};            // calls on queues in progress now
+  std::atomic<int> insidePosts{0};  // calls in progress now
+  std::atomic<int> insidePolls{0};
   std::atomic<bool> usedAfterDestroy{false};  // some queue was destroyed while a call was inside it
 
  private:

@@ -268,6 +268,9 @@ TEST_CASE("requests that some device library would mistake are refused before it
   CHECK(refused(*uc.qp, request) == EINVAL);
   request.length = 4;
   CHECK(refused(*rig.qp, request) == EINVAL);
+  request.length = 8;
+  request.remoteAddress = 0x1004;
+  CHECK(refused(*rig.qp, request) == EINVAL);
   request = {};
   request.opcode = WrOpcode::Send;
   CHECK(refused(*ud.qp, request) == EOPNOTSUPP);
@@ -658,6 +661,7 @@ TEST_CASE("close waits for calls in progress, whatever other threads are doing")
     CHECK(closedSeen[0]);
     CHECK(closedSeen[1]);
     CHECK(closedSeen[2]);
+    CHECK_FALSE(device.usedAfterDestroy);
     CHECK(device.liveObjects == 0);
   }
 }

@@ -264,23 +264,21 @@ TEST_CASE("shm: local protection errors touch nothing remote") {
     std::function<void(SendWorkRequest&, Endpoint&)> change;
     WcStatus expected;
   };
+  std::shared_ptr<MemoryRegion> other;
   const std::vector<Case> cases = {
       {"wrong lkey", [](auto& r, auto&) { r.lkey ^= 0x1000; }, WcStatus::LocProtErr},
       {"beyond the local region", [](auto& r, auto&) { r.localAddress += 65536 - 7; }, WcStatus::LocProtErr},
       {"READ into a region without LOCAL_WRITE",
-       [](auto& r, auto& e) {
-         auto readOnly = e.domain->registerMemory(e.memory, 0, 64, kAccessRemoteRead);
+       [&](auto& r, auto& e) {
+         other = e.domain->registerMemory(e.memory, 0, 64, kAccessRemoteRead);
          r.opcode = WrOpcode::RdmaRead;
-         r.lkey = readOnly->lkey();
-         e.region = readOnly;
+         r.lkey = other->lkey();
        },
        WcStatus::LocProtErr},
       {"region of another protection domain",
-       [](auto& r, auto& e) {
-         static std::shared_ptr<MemoryRegion> other;
+       [&](auto& r, auto& e) {
          other = e.context->allocateProtectionDomain()->registerMemory(e.memory, 0, 64, kAccessLocalWrite);
          r.lkey = other->lkey();
-         e.region = other;
        },
        WcStatus::LocProtErr},
       {"atomic that is not 8 bytes long",
@@ -298,6 +296,7 @@ TEST_CASE("shm: local protection errors touch nothing remote") {
     CHECK(pair.a.run(request) == c.expected);
     CHECK(pair.a.qp->query().state == QpState::Err);
     CHECK(pair.b.qp->query().state == QpState::Rts);
+    other.reset();
   }
 }
 
@@ -308,6 +307,43 @@ TEST_CASE("shm: a region belongs to its protection domain") {
   SendWorkRequest request = pair.a.request(WrOpcode::RdmaWrite, 0, 8, pair.toB);
   request.rkey = region->rkey();
   CHECK(pair.a.run(request) == WcStatus::RemAccessErr);
+}
+
+TEST_CASE("shm: a region ends where it was registered, not where its memory does") {
+  struct {
+    uint64_t offset;
+    WcStatus expected;
+  } const kCases[] = {{4096, WcStatus::Success},          {4096 + 936, WcStatus::Success},
+                      {4096 + 937, WcStatus::RemAccessErr}, {4095, WcStatus::RemAccessErr},
+                      {8192, WcStatus::RemAccessErr},       {0, WcStatus::RemAccessErr}};
+  for (const auto& c : kCases) {
+    for (const WrOpcode opcode : {WrOpcode::RdmaWrite, WrOpcode::RdmaRead}) {
+      CAPTURE(c.offset);
+      Pair pair;
+      auto part = pair.b.domain->registerMemory(pair.b.memory, 4096, 1000, kAllAccess);
+      std::memset(pair.a.bytes(), 0x44, 64);
+      SendWorkRequest request = pair.a.request(opcode, 0, 64, pair.toB, c.offset);
+      request.rkey = part->rkey();
+      CHECK(pair.a.run(request) == c.expected);
+      const bool written = opcode == WrOpcode::RdmaWrite && c.expected == WcStatus::Success;
+      for (size_t i = 0; i < 65536; i++) {
+        const bool inside = written && i >= c.offset && i < c.offset + 64;
+        if (pair.b.bytes()[i] != (inside ? 0x44 : 0)) FAIL("byte ", i, " is ", int{pair.b.bytes()[i]});
+      }
+    }
+  }
+}
+
+TEST_CASE("shm: a region that was closed is reached no more, also by who has used it before") {
+  for (const WrOpcode opcode : {WrOpcode::RdmaWrite, WrOpcode::RdmaRead, WrOpcode::FetchAdd}) {
+    Pair pair;
+    CHECK(pair.a.run(pair.a.request(opcode, 0, 8, pair.toB)) == WcStatus::Success);
+    std::memset(pair.b.bytes(), 0, 64);
+    pair.b.region->close();
+    std::memset(pair.a.bytes(), 0x44, 64);
+    CHECK(pair.a.run(pair.a.request(opcode, 0, 8, pair.toB)) == WcStatus::RemAccessErr);
+    for (int i = 0; i < 64; i++) CHECK(pair.b.bytes()[i] == 0);
+  }
 }
 
 TEST_CASE("shm: a SEND longer than the posted receive fails at both ends") {
@@ -624,6 +660,8 @@ TEST_CASE("shm: a local region is closed only when no thread copies from it any 
   const auto large = with([](auto& o) { o.memoryBytes = 4 << 20; });
   Pair pair(large, large);
   std::atomic<bool> stop{false};
+  std::atomic<int> reads{0};
+  std::memset(pair.b.bytes(), 0x11, 1 << 20);
   std::thread worker([&] {
     int errnum = 0;
     WorkCompletion completion;
@@ -633,13 +671,11 @@ TEST_CASE("shm: a local region is closed only when no thread copies from it any 
       while (pair.a.cq->poll(&completion, 1) == 0) {
       }
       if (completion.status != 0) break;
+      reads++;
     }
   });
-  std::memset(pair.b.bytes(), 0x11, 1 << 20);
-  CHECK(waitUntil([&] { return pair.a.bytes()[0] == 0x11; }));
-  // Another region keeps the member variable valid for the worker; the bytes are what counts.
-  auto region = pair.a.region;
-  region->close();
+  CHECK(waitUntil([&] { return reads.load() > 2; }));
+  pair.a.region->close();
   std::memset(pair.a.bytes(), 0x22, 1 << 20);
   stop = true;
   worker.join();

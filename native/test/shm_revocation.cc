@@ -233,6 +233,65 @@ TEST_CASE("shm: memory that moved serves its other regions and new connections")
   CHECK(directory.names(".seg-").size() == 4);  // reader, target, second, writer: the segments moved from are gone
 }
 
+TEST_CASE("shm: while memory moves, others' operations on it wait, and none that succeeded is lost") {
+  ShmTestDirectory directory;
+  WriterFactory writers(directory);
+  Endpoint adder(directory);
+  Target target(directory);
+  Endpoint counting(target.endpoint.context, {});
+  auto region = counting.domain->registerMemory(target.endpoint.memory, 512 * 1024, 4096, kAllAccess);
+  Coordinates counter;
+  const auto connectAdder = [&] {
+    adder.newQueuePair();
+    counting.newQueuePair();
+    connectPair(adder, counting);
+    counter = counting.coordinates();
+    counter.address = region->address();
+    counter.rkey = region->rkey();
+  };
+  // Zeroing the target's memory is part of a trial, so the sum of each is taken while nobody adds.
+  uint64_t succeeded = 0;
+  for (int trial = 0; trial < 60; trial++) {
+    writers.pid();
+    writers.orders().stopAt = static_cast<int>(HookPoint::MidCopy);
+    writers.orders().stopChunk = 1;
+    target.beginTrial(writers.offer(WriterOrders::Single, WrOpcode::RdmaWrite, 64));
+    std::memset(target.endpoint.bytes(), 0, kTargetBytes);
+    writers.start(target.endpoint.coordinates());
+    REQUIRE(writers.waitStopped());
+    connectAdder();
+    std::atomic<uint64_t> added{0}, failed{0};
+    std::atomic<bool> stop{false};
+    std::thread thread([&] {
+      SendWorkRequest add = adder.request(WrOpcode::FetchAdd, 0, 8, counter);
+      add.compareAdd = 1;
+      while (!stop && failed == 0) {
+        if (adder.run(add) == WcStatus::Success) {
+          added++;
+        } else {
+          failed++;  // it was slow enough to be passed over: its fate is unknown
+        }
+      }
+    });
+    REQUIRE(waitUntil([&] { return added.load() > 0; }));
+    const uint64_t before = added;
+    target.endpoint.region->close();
+    REQUIRE(waitUntil([&] { return added.load() > before || failed.load() > 0; }));
+    stop = true;
+    thread.join();
+    uint64_t sum = 0;
+    std::memcpy(&sum, target.endpoint.bytes() + 512 * 1024, sizeof(sum));
+    CHECK(sum >= added);
+    CHECK(sum <= added + failed);
+    succeeded += added;
+    writers.resume();
+    REQUIRE(writers.waitFinished());
+    target.endpoint.qp->close();
+  }
+  CHECK(target.counts().moves == 60);
+  CHECK(succeeded > 60);
+}
+
 TEST_CASE("shm: a receive is flushed only after the memory of a stopped SEND has moved") {
   ShmTestDirectory directory;
   WriterFactory writers(directory);

@@ -42,9 +42,11 @@ up() {
     echo "devices.sh: $STATE exists, so devices of an earlier run are still there; run: $0 down" >&2
     exit 1
   fi
-  for module in rdma_rxe ib_uverbs rdma_ucm dummy veth bridge; do
-    [ -d "/sys/module/$module" ] || modprobe "$module" 2>/dev/null || {
-      echo "devices.sh: kernel module $module is missing in kernel $(uname -r)" >&2
+  # A dummy interface of the module's own making would be left behind.
+  for module in rdma_rxe ib_uverbs rdma_ucm 'dummy numdummies=0' veth bridge; do
+    # shellcheck disable=SC2086
+    [ -d "/sys/module/${module%% *}" ] || modprobe $module 2>/dev/null || {
+      echo "devices.sh: kernel module ${module%% *} is missing in kernel $(uname -r)" >&2
       exit 1
     }
   done

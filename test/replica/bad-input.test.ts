@@ -20,15 +20,30 @@ describe('Replica.open() refuses', () => {
     ['a missing cluster key', () => ({ clusterKey: undefined }), 'QUORATE_CLUSTER_KEY', /key/],
     ['a cluster key that is too short', () => ({ clusterKey: 'short' }), 'QUORATE_CLUSTER_KEY', /16/],
     ['a device that is not there', () => ({ device: 'nosuch0' }), 'QUORATE_NO_DEVICE', /nosuch0/],
-    ['a member list without itself', (list) => ({ members: list.slice(1) }), 'QUORATE_INVALID_ARGUMENT', /id 0 is not in members/],
+    [
+      'a member list without itself',
+      (list) => ({ members: list.slice(1) }),
+      'QUORATE_INVALID_ARGUMENT',
+      /id 0 is not in members/,
+    ],
     ['an id that is listed twice', (list) => ({ members: [...list, list[0]] }), 'QUORATE_INVALID_ARGUMENT', /twice/],
     ['an empty member list', () => ({ members: [] }), 'QUORATE_INVALID_ARGUMENT', /members/],
     ['a ring that is no power of two', () => ({ logBytes: 100_000 }), 'QUORATE_INVALID_ARGUMENT', /power of two/],
     ['a ring that is too small', () => ({ logBytes: 1024 }), 'QUORATE_INVALID_ARGUMENT', /logBytes 1024/],
-    ['a state machine without restore()', () => ({ stateMachine: { apply() {}, snapshot() {} } }), 'QUORATE_INVALID_ARGUMENT', /restore/],
+    [
+      'a state machine without restore()',
+      () => ({ stateMachine: { apply() {}, snapshot() {} } }),
+      'QUORATE_INVALID_ARGUMENT',
+      /restore/,
+    ],
     ['an unknown profile', () => ({ profile: 'turbo' }), 'QUORATE_INVALID_ARGUMENT', /turbo/],
     ['an unknown permission strategy', () => ({ permissionStrategy: 'hope' }), 'QUORATE_INVALID_ARGUMENT', /hope/],
-    ['a port out of range', (list) => ({ members: [{ ...list[0], port: 70_000 }] }), 'QUORATE_INVALID_ARGUMENT', /70000/],
+    [
+      'a port out of range',
+      (list) => ({ members: [{ ...list[0], port: 70_000 }] }),
+      'QUORATE_INVALID_ARGUMENT',
+      /70000/,
+    ],
   ];
   it.each(cases)('%s', async (_name, change, code, text) => {
     const list = await members(3);

@@ -83,7 +83,9 @@ describe('a cluster of three', () => {
     const victim = cluster.replicas.find((replica) => replica !== leader) as Replica<number>;
     await victim.close();
     for (let round = 0; round < 20; round++) {
-      await Promise.all(Array.from({ length: 20 }, (_, index) => leader.propose(bytes(`${round}.${index}`.padEnd(500)))));
+      await Promise.all(
+        Array.from({ length: 20 }, (_, index) => leader.propose(bytes(`${round}.${index}`.padEnd(500)))),
+      );
     }
     const machine = new CommandLog();
     const back = await Replica.open(

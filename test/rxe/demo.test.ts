@@ -21,7 +21,7 @@ test.each(['SIGKILL', 'SIGSTOP'])(
       digestsAgree: true,
       rounds: 1,
     });
-    expect(code).toBe(0);
+    expect(code, errors).toBe(0);
     for (const name of devices.slice(0, 3)) expect(errors).toContain(name);
   },
   TIMEOUT_MS,

@@ -4,9 +4,10 @@ import { execFile, spawn } from 'node:child_process';
 import { existsSync, readFileSync } from 'node:fs';
 import { promisify } from 'node:util';
 import { expect, test } from 'vitest';
+import { rdmaDevices } from './devices.js';
 
 const execute = promisify(execFile);
-const devices = (process.env.QUORATE_RDMA_DEVICES ?? '').split(',').filter((name) => name !== '');
+const devices = rdmaDevices();
 const [first = '', second = ''] = devices;
 
 const PORT = 18515;

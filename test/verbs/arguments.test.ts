@@ -8,10 +8,10 @@ import {
   Context,
   errorCode,
   Fence,
+  listDevices,
   Notifier,
   normalizeGid,
   openDevice,
-  listDevices,
   PostList,
   QuorateError,
   setTimerSlack,
@@ -49,28 +49,38 @@ describe('wrong arguments', () => {
       const error = thrownBy(() => call(value as never));
       const label = `${call.toString()} with ${typeof value} ${String(typeof value === 'object' ? JSON.stringify(value) : String(value))}`;
       expect(ARGUMENT_ERRORS, `${label}: ${error.stack}`).toContain(error.code);
-      expect(error.code === 'QUORATE_OUT_OF_RANGE' ? error instanceof RangeError : error instanceof TypeError, label).toBe(
-        true,
-      );
+      expect(
+        error.code === 'QUORATE_OUT_OF_RANGE' ? error instanceof RangeError : error instanceof TypeError,
+        label,
+      ).toBe(true);
     }
   }
 
   it('of devices and contexts', () => {
     refused((value) => openDevice(value), NOT_STRINGS);
-    refused((value) => openDevice('shm', value), [null, 1, 'text', { shmDirectory: 5 }, { shmDirectory: '' }, { dir: 'x' }]);
+    refused(
+      (value) => openDevice('shm', value),
+      [null, 1, 'text', { shmDirectory: 5 }, { shmDirectory: '' }, { dir: 'x' }],
+    );
     refused((value) => listDevices(value), [null, 1, 'text', { what: 1 }]);
-    refused((value) => end.context.queryPort(value), NOT_INTEGERS.filter((value) => value !== undefined).concat(0, 256));
+    refused(
+      (value) => end.context.queryPort(value),
+      NOT_INTEGERS.filter((value) => value !== undefined).concat(0, 256),
+    );
     refused((value) => end.context.allocateMemory(value), NOT_OBJECTS);
     refused((value) => end.context.allocateMemory({ lengthBytes: value }), [...NOT_INTEGERS, 0]);
-    refused((value) => end.context.allocateMemory({ lengthBytes: 4096, ...(value as object) }), [
-      { shared: 1 },
-      { shared: true },
-      { sharedPath: '/dev/shm/x' },
-      { shared: true, sharedPath: 5 },
-      { shared: true, sharedPath: 'a\0b' },
-      { hugePages: 'yes' },
-      { hugepages: true },
-    ]);
+    refused(
+      (value) => end.context.allocateMemory({ lengthBytes: 4096, ...(value as object) }),
+      [
+        { shared: 1 },
+        { shared: true },
+        { sharedPath: '/dev/shm/x' },
+        { shared: true, sharedPath: 5 },
+        { shared: true, sharedPath: 'a\0b' },
+        { hugePages: 'yes' },
+        { hugepages: true },
+      ],
+    );
     refused((value) => end.context.createCompletionQueue(value), [...NOT_INTEGERS, 0, 2 ** 31]);
     refused((value) => end.context.createCompletionQueue(8, { native: value } as never), NOT_HANDLES.slice(1));
   });
@@ -85,8 +95,14 @@ describe('wrong arguments', () => {
     refused((value) => domain.createQueuePair({ sendCq: value }), NOT_HANDLES);
     refused((value) => domain.createQueuePair({ sendCq: end.queue, recvCq: value }), NOT_HANDLES.slice(1));
     refused((value) => domain.createQueuePair({ sendCq: end.queue, type: value }), [1, 5, 'RC']);
-    refused((value) => domain.createQueuePair({ sendCq: end.queue, cap: value }), [1, 'x', { maxSendWr: -1 }, { maxWr: 1 }]);
-    refused((value) => domain.createQueuePair({ sendCq: end.queue, ...(value as object) }), [{ signalAll: 1 }, { srq: 1 }]);
+    refused(
+      (value) => domain.createQueuePair({ sendCq: end.queue, cap: value }),
+      [1, 'x', { maxSendWr: -1 }, { maxWr: 1 }],
+    );
+    refused(
+      (value) => domain.createQueuePair({ sendCq: end.queue, ...(value as object) }),
+      [{ signalAll: 1 }, { srq: 1 }],
+    );
     refused((value) => queuePair.modify(value), NOT_OBJECTS);
     const attributes: [string, unknown[]][] = [
       ['state', [7, -1, 'INIT', 1.5]],
@@ -103,7 +119,10 @@ describe('wrong arguments', () => {
       ['maxDestRdAtomic', [256]],
       ['minRnrTimer', [32]],
       ['destQpNum', [2 ** 32]],
-      ['av', [1, 'x', null, { dgid: 'fe80::1' }, { dgid: 5 }, { portNum: 0 }, { sl: 16 }, { flowLabel: 2 ** 20 }, { x: 1 }]],
+      [
+        'av',
+        [1, 'x', null, { dgid: 'fe80::1' }, { dgid: 5 }, { portNum: 0 }, { sl: 16 }, { flowLabel: 2 ** 20 }, { x: 1 }],
+      ],
       ['retryCount', [1]],
     ];
     for (const [name, values] of attributes) refused((value) => queuePair.modify({ [name]: value }), values);
@@ -128,7 +147,10 @@ describe('wrong arguments', () => {
       ['remoteKey', [1]],
     ];
     for (const [name, values] of fields) {
-      refused((value) => queuePair.postSend([{ opcode: 0, [name]: value } as never]), values.filter((v) => v !== undefined));
+      refused(
+        (value) => queuePair.postSend([{ opcode: 0, [name]: value } as never]),
+        values.filter((v) => v !== undefined),
+      );
     }
     refused((value) => queuePair.postReceive([{ [value as string]: -1 }]), ['wrId', 'localAddress', 'length', 'lkey']);
     refused((value) => queuePair.postSend(new Array(value).fill({ opcode: 0 })), [65_537]);
@@ -140,15 +162,30 @@ describe('wrong arguments', () => {
     const { memory } = end;
     refused((value) => new PostList(value, { maxWorkRequests: 1, maxCompletions: 1 }), NOT_HANDLES);
     refused((value) => new PostList(end.queue, value), NOT_OBJECTS);
-    refused((value) => new PostList(end.queue, { maxWorkRequests: value, maxCompletions: 8 }), [...NOT_INTEGERS, 0, 65_537]);
-    refused((value) => new PostList(end.queue, { maxWorkRequests: 8, maxCompletions: value }), [...NOT_INTEGERS, 7, 65_537]);
+    refused(
+      (value) => new PostList(end.queue, { maxWorkRequests: value, maxCompletions: 8 }),
+      [...NOT_INTEGERS, 0, 65_537],
+    );
+    refused(
+      (value) => new PostList(end.queue, { maxWorkRequests: 8, maxCompletions: value }),
+      [...NOT_INTEGERS, 7, 65_537],
+    );
     for (const bind of ['bindQueuePair', 'bindFence', 'bindMemory'] as const) {
       refused((value) => list[bind](value, null), [...NOT_INTEGERS, 64]);
       refused((value) => list[bind](0, value), [undefined, 1, 'x', {}, end.region, end.context]);
     }
-    refused((value) => list.submit(value, 0, 0), [...NOT_INTEGERS, 5].filter((value) => value !== 0.5));
-    refused((value) => list.submit(0, value, 0), [...NOT_INTEGERS, 10_000_000_001].filter((value) => value !== 0.5));
-    refused((value) => list.submit(0, 0, value), [...NOT_INTEGERS, 9].filter((value) => value !== 0.5));
+    refused(
+      (value) => list.submit(value, 0, 0),
+      [...NOT_INTEGERS, 5].filter((value) => value !== 0.5),
+    );
+    refused(
+      (value) => list.submit(0, value, 0),
+      [...NOT_INTEGERS, 10_000_000_001].filter((value) => value !== 0.5),
+    );
+    refused(
+      (value) => list.submit(0, 0, value),
+      [...NOT_INTEGERS, 9].filter((value) => value !== 0.5),
+    );
     refused((value) => list.setWorkRequest(value, {}), [-1, 4, 0.5, NaN]);
     refused((value) => list.setWorkRequest(0, value), [{ opcode: 1 }]);
     const fence = new Fence();
@@ -168,7 +205,10 @@ describe('wrong arguments', () => {
     refused((value) => addWord(memory, 0, value), [undefined, null, 'x', {}, NaN, 0.5, 2 ** 32, -(2 ** 31) - 1]);
     refused((value) => setTimerSlack(value), [...NOT_INTEGERS, 1_000_000_001]);
     refused((value) => wcStatusName(value), NOT_INTEGERS);
-    refused((value) => normalizeGid(value), [undefined, 1, '', 'x', 'fe80', '::1%eth0', '1:2:3:4:5:6:7:8:9', '256.1.1.1']);
+    refused(
+      (value) => normalizeGid(value),
+      [undefined, 1, '', 'x', 'fe80', '::1%eth0', '1:2:3:4:5:6:7:8:9', '256.1.1.1'],
+    );
     fence.close();
   });
 
@@ -179,11 +219,14 @@ describe('wrong arguments', () => {
       for (const name of Object.getOwnPropertyNames(prototype)) {
         if (name === 'constructor') continue;
         const { value, get } = Object.getOwnPropertyDescriptor(prototype, name) as PropertyDescriptor;
-        expect(thrownBy(() => Reflect.apply(value ?? get, receiver, [{}])), name).toBeInstanceOf(TypeError);
+        expect(
+          thrownBy(() => Reflect.apply(value ?? get, receiver, [{}])),
+          name,
+        ).toBeInstanceOf(TypeError);
       }
     }
-    const { constructor } = Object.getPrototypeOf(end.queuePair.native) as { constructor: new () => unknown };
-    expect(thrownBy(() => new constructor()).code).toBe('QUORATE_INVALID_ARGUMENT');
+    const prototype = Object.getPrototypeOf(end.queuePair.native) as { constructor: new () => unknown };
+    expect(thrownBy(() => new prototype.constructor()).code).toBe('QUORATE_INVALID_ARGUMENT');
     expect(thrownBy(() => (addon.Fence as unknown as () => void)())).toBeInstanceOf(TypeError);
   });
 

@@ -15,10 +15,10 @@ import {
   PostList,
   QpState,
   SendFlags,
-  type WorkCompletion,
   WC_WITH_IMM,
   WcOpcode,
   WcStatus,
+  type WorkCompletion,
   WrOpcode,
 } from '#lib/verbs/index.js';
 import { type ChildEnd, startChild } from './support/child.js';
@@ -345,7 +345,12 @@ export function describeVerbs(devices: readonly [string, string]): void {
 
     describe('violations', () => {
       /** Posts, and expects the status; after it both ends must be useless. */
-      function expectFailure(a: End, b: End, request: ReturnType<typeof transfer>, ...statuses: number[]): WorkCompletion {
+      function expectFailure(
+        a: End,
+        b: End,
+        request: ReturnType<typeof transfer>,
+        ...statuses: number[]
+      ): WorkCompletion {
         const before = Buffer.from(b.bytes);
         expect(a.queuePair.postSend([request]).accepted).toBe(1);
         const completion = pollOne(a.queue);
@@ -454,7 +459,9 @@ export function describeVerbs(devices: readonly [string, string]): void {
         for (let i = 0; i < 8; i++) write(list, i, a, b, { remoteAddress: b.memory.address + 4096 + i * 64 });
         const count = list.submit(8, WAIT_NS, 8);
         expect(count).toBe(8);
-        expect(completionsOf(list, 8).map((completion) => completion.wrId)).toEqual([100, 101, 102, 103, 104, 105, 106, 107]);
+        expect(completionsOf(list, 8).map((completion) => completion.wrId)).toEqual([
+          100, 101, 102, 103, 104, 105, 106, 107,
+        ]);
         for (const completion of completionsOf(list, 8)) {
           expect(completion).toMatchObject({ status: 0, opcode: WcOpcode.RDMA_WRITE, qpNum: a.queuePair.number });
         }

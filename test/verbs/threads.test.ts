@@ -11,8 +11,8 @@ import {
   Memory,
   monotonicNs,
   Notifier,
-  QueuePair,
   QpState,
+  QueuePair,
   unshare,
   WAIT_TIMEOUT,
   WAIT_WOKEN,
@@ -270,7 +270,8 @@ describe('words', () => {
     expect(addWord(memory, 0, 1)).toBe(0);
   });
 
-  it('changed by a plain store are seen without a wake', async () => {
+  // Without the regular second look the thread would wait for a minute; the time limit of the test is the check.
+  it('changed by a plain store are seen without a wake', { timeout: 40_000 }, async () => {
     const { memory } = end();
     const words = new Uint32Array(memory.buffer);
     const started = sharedInt32();
@@ -278,7 +279,7 @@ describe('words', () => {
       token: memory.share(),
       offset: 0,
       expected: 0,
-      timeoutNs: 20e9,
+      timeoutNs: 60e9,
       started,
     });
     await until(() => Atomics.load(started, 0) === 1, 'the thread waits');

@@ -14,7 +14,7 @@ const STDERR_BYTES_KEPT = 4096;
 /** How often a cluster is started again because somebody else took one of its ports in between. */
 const START_TRIES_MAX = 5;
 /** Between the order to close and SIGKILL. Longer than the replica's own limit, which says more. */
-const CLOSE_TIMEOUT_MS = 8_000;
+const CLOSE_TIMEOUT_MS = 15_000;
 
 export interface ClusterOptions {
   readonly replicas: number;
@@ -71,6 +71,7 @@ export class Cluster extends EventEmitter<ClusterEvents> {
   private readonly clusterKey = randomBytes(32);
   private readonly firstProbeOrigin: number;
   private members: MemberAddress[] = [];
+  private highestEpoch = '0.0';
   private guards = new Map<number, ChildProcess>();
 
   private constructor(private readonly options: ClusterOptions) {
@@ -194,6 +195,7 @@ export class Cluster extends EventEmitter<ClusterEvents> {
         break;
       case 'leader':
         replica.leaderEpoch = message.epoch;
+        if (compareEpochs(message.epoch, this.highestEpoch) > 0) this.highestEpoch = message.epoch;
         break;
       case 'deposed':
         if (replica.leaderEpoch === message.epoch) replica.leaderEpoch = undefined;
@@ -225,15 +227,9 @@ export class Cluster extends EventEmitter<ClusterEvents> {
     this.emit('change');
   }
 
-  /** The replica that leads: of those that say they do the one with the highest epoch. */
+  /** The replica that leads in the highest epoch that any led in; one that was stopped may still think that it does. */
   get leader(): ReplicaProcess | undefined {
-    let leader: ReplicaProcess | undefined;
-    for (const replica of this.replicas) {
-      const epoch = replica.leaderEpoch;
-      if (epoch === undefined) continue;
-      if (leader?.leaderEpoch === undefined || compareEpochs(epoch, leader.leaderEpoch) > 0) leader = replica;
-    }
-    return leader;
+    return this.replicas.find(({ leaderEpoch }) => leaderEpoch === this.highestEpoch);
   }
 
   /** One line for each replica: what it said last. For the message of a run that got stuck. */

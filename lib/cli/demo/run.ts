@@ -72,7 +72,7 @@ const RETRY_PAUSE_MS = 5;
 /** The blow falls at a random moment: after this part of the round's commands, and up to so much later. */
 const STRIKE_AFTER_MIN = 0.1;
 const STRIKE_AFTER_MAX = 0.6;
-const STRIKE_DELAY_US_MAX = 500;
+const STRIKE_DELAY_US_MAX = 3000;
 /** Times that a blow may miss because the leader changed by itself just before. */
 const MISSED_BLOWS_MAX = 20;
 /** Times that the final comparison is tried again because something was still being applied. */
@@ -276,7 +276,8 @@ export class Run {
     const leader = await cluster.waitFor(`${name}: a leader and load on it`, () =>
       driver.acknowledgedCount >= strikeAfter ? cluster.leader : undefined,
     );
-    // Answers arrive in bursts; without this the blow would always fall in the same place between two.
+    // Answers arrive in bursts; without this the blow would always fall in the same place between two, and never
+    // between the commit of a command and its acknowledgement.
     for (const until_ns = monotonic_ns() + delay_ns; monotonic_ns() < until_ns; );
 
     const epoch = leader.leaderEpoch as string;

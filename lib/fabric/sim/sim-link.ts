@@ -7,8 +7,9 @@
 //    milliseconds; then, or when a request is refused, the link fails and all that follows on it;
 //  * packets that were on their way when the initiator gave up or died may be placed later all the same, as long as
 //    the responder's end stands and the permission holds.
-import type { SimNode } from './sim-node.js';
+
 import { FabricStatus } from '../fabric.js';
+import type { SimNode } from './sim-node.js';
 
 export type SimLinkKind = 'probe' | 'log';
 

@@ -426,18 +426,25 @@ export class Blobs {
   private opened(id: number, type: string, lengthBytes: number, body: unknown): void {
     if (id !== this.lastIncomingId + 1) throw this.violation('has a number out of turn');
     this.lastIncomingId = id;
-    const refuse = (code: string, message: string) => {
-      this.port.reply({ kind: FrameKind.blobFailed, id, error: { code, message } });
-    };
     // Not a violation: handlers of blobs that the sender has given up may still be busy.
-    if (this.incoming.size >= BLOBS_MAX) return refuse('QUORATE_BACKPRESSURE', `${BLOBS_MAX} blobs are being received`);
+    if (this.incoming.size >= BLOBS_MAX) {
+      this.refuse(id, 'QUORATE_BACKPRESSURE', `${BLOBS_MAX} blobs are being received`);
+      return;
+    }
     const handler = this.handlers.get(type);
-    if (handler === undefined) return refuse('QUORATE_UNKNOWN_REQUEST', `no handler for blobs of type "${type}"`);
+    if (handler === undefined) {
+      this.refuse(id, 'QUORATE_UNKNOWN_REQUEST', `no handler for blobs of type "${type}"`);
+      return;
+    }
     const blob = new IncomingBlob(lengthBytes, body, this.port.label, (bytes) => {
       this.port.reply({ kind: FrameKind.blobCredit, id, bytes });
     });
     this.incoming.set(id, blob);
     void this.serve(id, type, blob, handler);
+  }
+
+  private refuse(id: number, code: string, message: string): void {
+    this.port.reply({ kind: FrameKind.blobFailed, id, error: { code, message } });
   }
 
   private async serve(id: number, type: string, blob: IncomingBlob, handler: BlobHandler): Promise<void> {

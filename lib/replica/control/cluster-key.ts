@@ -5,7 +5,7 @@
 // can authenticate. HKDF separates this use of the key from others; it does not make a guessable key strong, so a
 // cluster key should be 32 random bytes rather than a phrase.
 import { constants, hkdfSync } from 'node:crypto';
-import type { ConnectionOptions, TlsOptions, TLSSocket } from 'node:tls';
+import type { ConnectionOptions, TLSSocket, TlsOptions } from 'node:tls';
 import { QuorateError } from '../../errors.js';
 import { CLUSTER_KEY_BYTES_MAX, CLUSTER_KEY_BYTES_MIN } from './limits.js';
 

@@ -1,8 +1,9 @@
 // One authenticated connection between two replicas: requests with answers, one-way messages and blobs, in both
 // directions. Made by ControlServer and ControlClient once both sides have accepted each other.
+import assert from 'node:assert/strict';
 import { EventEmitter } from 'node:events';
 import { errorCode, invalidArgument, outOfRange, QuorateError } from '../../errors.js';
-import { Blobs, type BlobSource, type IncomingBlob, type SendBlobOptions } from './blobs.js';
+import { type BlobSource, Blobs, type IncomingBlob, type SendBlobOptions } from './blobs.js';
 import { Deadline } from './deadline.js';
 import type { FrameTransport } from './frame-transport.js';
 import { encodeFrame, type Frame, FrameKind, fromWireError, isTypeName, toWireError } from './frames.js';
@@ -11,6 +12,7 @@ import {
   BLOB_BYTES_MAX,
   QUEUE_BYTES_MAX,
   QUEUE_RESERVE_BYTES,
+  REPLY_BYTES_SMALL,
   REQUESTS_MAX,
   TIMEOUT_MS_MAX,
   UNHANDLED_TYPES_MAX,
@@ -198,27 +200,35 @@ export class ControlConnection extends EventEmitter<ControlConnectionEvents> {
   /** Answers, or says why it cannot; a peer that does not even read that is disconnected. */
   private reply(frame: Frame): void {
     if (this.isClosed) return;
+    let encoded: Buffer;
     try {
-      this.post(encodeFrame(frame));
-    } catch (error) {
-      const failureKind =
-        frame.kind === FrameKind.response
-          ? FrameKind.failure
-          : frame.kind === FrameKind.blobDone
-            ? FrameKind.blobFailed
-            : undefined;
-      const encoded =
-        failureKind === undefined
-          ? encodeFrame(frame)
-          : encodeFrame({ kind: failureKind, id: frame.id, error: toWireError(error) });
-      if (failureKind !== undefined)
-        this.warn('QUORATE_ANSWER_LOST', `an answer to ${this.label} could not be sent`, error);
-      if (this.transport.hasRoom(encoded.length, QUEUE_BYTES_MAX + QUEUE_RESERVE_BYTES)) this.transport.write(encoded);
-      else {
-        const message = `${this.label} does not read: ${this.queuedBytes} bytes of answers wait for it`;
-        this.transport.destroy(new QuorateError('QUORATE_BACKPRESSURE', message));
+      encoded = encodeFrame(frame);
+      if (this.transport.hasRoom(encoded.length)) {
+        this.transport.write(encoded);
+        return;
       }
+    } catch (error) {
+      encoded = this.lostAnswer(frame, error);
     }
+    if (encoded.length > REPLY_BYTES_SMALL) {
+      encoded = this.lostAnswer(frame, new QuorateError('QUORATE_BACKPRESSURE', 'too many answers wait to be sent'));
+    }
+    if (this.transport.hasRoom(encoded.length, QUEUE_BYTES_MAX + QUEUE_RESERVE_BYTES)) {
+      this.transport.write(encoded);
+      return;
+    }
+    const message = `${this.label} does not read: ${this.queuedBytes} bytes of answers wait for it`;
+    this.transport.destroy(new QuorateError('QUORATE_BACKPRESSURE', message));
+  }
+
+  /** What takes the place of an answer that cannot be sent. */
+  private lostAnswer(frame: Frame, error: unknown): Buffer {
+    this.warn('QUORATE_ANSWER_LOST', `an answer to ${this.label} could not be sent`, error);
+    if (frame.kind === FrameKind.response) {
+      return encodeFrame({ kind: FrameKind.failure, id: frame.id, error: toWireError(error) });
+    }
+    assert(frame.kind === FrameKind.blobDone, 'only answers carry bodies that may not be sendable');
+    return encodeFrame({ kind: FrameKind.blobFailed, id: frame.id, error: toWireError(error) });
   }
 
   // -- receiving ---------------------------------------------------------------------------------------------------

@@ -27,6 +27,8 @@ export const ERROR_MESSAGE_CHARACTERS_MAX = 2000;
 export const QUEUE_BYTES_MAX = 16 * 1024 * 1024;
 /** On top of that, for the small answers that the protocol itself owes; a peer that exhausts it is disconnected. */
 export const QUEUE_RESERVE_BYTES = 1024 * 1024;
+/** Largest answer that may use the reserve; enough for any error. */
+export const REPLY_BYTES_SMALL = 16 * 1024;
 /** A blob adds chunks only while less than this is queued, so that requests do not wait behind it. */
 export const BLOB_QUEUE_BYTES = 1024 * 1024;
 /** Requests without an answer, per connection and direction (wire). */

@@ -5,7 +5,8 @@ import type { CheckContext, Checker } from './checker.js';
 
 export class AtMostOnceChecker implements Checker {
   readonly invariant = 'at most once';
-  private readonly effects = new Map<string, number>();
+  /** Where each command took effect, by "origin:sequence". */
+  readonly effects = new Map<string, number>();
 
   constructor(private readonly context: CheckContext) {}
 
@@ -18,9 +19,5 @@ export class AtMostOnceChecker implements Checker {
       const text = `command ${key} took effect at LSN ${known} and, at ${life.name}, at LSN ${lsn}`;
       this.context.world.fail(this.invariant, text);
     }
-  }
-
-  tookEffect(origin: number, sequence: number): boolean {
-    return this.effects.has(`${origin}:${sequence}`);
   }
 }

@@ -53,14 +53,22 @@ export class DurabilityChecker implements Checker {
     const { replication } = life;
     const follower = cluster.lives[peer];
     // What a follower promised to a later leader is that leader's to change; a link to an earlier life says nothing.
-    if (!follower || replication.peerPhase(peer) !== 'active' || follower.background.promised > life.background.promised) return;
+    if (
+      !follower ||
+      replication.peerPhase(peer) !== 'active' ||
+      follower.background.promised > life.background.promised
+    )
+      return;
     if (life.replicationFabric.linkTo(peer)?.responder !== follower.node) return;
     const ackedLsn = replication.peerAckedLsn(peer);
+    // Acknowledged are bytes; the last entry that they complete is what must be there.
+    const acknowledged = ancestorAt(this.tipOf(cluster, life) ?? null, ackedLsn);
+    if (acknowledged === null) return;
     const tip = this.tipOf(cluster, follower);
-    if (tip !== undefined && (tip?.endLsn ?? 0) >= ackedLsn) return;
+    if (tip !== undefined && ancestorAt(tip, acknowledged.endLsn) === acknowledged) return;
     this.context.world.fail(
       this.invariant,
-      `${life.name} counts LSN ${ackedLsn} as held by ${follower.name}, whose log ends at ${tip?.endLsn ?? 0}`,
+      `${life.name} counts LSN ${acknowledged.startLsn} as held by ${follower.name}, whose log ends at ${tip?.endLsn ?? 0}`,
     );
   }
 

@@ -1,6 +1,7 @@
 // Invariant 4: an entry committed in an epoch is in the log of every later leader. A commit is what a leader declares;
 // a later leader's log is what it had appended when it wrote the first entry of its own epoch. Both directions are
-// looked at, since an old leader may learn late that it had committed.
+// looked at, since an old leader may learn late that it had committed. And what makes it hold is looked at, too: a leader
+// commits up to an entry of its own epoch, never earlier ones by themselves.
 import { formatEpoch } from '../../consensus/epoch.js';
 import type { SimNode } from '../../fabric/sim/sim-node.js';
 import { ancestorAt, type LogNode } from '../log-tree.js';
@@ -36,6 +37,11 @@ export class LeaderCompletenessChecker implements Checker {
   afterMain(life: SimLife): void {
     const epoch = life.replication.leaderEpoch;
     if (epoch === 0) return;
+    const { commitLsn } = life.replication;
+    if (!this.context.tree.hasBoundaryOf(commitLsn, epoch)) {
+      const text = `${life.name} leads in epoch ${formatEpoch(epoch)} and committed up to LSN ${commitLsn}`;
+      this.context.world.fail(this.invariant, `${text}, where no entry of its epoch ends`);
+    }
     const position = life.replication.appliedPosition;
     const known = this.committed.get(epoch);
     if (known !== undefined && known.endLsn >= position.lsn) return;

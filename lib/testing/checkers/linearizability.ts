@@ -15,6 +15,8 @@ export interface HistoryOperation {
   /** Infinity while there is no response: the outcome is unknown. */
   returned_ns: number;
   result: number;
+  /** "origin:sequence" of the command, where it has one. */
+  readonly session?: string;
 }
 
 export type Verdict =
@@ -52,6 +54,35 @@ export function checkLinearizability(history: readonly HistoryOperation[], steps
     if (kind === 'undecided') undecided ??= { kind, key, steps: stepsMax };
   }
   return undecided ?? { kind: 'linearizable' };
+}
+
+/**
+ * Whether the order of the log is a linearization: replayed in that order the operations that took effect answer what
+ * was answered, and none stands behind one that was invoked only after its own response. If it is, the history is
+ * linearizable and no search is needed; if not, the search has the last word, for the log is not the only order there is.
+ */
+export function logOrderIsLinearization(
+  history: readonly HistoryOperation[],
+  effectLsns: ReadonlyMap<string, number>,
+): boolean {
+  const inLog: { lsn: number; operation: HistoryOperation }[] = [];
+  for (const operation of history) {
+    const lsn = effectLsns.get(operation.session ?? '');
+    if (lsn !== undefined) inLog.push({ lsn, operation });
+    else if (operation.returned_ns !== Number.POSITIVE_INFINITY) return false;
+  }
+  inLog.sort((a, b) => a.lsn - b.lsn);
+  const registers = new Map<number, number>();
+  let latestInvocation_ns = Number.NEGATIVE_INFINITY;
+  for (const { operation } of inLog) {
+    const { command, invoked_ns, returned_ns } = operation;
+    const after = step(registers.get(command.key) ?? 0, command);
+    registers.set(command.key, after.register);
+    latestInvocation_ns = Math.max(latestInvocation_ns, invoked_ns);
+    if (returned_ns < latestInvocation_ns) return false;
+    if (returned_ns !== Number.POSITIVE_INFINITY && after.result !== operation.result) return false;
+  }
+  return true;
 }
 
 function buildEntries(operations: readonly HistoryOperation[]): Entry {
@@ -106,7 +137,7 @@ function checkRegister(operations: readonly HistoryOperation[], stepsMax: number
   let entry = head.next;
   for (let steps = 0; open > 0; steps++) {
     if (steps >= stepsMax) return 'undecided';
-    if (entry !== null && entry.isCall) {
+    if (entry?.isCall) {
       const { operation, index } = entry;
       const after = step(register, operation.command);
       const [markLow, markHigh] = marks[index] as readonly [number, number];
@@ -158,7 +189,11 @@ export function formatHistory(operations: readonly HistoryOperation[]): string[]
     .map(({ process, command, invoked_ns, returned_ns, result }) => {
       const { operation, key, value, expected } = command;
       const argument =
-        operation === Operation.compareAndSet ? `${expected} -> ${value}` : operation === Operation.read ? '' : `${value}`;
+        operation === Operation.compareAndSet
+          ? `${expected} -> ${value}`
+          : operation === Operation.read
+            ? ''
+            : `${value}`;
       const outcome = returned_ns === Number.POSITIVE_INFINITY ? 'unknown' : `${result}`;
       const end = returned_ns === Number.POSITIVE_INFINITY ? '...' : (returned_ns / 1e6).toFixed(3);
       const when = `${(invoked_ns / 1e6).toFixed(3)} .. ${end} ms`;

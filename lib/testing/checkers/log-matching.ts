@@ -2,8 +2,9 @@
 // leader appended it (log-tree.ts); here whatever a replica's log holds and validates must be one of those, behind the
 // same predecessor. Looked at where it matters most: when a replica has just granted, and when one has just been elected,
 // and for all replicas now and then.
+
+import { type ChainPosition, entryEpoch, validateEntry, validHashHigh, validHashLow } from '../../consensus/entry.js';
 import type { SimNode } from '../../fabric/sim/sim-node.js';
-import { type ChainPosition, validateEntry, validHashHigh, validHashLow, entryEpoch } from '../../consensus/entry.js';
 import type { SimLife } from '../sim-life.js';
 import type { CheckContext, Checker } from './checker.js';
 

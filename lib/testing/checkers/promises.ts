@@ -1,7 +1,8 @@
 // Invariant 2: promised epochs never decrease at a voter, and nothing is granted that was not promised. Looks at what
 // the voter tells itself and at what it publishes to others, since peers act on the latter.
-import { GRANT_BLOCK_OFFSET_WORDS, GRANT_BLOCK_WORDS, BACKGROUND_BLOCK_WORDS } from '../../consensus/limits.js';
+
 import { formatEpoch } from '../../consensus/epoch.js';
+import { BACKGROUND_BLOCK_WORDS, GRANT_BLOCK_OFFSET_WORDS, GRANT_BLOCK_WORDS } from '../../consensus/limits.js';
 import { readU53, SealedBlockReader } from '../../consensus/sealed-block.js';
 import { BackgroundField, GrantField } from '../../consensus/status-layout.js';
 import type { SimLife } from '../sim-life.js';

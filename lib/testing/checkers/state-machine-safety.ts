@@ -28,7 +28,10 @@ export class StateMachineSafetyChecker implements Checker {
     if (node.startLsn !== lsn || node.type !== EntryType.command) {
       this.fail(life, `applied LSN ${lsn} as a command, the log has an entry of type ${node.type} at ${node.startLsn}`);
     } else if (node.origin !== origin || node.sequence !== sequence) {
-      this.fail(life, `applied command ${origin}:${sequence} at LSN ${lsn}, appended was ${node.origin}:${node.sequence}`);
+      this.fail(
+        life,
+        `applied command ${origin}:${sequence} at LSN ${lsn}, appended was ${node.origin}:${node.sequence}`,
+      );
     }
     this.moved(life, node, true);
   }
@@ -40,6 +43,10 @@ export class StateMachineSafetyChecker implements Checker {
   }
 
   afterMain(life: SimLife): void {
+    const { commitLsn } = life.replication;
+    // Half an entry is never committed, or whatever takes its place under a later leader would be, too.
+    if (!this.context.tree.hasBoundary(commitLsn))
+      this.fail(life, `holds LSN ${commitLsn}, inside an entry, committed`);
     if (life.replication.appliedLsn === (this.positions.get(life)?.endLsn ?? 0)) return;
     const node = this.reached(life);
     if (node !== null) this.moved(life, node, false);
@@ -76,7 +83,10 @@ export class StateMachineSafetyChecker implements Checker {
     const { tip } = this;
     if (tip === null || node.endLsn >= tip.endLsn) {
       if (ancestorAt(node, tip?.endLsn ?? 0) !== tip) {
-        this.fail(life, `applied LSN ${node.startLsn} of epoch ${node.epoch}, off the line others applied up to ${tip?.endLsn}`);
+        this.fail(
+          life,
+          `applied LSN ${node.startLsn} of epoch ${node.epoch}, off the line others applied up to ${tip?.endLsn}`,
+        );
         return false;
       }
       this.tip = node;

@@ -21,6 +21,9 @@
 namespace quorate::ibverbs {
 namespace {
 
+// tmpfs gives an allocation up, and undoes it, when any signal arrives.
+constexpr int kMaxInterruptions = 100;
+
 size_t roundedUp(size_t value, size_t unit) {
   return (value + unit - 1) / unit * unit;
 }
@@ -161,8 +164,12 @@ void MappedMemory::mapFile(const MemoryOptions& options) {
                          " were asked for. Ask for its size, or remove it to start afresh.");
   }
   // Reserves every page now: a write to a page that a full tmpfs cannot supply would be a fatal SIGBUS later.
-  if (fallocate(file.get(), 0, 0, static_cast<off_t>(mappedLength_)) != 0) {
-    const int errnum = errno;
+  int errnum = 0;
+  for (int tries = 0; tries < kMaxInterruptions; tries++) {
+    errnum = fallocate(file.get(), 0, 0, static_cast<off_t>(mappedLength_)) == 0 ? 0 : errno;
+    if (errnum != EINTR) break;
+  }
+  if (errnum != 0) {
     if (status.st_size == 0) unlink(path.c_str());
     throwSystemError("fallocate", errnum, "Reserving " + std::to_string(mappedLength_) + " bytes for " + path,
                      "Free space on its file system or mount it larger (mount -o remount,size=... /dev/shm).");

@@ -404,7 +404,10 @@ int IbvQueuePair::checkSend(const SendWorkRequest& request) const {
       return isInline || type_ != QpType::Rc ? EINVAL : 0;
     case WrOpcode::CompareSwap:
     case WrOpcode::FetchAdd:
-      return isInline || type_ != QpType::Rc || request.length != sizeof(uint64_t) ? EINVAL : 0;
+      return isInline || type_ != QpType::Rc || request.length != sizeof(uint64_t) ||
+                     request.remoteAddress % sizeof(uint64_t) != 0
+                 ? EINVAL
+                 : 0;
   }
   return EINVAL;
 }

@@ -1,7 +1,7 @@
-// ibv_create_qp(3): a queue pair of a real device. Posting never allocates, and throws only once the
-// queue pair is closed; what a device would do
-// wrongly with a bad request (rxe queues requests that it refuses in INIT and sends them later, and reads inline data
-// of a READ) is refused here first.
+// ibv_create_qp(3): a queue pair of a real device. Posting never allocates, and throws only once the queue pair is
+// closed. What a device's library would do wrongly with a bad request is refused here first: rxe queues requests that
+// it refuses in INIT and sends them in RTS, copies the inline data of a READ, and crashes on UD without an address
+// handle.
 #pragma once
 
 #include <infiniband/verbs.h>
@@ -35,8 +35,8 @@ class IbvQueuePair final : public QueuePair {
   // A request counts against maxSendWr (maxRecvWr) until a completion that retires it was polled, and against the
   // depth of the completion queue until it was handed out: ENOMEM beyond either. A send queue whose requests are all
   // unsignaled therefore fills up; signal one in maxSendWr at least.
-  // EINVAL: state, opcode, flags or length that do not fit. EOPNOTSUPP: UD, which needs address handles.
-  // EIO: the device took requests earlier but could not be told to start (the outcome of those is unknown).
+  // EINVAL: state, opcode, flags, length or (atomics) alignment that do not fit. EOPNOTSUPP: UD, which needs address
+  // handles. EIO: the device took requests earlier but could not be told to start (the outcome of those is unknown).
   size_t postSend(const SendWorkRequest* requests, size_t count, int* errnum) override;
   // A receive posted after modify() to ERR is flushed. One posted to a queue pair that an error moved to ERR unnoticed
   // is not flushed by rxe: post the receive whose flush is to tell of the end before that.

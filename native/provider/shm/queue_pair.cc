@@ -65,12 +65,12 @@ ShmQueuePair::ShmQueuePair(std::shared_ptr<ShmProtectionDomain> domain, const Qp
   const uint64_t previous = slot_->word.load(std::memory_order_seq_cst);
   slot_->word.store(word::withNextConnection(previous) & word::kOperationMask, std::memory_order_seq_cst);
   slot_->postedReceives.store(0, std::memory_order_relaxed);
-  slot_->peerHca.store(0, std::memory_order_relaxed);
-  slot_->peerNumber.store(0, std::memory_order_relaxed);
-  slot_->protectionDomain.store(domain_->id(), std::memory_order_relaxed);
-  slot_->receiveCq.store(receiveCq_->index(), std::memory_order_relaxed);
-  slot_->receiveBase.store(place_.receiveBase, std::memory_order_relaxed);
-  slot_->receiveCapacity.store(place_.receiveCapacity, std::memory_order_relaxed);
+  slot_->peerHca.store(0, std::memory_order_release);
+  slot_->peerNumber.store(0, std::memory_order_release);
+  slot_->protectionDomain.store(domain_->id(), std::memory_order_release);
+  slot_->receiveCq.store(receiveCq_->index(), std::memory_order_release);
+  slot_->receiveBase.store(place_.receiveBase, std::memory_order_release);
+  slot_->receiveCapacity.store(place_.receiveCapacity, std::memory_order_release);
   slot_->number.store(place_.number, std::memory_order_release);
   responder_.slot = slot_;
   responder_.postLock = &postLock_;
@@ -285,9 +285,9 @@ void ShmQueuePair::toReadyToReceive(const QpAttributes& attributes) {
   attributes_.rqPsn = attributes.rqPsn;
   attributes_.maxDestRdAtomic = attributes.maxDestRdAtomic;
   attributes_.minRnrTimer = attributes.minRnrTimer;
-  slot_->peerHca.store(peerId, std::memory_order_relaxed);
-  slot_->peerNumber.store(attributes.destQpNum, std::memory_order_relaxed);
-  slot_->expectedPsn.store(attributes.rqPsn, std::memory_order_relaxed);
+  slot_->peerHca.store(peerId, std::memory_order_release);
+  slot_->peerNumber.store(attributes.destQpNum, std::memory_order_release);
+  slot_->expectedPsn.store(attributes.rqPsn, std::memory_order_release);
   slot_->minRnrTimer.store(static_cast<uint32_t>(attributes.minRnrTimer), std::memory_order_relaxed);
   state_.store(static_cast<int>(QpState::Rtr), std::memory_order_release);
   // Nobody takes a word that is not open, so it can simply be written.

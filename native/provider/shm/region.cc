@@ -81,15 +81,15 @@ ShmMemoryRegion::ShmMemoryRegion(std::shared_ptr<ShmProtectionDomain> domain, st
   local.protectionDomain = domain_->id();
   local.tag.store(uint64_t{key_} << 32 | 1, std::memory_order_release);
 
-  // The slot's tag has not been valid since its last region was closed. Who sees a new field sees that, too.
-  std::atomic_thread_fence(std::memory_order_release);
-  slot.address.store(address_, std::memory_order_relaxed);
-  slot.length.store(length_, std::memory_order_relaxed);
-  slot.segmentOffset.store(offset, std::memory_order_relaxed);
-  slot.segmentId.store(memory_->segmentId(), std::memory_order_relaxed);
-  slot.access.store(access_, std::memory_order_relaxed);
-  slot.protectionDomain.store(domain_->id(), std::memory_order_relaxed);
-  slot.memory.store(memory_->slotIndex(), std::memory_order_relaxed);
+  // The slot's tag has not been valid since its last region was closed. Releasing: who sees a new field sees
+  // that, too.
+  slot.address.store(address_, std::memory_order_release);
+  slot.length.store(length_, std::memory_order_release);
+  slot.segmentOffset.store(offset, std::memory_order_release);
+  slot.segmentId.store(memory_->segmentId(), std::memory_order_release);
+  slot.access.store(access_, std::memory_order_release);
+  slot.protectionDomain.store(domain_->id(), std::memory_order_release);
+  slot.memory.store(memory_->slotIndex(), std::memory_order_release);
   // A memory that still has to move takes no new operations before it has.
   slot.tag.store(
       region_tag::make(key_, previous, region_tag::kValid | (memory_->moveOwed ? region_tag::kMoving : 0)),

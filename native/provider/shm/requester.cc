@@ -234,23 +234,22 @@ bool ShmQueuePair::connect() {
   if (peer == nullptr || !peer->alive()) return false;
   QueuePairSlot& remote = peer->control()->queuePairs[attributes_.destQpNum & (kMaxQueuePairs - 1)];
   const uint64_t w = remote.word.load(std::memory_order_acquire);
-  if ((w & word::kOpen) == 0 || remote.number.load(std::memory_order_relaxed) != attributes_.destQpNum ||
-      remote.peerHca.load(std::memory_order_relaxed) != context_.hcaId() ||
-      remote.peerNumber.load(std::memory_order_relaxed) != place_.number ||
-      remote.expectedPsn.load(std::memory_order_relaxed) != nextPsn_) {
+  if ((w & word::kOpen) == 0 || remote.number.load(std::memory_order_acquire) != attributes_.destQpNum ||
+      remote.peerHca.load(std::memory_order_acquire) != context_.hcaId() ||
+      remote.peerNumber.load(std::memory_order_acquire) != place_.number ||
+      remote.expectedPsn.load(std::memory_order_acquire) != nextPsn_) {
     return false;
   }
-  remoteReceiveBase_ = remote.receiveBase.load(std::memory_order_relaxed);
-  remoteReceiveCapacity_ = remote.receiveCapacity.load(std::memory_order_relaxed);
-  remoteReceiveCq_ = remote.receiveCq.load(std::memory_order_relaxed);
-  remoteProtectionDomain_ = remote.protectionDomain.load(std::memory_order_relaxed);
+  remoteReceiveBase_ = remote.receiveBase.load(std::memory_order_acquire);
+  remoteReceiveCapacity_ = remote.receiveCapacity.load(std::memory_order_acquire);
+  remoteReceiveCq_ = remote.receiveCq.load(std::memory_order_acquire);
+  remoteProtectionDomain_ = remote.protectionDomain.load(std::memory_order_acquire);
   if (remoteReceiveCapacity_ > kMaxReceiveWr || remoteReceiveBase_ > kReceiveArenaEntries - remoteReceiveCapacity_ ||
       (remoteReceiveCapacity_ != 0 && !std::has_single_bit(remoteReceiveCapacity_)) ||
       remoteReceiveCq_ >= kMaxCompletionQueues) {
     return false;
   }
   // All of this was of one connection.
-  std::atomic_thread_fence(std::memory_order_acquire);
   const uint64_t again = remote.word.load(std::memory_order_acquire);
   if ((again & word::kOpen) == 0 || ((again ^ w) & word::kConnectionMask) != 0) return false;
   remoteConnection_ = w & word::kConnectionMask;
@@ -410,14 +409,14 @@ ShmQueuePair::Step ShmQueuePair::runChunk(const Chunk& chunk, WcStatus* status) 
     const auto letGo = [&](Step step) { return releaseWord(taken, false) ? step : fail(WcStatus::RetryExcErr); };
     if ((tag & region_tag::kMoving) != 0) [[unlikely]]
       return letGo(Step::Wait);
-    const uint64_t base = region.address.load(std::memory_order_relaxed);
-    const uint64_t length = region.length.load(std::memory_order_relaxed);
-    const uint64_t segmentOffset = region.segmentOffset.load(std::memory_order_relaxed);
-    const uint64_t segmentId = region.segmentId.load(std::memory_order_relaxed);
-    const uint32_t access = region.access.load(std::memory_order_relaxed);
-    const uint32_t domain = region.protectionDomain.load(std::memory_order_relaxed);
-    const uint32_t memory = region.memory.load(std::memory_order_relaxed);
-    std::atomic_thread_fence(std::memory_order_acquire);
+    // Acquiring: none of these is read after the tag and the word are read again.
+    const uint64_t base = region.address.load(std::memory_order_acquire);
+    const uint64_t length = region.length.load(std::memory_order_acquire);
+    const uint64_t segmentOffset = region.segmentOffset.load(std::memory_order_acquire);
+    const uint64_t segmentId = region.segmentId.load(std::memory_order_acquire);
+    const uint32_t access = region.access.load(std::memory_order_acquire);
+    const uint32_t domain = region.protectionDomain.load(std::memory_order_acquire);
+    const uint32_t memory = region.memory.load(std::memory_order_acquire);
     if (region.tag.load(std::memory_order_relaxed) != tag || remote_->word.load(std::memory_order_acquire) != taken)
         [[unlikely]] {
       return letGo(Step::Again);

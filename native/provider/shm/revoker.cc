@@ -174,10 +174,8 @@ void Revoker::setMoving(const std::vector<ShmMemory*>& memories, bool moving) {
     RegionSlot& slot = context_.control()->regions[index];
     const uint64_t tag = slot.tag.load(std::memory_order_seq_cst);
     if ((tag & region_tag::kValid) == 0) continue;  // just revoked, and to stay so
-    if (!moving) {
-      std::atomic_thread_fence(std::memory_order_release);  // who sees the new id sees that the tag had changed
-      slot.segmentId.store(regions_[index]->segmentId(), std::memory_order_relaxed);
-    }
+    // Releasing: who sees the new id sees that the tag had changed.
+    if (!moving) slot.segmentId.store(regions_[index]->segmentId(), std::memory_order_release);
     slot.tag.store(
         region_tag::make(region_tag::key(tag), tag, region_tag::kValid | (moving ? region_tag::kMoving : 0)),
         std::memory_order_seq_cst);

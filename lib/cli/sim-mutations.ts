@@ -1,0 +1,71 @@
+// npm run sim:mutations: breaks the protocol in named ways and shows that the simulation notices each of them within a
+// stated number of seeds.
+import { Command, InvalidArgumentError } from 'commander';
+import { tryMutation } from '../testing/mutation-run.js';
+import { MUTATIONS } from '../testing/mutations.js';
+
+function positiveInteger(text: string): number {
+  const value = Number(text);
+  if (!Number.isInteger(value) || value < 1 || value > 2 ** 40) {
+    throw new InvalidArgumentError('must be a positive integer.');
+  }
+  return value;
+}
+
+function names(text: string): readonly string[] {
+  const list = text.split(',');
+  for (const name of list) {
+    if (!MUTATIONS.some((mutation) => mutation.name === name)) {
+      throw new InvalidArgumentError(`there is no mutation '${name}'; --list shows all.`);
+    }
+  }
+  return list;
+}
+
+const command = new Command('sim-mutations')
+  .description('Breaks the protocol in named ways; the simulation must notice each.')
+  .option('--seed <number>', 'first seed of each mutation', positiveInteger, 1)
+  .option('--seeds <count>', 'run at most so many seeds per mutation, instead of its own limit', positiveInteger)
+  .option('--virtual-seconds <seconds>', 'length of each run in virtual time', positiveInteger, 20)
+  .option('--only <names>', 'comma-separated names of mutations to run', names)
+  .option('--list', 'list the mutations')
+  .option('--json', 'print the totals as the last line, in JSON')
+  .parse();
+const options = command.opts<{
+  seed: number;
+  seeds?: number;
+  virtualSeconds: number;
+  only?: readonly string[];
+  list?: boolean;
+  json?: boolean;
+}>();
+
+const chosen = MUTATIONS.filter(({ name }) => options.only?.includes(name) ?? true);
+const missed: string[] = [];
+for (const mutation of chosen) {
+  if (options.list) {
+    console.log(`${mutation.name.padEnd(32)} ${mutation.breaks} (within ${mutation.seedsMax} seeds)`);
+    continue;
+  }
+  const begun_ms = performance.now();
+  const verdict = tryMutation(mutation, {
+    firstSeed: options.seed,
+    virtualSeconds: options.virtualSeconds,
+    ...(options.seeds === undefined ? {} : { seedsMax: options.seeds }),
+  });
+  const seconds = ((performance.now() - begun_ms) / 1e3).toFixed(1);
+  if (!verdict.caught) missed.push(mutation.name);
+  const what = verdict.violation === null ? 'MISSED' : `caught by ${verdict.violation.invariant}`;
+  const message = verdict.violation?.message.split('\n', 1)[0] ?? mutation.breaks;
+  console.log(
+    `${mutation.name.padEnd(32)} ${what}, seed ${verdict.seed} (${verdict.seeds} run, ${seconds} s): ${message}`,
+  );
+}
+if (!options.list) {
+  const caught = chosen.length - missed.length;
+  console.log(
+    `${caught} of ${chosen.length} mutations caught${missed.length > 0 ? `; missed: ${missed.join(', ')}` : ''}`,
+  );
+  if (options.json) console.log(JSON.stringify({ mutations: chosen.length, caught, missed }));
+  process.exitCode = missed.length > 0 ? 1 : 0;
+}

@@ -1,0 +1,56 @@
+// The grant guard: a voter that trusts a live leader does not help anybody else to depose it. Looks at the grants as they
+// happen, with what the voter itself knew and published at that moment.
+
+import { formatEpoch } from '../../consensus/epoch.js';
+import {
+  BACKGROUND_BLOCK_WORDS,
+  MAIN_BLOCK_OFFSET_WORDS,
+  MAIN_BLOCK_WORDS,
+  MAX_REPLICAS,
+} from '../../consensus/limits.js';
+import { readU53, SealedBlockReader } from '../../consensus/sealed-block.js';
+import { BackgroundField, MainField } from '../../consensus/status-layout.js';
+import type { SimNode } from '../../fabric/sim/sim-node.js';
+import type { SimLife } from '../sim-life.js';
+import type { CheckContext, Checker } from './checker.js';
+
+export class GrantGuardChecker implements Checker {
+  readonly invariant = 'grant guard';
+  /** What each replica had promised before the tick that is running. */
+  private readonly promised = new Map<SimLife, number>();
+  private readonly background = new SealedBlockReader(BACKGROUND_BLOCK_WORDS);
+  private readonly main = new SealedBlockReader(MAIN_BLOCK_WORDS);
+
+  constructor(private readonly context: CheckContext) {}
+
+  afterBackground(life: SimLife): void {
+    this.promised.set(life, life.background.promised);
+  }
+
+  onCrashed(life: SimLife): void {
+    this.promised.delete(life);
+  }
+
+  onEnabled(node: SimNode, candidate: number): void {
+    const life = this.context.cluster().lives[node.id];
+    if (life?.node !== node) return;
+    const before = this.promised.get(life) ?? 0;
+    const epoch = life.background.promised;
+    if (epoch === before) return; // the same candidate again, over a fresh link
+    this.background.read(life.backgroundFabric.statusWords, 0);
+    const trusted = this.background.body[BackgroundField.trustedMask] as number;
+    for (let peer = 0; peer < MAX_REPLICAS; peer++) {
+      if (peer === candidate || peer === life.id || (trusted & (1 << peer)) === 0) continue;
+      const view = life.exchange.peerViewOffset(peer) + MAIN_BLOCK_OFFSET_WORDS;
+      this.main.reset();
+      if (!this.main.read(life.exchange.words, view)) continue;
+      const leaderEpoch = readU53(this.main.body, MainField.leaderEpoch);
+      if (leaderEpoch === 0 || leaderEpoch < before) continue;
+      this.context.world.fail(
+        this.invariant,
+        `${life.name} granted epoch ${formatEpoch(epoch)} to replica ${candidate} while it trusted replica ${peer}, ` +
+          `the leader of epoch ${formatEpoch(leaderEpoch)}`,
+      );
+    }
+  }
+}

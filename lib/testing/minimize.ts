@@ -1,0 +1,29 @@
+// Makes a failing run simpler: leaves out one kind of fault after the other, and shortens the run, as long as it still
+// breaks the same invariant. Leaving something out changes everything that is drawn afterwards, so not every step
+// succeeds; what is left is what the failure needs under this seed.
+import { LEAVE_OUT } from './sim-options.js';
+import { runSimulation, type SimulationRequest, type SimulationResult } from './simulation.js';
+
+const SHORTENINGS = [0.25, 0.5, 0.75];
+const VIRTUAL_SECONDS_MIN = 10;
+
+/** Returns the simplest failing request that was found, and its result. */
+export function minimize(request: SimulationRequest): { request: SimulationRequest; result: SimulationResult } {
+  let best = request;
+  let result = runSimulation(best);
+  const invariant = result.violation?.invariant;
+  if (invariant === undefined) throw new Error(`seed ${request.seed} does not fail, there is nothing to minimize`);
+  const attempt = (candidate: SimulationRequest): boolean => {
+    const outcome = runSimulation(candidate);
+    if (outcome.violation?.invariant !== invariant) return false;
+    best = candidate;
+    result = outcome;
+    return true;
+  };
+  for (const fraction of SHORTENINGS) {
+    const virtualSeconds = Math.max(VIRTUAL_SECONDS_MIN, Math.ceil(best.virtualSeconds * fraction));
+    if (virtualSeconds < best.virtualSeconds && attempt({ ...best, virtualSeconds })) break;
+  }
+  for (const name of LEAVE_OUT) attempt({ ...best, without: [...(best.without ?? []), name] });
+  return { request: best, result };
+}

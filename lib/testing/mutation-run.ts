@@ -1,0 +1,36 @@
+// Runs simulations with a mutation installed until one of them notices, or the mutation's seeds are used up.
+import type { Violation } from '../fabric/sim/sim-world.js';
+import type { Mutation } from './mutations.js';
+import { runSimulation } from './simulation.js';
+
+export interface MutationVerdict {
+  readonly name: string;
+  readonly caught: boolean;
+  /** Seeds that were run, the last of which noticed. */
+  readonly seeds: number;
+  readonly seed: number;
+  readonly violation: Violation | null;
+}
+
+export interface MutationRequest {
+  readonly firstSeed: number;
+  readonly virtualSeconds: number;
+  /** Fewer seeds than the mutation's own limit, to save time. */
+  readonly seedsMax?: number;
+}
+
+export function tryMutation(mutation: Mutation, request: MutationRequest): MutationVerdict {
+  const seedsMax = Math.min(mutation.seedsMax, request.seedsMax ?? Number.POSITIVE_INFINITY);
+  const { name, replicas } = mutation;
+  const mend = mutation.install();
+  try {
+    for (let seeds = 1; seeds <= seedsMax; seeds++) {
+      const seed = request.firstSeed + seeds - 1;
+      const { violation } = runSimulation({ seed, replicas, virtualSeconds: request.virtualSeconds });
+      if (violation !== null) return { name, caught: true, seeds, seed, violation };
+    }
+    return { name, caught: false, seeds: seedsMax, seed: request.firstSeed + seedsMax - 1, violation: null };
+  } finally {
+    mend();
+  }
+}

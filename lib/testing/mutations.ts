@@ -1,0 +1,616 @@
+// Ways to break the protocol on purpose, each named: a simulation that cannot tell the broken protocol from the real one
+// proves nothing. They are applied from outside, by replacing methods of the production classes (or of the simulated
+// device and host) while they are installed; the production code has no switches for them.
+import { BackgroundPlane } from '../consensus/background-plane.js';
+import type { Configuration } from '../consensus/configuration.js';
+import { type ChainPosition, entryBytes } from '../consensus/entry.js';
+import { LogScanner } from '../consensus/log-scan.js';
+import { ReplicationPlane } from '../consensus/replication-plane.js';
+import { readU53, SealedBlockReader } from '../consensus/sealed-block.js';
+import { SimBackgroundFabric } from '../fabric/sim/sim-background-fabric.js';
+import type { SimLink } from '../fabric/sim/sim-link.js';
+import { SimNode } from '../fabric/sim/sim-node.js';
+import { SimReplicationFabric } from '../fabric/sim/sim-replication-fabric.js';
+import { SimCluster } from './sim-cluster.js';
+import { SimLife } from './sim-life.js';
+import { decodeCommand, Operation, SimStateMachine, type StateSnapshot, step } from './sim-state-machine.js';
+
+export interface Mutation {
+  readonly name: string;
+  /** What is broken, in a sentence. */
+  readonly breaks: string;
+  /** Seeds within which a simulation must notice. */
+  readonly seedsMax: number;
+  readonly replicas: number;
+  /** Breaks the protocol; the function returned mends it. */
+  readonly install: () => () => void;
+}
+
+// The replaced methods are private; they are reached by name, and a name that is gone is an error.
+// biome-ignore lint/suspicious/noExplicitAny: see above
+type Internals = any;
+type Method = (this: Internals, ...parameters: Internals[]) => Internals;
+
+function replace(target: object, name: string, make: (original: Method) => Method): () => void {
+  const descriptor = Object.getOwnPropertyDescriptor(target, name);
+  if (typeof descriptor?.value !== 'function') throw new Error(`there is no method ${name} to replace`);
+  const original = descriptor.value as Method;
+  Object.defineProperty(target, name, { ...descriptor, value: make(original) });
+  return () => Object.defineProperty(target, name, descriptor);
+}
+
+function replaceGetter(target: object, name: string, make: (original: Method) => Method): () => void {
+  const descriptor = Object.getOwnPropertyDescriptor(target, name);
+  if (descriptor?.get === undefined) throw new Error(`there is no getter ${name} to replace`);
+  Object.defineProperty(target, name, { ...descriptor, get: make(descriptor.get as Method) });
+  return () => Object.defineProperty(target, name, descriptor);
+}
+
+function all(...undo: (() => void)[]): () => void {
+  return () => {
+    for (const mend of undo) mend();
+  };
+}
+
+const replication = ReplicationPlane.prototype;
+const background = BackgroundPlane.prototype;
+
+/** How long a device that does not drain goes on placing the bytes of a revoked peer. */
+const LATE_PLACEMENT_NS = 30e6;
+
+export const MUTATIONS: readonly Mutation[] = [
+  {
+    name: 'grant-without-drain',
+    breaks: 'revoking returns while WRITEs of the revoked peer are on their way, and they land later',
+    seedsMax: 40,
+    replicas: 3,
+    install: () => {
+      const revoked = new WeakMap<SimNode, { peer: number; until_ns: number }>();
+      return all(
+        replace(
+          SimNode.prototype,
+          'revoke',
+          (original) =>
+            function (peer: number) {
+              revoked.set(this, { peer, until_ns: this.world.now_ns + LATE_PLACEMENT_NS });
+              return original.call(this, peer);
+            },
+        ),
+        replace(SimNode.prototype, 'drainWrites', () => () => {}),
+        replace(
+          SimNode.prototype,
+          'mayWrite',
+          (original) =>
+            function (link: SimLink, key: number) {
+              const late = revoked.get(this as SimNode);
+              if (late?.peer === link.initiator.id && this.world.now_ns < late.until_ns) return true;
+              return original.call(this, link, key);
+            },
+        ),
+      );
+    },
+  },
+  {
+    name: 'append-not-fenced',
+    breaks: 'a deposed leader appends to its own log after that was granted to another',
+    seedsMax: 100,
+    replicas: 3,
+    install: () =>
+      replace(
+        SimReplicationFabric.prototype,
+        'append',
+        (original) =>
+          function (epoch: number, ...rest: unknown[]) {
+            const { node } = this;
+            const { fence } = node;
+            node.fence = epoch;
+            try {
+              return original.call(this, epoch, ...rest);
+            } finally {
+              node.fence = fence;
+            }
+          },
+      ),
+  },
+  {
+    name: 'fence-raised-late',
+    breaks: 'the fence is raised some time after the grant instead of before it',
+    seedsMax: 200,
+    replicas: 3,
+    install: () =>
+      replace(
+        SimBackgroundFabric.prototype,
+        'raiseFence',
+        () =>
+          function (epoch: number) {
+            const { node } = this;
+            node.preempt('background');
+            const raise = (): void => {
+              node.fence = Math.max(node.fence, epoch);
+            };
+            // The own candidacy needs it at once, or nothing would be appended at all.
+            if (node.id === epoch % 2 ** 20) raise();
+            else node.world.schedule(node.world.random.integer(20e6), raise);
+            node.observer.onFenceRaised(node, epoch);
+          },
+      ),
+  },
+  {
+    name: 'writer-not-revoked',
+    breaks: 'a new writer is let in while the one before keeps its permission',
+    seedsMax: 20,
+    replicas: 3,
+    install: () => {
+      const kept = new WeakMap<SimNode, SimLink>();
+      return all(
+        replace(
+          SimNode.prototype,
+          'revoke',
+          () =>
+            function () {
+              if (this.granted !== null) kept.set(this, this.granted.link);
+              this.granted = null;
+            },
+        ),
+        replace(
+          SimNode.prototype,
+          'mayWrite',
+          (original) =>
+            function (link: SimLink, key: number) {
+              return kept.get(this as SimNode) === link || original.call(this, link, key);
+            },
+        ),
+      );
+    },
+  },
+  {
+    name: 'count-old-epoch-entries',
+    breaks: 'a new leader counts entries of earlier epochs as committed when a majority holds them',
+    seedsMax: 300,
+    replicas: 5,
+    install: () =>
+      replace(
+        replication,
+        'appendNoop',
+        (original) =>
+          function () {
+            original.call(this);
+            if (this.noopAppended()) this.noopEndLsn = this.noopStartLsn;
+          },
+      ),
+  },
+  {
+    name: 'skip-tail-repair',
+    breaks: "a voter's log is continued from its end, whatever it holds there, not from where it diverges",
+    seedsMax: 100,
+    replicas: 3,
+    install: () =>
+      replace(
+        replication,
+        'beginRepair',
+        (original) =>
+          function (peer: number) {
+            original.call(this, peer);
+            const follower = this.followers[peer];
+            if (this.peerPhase(peer) !== 'repairing') return;
+            follower.sentLsn = Math.min(Math.max(follower.sentLsn, follower.grantTailLsn), this.tail.lsn);
+          },
+      ),
+  },
+  {
+    name: 'ignore-chain-hash',
+    breaks: 'an entry is taken as valid when its header fits, whatever its hash says',
+    seedsMax: 100,
+    replicas: 3,
+    install: () =>
+      replace(
+        LogScanner.prototype,
+        'step',
+        () =>
+          function (position: ChainPosition, epochMax: number) {
+            const { words, capacityBytes } = this;
+            const offset = this.physical(position.lsn);
+            const at = offset >>> 2;
+            const type = words[at + 5] & 0xffff;
+            const size = entryBytes(words[at + 4]);
+            const epoch = readU53(words, at + 2);
+            if (readU53(words, at) !== position.lsn || words[at + 5] >>> 16 !== 0x51e7 || type < 1 || type > 4)
+              return -1;
+            if (offset + size > capacityBytes || epoch > epochMax) return -1;
+            position.lsn += size;
+            position.epoch = epoch;
+            position.hashLow = words[at + 8];
+            position.hashHigh = words[at + 9];
+            return offset;
+          },
+      ),
+  },
+  {
+    name: 'apply-before-own-epoch-entry',
+    breaks: 'a follower applies up to the commit LSN before an entry of the current epoch vouches for its log',
+    seedsMax: 200,
+    replicas: 3,
+    install: () =>
+      replace(
+        replication,
+        'follow',
+        (original) =>
+          function () {
+            const more = original.call(this);
+            return this.applyCommitted() || more;
+          },
+      ),
+  },
+  {
+    name: 'no-grant-guard',
+    breaks: 'a voter helps to depose a leader that it trusts',
+    seedsMax: 60,
+    replicas: 3,
+    install: () => replace(background, 'liveLeader', () => () => false),
+  },
+  {
+    name: 'recycle-too-early',
+    breaks: 'the ring is recycled as soon as the leader itself has applied it',
+    seedsMax: 60,
+    replicas: 3,
+    install: () =>
+      replace(
+        replication,
+        'lowestNeededLsn',
+        () =>
+          function () {
+            return this.applied.lsn;
+          },
+      ),
+  },
+  {
+    name: 'recycle-unchecked',
+    breaks: 'as recycle-too-early, and the leader believes that followers have applied what they acknowledged',
+    seedsMax: 60,
+    replicas: 3,
+    install: () =>
+      all(
+        replace(
+          replication,
+          'lowestNeededLsn',
+          () =>
+            function () {
+              return this.applied.lsn;
+            },
+        ),
+        replace(
+          replication,
+          'pumpAll',
+          (original) =>
+            function () {
+              for (const follower of this.followers)
+                follower.appliedLsn = Math.max(follower.appliedLsn, this.applied.lsn);
+              original.call(this);
+            },
+        ),
+      ),
+  },
+  {
+    name: 'promise-not-recorded',
+    breaks: 'a voter forgets the epoch that it has just granted',
+    seedsMax: 20,
+    replicas: 3,
+    install: () =>
+      replace(
+        background,
+        'grant',
+        (original) =>
+          function (candidate: number, ...rest: unknown[]) {
+            const before = this.promisedEpoch;
+            const isGranted = original.call(this, candidate, ...rest);
+            if (candidate !== this.options.id) this.promisedEpoch = before;
+            return isGranted;
+          },
+      ),
+  },
+  {
+    name: 'commit-on-minority',
+    breaks: 'the leader commits what it alone holds',
+    seedsMax: 20,
+    replicas: 3,
+    install: () => {
+      let isAlone = false;
+      return all(
+        replaceGetter(
+          replication,
+          'configuration',
+          (original) =>
+            function (): Configuration {
+              const configuration = original.call(this) as Configuration;
+              if (!isAlone) return configuration;
+              return { ...configuration, voters: configuration.voters.filter(({ id }) => id === this.options.id) };
+            },
+        ),
+        replace(
+          replication,
+          'advanceCommit',
+          (original) =>
+            function () {
+              isAlone = true;
+              try {
+                original.call(this);
+              } finally {
+                isAlone = false;
+              }
+            },
+        ),
+      );
+    },
+  },
+  {
+    name: 'commit-within-an-entry',
+    breaks: 'bytes that a majority holds are committed, also where they end inside an entry',
+    seedsMax: 100,
+    replicas: 3,
+    install: () => replace(replication, 'entryBoundary', () => (lsn: number) => lsn),
+  },
+  {
+    name: 'elect-on-minority',
+    breaks: 'a candidate takes over with its own vote alone',
+    seedsMax: 300,
+    replicas: 3,
+    install: () =>
+      replace(
+        replication,
+        'countVoters',
+        () =>
+          function () {
+            return this.configuration.voters.length;
+          },
+      ),
+  },
+  {
+    name: 'torn-status-accepted',
+    breaks: 'a status block is taken as it comes, without its checksum',
+    seedsMax: 200,
+    replicas: 3,
+    install: () =>
+      replace(
+        SealedBlockReader.prototype,
+        'read',
+        () =>
+          function (source: Uint32Array, offsetWords: number) {
+            for (let index = 0; index < this.sizeWords; index++) this.body[index] = source[offsetWords + index];
+            return this.body[0] !== 0;
+          },
+      ),
+  },
+  {
+    name: 'old-life-counts',
+    breaks: 'a replica that lost its memory votes and acknowledges as the voter it was',
+    seedsMax: 100,
+    replicas: 3,
+    install: () =>
+      all(
+        replaceGetter(
+          replication,
+          'configuration',
+          (original) =>
+            function (): Configuration {
+              const configuration = original.call(this) as Configuration;
+              const voters = configuration.voters.map((voter) => {
+                const linkBootId = this.followers?.[voter.id]?.linkBootId ?? 0;
+                return { ...voter, bootId: linkBootId !== 0 ? linkBootId : voter.bootId };
+              });
+              return { ...configuration, voters };
+            },
+        ),
+        replace(
+          background,
+          'voterBootId',
+          (original) =>
+            function (peer: number) {
+              const bootId = original.call(this, peer);
+              if (bootId === 0) return bootId;
+              const grant = this.peers[peer].grant.body;
+              return readU53(grant, 5) || bootId;
+            },
+        ),
+      ),
+  },
+  {
+    name: 'tail-not-published',
+    breaks: 'a grant says where the voter has applied, not where its log ends',
+    seedsMax: 40,
+    replicas: 3,
+    install: () => replace(LogScanner.prototype, 'scan', () => () => {}),
+  },
+  {
+    name: 'best-log-not-adopted',
+    breaks: 'a candidate leads with its own log, though a voter that granted holds a better one',
+    seedsMax: 40,
+    replicas: 3,
+    install: () =>
+      replace(
+        replication,
+        'readNext',
+        () =>
+          function () {
+            this.extendTail(this.epoch, Number.POSITIVE_INFINITY);
+            this.appendNoop();
+          },
+      ),
+  },
+  {
+    name: 'tail-not-forgotten',
+    breaks: 'a follower keeps the tail that it validated before another leader was let in',
+    seedsMax: 60,
+    replicas: 3,
+    install: () =>
+      replace(
+        replication,
+        'forgetTail',
+        (original) =>
+          function () {
+            if (this.role !== 'follower') original.call(this);
+          },
+      ),
+  },
+  {
+    name: 'tail-not-revalidated',
+    breaks: 'a follower goes on from a tail of the old epoch, under which the new leader repairs the log',
+    seedsMax: 60,
+    replicas: 3,
+    install: () =>
+      replace(
+        replication,
+        'follow',
+        (original) =>
+          function () {
+            this.forgetTail = () => {};
+            try {
+              return original.call(this);
+            } finally {
+              delete this.forgetTail;
+            }
+          },
+      ),
+  },
+  {
+    name: 'candidates-too-far-behind',
+    breaks: 'replicas whose logs cannot be completed from any other stand for election before those that can lead',
+    seedsMax: 200,
+    replicas: 5,
+    install: () => replace(background, 'isTooFarBehind', () => () => false),
+  },
+  {
+    name: 'no-snapshot-in-takeover',
+    breaks: 'the host sends no snapshot before the takeover is complete, though that may need the one who waits for it',
+    seedsMax: 200,
+    replicas: 3,
+    install: () =>
+      replace(
+        SimCluster.prototype,
+        'sendSnapshot',
+        (original) =>
+          function (life: SimLife, peer: number) {
+            if (life.replication.role === 'leader') original.call(this, life, peer);
+          },
+      ),
+  },
+  {
+    name: 'two-configurations-at-once',
+    breaks: 'a configuration change begins before the one before it is committed, and replaces a voter in one step',
+    seedsMax: 300,
+    replicas: 3,
+    install: () =>
+      replace(
+        replication,
+        'appendConfiguration',
+        (original) =>
+          function (next: Configuration) {
+            // All lives that are linked become voters, the others are no voters any more, at once.
+            const voters = next.voters.filter(
+              ({ id, bootId }) => id === this.options.id || this.followers[id].linkBootId === bootId,
+            );
+            original.call(this, voters.length === 0 ? next : { ...next, voters });
+          },
+      ),
+  },
+  {
+    name: 'voter-without-catching-up',
+    breaks: 'a replica that is being repaired counts as a voter that holds the whole log',
+    seedsMax: 100,
+    replicas: 3,
+    install: () =>
+      replace(
+        replication,
+        'beginRepair',
+        (original) =>
+          function (peer: number) {
+            original.call(this, peer);
+            const follower = this.followers[peer];
+            if (this.peerPhase(peer) === 'repairing') follower.ackedLsn = this.tail.lsn;
+          },
+      ),
+  },
+  {
+    name: 'outpromised-voter-left-out',
+    breaks: 'a leader never begins a later epoch for a voter that promised one',
+    seedsMax: 60,
+    replicas: 3,
+    install: () => replace(background, 'outpromised', () => () => false),
+  },
+  {
+    name: 'broken-link-not-reported',
+    breaks: 'the host is not told of a link that failed',
+    seedsMax: 20,
+    replicas: 3,
+    install: () => replace(replication, 'noticeBroken', () => () => {}),
+  },
+  {
+    name: 'sessions-not-checked',
+    breaks: 'the state machine applies a command again that it has applied before',
+    seedsMax: 40,
+    replicas: 3,
+    install: () =>
+      replace(
+        SimStateMachine.prototype,
+        'apply',
+        (original) =>
+          function (origin: number, ...rest: unknown[]) {
+            const session = this.sessions.get(origin);
+            if (session !== undefined) session.sequence = 0;
+            return original.call(this, origin, ...rest);
+          },
+      ),
+  },
+  {
+    name: 'sessions-not-in-snapshot',
+    breaks: 'a snapshot carries the state without the table of sessions',
+    seedsMax: 100,
+    replicas: 3,
+    install: () =>
+      replace(
+        SimStateMachine.prototype,
+        'restore',
+        (original) =>
+          function (snapshot: StateSnapshot) {
+            return original.call(this, { ...snapshot, sessions: [] });
+          },
+      ),
+  },
+  {
+    name: 'stale-reads',
+    breaks: 'any replica that believes to lead answers reads from its own state, without asking a majority',
+    seedsMax: 60,
+    replicas: 3,
+    install: () =>
+      replace(
+        SimLife.prototype,
+        'propose',
+        (original) =>
+          function (origin: number, sequence: number, payload: Uint8Array, answer: (outcome: unknown) => void) {
+            const command = decodeCommand(payload, 0, payload.length);
+            if (command.operation !== Operation.read) return original.call(this, origin, sequence, payload, answer);
+            this.postToMain(() => {
+              const { registers } = this.state;
+              const { result } = step(registers[command.key], command);
+              answer({ kind: 'applied', result });
+            });
+          },
+      ),
+  },
+  {
+    name: 'answer-before-commit',
+    breaks: 'a proposal is answered when it is in the log of the leader',
+    seedsMax: 40,
+    replicas: 3,
+    install: () =>
+      replace(
+        replication,
+        'propose',
+        (original) =>
+          function (origin: number, sequence: number, payload: Uint8Array) {
+            const lsn = original.call(this, origin, sequence, payload);
+            if (lsn >= 0) this.commitLsn_ = this.tail.lsn;
+            return lsn;
+          },
+      ),
+  },
+];

@@ -1,0 +1,49 @@
+// A short form of `npm run sim:mutations`: ways to break the protocol that must be noticed soon. The long form has more of
+// them and gives the rare ones the seeds they need.
+import { describe, expect, test } from 'vitest';
+import { minimize } from '#lib/testing/minimize.js';
+import { tryMutation } from '#lib/testing/mutation-run.js';
+import { MUTATIONS } from '#lib/testing/mutations.js';
+import { runSimulation } from '#lib/testing/simulation.js';
+
+/** Mutations that one of a few seeds shows, and the seed to begin with. */
+const QUICK: readonly (readonly [name: string, firstSeed: number])[] = [
+  ['grant-without-drain', 1],
+  ['append-not-fenced', 1],
+  ['writer-not-revoked', 1],
+];
+const SEEDS_MAX = 12;
+
+describe('mutations', () => {
+  test('are at least fifteen, with names of their own', () => {
+    expect(MUTATIONS.length).toBeGreaterThanOrEqual(15);
+    expect(new Set(MUTATIONS.map(({ name }) => name)).size).toBe(MUTATIONS.length);
+  });
+
+  test('are undone completely', () => {
+    const request = { seed: 4712, replicas: 3, virtualSeconds: 12 };
+    const before = runSimulation(request);
+    for (const { install } of MUTATIONS) install()();
+    expect(runSimulation(request)).toEqual(before);
+  });
+
+  test.each(QUICK)('%s is noticed', { timeout: 120_000 }, (name, firstSeed) => {
+    const mutation = MUTATIONS.find((candidate) => candidate.name === name);
+    if (mutation === undefined) throw new Error(`there is no mutation ${name}`);
+    const verdict = tryMutation(mutation, { firstSeed, virtualSeconds: 14, seedsMax: SEEDS_MAX });
+    expect(verdict.caught, `${name} was not noticed by seeds ${firstSeed} to ${verdict.seed}`).toBe(true);
+  });
+
+  test('leave a failing run that can be made simpler', { timeout: 120_000 }, () => {
+    const mutation = MUTATIONS.find(({ name }) => name === 'writer-not-revoked');
+    const mend = mutation?.install() as () => void;
+    try {
+      const { request, result } = minimize({ seed: 1, replicas: 3, virtualSeconds: 12 });
+      expect(result.violation?.invariant).toBe('single writer');
+      expect(request.without?.length).toBeGreaterThan(0);
+      expect(runSimulation(request).violation).toEqual(result.violation);
+    } finally {
+      mend();
+    }
+  });
+});
