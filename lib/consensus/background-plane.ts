@@ -30,6 +30,7 @@ import {
   BackgroundField,
   GrantField,
   MainField,
+  REQUEST_KIND_NONE,
   REQUEST_KIND_PERMISSION,
   RequestField,
   TO_BACKGROUND_WORDS,
@@ -62,6 +63,7 @@ export interface BackgroundOptions {
 
 const KIND_STATUS_READ = 1;
 const KIND_MAILBOX_WRITE = 2;
+const KIND_WITHDRAWAL = 3;
 
 /** What the background plane knows of one peer. */
 class PeerWatch {
@@ -71,6 +73,8 @@ class PeerWatch {
   readonly mailbox = new SealedBlockReader(MAILBOX_SLOT_WORDS);
   readOutstanding = false;
   mailboxWriteOutstanding = false;
+  /** The peer's mailbox may hold a request of this replica. */
+  mayHoldRequest = false;
   /** Request made to this peer for the current epoch; 0 if none. */
   requestSequence = 0;
   requestLinkGeneration = 0;
@@ -157,6 +161,7 @@ export class BackgroundPlane {
     }
     this.answerRequests(now_ns);
     this.campaign(now_ns);
+    if (this.candidateEpoch === EPOCH_NONE) this.withdrawRequests();
     this.publishHeartbeat(now_ns);
     this.probe();
     this.watchLog();
@@ -177,7 +182,10 @@ export class BackgroundPlane {
         const peer = fabric.completionPeer[index] as number;
         const status = fabric.completionStatus[index] as number;
         const watch = this.peers[peer] as PeerWatch;
-        if (fabric.completionToken[index] === KIND_MAILBOX_WRITE) {
+        if (fabric.completionToken[index] === KIND_WITHDRAWAL) {
+          watch.mailboxWriteOutstanding = false;
+          if (status !== FabricStatus.success) watch.mayHoldRequest = true;
+        } else if (fabric.completionToken[index] === KIND_MAILBOX_WRITE) {
           watch.mailboxWriteOutstanding = false;
           if (status !== FabricStatus.success) watch.requestSequence = 0; // ask again on the next link
         } else {
@@ -314,7 +322,7 @@ export class BackgroundPlane {
       const leaderEpoch = watch.leaderEpoch();
       if (leaderEpoch !== EPOCH_NONE && leaderEpoch >= this.promisedEpoch) return true;
       // A candidate that was granted gets time to complete its takeover.
-      const isProspective = peer === this.promisedTo && watch.promisedEpoch() === this.promisedEpoch;
+      const isProspective = peer === this.promisedTo && watch.promisedEpoch() <= this.promisedEpoch;
       if (isProspective && now_ns - this.promisedAt_ns < this.options.profile.takeoverTimeout_ns) return true;
     }
     return false;
@@ -572,6 +580,7 @@ export class BackgroundPlane {
           watch.requestLinkGeneration = generation;
           watch.requestRegrants = regrants;
           watch.requestSentAt_ns = now_ns;
+          watch.mayHoldRequest = true;
           watch.mailboxWriteOutstanding = true;
           const writer = this.outboxWriters[peer] as SealedBlockWriter;
           writer.body[RequestField.kind] = REQUEST_KIND_PERMISSION;
@@ -592,6 +601,27 @@ export class BackgroundPlane {
       this.publishToMain();
       options.notifyMain();
     }
+  }
+
+  /**
+   * Takes back what was asked for in a candidacy that is over. A request that a voter's guard refused would otherwise be
+   * granted when the leader that it guarded dies, to a candidate that does not want it any more, and hold up the others.
+   */
+  private withdrawRequests(): void {
+    const { fabric } = this;
+    let queued = false;
+    for (let peer = 0; peer < MAX_REPLICAS; peer++) {
+      const watch = this.peers[peer] as PeerWatch;
+      if (!watch.mayHoldRequest || watch.mailboxWriteOutstanding || !fabric.probeConnected(peer)) continue;
+      const writer = this.outboxWriters[peer] as SealedBlockWriter;
+      writer.body[RequestField.kind] = REQUEST_KIND_NONE;
+      writer.publish();
+      watch.mayHoldRequest = false;
+      watch.mailboxWriteOutstanding = true;
+      fabric.queueMailboxWrite(peer, KIND_WITHDRAWAL);
+      queued = true;
+    }
+    if (queued) this.drain();
   }
 
   private endCandidacy(): void {

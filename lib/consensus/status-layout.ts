@@ -60,6 +60,7 @@ export const RequestField = {
   /** Generation of the log link on which the candidate will write. */
   linkGeneration: 5,
 } as const;
+export const REQUEST_KIND_NONE = 0;
 export const REQUEST_KIND_PERMISSION = 1;
 
 /** From the background plane to the replication plane of the same replica. */

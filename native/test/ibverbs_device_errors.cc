@@ -19,8 +19,8 @@
 #include "verbs/qp_state_table.h"
 
 using namespace quorate;
-using test::Endpoint;
-using test::EndpointOptions;
+using test::DeviceEndpoint;
+using test::DeviceEndpointOptions;
 using test::Pair;
 using test::waitForCompletions;
 using test::waitForStatus;
@@ -52,7 +52,7 @@ void expectFailure(Pair& pair, const SendWorkRequest& wr, const std::string& exp
 TEST_CASE("device: a wrong key, an address outside, and a missing right of the region are REM_ACCESS_ERR") {
   const auto devices = test::testDevicesOrSkip();
   if (devices.empty()) return;
-  EndpointOptions readOnly;
+  DeviceEndpointOptions readOnly;
   readOnly.regionAccess = kAccessLocalWrite | kAccessRemoteRead;
   Pair pair(devices, {}, readOnly);
   const auto full = pair.b.domain->registerMemory(pair.b.memory, 0, 4096, kAccessLocalWrite | kAccessRemoteWrite);
@@ -92,7 +92,7 @@ TEST_CASE("device: a wrong key, an address outside, and a missing right of the r
 TEST_CASE("device: an operation that the responder's queue pair does not allow is REM_INV_REQ_ERR") {
   const auto devices = test::testDevicesOrSkip();
   if (devices.empty()) return;
-  EndpointOptions none;
+  DeviceEndpointOptions none;
   none.qpAccess = 0;
   Pair pair(devices, {}, none);
   SUBCASE("WRITE") {
@@ -167,7 +167,7 @@ TEST_CASE("device: a receive posted to a queue pair in ERR is flushed") {
 TEST_CASE("device: packet sequence numbers that do not match are RETRY_EXC_ERR") {
   const auto devices = test::testDevicesOrSkip();
   if (devices.empty()) return;
-  Endpoint a(devices[0]), b(devices[1]);
+  DeviceEndpoint a(devices[0]), b(devices[1]);
   a.connect(b.address());
   test::Address wrong = a.address();
   wrong.psn = (wrong.psn + 0x400000) & 0xffffff;
@@ -184,7 +184,7 @@ TEST_CASE("device: a peer whose process was killed is RETRY_EXC_ERR") {
   REQUIRE(pipe(toParent) == 0);
   REQUIRE(pipe(toChild) == 0);
   const pid_t child = test::forkChild([&] {
-    Endpoint end(devices[1]);
+    DeviceEndpoint end(devices[1]);
     const test::Address own = end.address();
     test::Address peer;
     if (write(toParent[1], &own, sizeof(own)) != sizeof(own)) return 1;
@@ -195,7 +195,7 @@ TEST_CASE("device: a peer whose process was killed is RETRY_EXC_ERR") {
   });
   test::Address peer;
   REQUIRE(read(toParent[0], &peer, sizeof(peer)) == sizeof(peer));
-  Endpoint end(devices[0]);
+  DeviceEndpoint end(devices[0]);
   end.connect(peer);
   const test::Address own = end.address();
   REQUIRE(write(toChild[1], &own, sizeof(own)) == sizeof(own));
@@ -216,7 +216,7 @@ TEST_CASE("device: a peer whose process was killed is RETRY_EXC_ERR") {
 TEST_CASE("device: requests refused in INIT are not sent later") {
   const auto devices = test::testDevicesOrSkip();
   if (devices.empty()) return;
-  Endpoint a(devices[0]), b(devices[1]);
+  DeviceEndpoint a(devices[0]), b(devices[1]);
   a.memory->data()[0] = 99;
   a.toInit();
   const SendWorkRequest wr = a.request(WrOpcode::RdmaWrite, 0, 8, b.at(0), b.region->rkey(), 7);
@@ -286,7 +286,7 @@ TEST_CASE("device: a refused modification names the state, the transition and th
   CHECK(afterError.find("in state ERR cannot go to RTS") != std::string::npos);
   CHECK(afterError.find("an error moved it") != std::string::npos);
 
-  Endpoint end(devices[0]);
+  DeviceEndpoint end(devices[0]);
   end.toInit();
   a = {};
   a.state = QpState::Rtr;

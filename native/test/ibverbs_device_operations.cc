@@ -12,8 +12,8 @@
 #include "test/ibverbs_endpoint.h"
 
 using namespace quorate;
-using test::Endpoint;
-using test::EndpointOptions;
+using test::DeviceEndpoint;
+using test::DeviceEndpointOptions;
 using test::Pair;
 using test::waitForCompletions;
 using test::waitForStatus;
@@ -32,7 +32,7 @@ WorkCompletion oneCompletion(CompletionQueue& cq) {
   return completions[0];
 }
 
-uint64_t wordAt(const Endpoint& end, size_t offset) {
+uint64_t wordAt(const DeviceEndpoint& end, size_t offset) {
   uint64_t word;
   std::memcpy(&word, end.memory->data() + offset, sizeof(word));
   return word;
@@ -167,7 +167,7 @@ TEST_CASE("device: compare-and-swap swaps only what it expects, and both atomics
 TEST_CASE("device: SEND fills the oldest posted receive, with and without immediate data") {
   const auto devices = test::testDevicesOrSkip();
   if (devices.empty()) return;
-  EndpointOptions options;
+  DeviceEndpointOptions options;
   options.separateReceiveCq = true;
   Pair pair(devices, options, options);
   pair.b.postReceive(4096, 256, 71);
@@ -258,7 +258,7 @@ TEST_CASE("device: a list of requests is carried out in order, and unsignaled on
 TEST_CASE("device: full queues refuse, and serve again once completions are polled") {
   const auto devices = test::testDevicesOrSkip();
   if (devices.empty()) return;
-  EndpointOptions options;
+  DeviceEndpointOptions options;
   options.cqDepth = 8;
   options.cap.maxSendWr = 32;
   Pair pair(devices, options);
@@ -317,7 +317,7 @@ TEST_CASE("device: a queue armed for solicited completions sleeps through others
 TEST_CASE("device: several completion queues share a channel, which names the one that has something") {
   const auto devices = test::testDevicesOrSkip();
   if (devices.empty()) return;
-  EndpointOptions options;
+  DeviceEndpointOptions options;
   options.separateReceiveCq = true;
   Pair pair(devices, options, options);
   pair.a.cq->requestNotify(false);
@@ -425,7 +425,7 @@ TEST_CASE("device: query returns the attributes that were set") {
 TEST_CASE("device: UC and UD queue pairs reach RTS where the device has them") {
   const auto devices = test::testDevicesOrSkip();
   if (devices.empty()) return;
-  Endpoint end(devices[0]);
+  DeviceEndpoint end(devices[0]);
   for (const QpType type : {QpType::Uc, QpType::Ud}) {
     QpInit init;
     init.type = type;

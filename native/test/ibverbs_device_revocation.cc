@@ -18,7 +18,7 @@
 #include "test/ibverbs_endpoint.h"
 
 using namespace quorate;
-using test::EndpointOptions;
+using test::DeviceEndpointOptions;
 using test::Pair;
 
 namespace {
@@ -105,7 +105,7 @@ void expectSynchronous(int trials, const std::function<void(Pair&, std::shared_p
   if (devices.empty()) return;
   MESSAGE("seed ", kSeed);
   std::mt19937 random(kSeed);
-  EndpointOptions options;
+  DeviceEndpointOptions options;
   options.timeout = 8;
   Pair pair(devices, options, options);
   int late = 0, failed = 0, wrote = 0;

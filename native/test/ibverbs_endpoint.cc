@@ -47,7 +47,7 @@ std::vector<std::string> testDevicesOrSkip() {
   return {};
 }
 
-Endpoint::Endpoint(const std::string& device, const EndpointOptions& endpointOptions) : options(endpointOptions) {
+DeviceEndpoint::DeviceEndpoint(const std::string& device, const DeviceEndpointOptions& endpointOptions) : options(endpointOptions) {
   // A different start for every connection, as in production, and the same in every run.
   static std::atomic<uint32_t> nextPsn{0x123456};
   context = makeIbverbsProvider()->openDevice(device);
@@ -64,7 +64,7 @@ Endpoint::Endpoint(const std::string& device, const EndpointOptions& endpointOpt
   renewQueuePair();
 }
 
-void Endpoint::renewQueuePair() {
+void DeviceEndpoint::renewQueuePair() {
   if (qp != nullptr) qp->close();
   QpInit init;
   init.sendCq = cq;
@@ -73,11 +73,11 @@ void Endpoint::renewQueuePair() {
   qp = domain->createQueuePair(init);
 }
 
-Address Endpoint::address() const {
+Address DeviceEndpoint::address() const {
   return {gid.gid, qp->number(), psn, region->rkey(), region->address()};
 }
 
-void Endpoint::toInit() {
+void DeviceEndpoint::toInit() {
   QpAttributes a;
   a.mask = kQpState | kQpPkeyIndex | kQpPort | kQpAccessFlags;
   a.state = QpState::Init;
@@ -85,7 +85,7 @@ void Endpoint::toInit() {
   qp->modify(a);
 }
 
-void Endpoint::toRtr(const Address& peer) {
+void DeviceEndpoint::toRtr(const Address& peer) {
   QpAttributes a;
   a.mask = kQpState | kQpAv | kQpPathMtu | kQpDestQpn | kQpRqPsn | kQpMaxDestRdAtomic | kQpMinRnrTimer;
   a.state = QpState::Rtr;
@@ -100,7 +100,7 @@ void Endpoint::toRtr(const Address& peer) {
   qp->modify(a);
 }
 
-void Endpoint::toRts() {
+void DeviceEndpoint::toRts() {
   QpAttributes a;
   a.mask = kQpState | kQpSqPsn | kQpMaxQpRdAtomic | kQpRetryCnt | kQpRnrRetry | kQpTimeout;
   a.state = QpState::Rts;
@@ -112,13 +112,13 @@ void Endpoint::toRts() {
   qp->modify(a);
 }
 
-void Endpoint::connect(const Address& peer) {
+void DeviceEndpoint::connect(const Address& peer) {
   toInit();
   toRtr(peer);
   toRts();
 }
 
-SendWorkRequest Endpoint::request(WrOpcode opcode, size_t offset, uint32_t length, uint64_t remote, uint32_t rkey,
+SendWorkRequest DeviceEndpoint::request(WrOpcode opcode, size_t offset, uint32_t length, uint64_t remote, uint32_t rkey,
                                   uint64_t wrId) const {
   SendWorkRequest wr;
   wr.wrId = wrId;
@@ -132,14 +132,14 @@ SendWorkRequest Endpoint::request(WrOpcode opcode, size_t offset, uint32_t lengt
   return wr;
 }
 
-void Endpoint::postOne(const SendWorkRequest& wr) {
+void DeviceEndpoint::postOne(const SendWorkRequest& wr) {
   int errnum = 0;
   const size_t accepted = qp->postSend(&wr, 1, &errnum);
   CAPTURE(errnum);
   REQUIRE(accepted == 1);
 }
 
-void Endpoint::postReceive(size_t offset, uint32_t length, uint64_t wrId) {
+void DeviceEndpoint::postReceive(size_t offset, uint32_t length, uint64_t wrId) {
   const ReceiveWorkRequest wr{wrId, at(offset), length, region->lkey()};
   int errnum = 0;
   const size_t accepted = qp->postReceive(&wr, 1, &errnum);
@@ -164,7 +164,7 @@ std::string waitForStatus(CompletionQueue& cq, int limitMs) {
   return completions.empty() ? "NONE" : wcStatusName(completions[0].status);
 }
 
-Pair::Pair(const std::vector<std::string>& devices, const EndpointOptions& optionsA, const EndpointOptions& optionsB)
+Pair::Pair(const std::vector<std::string>& devices, const DeviceEndpointOptions& optionsA, const DeviceEndpointOptions& optionsB)
     : a(devices.at(0), optionsA), b(devices.at(1), optionsB) {
   a.connect(b.address());
   b.connect(a.address());

@@ -15,7 +15,7 @@ namespace quorate::test {
 // bridge), else the first device with a usable GID, twice. Empty, after skipTest(), if there is none.
 std::vector<std::string> testDevicesOrSkip();
 
-struct EndpointOptions {
+struct DeviceEndpointOptions {
   size_t memoryBytes = 1 << 20;
   uint32_t regionAccess = kAccessLocalWrite | kAccessRemoteWrite | kAccessRemoteRead | kAccessRemoteAtomic;
   uint32_t qpAccess = kAccessRemoteWrite | kAccessRemoteRead | kAccessRemoteAtomic;
@@ -34,9 +34,9 @@ struct Address {
   uint64_t memory = 0;
 };
 
-class Endpoint {
+class DeviceEndpoint {
  public:
-  explicit Endpoint(const std::string& device, const EndpointOptions& options = {});
+  explicit DeviceEndpoint(const std::string& device, const DeviceEndpointOptions& options = {});
 
   Address address() const;
   void toInit();
@@ -53,7 +53,7 @@ class Endpoint {
   void postOne(const SendWorkRequest& request);
   void postReceive(size_t offset, uint32_t length, uint64_t wrId);
 
-  EndpointOptions options;
+  DeviceEndpointOptions options;
   std::shared_ptr<Context> context;
   std::shared_ptr<ProtectionDomain> domain;
   std::shared_ptr<CompletionChannel> channel;
@@ -71,9 +71,9 @@ std::vector<WorkCompletion> waitForCompletions(CompletionQueue& cq, size_t count
 std::string waitForStatus(CompletionQueue& cq, int limitMs = 10000);
 
 struct Pair {
-  explicit Pair(const std::vector<std::string>& devices, const EndpointOptions& a = {}, const EndpointOptions& b = {});
+  explicit Pair(const std::vector<std::string>& devices, const DeviceEndpointOptions& a = {}, const DeviceEndpointOptions& b = {});
   void reconnect();  // with fresh queue pairs at both ends
-  Endpoint a, b;
+  DeviceEndpoint a, b;
 };
 
 }  // namespace quorate::test

@@ -75,7 +75,9 @@ function nested(depth: number): unknown {
 describe('values on the wire', () => {
   it('come back as they were sent', () => {
     fc.assert(
-      fc.property(plainData, (value) => expect(normalized(decodeValue(encodeValue(value)))).toEqual(normalized(value))),
+      fc.property(plainData, (value) => {
+        expect(normalized(decodeValue(encodeValue(value)))).toEqual(normalized(value));
+      }),
     );
   });
 
@@ -102,9 +104,9 @@ describe('values on the wire', () => {
         accepted++;
         expectPlain(value);
       }),
-      { numRuns: 3000 },
+      { numRuns: 1500 },
     );
-    expect(accepted).toBeGreaterThan(100);
+    expect(accepted).toBeGreaterThan(50);
   });
 
   it('never reach the decoder with an extension in them, at any depth', () => {
@@ -160,7 +162,28 @@ describe('values on the wire', () => {
   });
 
   it('that the peer would refuse are refused here', () => {
-    for (const value of [new Date(0), new Set([1]), new Map([[1, 2]]), () => 1, new Float64Array(2), Symbol('x')]) {
+    class Point {
+      x = 1;
+    }
+    const cycle: unknown[] = [];
+    cycle.push(cycle);
+    const foreign = [
+      new Date(0),
+      new Set([1]),
+      new Map([['a', 2]]),
+      new Point(),
+      () => 1,
+      Symbol('x'),
+      2n ** 70n,
+      cycle,
+    ];
+    for (const value of [
+      ...foreign,
+      new Float64Array(2),
+      new Uint32Array(2),
+      new ArrayBuffer(2),
+      new DataView(new ArrayBuffer(2)),
+    ]) {
       expect(thrown(() => encodeValue({ value }))).toEqual(invalidArgument);
     }
     expect(thrown(() => encodeValue(Buffer.alloc(FRAME_BYTES_MAX)))).toMatchObject({ code: 'QUORATE_LIMIT' });

@@ -88,10 +88,10 @@ describe('linearizability checker', () => {
         count[verdict]++;
         expect(verdict).toBe(bruteForce(history, 0) ? 'linearizable' : 'violation');
       }),
-      { numRuns: 3000 },
+      { numRuns: 1500 },
     );
     // Both outcomes were really tried.
-    expect(Math.min(count.linearizable, count.violation)).toBeGreaterThan(100);
+    expect(Math.min(count.linearizable, count.violation)).toBeGreaterThan(50);
   });
 
   test('copes with long histories of many clients and with operations of unknown outcome', () => {

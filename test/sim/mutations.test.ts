@@ -12,7 +12,7 @@ const QUICK: readonly (readonly [name: string, firstSeed: number])[] = [
   ['append-not-fenced', 1],
   ['writer-not-revoked', 1],
 ];
-const SEEDS_MAX = 12;
+const SEEDS_MAX = 40;
 
 describe('mutations', () => {
   test('are at least fifteen, with names of their own', () => {

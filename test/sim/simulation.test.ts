@@ -1,5 +1,5 @@
-// Whole clusters under faults: fresh random seeds at every run (printed, so that a failure can be replayed), and a few
-// seeds that once showed a defect.
+// Whole clusters under faults: fresh random seeds at every run, printed, so that a failure can be replayed. Defects that
+// were found this way come back as mutations (mutations.test.ts), which must be noticed.
 import { randomInt } from 'node:crypto';
 import { describe, expect, test } from 'vitest';
 import { runSimulation, type SimulationRequest, type SimulationResult } from '#lib/testing/simulation.js';
@@ -65,21 +65,8 @@ describe('a seed', () => {
   });
 });
 
-describe('seeds that once showed a defect', () => {
-  const once: [string, number, number, number][] = [
-    ['a follower kept a tail that the new leader was about to repair', 101, 3, 20],
-    ['a replica that had promised a later epoch stayed out for ever', 117, 3, 20],
-    ['a lost voter could not be brought up to date during a takeover', 115, 3, 20],
-    ['candidates too far behind kept the others from being elected', 1077, 5, 20],
-    ['half an entry was counted as committed', 2051, 3, 24],
-  ];
-  test.each(once)('%s (seed %i, %i replicas)', (_, seed, replicas, virtualSeconds) => {
-    runChecked({ seed, replicas, virtualSeconds });
-  });
-});
-
 describe('without faults', () => {
-  test.each([3, 5, 7])('%i replicas elect one leader and keep it', (replicas) => {
+  test.each([3, 5, 7])('%i replicas elect a leader and keep it once all are linked', (replicas) => {
     const result = runChecked({
       seed: replicas,
       replicas,
@@ -99,7 +86,9 @@ describe('without faults', () => {
         faults: { ...options.faults, interval_ns: 1e15 },
       }),
     });
-    expect(result.leaderChanges).toBe(1);
+    // While links come up one by one, a replica that cannot see the first leader yet may cause a second election.
+    expect(result.leaderChanges).toBeGreaterThanOrEqual(1);
+    expect(result.leaderChanges).toBeLessThanOrEqual(2);
     expect(result.unknown).toBe(0);
     expect(result.operations).toBeGreaterThan(100);
   });

@@ -104,13 +104,59 @@ const FIXED_BYTES = Uint8Array.of(
   1, 2, 4, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
 );
 
+/**
+ * What is wrong with a value that is to be sent. The encoder would take more, but not faithfully: sets become arrays,
+ * functions null, and of a Float64Array it sends bytes of memory that are not the array's.
+ */
+function findForeign(value: unknown, depth: number): string | undefined {
+  switch (typeof value) {
+    case 'undefined':
+    case 'boolean':
+    case 'number':
+    case 'string':
+    case 'bigint':
+      return undefined;
+    case 'object':
+      break;
+    default:
+      return `a ${typeof value}`;
+  }
+  if (value === null || value instanceof Uint8Array) return undefined;
+  if (depth >= VALUE_DEPTH_MAX) return `more than ${VALUE_DEPTH_MAX} levels of nesting`;
+  if (Array.isArray(value)) {
+    for (const element of value) {
+      const foreign = findForeign(element, depth + 1);
+      if (foreign !== undefined) return foreign;
+    }
+    return undefined;
+  }
+  const prototype: unknown = Object.getPrototypeOf(value);
+  if (prototype !== Object.prototype && prototype !== null) return `a ${value.constructor?.name ?? 'foreign object'}`;
+  for (const key of Object.keys(value)) {
+    const foreign = findForeign((value as Record<string, unknown>)[key], depth + 1);
+    if (foreign !== undefined) return foreign;
+  }
+  return undefined;
+}
+
+function cannotSend(fault: string, cause?: unknown): Error {
+  return Object.assign(
+    invalidArgument(
+      `the value cannot be sent: it has ${fault}; only null, booleans, numbers, strings, Uint8Arrays, arrays and plain objects travel`,
+    ),
+    cause === undefined ? {} : { cause },
+  );
+}
+
 /** Encodes plain data; undefined becomes null. Throws QUORATE_INVALID_ARGUMENT or QUORATE_LIMIT (larger than a frame). */
 export function encodeValue(value: unknown): Buffer {
+  const foreign = findForeign(value, 0);
+  if (foreign !== undefined) throw cannotSend(foreign);
   let bytes: Buffer;
   try {
     bytes = packr.pack(value);
   } catch (error) {
-    throw Object.assign(invalidArgument(`the value cannot be sent: ${(error as Error).message}`), { cause: error });
+    throw cannotSend(`something that cannot be encoded (${(error as Error).message})`, error);
   }
   if (bytes.length > FRAME_BYTES_MAX) {
     throw new QuorateError(
@@ -119,11 +165,7 @@ export function encodeValue(value: unknown): Buffer {
     );
   }
   const fault = findFault(bytes);
-  if (fault !== undefined) {
-    throw invalidArgument(
-      `the value cannot be sent: it has ${fault}; only null, booleans, numbers, strings, bytes, arrays and plain objects travel`,
-    );
-  }
+  if (fault !== undefined) throw cannotSend(fault);
   return bytes;
 }
 

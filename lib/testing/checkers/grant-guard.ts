@@ -16,26 +16,26 @@ import type { CheckContext, Checker } from './checker.js';
 
 export class GrantGuardChecker implements Checker {
   readonly invariant = 'grant guard';
-  /** What each replica had promised before the tick that is running. */
-  private readonly promised = new Map<SimLife, number>();
+  /** What each replica has promised, and what it had promised before. */
+  private readonly promises = new Map<SimNode, { before: number; now: number }>();
   private readonly background = new SealedBlockReader(BACKGROUND_BLOCK_WORDS);
   private readonly main = new SealedBlockReader(MAIN_BLOCK_WORDS);
 
   constructor(private readonly context: CheckContext) {}
 
-  afterBackground(life: SimLife): void {
-    this.promised.set(life, life.background.promised);
+  /** The first step of every grant. */
+  onFenceRaised(node: SimNode, epoch: number): void {
+    this.promises.set(node, { before: this.promises.get(node)?.now ?? 0, now: epoch });
   }
 
   onCrashed(life: SimLife): void {
-    this.promised.delete(life);
+    this.promises.delete(life.node);
   }
 
   onEnabled(node: SimNode, candidate: number): void {
     const life = this.context.cluster().lives[node.id];
     if (life?.node !== node) return;
-    const before = this.promised.get(life) ?? 0;
-    const epoch = life.background.promised;
+    const { before, now: epoch } = this.promises.get(node) ?? { before: 0, now: 0 };
     if (epoch === before) return; // the same candidate again, over a fresh link
     this.background.read(life.backgroundFabric.statusWords, 0);
     const trusted = this.background.body[BackgroundField.trustedMask] as number;

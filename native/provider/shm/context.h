@@ -1,8 +1,8 @@
 // One open device: an HCA instance with its control segment, its tables and its service thread.
 //
 // Locks, in the order in which they are taken: a queue pair's modify mutex, attendMutex_, the revoker's mutex, a queue
-// pair's post lock, a completion queue's lock, a queue pair's receive lock; tablesMutex_ last of all. While attendMutex_
-// is held post locks are only tried.
+// pair's post lock, a completion queue's lock, a queue pair's receive lock; tablesMutex_ last of all. While
+// attendMutex_ is held post locks are only tried.
 #pragma once
 
 #include <array>
