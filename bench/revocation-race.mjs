@@ -1,7 +1,8 @@
 // The revocation race: is a right to write really gone when the revoking call has returned? A writer process streams
-// WRITEs into this process's memory at full speed. At a random moment the writer is stopped (SIGSTOP), killed (SIGKILL)
-// or left running, its right is revoked, the memory is copied at once, the writer continued, and the memory watched:
-// every byte that still changes came too late. A clean run proves nothing by itself; the test can only refute a strategy.
+// WRITEs into this process's memory at full speed. At a random moment the writer is stopped (SIGSTOP), killed
+// (SIGKILL) or left running, its right is revoked, the memory is copied at once, the writer continued, and the memory
+// watched: every byte that still changes came too late. A clean run proves nothing by itself; the test can only refute
+// a strategy.
 //
 //   node bench/revocation-race.mjs --device shm --strategy mr-dereg --trials 2000
 //   node bench/revocation-race.mjs --device b0,b1 --strategy qp-flags --trials 1000 --json
@@ -353,8 +354,8 @@ try {
     const { trials: done, late, lateBytes, latestUs, revokeUs, spoiled, seconds } = outcome;
     process.stdout.write(
       `${outcome.device} ${strategy}: ${late} of ${done} trials had late bytes (${lateBytes} bytes, the latest ` +
-        `${latestUs} us after the call had returned); revocation took ${revokeUs.p50} us (median), ${revokeUs.p99} us ` +
-        `(p99); ${spoiled} spoiled trials repeated; ${seconds} s, seed ${seed}\n` +
+        `${latestUs} us after the call had returned); revocation took ${revokeUs.p50} us (median), ` +
+        `${revokeUs.p99} us (p99); ${spoiled} spoiled trials repeated; ${seconds} s, seed ${seed}\n` +
         `writers saw ${JSON.stringify(outcome.statuses)}, signals ${JSON.stringify(outcome.signals)}\n`,
     );
   }

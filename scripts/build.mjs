@@ -8,7 +8,7 @@ import { fileURLToPath } from 'node:url';
 import { fail, runOrThrow } from './tools/child.mjs';
 
 export const root = dirname(dirname(fileURLToPath(import.meta.url)));
-const COMPILE_TIMEOUT_MS = 30 * 60_000;
+const COMPILE_TIMEOUT_MS = 10 * 60_000;
 
 export const VARIANTS = ['native', 'native-address', 'native-thread', 'addon-address', 'addon-thread'];
 

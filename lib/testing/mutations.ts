@@ -93,7 +93,7 @@ export const MUTATIONS: readonly Mutation[] = [
   {
     name: 'append-not-fenced',
     breaks: 'a deposed leader appends to its own log after that was granted to another',
-    seedsMax: 100,
+    seedsMax: 300,
     replicas: 3,
     install: () =>
       replace(
@@ -115,7 +115,7 @@ export const MUTATIONS: readonly Mutation[] = [
   {
     name: 'fence-raised-late',
     breaks: 'the fence is raised some time after the grant instead of before it',
-    seedsMax: 200,
+    seedsMax: 300,
     replicas: 3,
     install: () =>
       replace(
@@ -266,7 +266,7 @@ export const MUTATIONS: readonly Mutation[] = [
   {
     name: 'recycle-unchecked',
     breaks: 'as recycle-too-early, and the leader believes that followers have applied what they acknowledged',
-    seedsMax: 60,
+    seedsMax: 200,
     replicas: 3,
     install: () =>
       all(
@@ -345,14 +345,14 @@ export const MUTATIONS: readonly Mutation[] = [
   {
     name: 'commit-within-an-entry',
     breaks: 'bytes that a majority holds are committed, also where they end inside an entry',
-    seedsMax: 100,
+    seedsMax: 300,
     replicas: 3,
     install: () => replace(replication, 'entryBoundary', () => (lsn: number) => lsn),
   },
   {
     name: 'elect-on-minority',
     breaks: 'a candidate takes over with its own vote alone',
-    seedsMax: 300,
+    seedsMax: 400,
     replicas: 3,
     install: () =>
       replace(
@@ -383,7 +383,7 @@ export const MUTATIONS: readonly Mutation[] = [
   {
     name: 'old-life-counts',
     breaks: 'a replica that lost its memory votes and acknowledges as the voter it was',
-    seedsMax: 100,
+    seedsMax: 200,
     replicas: 3,
     install: () =>
       all(
@@ -439,7 +439,7 @@ export const MUTATIONS: readonly Mutation[] = [
   {
     name: 'tail-not-forgotten',
     breaks: 'a follower keeps the tail that it validated before another leader was let in',
-    seedsMax: 60,
+    seedsMax: 150,
     replicas: 3,
     install: () =>
       replace(
@@ -454,7 +454,7 @@ export const MUTATIONS: readonly Mutation[] = [
   {
     name: 'tail-not-revalidated',
     breaks: 'a follower goes on from a tail of the old epoch, under which the new leader repairs the log',
-    seedsMax: 60,
+    seedsMax: 150,
     replicas: 3,
     install: () =>
       replace(
@@ -472,13 +472,6 @@ export const MUTATIONS: readonly Mutation[] = [
       ),
   },
   {
-    name: 'candidates-too-far-behind',
-    breaks: 'replicas whose logs cannot be completed from any other stand for election before those that can lead',
-    seedsMax: 200,
-    replicas: 5,
-    install: () => replace(background, 'isTooFarBehind', () => () => false),
-  },
-  {
     name: 'no-snapshot-in-takeover',
     breaks: 'the host sends no snapshot before the takeover is complete, though that may need the one who waits for it',
     seedsMax: 200,
@@ -494,28 +487,9 @@ export const MUTATIONS: readonly Mutation[] = [
       ),
   },
   {
-    name: 'two-configurations-at-once',
-    breaks: 'a configuration change begins before the one before it is committed, and replaces a voter in one step',
-    seedsMax: 300,
-    replicas: 3,
-    install: () =>
-      replace(
-        replication,
-        'appendConfiguration',
-        (original) =>
-          function (next: Configuration) {
-            // All lives that are linked become voters, the others are no voters any more, at once.
-            const voters = next.voters.filter(
-              ({ id, bootId }) => id === this.options.id || this.followers[id].linkBootId === bootId,
-            );
-            original.call(this, voters.length === 0 ? next : { ...next, voters });
-          },
-      ),
-  },
-  {
     name: 'voter-without-catching-up',
     breaks: 'a replica that is being repaired counts as a voter that holds the whole log',
-    seedsMax: 100,
+    seedsMax: 200,
     replicas: 3,
     install: () =>
       replace(
@@ -532,14 +506,14 @@ export const MUTATIONS: readonly Mutation[] = [
   {
     name: 'outpromised-voter-left-out',
     breaks: 'a leader never begins a later epoch for a voter that promised one',
-    seedsMax: 60,
+    seedsMax: 100,
     replicas: 3,
     install: () => replace(background, 'outpromised', () => () => false),
   },
   {
     name: 'broken-link-not-reported',
     breaks: 'the host is not told of a link that failed',
-    seedsMax: 20,
+    seedsMax: 100,
     replicas: 3,
     install: () => replace(replication, 'noticeBroken', () => () => {}),
   },

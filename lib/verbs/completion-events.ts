@@ -1,6 +1,7 @@
-// Event-driven completions done right. The rule of ibv_get_cq_event(3) is easy to get wrong: an event is only raised for
-// completions that arrive after the queue was armed, so a queue must be armed first and drained after that, at the start
-// and after every event; draining first loses the completion that arrives in between, and with it the last wake-up.
+// Event-driven completions done right. The rule of ibv_get_cq_event(3) is easy to get wrong: an event is only raised
+// for completions that arrive after the queue was armed, so a queue must be armed first and drained after that, at the
+// start and after every event; draining first loses the completion that arrives in between, and with it the last
+// wake-up.
 import { outOfRange } from '../errors.js';
 import type { CompletionChannel } from './completion-channel.js';
 import type { CompletionQueue } from './completion-queue.js';

@@ -75,8 +75,8 @@ export class Context extends VerbsObject<NativeContext> {
   }
 
   /**
-   * Page-aligned, pre-faulted memory that can be registered, see {@link Memory}. It is not kept by the context: it lives
-   * while it, its `buffer` or a memory region over it is referenced.
+   * Page-aligned, pre-faulted memory that can be registered, see {@link Memory}. It is not kept by the context: it
+   * lives while it, its `buffer` or a memory region over it is referenced.
    *
    * @throws QuorateError QUORATE_SYSTEM (no memory, /dev/shm full, no huge pages)
    */

@@ -1,5 +1,5 @@
-// Finds and loads the native addon: the one that was built here or the prebuilt one that fits, as node-gyp-build chooses.
-// A failed load says what to do about it on this platform. Nothing else in the project loads native code.
+// Finds and loads the native addon: the one that was built here or the prebuilt one that fits, as node-gyp-build
+// chooses. A failed load says what to do about it on this platform. Nothing else in the project loads native code.
 import { createRequire } from 'node:module';
 import { fileURLToPath } from 'node:url';
 import { QuorateError } from '../errors.js';
@@ -11,12 +11,15 @@ const PACKAGE_ROOT = fileURLToPath(new URL('../..', import.meta.url));
 export function possibleSolutions(platform: string, arch: string, libc: string, reason: string): string {
   const solutions: string[] = [];
   if (platform !== 'linux') {
-    return `quorate runs on Linux only (RDMA verbs, POSIX shared memory and futexes); this is ${platform}-${arch}. Possible solutions:
-- run it in a Linux container or virtual machine`;
+    return (
+      `quorate runs on Linux only (RDMA verbs, POSIX shared memory and futexes); this is ${platform}-${arch}.\n` +
+      'Possible solutions:\n- run it in a Linux container or virtual machine'
+    );
   }
   if (/GLIBC|GLIBCXX|CXXABI/.test(reason)) {
     solutions.push(
-      'the C or C++ library of this system is older than the prebuilt addon needs: build it here with `npm rebuild quorate --build-from-source`',
+      'the C or C++ library of this system is older than the prebuilt addon needs: build it here with ' +
+        '`npm rebuild quorate --build-from-source`',
     );
   }
   if (libc === 'musl')
@@ -29,8 +32,11 @@ export function possibleSolutions(platform: string, arch: string, libc: string, 
     );
   }
   solutions.push(
-    'the install script did not run (`npm install --ignore-scripts`, a package manager that blocks scripts): run `npm rebuild quorate`',
-    `there is no prebuilt addon for ${platform}-${arch} and building failed: install a C++20 compiler, make and Python 3 (Debian: \`apt-get install build-essential python3 libibverbs-dev\`), then \`npm rebuild quorate\``,
+    'the install script did not run (`npm install --ignore-scripts`, a package manager that blocks scripts): run ' +
+      '`npm rebuild quorate`',
+    `there is no prebuilt addon for ${platform}-${arch} and building failed: install a C++20 compiler, make, ` +
+      'Python 3 and the verbs headers (Debian: `apt-get install build-essential python3 libibverbs-dev`), then ' +
+      '`npm rebuild quorate`',
     'the program was bundled: keep `quorate` external, so that its `prebuilds` and `build` folders are found beside it',
   );
   return `Possible solutions:\n${solutions.map((line) => `- ${line}`).join('\n')}`;
@@ -51,8 +57,8 @@ function load(): NativeAddon {
     const libc = process.platform === 'linux' ? libcName() : '';
     throw new QuorateError(
       'QUORATE_ADDON',
-      `cannot load quorate's native addon (${process.platform}-${process.arch}, Node.js ${process.version}): ${reason}\n` +
-        possibleSolutions(process.platform, process.arch, libc, reason),
+      `cannot load quorate's native addon on ${process.platform}-${process.arch}, Node.js ${process.version}: ` +
+        `${reason}\n${possibleSolutions(process.platform, process.arch, libc, reason)}`,
       { cause: error },
     );
   }

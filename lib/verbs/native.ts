@@ -558,7 +558,7 @@ export interface NativeAddon {
   waitWord(memory: NativeMemory, byteOffset: number, expected: number, timeoutNs: number): 0 | 1;
   /** Wakes all waiters on the word; returns how many there were. */
   wakeWord(memory: NativeMemory, byteOffset: number): number;
-  /** Adds `delta` (an int32 or uint32) to the word, modulo 2^32, atomically, and wakes all waiters. Returns the new value. */
+  /** Adds `delta` (-2^31 .. 2^32-1) to the word atomically, modulo 2^32, wakes all waiters, returns the new value. */
   addWord(memory: NativeMemory, byteOffset: number, delta: number): number;
 
   /** Timer slack of the calling thread, PR_SET_TIMERSLACK of prctl(2); 1 .. 1e9 ns, 0 = the thread's default. */

@@ -30,12 +30,12 @@ export class Notifier extends VerbsObject<NativeNotifier> {
     return this.native.notify();
   }
 
-  /** Holds the owner's event loop open. @throws TypeError QUORATE_INVALID_ARGUMENT in another thread than the owner's */
+  /** Holds the owner's event loop open. @throws TypeError QUORATE_INVALID_ARGUMENT outside the owner's thread */
   ref(): void {
     this.native.ref();
   }
 
-  /** Undoes ref(). @throws TypeError QUORATE_INVALID_ARGUMENT in another thread than the owner's */
+  /** Undoes ref(). @throws TypeError QUORATE_INVALID_ARGUMENT outside the owner's thread */
   unref(): void {
     this.native.unref();
   }

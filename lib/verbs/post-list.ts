@@ -55,10 +55,10 @@ export class PostList {
    * call. Consecutive requests of one queue pair are handed to the device together. An INLINE request takes its data
    * from a memory that was bound with bindMemory(), or is refused with EFAULT.
    *
-   * A request with op OP_FENCED_COPY copies `length` bytes from localAddress to remoteAddress, both in bound memories of
-   * this process, inside the lock of the fence in its slot, and only if the fence holds the request's epoch. It
-   * completes at once: status 0, or FENCED. If it did not copy, nothing behind it in this call is executed either: those
-   * requests complete with FENCED (or, if the copy itself was malformed, POST_REFUSED with ECANCELED).
+   * A request with op OP_FENCED_COPY copies `length` bytes from localAddress to remoteAddress, both in bound memories
+   * of this process, inside the lock of the fence in its slot, and only if the fence holds the request's epoch. It
+   * completes at once: status 0, or FENCED. If it did not copy, nothing behind it in this call is executed either:
+   * those requests complete with FENCED (or, if the copy itself was malformed, POST_REFUSED with ECANCELED).
    *
    * Throws RangeError QUORATE_OUT_OF_RANGE, TypeError QUORATE_INVALID_ARGUMENT, QuorateError QUORATE_CLOSED, and the
    * error of a completion queue that overflowed.

@@ -40,8 +40,8 @@ export class ProtectionDomain extends VerbsObject<NativeProtectionDomain> {
   }
 
   /**
-   * Registers `length` bytes of `memory` from `offset`, see ibv_reg_mr(3). The region keeps the memory. REMOTE_WRITE and
-   * REMOTE_ATOMIC need LOCAL_WRITE as well.
+   * Registers `length` bytes of `memory` from `offset`, see ibv_reg_mr(3). The region keeps the memory. REMOTE_WRITE
+   * and REMOTE_ATOMIC need LOCAL_WRITE as well.
    *
    * @param access bits of Access; 0 lets the device read locally only
    * @throws RangeError QUORATE_OUT_OF_RANGE if the range is not inside the memory; QuorateError QUORATE_MEMLOCK if the

@@ -32,8 +32,8 @@ export const WcStatus = {
 export type WcStatus = (typeof WcStatus)[keyof typeof WcStatus];
 
 /**
- * "SUCCESS", "REM_ACCESS_ERR", ...; "POST_REFUSED" and "FENCED" for the statuses that PostList adds; "UNKNOWN_<n>" for a
- * number that the verbs API does not define.
+ * "SUCCESS", "REM_ACCESS_ERR", ...; "POST_REFUSED" and "FENCED" for the statuses that PostList adds; "UNKNOWN_<n>" for
+ * a number that the verbs API does not define.
  *
  * @throws RangeError QUORATE_OUT_OF_RANGE if `status` is not an integer from 0 to 2^31-1
  */
@@ -51,15 +51,15 @@ export function wcStatusName(status: number): string {
 export function wcStatusExplanation(status: number): string {
   if (status === POST_REFUSED) {
     return (
-      'The request never reached the device; vendorErr holds the errno: EINVAL (malformed request, or the queue pair is ' +
-      'not in a state that takes it), ENOMEM (queue full: poll completions first), EBADF (slot unbound or object closed), ' +
-      'EFAULT (address outside the bound memories), ECANCELED (behind a copy that was refused).'
+      'The request never reached the device; vendorErr holds the errno: EINVAL (malformed request, or the queue ' +
+      'pair is not in a state that takes it), ENOMEM (queue full: poll completions first), EBADF (slot unbound or ' +
+      'object closed), EFAULT (address outside the bound memories), ECANCELED (behind a copy that was refused).'
     );
   }
   if (status === FENCED) {
     return (
-      'The fence holds another epoch than the request: this replica was deposed. The request and everything behind it in ' +
-      'the same submit were not executed; stop acting as leader.'
+      'The fence holds another epoch than the request: this replica was deposed. The request and everything behind ' +
+      'it in the same submit were not executed; stop acting as leader.'
     );
   }
   return addon.wcStatusExplanation(status);

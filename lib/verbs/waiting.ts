@@ -28,7 +28,7 @@ export function wakeWord(memory: Memory, byteOffset: number): number {
   return addon.wakeWord(memory?.native, byteOffset);
 }
 
-/** Adds `delta` (-2^31 .. 2^32-1) to the word, modulo 2^32, atomically, and wakes all waiters. Returns the new value. */
+/** Adds `delta` (-2^31 .. 2^32-1) to the word atomically, modulo 2^32, and wakes all waiters; returns the new value. */
 export function addWord(memory: Memory, byteOffset: number, delta: number): number {
   return addon.addWord(memory?.native, byteOffset, delta);
 }

@@ -6,23 +6,37 @@
 
 namespace quorate::addon {
 
-void throwInvalidArgument(const std::string& message) { throw VerbsError("QUORATE_INVALID_ARGUMENT", message); }
-void throwOutOfRange(const std::string& message) { throw VerbsError("QUORATE_OUT_OF_RANGE", message); }
+void throwInvalidArgument(const std::string& message) {
+  throw VerbsError("QUORATE_INVALID_ARGUMENT", message);
+}
+void throwOutOfRange(const std::string& message) {
+  throw VerbsError("QUORATE_OUT_OF_RANGE", message);
+}
 
 namespace {
 
 const char* typeName(const Napi::Value& value) {
   switch (value.Type()) {
-    case napi_undefined: return "undefined";
-    case napi_null: return "null";
-    case napi_boolean: return "a boolean";
-    case napi_number: return "a number";
-    case napi_string: return "a string";
-    case napi_symbol: return "a symbol";
-    case napi_function: return "a function";
-    case napi_external: return "an external value";
-    case napi_bigint: return "a bigint";
-    default: return "an object";
+    case napi_undefined:
+      return "undefined";
+    case napi_null:
+      return "null";
+    case napi_boolean:
+      return "a boolean";
+    case napi_number:
+      return "a number";
+    case napi_string:
+      return "a string";
+    case napi_symbol:
+      return "a symbol";
+    case napi_function:
+      return "a function";
+    case napi_external:
+      return "an external value";
+    case napi_bigint:
+      return "a bigint";
+    default:
+      return "an object";
   }
 }
 
@@ -71,7 +85,8 @@ std::string readString(const Napi::Value& value, const std::string& name, size_t
 }
 
 Napi::Object readObject(const Napi::Value& value, const std::string& name) {
-  if (!value.IsObject() || value.IsFunction()) throwInvalidArgument(name + " must be an object, got " + typeName(value));
+  if (!value.IsObject() || value.IsFunction())
+    throwInvalidArgument(name + " must be an object, got " + typeName(value));
   return value.As<Napi::Object>();
 }
 

@@ -35,8 +35,12 @@ std::shared_ptr<T> readHandleAs(const Napi::Value& value, const std::string& nam
   return std::static_pointer_cast<T>(readHandle(value, name, kind));
 }
 
-inline bool isAbsent(const Napi::Value& value) { return value.IsUndefined(); }
-inline bool isNothing(const Napi::Value& value) { return value.IsUndefined() || value.IsNull(); }
+inline bool isAbsent(const Napi::Value& value) {
+  return value.IsUndefined();
+}
+inline bool isNothing(const Napi::Value& value) {
+  return value.IsUndefined() || value.IsNull();
+}
 
 // A member of an options object, `fallback` if it is absent.
 uint64_t readIntegerMember(const Napi::Object& object, const char* name, uint64_t min, uint64_t max, uint64_t fallback);

@@ -20,7 +20,9 @@ constexpr uint64_t kMaxPoll = 65536;
 // Events taken in one turn of the event loop; the rest waits for the next turn, so that other handles get theirs.
 constexpr int kMaxEventsPerTurn = 256;
 
-Napi::Value number(Environment& environment, double value) { return Napi::Number::New(environment.env(), value); }
+Napi::Value number(Environment& environment, double value) {
+  return Napi::Number::New(environment.env(), value);
+}
 
 }  // namespace
 
@@ -32,8 +34,9 @@ class ChannelWatcher : public LoopHandle {
     const int fd = ::fcntl(channel->fd(), F_DUPFD_CLOEXEC, 0);
     if (fd < 0) {
       const int errnum = errno;
-      throw VerbsError("QUORATE_SYSTEM", "cannot watch the completion channel: " + std::generic_category().message(errnum),
-                       errnum, "fcntl(F_DUPFD_CLOEXEC)");
+      throw VerbsError("QUORATE_SYSTEM",
+                       "cannot watch the completion channel: " + std::generic_category().message(errnum), errnum,
+                       "fcntl(F_DUPFD_CLOEXEC)");
     }
     auto* watcher = new ChannelWatcher(environment, std::move(channel), fd);
     int result = 0;
@@ -83,8 +86,9 @@ class ChannelWatcher : public LoopHandle {
   void deliver(int status) {
     try {
       if (status < 0) {
-        throw VerbsError("QUORATE_SYSTEM", std::string("watching the completion channel failed: ") + uv_strerror(status),
-                         -status, "uv_poll");
+        throw VerbsError("QUORATE_SYSTEM",
+                         std::string("watching the completion channel failed: ") + uv_strerror(status), -status,
+                         "uv_poll");
       }
       for (int i = 0; i < kMaxEventsPerTurn && !closing(); i++) {
         std::shared_ptr<CompletionQueue> completionQueue = channel_->getEvent();

@@ -15,7 +15,9 @@ constexpr uint64_t kMaxMemoryBytes = 1ull << 46;
 constexpr uint64_t kMaxInt32 = 0x7fffffff;
 constexpr uint64_t kMaxUint32 = 0xffffffff;
 
-Napi::Value number(Napi::Env env, double value) { return Napi::Number::New(env, value); }
+Napi::Value number(Napi::Env env, double value) {
+  return Napi::Number::New(env, value);
+}
 
 Napi::Object deviceInfoObject(Napi::Env env, const DeviceInfo& device) {
   Napi::Object object = Napi::Object::New(env);
@@ -37,7 +39,9 @@ Napi::Object gidObject(Napi::Env env, const GidEntry& entry) {
   return object;
 }
 
-uint64_t readPort(const Napi::Value& value) { return readInteger(value, "portNum", 1, 255); }
+uint64_t readPort(const Napi::Value& value) {
+  return readInteger(value, "portNum", 1, 255);
+}
 
 Napi::Value getDevice(Environment& environment, const Napi::CallbackInfo&, Wrapper& self) {
   return deviceInfoObject(environment.env(), as<Context>(self)->device());
@@ -57,17 +61,28 @@ Napi::Value queryDevice(Environment& environment, const Napi::CallbackInfo&, Wra
   object.Set("maxMrSize", Napi::BigInt::New(env, a.maxMrSize));
   object.Set("pageSizeCap", Napi::BigInt::New(env, a.pageSizeCap));
   const std::pair<const char*, double> numbers[] = {
-      {"vendorId", a.vendorId},         {"vendorPartId", a.vendorPartId},
-      {"hwVersion", a.hwVersion},       {"maxQp", a.maxQp},
-      {"maxQpWr", a.maxQpWr},           {"maxSge", a.maxSge},
-      {"maxCq", a.maxCq},               {"maxCqe", a.maxCqe},
-      {"maxMr", a.maxMr},               {"maxPd", a.maxPd},
-      {"maxQpRdAtom", a.maxQpRdAtom},   {"maxQpInitRdAtom", a.maxQpInitRdAtom},
-      {"maxResRdAtom", a.maxResRdAtom}, {"atomicCap", a.atomicCap},
-      {"maxSrq", a.maxSrq},             {"maxSrqWr", a.maxSrqWr},
-      {"maxMw", a.maxMw},               {"maxAh", a.maxAh},
-      {"maxMcastGrp", a.maxMcastGrp},   {"maxPkeys", a.maxPkeys},
-      {"deviceCapFlags", a.deviceCapFlags}, {"physPortCnt", a.physPortCnt},
+      {"vendorId", a.vendorId},
+      {"vendorPartId", a.vendorPartId},
+      {"hwVersion", a.hwVersion},
+      {"maxQp", a.maxQp},
+      {"maxQpWr", a.maxQpWr},
+      {"maxSge", a.maxSge},
+      {"maxCq", a.maxCq},
+      {"maxCqe", a.maxCqe},
+      {"maxMr", a.maxMr},
+      {"maxPd", a.maxPd},
+      {"maxQpRdAtom", a.maxQpRdAtom},
+      {"maxQpInitRdAtom", a.maxQpInitRdAtom},
+      {"maxResRdAtom", a.maxResRdAtom},
+      {"atomicCap", a.atomicCap},
+      {"maxSrq", a.maxSrq},
+      {"maxSrqWr", a.maxSrqWr},
+      {"maxMw", a.maxMw},
+      {"maxAh", a.maxAh},
+      {"maxMcastGrp", a.maxMcastGrp},
+      {"maxPkeys", a.maxPkeys},
+      {"deviceCapFlags", a.deviceCapFlags},
+      {"physPortCnt", a.physPortCnt},
   };
   for (const auto& [name, value] : numbers) object.Set(name, number(env, value));
   return object;
@@ -78,10 +93,18 @@ Napi::Value queryPort(Environment& environment, const Napi::CallbackInfo& info, 
   Napi::Env env = environment.env();
   Napi::Object object = Napi::Object::New(env);
   const std::pair<const char*, double> numbers[] = {
-      {"state", static_cast<int>(a.state)}, {"maxMtuBytes", a.maxMtuBytes}, {"activeMtuBytes", a.activeMtuBytes},
-      {"gidTblLen", a.gidTblLen},           {"pkeyTblLen", a.pkeyTblLen},   {"portCapFlags", a.portCapFlags},
-      {"maxMsgSz", a.maxMsgSz},             {"lid", a.lid},                 {"smLid", a.smLid},
-      {"lmc", a.lmc},                       {"activeWidth", a.activeWidth}, {"activeSpeed", a.activeSpeed},
+      {"state", static_cast<int>(a.state)},
+      {"maxMtuBytes", a.maxMtuBytes},
+      {"activeMtuBytes", a.activeMtuBytes},
+      {"gidTblLen", a.gidTblLen},
+      {"pkeyTblLen", a.pkeyTblLen},
+      {"portCapFlags", a.portCapFlags},
+      {"maxMsgSz", a.maxMsgSz},
+      {"lid", a.lid},
+      {"smLid", a.smLid},
+      {"lmc", a.lmc},
+      {"activeWidth", a.activeWidth},
+      {"activeSpeed", a.activeSpeed},
       {"physState", a.physState},
   };
   for (const auto& [name, value] : numbers) object.Set(name, number(env, value));
@@ -114,7 +137,8 @@ Napi::Value allocateMemory(Environment& environment, const Napi::CallbackInfo& i
   if (options.shared && options.sharedPath.empty()) {
     throwInvalidArgument("shared memory needs sharedPath, the file that backs it");
   }
-  if (!options.shared && !options.sharedPath.empty()) throwInvalidArgument("sharedPath is given but shared is not true");
+  if (!options.shared && !options.sharedPath.empty())
+    throwInvalidArgument("sharedPath is given but shared is not true");
   const std::shared_ptr<Memory> memory = as<Context>(self)->allocateMemory(options);
   rememberMemoryRange(memory);
   return environment.wrap(memory);

@@ -137,9 +137,10 @@ std::shared_ptr<Context> openDevice(const std::string& name, const std::string& 
       std::string names;
       for (const DeviceInfo& device : all) names += (names.empty() ? "" : ", ") + device.name;
       const IbverbsStatus status = ibverbsStatus();
-      throw VerbsError("QUORATE_NO_DEVICE",
-                       "there is no device named '" + name + "'; there are: " + (names.empty() ? "none" : names) +
-                           (status.available ? "" : " (the kernel's RDMA devices cannot be used: " + status.message + ")"));
+      throw VerbsError(
+          "QUORATE_NO_DEVICE",
+          "there is no device named '" + name + "'; there are: " + (names.empty() ? "none" : names) +
+              (status.available ? "" : " (the kernel's RDMA devices cannot be used: " + status.message + ")"));
     }
     context = ibverbsProvider().openDevice(name);
   }

@@ -16,8 +16,9 @@ namespace {
 // Tells objects of this addon from those that other addons wrapped.
 constexpr napi_type_tag kWrapperTag = {0x6b3f1f0d5a7c4e21ull, 0x9d0c8f3372e14b56ull};
 
-constexpr const char* kKindNames[kKinds] = {"Context",         "Memory",    "MemoryRegion", "ProtectionDomain", "CompletionChannel",
-                                            "CompletionQueue", "QueuePair", "Fence",        "Notifier",         "PostList"};
+constexpr const char* kKindNames[kKinds] = {"Context",           "Memory",          "MemoryRegion", "ProtectionDomain",
+                                            "CompletionChannel", "CompletionQueue", "QueuePair",    "Fence",
+                                            "Notifier",          "PostList"};
 
 void check(napi_env env, napi_status status) {
   if (status != napi_ok) throw Napi::Error::New(Napi::Env(env));
@@ -100,7 +101,9 @@ struct BufferHint {
 
 }  // namespace
 
-const char* kindName(Kind kind) { return kKindNames[static_cast<size_t>(kind)]; }
+const char* kindName(Kind kind) {
+  return kKindNames[static_cast<size_t>(kind)];
+}
 
 Kind kindOf(const VerbsObject& object) {
   for (size_t i = 0; i < kKinds; i++) {
@@ -118,7 +121,9 @@ void throwClosed(const char* kind) {
   throw VerbsError("QUORATE_CLOSED", std::string("this ") + kind + " is closed; make a new one");
 }
 
-Environment::Environment(napi_env env) : env_(env) { diagnostics().environments++; }
+Environment::Environment(napi_env env) : env_(env) {
+  diagnostics().environments++;
+}
 
 Environment::~Environment() {
   // The last thread that leaves takes down what is still in the share table: nobody can adopt it any more, and the
@@ -190,9 +195,15 @@ napi_value Environment::construct(napi_env env, napi_callback_info raw) {
     std::shared_ptr<VerbsObject> object = std::exchange(environment.pending_, nullptr);
     if (object == nullptr) {
       switch (entry->kind) {
-        case Kind::Fence: object = constructFence(environment, info); break;
-        case Kind::Notifier: object = constructNotifier(environment, info); break;
-        case Kind::PostList: object = constructPostList(environment, info); break;
+        case Kind::Fence:
+          object = constructFence(environment, info);
+          break;
+        case Kind::Notifier:
+          object = constructNotifier(environment, info);
+          break;
+        case Kind::PostList:
+          object = constructPostList(environment, info);
+          break;
         default:
           throwInvalidArgument(std::string("a ") + kindName(entry->kind) +
                                " cannot be made with new; openDevice() and the methods of its parent make them");
@@ -298,7 +309,9 @@ void Environment::detachBuffer(const Memory* memory) {
   if (!detached) check(env_, napi_detach_arraybuffer(env_, buffer));
 }
 
-void Environment::setErrorClass(Napi::Function errorClass) { errorClass_ = Napi::Persistent(errorClass); }
+void Environment::setErrorClass(Napi::Function errorClass) {
+  errorClass_ = Napi::Persistent(errorClass);
+}
 
 Napi::Value Environment::makeError(const VerbsError& error) {
   Napi::Env env(env_);

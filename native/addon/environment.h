@@ -143,7 +143,8 @@ napi_value methodCallback(napi_env env, napi_callback_info raw) noexcept {
     Napi::CallbackInfo info(env, raw);
     Wrapper* wrapper = Environment::unwrap(env, info.This());
     if (wrapper == nullptr || wrapper->kind != kind) {
-      throw VerbsError("QUORATE_INVALID_ARGUMENT", std::string("method of ") + kindName(kind) + " called on another object");
+      throw VerbsError("QUORATE_INVALID_ARGUMENT",
+                       std::string("method of ") + kindName(kind) + " called on another object");
     }
     const std::shared_ptr<VerbsObject> keepAlive = wrapper->object;
     if (!evenIfClosed && keepAlive->closed()) throwClosed(kindName(kind));
@@ -165,13 +166,13 @@ napi_value functionCallback(napi_env env, napi_callback_info raw) noexcept {
 // Property descriptors of a class.
 template <Kind kind, MethodBody body, bool evenIfClosed = false>
 napi_property_descriptor method(Environment* environment, const char* name) {
-  return {name,    nullptr, methodCallback<kind, body, evenIfClosed>, nullptr, nullptr, nullptr, napi_default_method,
+  return {name,       nullptr, methodCallback<kind, body, evenIfClosed>, nullptr, nullptr, nullptr, napi_default_method,
           environment};
 }
 template <Kind kind, MethodBody body, bool evenIfClosed = false>
 napi_property_descriptor getter(Environment* environment, const char* name) {
-  return {name, nullptr, nullptr, methodCallback<kind, body, evenIfClosed>, nullptr, nullptr, napi_configurable,
-          environment};
+  return {name,    nullptr, nullptr,           methodCallback<kind, body, evenIfClosed>,
+          nullptr, nullptr, napi_configurable, environment};
 }
 template <FunctionBody body>
 napi_property_descriptor function(Environment* environment, const char* name) {

@@ -51,8 +51,9 @@ uint64_t Fence::raise(uint64_t epoch) {
   if (closed_.load(std::memory_order_relaxed)) throw VerbsError("QUORATE_CLOSED", "this Fence is closed");
   const uint64_t previous = epoch_.load(std::memory_order_relaxed);
   if (epoch < previous) {
-    throw VerbsError("QUORATE_INVALID_ARGUMENT", "a fence is never lowered: it holds epoch " + std::to_string(previous) +
-                                                     " and was asked to hold " + std::to_string(epoch));
+    throw VerbsError("QUORATE_INVALID_ARGUMENT", "a fence is never lowered: it holds epoch " +
+                                                     std::to_string(previous) + " and was asked to hold " +
+                                                     std::to_string(epoch));
   }
   epoch_.store(epoch, std::memory_order_release);
   return previous;

@@ -2,8 +2,8 @@
 // how a leader's own append is fenced (a deposed leader must not write its own log either): raise() takes the same
 // lock, so when it returns no copy of a lower epoch is running or will run. Threads of one process share a fence.
 //
-// The lock spins for a moment, since a copy takes well under a microsecond, and then sleeps in a futex, since its holder
-// can be preempted in the middle.
+// The lock spins for a moment, since a copy takes well under a microsecond, and then sleeps in a futex, since its
+// holder can be preempted in the middle.
 #pragma once
 
 #include <atomic>

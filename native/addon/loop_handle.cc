@@ -1,8 +1,6 @@
 // See loop_handle.h.
 #include "addon/loop_handle.h"
 
-
-
 namespace quorate::addon {
 
 LoopHandle::LoopHandle(Environment& environment) : environment_(environment.shared_from_this()) {}
@@ -10,7 +8,8 @@ LoopHandle::LoopHandle(Environment& environment) : environment_(environment.shar
 uv_loop_t* LoopHandle::loopOf(Environment& environment) {
   uv_loop_t* loop = nullptr;
   if (napi_get_uv_event_loop(environment.env(), &loop) != napi_ok || loop == nullptr) {
-    throw VerbsError("QUORATE_UNSUPPORTED", "this JavaScript runtime has no libuv event loop", 0, "napi_get_uv_event_loop");
+    throw VerbsError("QUORATE_UNSUPPORTED", "this JavaScript runtime has no libuv event loop", 0,
+                     "napi_get_uv_event_loop");
   }
   return loop;
 }

@@ -5,7 +5,9 @@ namespace quorate::addon {
 
 namespace {
 
-Napi::Value number(Environment& environment, double value) { return Napi::Number::New(environment.env(), value); }
+Napi::Value number(Environment& environment, double value) {
+  return Napi::Number::New(environment.env(), value);
+}
 
 Napi::Value getMemoryAddress(Environment& environment, const Napi::CallbackInfo&, Wrapper& self) {
   return number(environment, static_cast<double>(reinterpret_cast<uintptr_t>(as<Memory>(self)->data())));

@@ -102,7 +102,9 @@ void PostList::bindQueuePair(size_t slot, std::shared_ptr<QueuePair> queuePair) 
   queuePairs_.at(slot) = std::move(queuePair);
 }
 
-void PostList::bindFence(size_t slot, std::shared_ptr<Fence> fence) { fences_.at(slot) = std::move(fence); }
+void PostList::bindFence(size_t slot, std::shared_ptr<Fence> fence) {
+  fences_.at(slot) = std::move(fence);
+}
 
 void PostList::bindMemory(size_t slot, std::shared_ptr<Memory> memory) {
   memories_.at(slot) = std::move(memory);
@@ -198,8 +200,10 @@ bool PostList::fencedCopy(const double* request) {
     case Fence::Outcome::Copied:
       complete(wrId, 0, kOpFencedCopy, length, 0, 0);
       return true;
-    case Fence::Outcome::Closed: return refuse(EBADF);
-    case Fence::Outcome::Fenced: break;
+    case Fence::Outcome::Closed:
+      return refuse(EBADF);
+    case Fence::Outcome::Fenced:
+      break;
   }
   complete(wrId, kStatusFenced, kOpFencedCopy, 0, 0, 0);
   return false;

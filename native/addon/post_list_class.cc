@@ -22,14 +22,16 @@ struct ListHolder {
   const std::shared_ptr<PostList> list;
 };
 
-void releaseArray(napi_env, void*, void* hint) { delete static_cast<ListHolder*>(hint); }
+void releaseArray(napi_env, void*, void* hint) {
+  delete static_cast<ListHolder*>(hint);
+}
 
 Napi::Value externalDoubles(Environment& environment, const std::shared_ptr<PostList>& list, double* data,
                             size_t length) {
   auto* holder = new ListHolder(environment.shared_from_this(), list);
   napi_value buffer = nullptr, array = nullptr;
-  const napi_status status = napi_create_external_arraybuffer(environment.env(), data, length * sizeof(double),
-                                                              releaseArray, holder, &buffer);
+  const napi_status status =
+      napi_create_external_arraybuffer(environment.env(), data, length * sizeof(double), releaseArray, holder, &buffer);
   if (status != napi_ok) {
     delete holder;
     throw VerbsError("QUORATE_UNSUPPORTED",
@@ -120,7 +122,8 @@ void decoratePostList(Environment& environment, Napi::Object self, const std::sh
   };
   const napi_property_descriptor properties[] = {
       own("submit", submit),
-      own("workRequests", externalDoubles(environment, list, list->workRequests(), list->maxWorkRequests() * kWrStride)),
+      own("workRequests",
+          externalDoubles(environment, list, list->workRequests(), list->maxWorkRequests() * kWrStride)),
       own("completions", externalDoubles(environment, list, list->completions(), list->maxCompletions() * kWcStride)),
   };
   if (napi_define_properties(env, self, 3, properties) != napi_ok) throw Napi::Error::New(env);

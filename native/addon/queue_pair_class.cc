@@ -15,7 +15,9 @@ constexpr uint64_t kMaxUint32 = 0xffffffff;
 constexpr uint64_t kMaxPsn = 0xffffff;
 constexpr uint64_t kMaxRequestsPerCall = 65536;
 
-Napi::Value number(Environment& environment, double value) { return Napi::Number::New(environment.env(), value); }
+Napi::Value number(Environment& environment, double value) {
+  return Napi::Number::New(environment.env(), value);
+}
 
 // An integer attribute of ibv_qp_attr: its JavaScript name, mask bit, range, and how it is stored and loaded.
 struct AttributeField {
@@ -55,8 +57,9 @@ constexpr AttributeField kFields[] = {
 
 AddressVector readAddressVector(const Napi::Value& value) {
   const Napi::Object object = readObject(value, "av");
-  refuseUnknownMembers(object, "av",
-                       {"isGlobal", "dgid", "sgidIndex", "hopLimit", "trafficClass", "flowLabel", "dlid", "sl", "portNum"});
+  refuseUnknownMembers(
+      object, "av",
+      {"isGlobal", "dgid", "sgidIndex", "hopLimit", "trafficClass", "flowLabel", "dlid", "sl", "portNum"});
   AddressVector av;
   const Napi::Value dgid = object.Get("dgid");
   if (!isAbsent(dgid)) av.dgid = parseGid(readString(dgid, "av.dgid"), "av.dgid");
@@ -73,10 +76,10 @@ AddressVector readAddressVector(const Napi::Value& value) {
 
 QpAttributes readAttributes(const Napi::Value& value) {
   const Napi::Object object = readObject(value, "attributes");
-  refuseUnknownMembers(object, "attributes",
-                       {"state", "curState", "accessFlags", "pkeyIndex", "portNum", "av", "pathMtuBytes", "timeout",
-                        "retryCnt", "rnrRetry", "rqPsn", "sqPsn", "maxRdAtomic", "maxDestRdAtomic", "minRnrTimer",
-                        "destQpNum"});
+  refuseUnknownMembers(
+      object, "attributes",
+      {"state", "curState", "accessFlags", "pkeyIndex", "portNum", "av", "pathMtuBytes", "timeout", "retryCnt",
+       "rnrRetry", "rqPsn", "sqPsn", "maxRdAtomic", "maxDestRdAtomic", "minRnrTimer", "destQpNum"});
   QpAttributes attributes;
   for (const AttributeField& entry : kFields) {
     const Napi::Value member = object.Get(entry.name);
@@ -235,7 +238,8 @@ Napi::Value postSend(Environment& environment, const Napi::CallbackInfo& info, W
     if ((request.sendFlags & kSendInline) != 0 && request.length > 0) {
       inlineSources.push_back(memoryHolding(request.localAddress, request.length));
       if (inlineSources.back() == nullptr) {
-        throwInvalidArgument("requests[" + std::to_string(i) + "] is inline, but [localAddress, localAddress + length) " +
+        throwInvalidArgument("requests[" + std::to_string(i) +
+                             "] is inline, but [localAddress, localAddress + length) " +
                              "is not inside a Memory of this process");
       }
     }

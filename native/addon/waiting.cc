@@ -94,9 +94,9 @@ Napi::Value addWord(Environment& environment, const Napi::CallbackInfo& info) {
   if (!info[2].IsNumber()) throwInvalidArgument("delta must be a number");
   const double given = info[2].As<Napi::Number>().DoubleValue();
   const bool negative = given < 0;
-  const uint64_t magnitude =
-      negative ? readInteger(Napi::Number::New(environment.env(), -given), "-delta", 0, 0x80000000u)
-               : readInteger(info[2], "delta", 0, 0xffffffff);
+  const uint64_t magnitude = negative
+                                 ? readInteger(Napi::Number::New(environment.env(), -given), "-delta", 0, 0x80000000u)
+                                 : readInteger(info[2], "delta", 0, 0xffffffff);
   const uint32_t delta = negative ? 0u - static_cast<uint32_t>(magnitude) : static_cast<uint32_t>(magnitude);
   const std::atomic_ref<uint32_t> value(*word.address);
   const uint32_t sum = value.fetch_add(delta, std::memory_order_seq_cst) + delta;

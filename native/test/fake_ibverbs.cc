@@ -6,7 +6,9 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
+#include <thread>
 
 namespace quorate::test {
 namespace {
@@ -151,6 +153,7 @@ struct FakeVerbs {
 
   static int postSend(ibv_qp* base, ibv_send_wr* wr, ibv_send_wr** bad) {
     g_device->insidePosts++;
+    g_device->linger();
     auto* qp = static_cast<FakeQueuePair*>(base);
     int result = 0;
     {
@@ -179,6 +182,7 @@ struct FakeVerbs {
   }
   static int poll(ibv_cq* base, int max, ibv_wc* out) {
     g_device->insidePolls++;
+    g_device->linger();
     auto* cq = static_cast<FakeCompletionQueue*>(base);
     int count = g_device->pollResult;
     if (count == 0) {
@@ -229,6 +233,11 @@ FakeDevice::~FakeDevice() {
 
 std::shared_ptr<ibverbs::IbvContext> FakeDevice::open() {
   return ibverbs::IbvContext::open(library_, &device_);
+}
+
+void FakeDevice::linger() {
+  const auto limit = std::chrono::steady_clock::now() + std::chrono::milliseconds(200);
+  while (lingerInCalls && !usedAfterDestroy && std::chrono::steady_clock::now() < limit) std::this_thread::yield();
 }
 
 FakeQueuePair* FakeDevice::find(uint32_t qpNumber) {

@@ -65,10 +65,13 @@ class FakeDevice {
   std::atomic<int> deregCalls{0};
   std::atomic<int> insidePosts{0};  // calls in progress now
   std::atomic<int> insidePolls{0};
+  // Calls on queues stay inside until some queue is being destroyed (which must not happen) or for 200 ms.
+  std::atomic<bool> lingerInCalls{false};
   std::atomic<bool> usedAfterDestroy{false};  // some queue was destroyed while a call was inside it
 
  private:
   friend struct FakeVerbs;
+  void linger();
   FakeQueuePair* find(uint32_t qpNumber);
   void complete(uint32_t qpNumber, bool receive, size_t count, ibv_wc_status status);
 

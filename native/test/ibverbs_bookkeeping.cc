@@ -666,6 +666,35 @@ TEST_CASE("close waits for calls in progress, whatever other threads are doing")
   }
 }
 
+TEST_CASE("a queue is not destroyed while a call is inside it") {
+  FakeDevice device;
+  Rig rig(device);
+  device.lingerInCalls = true;
+  bool polls = false;
+  SUBCASE("polling") {
+    polls = true;
+  }
+  SUBCASE("posting") {}
+  std::thread caller([&] {
+    int errnum = 0;
+    WorkCompletion completion;
+    if (polls) {
+      rig.cq->poll(&completion, 1);
+    } else {
+      postWrites(*rig.qp, 1, 1, &errnum);
+    }
+  });
+  while ((polls ? device.insidePolls : device.insidePosts) == 0) std::this_thread::yield();
+  // Closing the queue pair polls once, too, to take in what it left behind; the queue itself must wait for the caller.
+  if (polls) {
+    rig.cq->close();
+  } else {
+    rig.qp->close();
+  }
+  caller.join();
+  CHECK_FALSE(device.usedAfterDestroy);
+}
+
 TEST_CASE("two threads that close the same objects, parents and children, both return") {
   FakeDevice device;
   for (int round = 0; round < 50; round++) {

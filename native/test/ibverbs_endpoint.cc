@@ -47,7 +47,8 @@ std::vector<std::string> testDevicesOrSkip() {
   return {};
 }
 
-DeviceEndpoint::DeviceEndpoint(const std::string& device, const DeviceEndpointOptions& endpointOptions) : options(endpointOptions) {
+DeviceEndpoint::DeviceEndpoint(const std::string& device, const DeviceEndpointOptions& endpointOptions)
+    : options(endpointOptions) {
   // A different start for every connection, as in production, and the same in every run.
   static std::atomic<uint32_t> nextPsn{0x123456};
   context = makeIbverbsProvider()->openDevice(device);
@@ -119,7 +120,7 @@ void DeviceEndpoint::connect(const Address& peer) {
 }
 
 SendWorkRequest DeviceEndpoint::request(WrOpcode opcode, size_t offset, uint32_t length, uint64_t remote, uint32_t rkey,
-                                  uint64_t wrId) const {
+                                        uint64_t wrId) const {
   SendWorkRequest wr;
   wr.wrId = wrId;
   wr.opcode = opcode;
@@ -164,7 +165,8 @@ std::string waitForStatus(CompletionQueue& cq, int limitMs) {
   return completions.empty() ? "NONE" : wcStatusName(completions[0].status);
 }
 
-Pair::Pair(const std::vector<std::string>& devices, const DeviceEndpointOptions& optionsA, const DeviceEndpointOptions& optionsB)
+Pair::Pair(const std::vector<std::string>& devices, const DeviceEndpointOptions& optionsA,
+           const DeviceEndpointOptions& optionsB)
     : a(devices.at(0), optionsA), b(devices.at(1), optionsB) {
   a.connect(b.address());
   b.connect(a.address());

@@ -71,7 +71,8 @@ std::vector<WorkCompletion> waitForCompletions(CompletionQueue& cq, size_t count
 std::string waitForStatus(CompletionQueue& cq, int limitMs = 10000);
 
 struct Pair {
-  explicit Pair(const std::vector<std::string>& devices, const DeviceEndpointOptions& a = {}, const DeviceEndpointOptions& b = {});
+  explicit Pair(const std::vector<std::string>& devices, const DeviceEndpointOptions& a = {},
+                const DeviceEndpointOptions& b = {});
   void reconnect();  // with fresh queue pairs at both ends
   DeviceEndpoint a, b;
 };

@@ -313,9 +313,9 @@ TEST_CASE("shm: a region ends where it was registered, not where its memory does
   struct {
     uint64_t offset;
     WcStatus expected;
-  } const kCases[] = {{4096, WcStatus::Success},          {4096 + 936, WcStatus::Success},
-                      {4096 + 937, WcStatus::RemAccessErr}, {4095, WcStatus::RemAccessErr},
-                      {8192, WcStatus::RemAccessErr},       {0, WcStatus::RemAccessErr}};
+  } const kCases[] = {
+      {4096, WcStatus::Success},      {4096 + 936, WcStatus::Success}, {4096 + 937, WcStatus::RemAccessErr},
+      {4095, WcStatus::RemAccessErr}, {8192, WcStatus::RemAccessErr},  {0, WcStatus::RemAccessErr}};
   for (const auto& c : kCases) {
     for (const WrOpcode opcode : {WrOpcode::RdmaWrite, WrOpcode::RdmaRead}) {
       CAPTURE(c.offset);

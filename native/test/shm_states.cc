@@ -2,8 +2,8 @@
 #include <poll.h>
 #include <signal.h>
 
-#include <cerrno>
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <random>
@@ -258,28 +258,55 @@ TEST_CASE("shm: garbage in the responder's control segment never harms the reque
     const auto any = [&] { return random() >> (random() % 64); };
     for (int write = 0; write < 40; write++) {
       switch (random() % 15) {
-        case 0: region.address = any(); break;
-        case 1: region.length = any(); break;
-        case 2: region.segmentOffset = any(); break;
-        case 3: region.segmentId = any() % 8; break;
-        case 4: region.memory = static_cast<uint32_t>(any()); break;
-        case 5: control.memories[random() % 4].segmentId = any() % 8; break;
+        case 0:
+          region.address = any();
+          break;
+        case 1:
+          region.length = any();
+          break;
+        case 2:
+          region.segmentOffset = any();
+          break;
+        case 3:
+          region.segmentId = any() % 8;
+          break;
+        case 4:
+          region.memory = static_cast<uint32_t>(any());
+          break;
+        case 5:
+          control.memories[random() % 4].segmentId = any() % 8;
+          break;
         case 6: {
           shm::MemorySlot& memory = control.memories[random() % 4];
           memory.pathBytes = static_cast<uint32_t>(any());
           for (auto& byte : memory.path) byte = static_cast<uint8_t>(random());
           break;
         }
-        case 7: qp.postedReceives = static_cast<uint32_t>(any()); break;
-        case 8: qp.receiveBase = static_cast<uint32_t>(any()); break;
-        case 9: qp.receiveCapacity = static_cast<uint32_t>(any()); break;
-        case 10: qp.receiveCq = static_cast<uint32_t>(any()); break;
-        case 11: control.receives[base].length = static_cast<uint32_t>(any()); break;
-        case 12: control.receives[base].address = any(); break;
-        case 13: control.completionQueues[b.internals().completionQueueIndices().take() % 4].channel =
-                     static_cast<uint32_t>(any());
+        case 7:
+          qp.postedReceives = static_cast<uint32_t>(any());
           break;
-        default: qp.minRnrTimer = static_cast<uint32_t>(any()); break;
+        case 8:
+          qp.receiveBase = static_cast<uint32_t>(any());
+          break;
+        case 9:
+          qp.receiveCapacity = static_cast<uint32_t>(any());
+          break;
+        case 10:
+          qp.receiveCq = static_cast<uint32_t>(any());
+          break;
+        case 11:
+          control.receives[base].length = static_cast<uint32_t>(any());
+          break;
+        case 12:
+          control.receives[base].address = any();
+          break;
+        case 13:
+          control.completionQueues[b.internals().completionQueueIndices().take() % 4].channel =
+              static_cast<uint32_t>(any());
+          break;
+        default:
+          qp.minRnrTimer = static_cast<uint32_t>(any());
+          break;
       }
       static constexpr WrOpcode kOpcodes[] = {WrOpcode::RdmaWrite, WrOpcode::RdmaRead, WrOpcode::Send,
                                               WrOpcode::RdmaWriteWithImm, WrOpcode::FetchAdd};

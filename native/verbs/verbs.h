@@ -300,9 +300,9 @@ class Memory : public VerbsObject {
 
 struct MemoryOptions {
   size_t lengthBytes = 0;
-  bool shared = false;      // ibverbs: back it by a named file in sharedPath, so that it outlives the process
-  std::string sharedPath;   // with shared: the file (created 0600)
-  bool hugePages = false;   // ask for huge pages; QUORATE_SYSTEM if none are to be had
+  bool shared = false;     // ibverbs: back it by a named file in sharedPath, so that it outlives the process
+  std::string sharedPath;  // with shared: the file (created 0600)
+  bool hugePages = false;  // ask for huge pages; QUORATE_SYSTEM if none are to be had
 };
 
 class MemoryRegion : public VerbsObject {

@@ -47,7 +47,8 @@ describe('wrong arguments', () => {
   function refused(call: (value: never) => unknown, values: readonly unknown[]) {
     for (const value of values) {
       const error = thrownBy(() => call(value as never));
-      const label = `${call.toString()} with ${typeof value} ${String(typeof value === 'object' ? JSON.stringify(value) : String(value))}`;
+      const shown = typeof value === 'object' ? JSON.stringify(value) : String(value);
+      const label = `${call.toString()} with ${typeof value} ${shown}`;
       expect(ARGUMENT_ERRORS, `${label}: ${error.stack}`).toContain(error.code);
       expect(
         error.code === 'QUORATE_OUT_OF_RANGE' ? error instanceof RangeError : error instanceof TypeError,

@@ -1,5 +1,5 @@
-// What every device must do, whichever provider is under it: run on shm by test/verbs/conformance.test.ts and on SoftRoCE
-// by test/rxe/verbs.test.ts. The two devices may be one and the same.
+// What every device must do, whichever provider is under it: run on shm by test/verbs/conformance.test.ts and on
+// SoftRoCE by test/rxe/verbs.test.ts. The two devices may be one and the same.
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import {
   Access,
@@ -487,7 +487,7 @@ export function describeVerbs(devices: readonly [string, string]): void {
         expect(target[0]).toBe(0x0123_4567_89ab_cdefn);
       });
 
-      it('completes a request that the queue pair refuses, and those behind it on the same pair, with POST_REFUSED', () => {
+      it('completes what a queue pair refuses, and all behind it on the same pair, with POST_REFUSED', () => {
         const [a, b] = pair();
         const other = single();
         const list = listFor(a);

@@ -96,7 +96,7 @@ describe('sharing', () => {
     expect(thrownBy(() => queuePair.query()).code).toBe('QUORATE_CLOSED');
   });
 
-  it('detaches the buffer only in the thread that closes; the memory stays while another buffer refers to it', async () => {
+  it('detaches the buffer only in the thread that closes; the memory stays for the other', async () => {
     const { memory, bytes } = end();
     bytes.fill(0x31);
     const other = thread();

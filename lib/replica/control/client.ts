@@ -72,6 +72,7 @@ export class ControlClient {
         return new ControlConnection(transport, peer, false);
       } catch (error) {
         if (!transport.isEnding) transport.destroy(undefined);
+        await transport.whenClosed();
         throw error;
       }
     } catch (error) {
@@ -100,7 +101,9 @@ export class ControlClient {
         settle();
         socket.on('error', () => {}); // whatever else it has to say
         socket.destroy();
-        reject(error);
+        // Who is told of the failure may rely on the socket being gone.
+        if (socket.closed) reject(error);
+        else socket.once('close', () => reject(error));
       };
       const failed = (error: Error) => giveUp(dialError(error, label));
       const closed = () =>

@@ -298,6 +298,10 @@ export class ControlServer extends EventEmitter<ControlServerEvents> {
         secure.destroy();
         if (isWrongKey(error)) {
           reject(new QuorateError('QUORATE_CLUSTER_KEY', `${from} has another cluster key`, { cause: error }));
+        } else if (error.code === 'ERR_TLS_HANDSHAKE_TIMEOUT') {
+          reject(
+            new QuorateError('QUORATE_TIMEOUT', `${from} did not finish the TLS handshake in time`, { cause: error }),
+          );
         } else if (error.code === 'ECONNRESET' || error.code === 'EPIPE') {
           reject(new QuorateError('QUORATE_DISCONNECTED', `${from} left during the TLS handshake`, { cause: error }));
         } else {

@@ -17,12 +17,10 @@
 
 #include "provider/ibverbs/errors.h"
 #include "provider/ibverbs/library.h"
+#include "provider/reserve.h"
 
 namespace quorate::ibverbs {
 namespace {
-
-// tmpfs gives an allocation up, and undoes it, when any signal arrives.
-constexpr int kMaxInterruptions = 100;
 
 size_t roundedUp(size_t value, size_t unit) {
   return (value + unit - 1) / unit * unit;
@@ -163,12 +161,7 @@ void MappedMemory::mapFile(const MemoryOptions& options) {
                      what + " holds " + std::to_string(status.st_size) + " bytes but " + std::to_string(mappedLength_) +
                          " were asked for. Ask for its size, or remove it to start afresh.");
   }
-  // Reserves every page now: a write to a page that a full tmpfs cannot supply would be a fatal SIGBUS later.
-  int errnum = 0;
-  for (int tries = 0; tries < kMaxInterruptions; tries++) {
-    errnum = fallocate(file.get(), 0, 0, static_cast<off_t>(mappedLength_)) == 0 ? 0 : errno;
-    if (errnum != EINTR) break;
-  }
+  const int errnum = reserveFile(file.get(), mappedLength_);
   if (errnum != 0) {
     if (status.st_size == 0) unlink(path.c_str());
     throwSystemError("fallocate", errnum, "Reserving " + std::to_string(mappedLength_) + " bytes for " + path,

@@ -30,8 +30,8 @@ ShmCompletionChannel::ShmCompletionChannel(std::shared_ptr<ShmContext> context)
     throw systemError("mkfifoat", errno, "the FIFO of a completion channel (" + name + ")");
   }
   // Open for writing too: then it never reports end of file, and local completions use the same way.
-  fifo_ = FileDescriptor(
-      openat(context_->directory()->fd(), name.c_str(), O_RDWR | O_NONBLOCK | O_NOFOLLOW | O_CLOEXEC));
+  fifo_ =
+      FileDescriptor(openat(context_->directory()->fd(), name.c_str(), O_RDWR | O_NONBLOCK | O_NOFOLLOW | O_CLOEXEC));
   if (!fifo_) {
     const int errnum = errno;
     unlinkat(context_->directory()->fd(), name.c_str(), 0);
@@ -204,8 +204,8 @@ void ShmCompletionQueue::requestNotify(bool solicitedOnly) {
   // A request for any completion is not weakened by a later one for solicited ones only.
   const Armed wanted = solicitedOnly ? Armed::SolicitedOnly : Armed::Any;
   while (armedFor(armed) != wanted && armedFor(armed) != Armed::Any &&
-         !slot().armed.compare_exchange_weak(
-             armed, (armed & ~kArmedMask) + kArmedUnit + static_cast<uint32_t>(wanted), std::memory_order_seq_cst)) {
+         !slot().armed.compare_exchange_weak(armed, (armed & ~kArmedMask) + kArmedUnit + static_cast<uint32_t>(wanted),
+                                             std::memory_order_seq_cst)) {
   }
   lookAgain_ = true;  // the next poll must not rely on a doorbell from before
 }
@@ -245,8 +245,7 @@ void ShmCompletionQueue::forget(ShmQueuePair* queuePair) {
 }
 
 void ShmCompletionQueue::ring(bool solicited) {
-  ringDoorbell(slot(), index_, solicited,
-               [this](uint32_t, uint32_t, uint32_t) { return wake(generation_); });
+  ringDoorbell(slot(), index_, solicited, [this](uint32_t, uint32_t, uint32_t) { return wake(generation_); });
 }
 
 bool ShmCompletionQueue::wake(uint32_t generation) {

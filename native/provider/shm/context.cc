@@ -109,8 +109,8 @@ std::shared_ptr<ShmContext> ShmContext::open(const std::string& directory) {
   const ProcessIdentity self = thisProcess();
   const int at = context->directory_->fd();
   const std::string name = ShmDirectory::controlName(context->hcaId_);
-  const std::string unready = name.substr(0, name.find('.')) + ".new-" + std::to_string(self.pid) + "-" +
-                              std::to_string(self.startTime);
+  const std::string unready =
+      name.substr(0, name.find('.')) + ".new-" + std::to_string(self.pid) + "-" + std::to_string(self.startTime);
   const FileDescriptor fd = createSegment(at, unready, sizeof(ControlSegment), "the control segment of a context");
   try {
     context->controlMapping_ = Mapping::ofFile(fd.get(), sizeof(ControlSegment), "the control segment of a context");
@@ -123,8 +123,8 @@ std::shared_ptr<ShmContext> ShmContext::open(const std::string& directory) {
     header.hcaId.store(context->hcaId_);
     header.totalBytes.store(sizeof(ControlSegment));
     header.magic.store(kControlMagic, std::memory_order_release);
-    context->holder_ = std::make_unique<LivenessHolder>(
-        &header.liveness, [context = context.get()] { return context->attend(true); });
+    context->holder_ =
+        std::make_unique<LivenessHolder>(&header.liveness, [context = context.get()] { return context->attend(true); });
     if (linkat(at, unready.c_str(), at, name.c_str(), 0) != 0) {
       throw systemError("linkat", errno, "the control segment " + name + " in " + context->directory_->path());
     }
@@ -245,8 +245,8 @@ std::shared_ptr<CompletionChannel> ShmContext::createCompletionChannel() {
 std::shared_ptr<CompletionQueue> ShmContext::createCompletionQueue(int depth,
                                                                    std::shared_ptr<CompletionChannel> channel) {
   requireOpen(kind());
-  auto completionQueue = ShmCompletionQueue::create(std::static_pointer_cast<ShmContext>(shared_from_this()), depth,
-                                                    std::move(channel));
+  auto completionQueue =
+      ShmCompletionQueue::create(std::static_pointer_cast<ShmContext>(shared_from_this()), depth, std::move(channel));
   children_.add(completionQueue);
   return completionQueue;
 }

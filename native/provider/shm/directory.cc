@@ -14,6 +14,8 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "provider/reserve.h"
+
 namespace quorate::shm {
 
 std::atomic<uint64_t> forksSoFar{0};
@@ -132,7 +134,8 @@ std::shared_ptr<ShmDirectory> ShmDirectory::open(const std::string& path) {
     std::snprintf(mode, sizeof(mode), "%04o", static_cast<unsigned>(status.st_mode & 07777));
     throw VerbsError("QUORATE_INVALID_ARGUMENT",
                      "The shared-memory directory " + path + " must belong to user " + std::to_string(geteuid()) +
-                         " with mode 0700, but belongs to user " + std::to_string(status.st_uid) + " with mode " + mode +
+                         " with mode 0700, but belongs to user " + std::to_string(status.st_uid) + " with mode " +
+                         mode +
                          ": others could write the memory of replicas. Remove it or chmod 700 it, or name another with "
                          "QUORATE_SHM_DIR.");
   }
@@ -152,10 +155,7 @@ std::string ShmDirectory::channelName(uint64_t hcaId, uint32_t channel) {
 FileDescriptor createSegment(int at, const std::string& name, size_t bytes, const std::string& what) {
   FileDescriptor fd(openat(at, name.c_str(), O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600));
   if (!fd) throw systemError("openat", errno, what + " (" + name + ")");
-  int errnum;
-  do {
-    errnum = posix_fallocate(fd.get(), 0, static_cast<off_t>(bytes));
-  } while (errnum == EINTR);
+  const int errnum = reserveFile(fd.get(), bytes);
   if (errnum != 0) {
     unlinkat(at, name.c_str(), 0);
     throw systemError("fallocate", errnum, what + " of " + std::to_string(bytes) + " bytes",

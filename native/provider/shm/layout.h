@@ -141,7 +141,7 @@ constexpr uint32_t kReceiveOfWrite = 1u << 9;  // consumed by WRITE_WITH_IMM, no
 
 namespace region_tag {
 constexpr uint64_t kValid = 1u << 0;
-constexpr uint64_t kMoving = 1u << 1;       // its memory is on the way to a fresh segment: wait
+constexpr uint64_t kMoving = 1u << 1;          // its memory is on the way to a fresh segment: wait
 constexpr uint64_t kGenerationUnit = 1u << 2;  // bits 2..31 count changes of the slot
 constexpr uint64_t kGenerationMask = 0xfffffffcull;
 constexpr uint32_t key(uint64_t tag) {

@@ -56,8 +56,8 @@ std::vector<Name> namesIn(const ShmDirectory& directory) {
 
 bool isDead(const ControlHeader& header) {
   if ((header.liveness.load(std::memory_order_seq_cst) & FUTEX_OWNER_DIED) != 0) return true;
-  return !mayBeRunning(ProcessIdentity{static_cast<pid_t>(header.pid.load()), header.startTime.load(),
-                                       header.pidNamespace.load()});
+  return !mayBeRunning(
+      ProcessIdentity{static_cast<pid_t>(header.pid.load()), header.startTime.load(), header.pidNamespace.load()});
 }
 
 // True if the instance is dead; its queue pairs are closed then.
@@ -101,9 +101,9 @@ int removeLeftovers(const ShmDirectory& directory) {
     if (name.suffix.rfind("seg-", 0) != 0 && name.suffix.rfind("ch-", 0) != 0) continue;
     const auto known = dead.find(name.hcaId);
     // An instance's control segment is made first and removed last: without one, its other files belong to nobody.
-    const bool orphan =
-        known == dead.end() && faccessat(directory.fd(), ShmDirectory::controlName(name.hcaId).c_str(), F_OK, 0) != 0 &&
-        errno == ENOENT;
+    const bool orphan = known == dead.end() &&
+                        faccessat(directory.fd(), ShmDirectory::controlName(name.hcaId).c_str(), F_OK, 0) != 0 &&
+                        errno == ENOENT;
     if (orphan || (known != dead.end() && known->second)) unlinkat(directory.fd(), name.full.c_str(), 0);
   }
   int removed = 0;

@@ -152,7 +152,8 @@ PeerLiveness::~PeerLiveness() = default;
 std::shared_ptr<PeerLiveness> PeerLiveness::open(const std::string& directory, const Gid& gid) {
   uint64_t hcaId = 0;
   if (!parseGid(gid, &hcaId)) {
-    throw VerbsError("QUORATE_INVALID_ARGUMENT", "GID " + gid.toString() + " does not belong to a device of shared memory");
+    throw VerbsError("QUORATE_INVALID_ARGUMENT",
+                     "GID " + gid.toString() + " does not belong to a device of shared memory");
   }
   auto state = std::make_unique<State>();
   state->directory = ShmDirectory::open(chooseDirectory(directory));

@@ -36,9 +36,9 @@ std::string absolutePath(const std::string& path) {
   std::string full = std::string(resolved) == "/" ? "/" + file : std::string(resolved) + "/" + file;
   std::free(resolved);
   if (full.size() > kMaxPathBytes - std::strlen(kNewSuffix)) {
-    throw VerbsError("QUORATE_INVALID_ARGUMENT", "sharedPath " + full + " is longer than " +
-                                                     std::to_string(kMaxPathBytes - std::strlen(kNewSuffix)) +
-                                                     " bytes");
+    throw VerbsError(
+        "QUORATE_INVALID_ARGUMENT",
+        "sharedPath " + full + " is longer than " + std::to_string(kMaxPathBytes - std::strlen(kNewSuffix)) + " bytes");
   }
   return full;
 }

@@ -65,9 +65,9 @@ class ShmQueuePair final : public QueuePair {
   enum class Outcome { Done, Waiting };
   enum class Step { Finished, Again, Wait, NotReady, Failed };
   struct Progress {
-    uint64_t offset = 0;         // bytes done
+    uint64_t offset = 0;           // bytes done
     Step reason = Step::Finished;  // of the wait that is under way: Wait, NotReady; Finished: none
-    int64_t deadline_ns = 0;     // of that wait
+    int64_t deadline_ns = 0;       // of that wait
   };
   struct WaitingRequest {
     SendWorkRequest request;

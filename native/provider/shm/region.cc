@@ -40,8 +40,8 @@ std::shared_ptr<MemoryRegion> ShmProtectionDomain::registerMemory(std::shared_pt
     throw VerbsError("QUORATE_INVALID_ARGUMENT",
                      "A region with REMOTE_WRITE or REMOTE_ATOMIC must have LOCAL_WRITE too (ibv_reg_mr(3))");
   }
-  auto region = std::make_shared<ShmMemoryRegion>(
-      std::static_pointer_cast<ShmProtectionDomain>(shared_from_this()), std::move(own), offset, length, access);
+  auto region = std::make_shared<ShmMemoryRegion>(std::static_pointer_cast<ShmProtectionDomain>(shared_from_this()),
+                                                  std::move(own), offset, length, access);
   children_.add(region);
   return region;
 }
@@ -91,9 +91,8 @@ ShmMemoryRegion::ShmMemoryRegion(std::shared_ptr<ShmProtectionDomain> domain, st
   slot.protectionDomain.store(domain_->id(), std::memory_order_release);
   slot.memory.store(memory_->slotIndex(), std::memory_order_release);
   // A memory that still has to move takes no new operations before it has.
-  slot.tag.store(
-      region_tag::make(key_, previous, region_tag::kValid | (memory_->moveOwed ? region_tag::kMoving : 0)),
-      std::memory_order_seq_cst);
+  slot.tag.store(region_tag::make(key_, previous, region_tag::kValid | (memory_->moveOwed ? region_tag::kMoving : 0)),
+                 std::memory_order_seq_cst);
   context.revoker().addRegion(index_, memory_.get());
 }
 

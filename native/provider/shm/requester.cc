@@ -28,8 +28,8 @@ constexpr int64_t kLeastTransportTimeout_ns = 20'000'000;
 constexpr int64_t kMostTransportTimeout_ns = 4'000'000'000;
 constexpr uint32_t kPsnMask = 0xffffff;
 // Microseconds for each value of minRnrTimer (InfiniBand specification, "Encoding for RNR NAK Timer Field").
-constexpr int64_t kRnrTimer_us[32] = {655360, 10,   20,   30,   40,    60,    80,    120,   160,   240,    320,
-                                      480,    640,  960,  1280, 1920,  2560,  3840,  5120,  7680,  10240,  15360,
+constexpr int64_t kRnrTimer_us[32] = {655360, 10,    20,    30,    40,    60,     80,     120,    160,    240,   320,
+                                      480,    640,   960,   1280,  1920,  2560,   3840,   5120,   7680,   10240, 15360,
                                       20480,  30720, 40960, 61440, 81920, 122880, 163840, 245760, 327680, 491520};
 
 int64_t now_ns() {
@@ -55,9 +55,9 @@ void copy(uint8_t* to, const uint8_t* from, uint32_t bytes) {
 
 struct OperationTraits {
   OperationKind kind;
-  uint64_t right;         // of the queue pair
-  uint32_t access;        // of the region
-  uint32_t localAccess;   // of the local region
+  uint64_t right;        // of the queue pair
+  uint32_t access;       // of the region
+  uint32_t localAccess;  // of the local region
   bool consumesReceive;
   bool withImm;
   WcOpcode completed;
@@ -477,9 +477,9 @@ ShmQueuePair::Step ShmQueuePair::runChunk(const Chunk& chunk, WcStatus* status) 
     if (receiveDone) {
       receive->byteLen.store(request.length, std::memory_order_relaxed);
       receive->immData.store(request.immData, std::memory_order_relaxed);
-      receive->info.store((traits.withImm ? kReceiveWithImm : 0) |
-                              (traits.kind == OperationKind::Write ? kReceiveOfWrite : 0),
-                          std::memory_order_relaxed);
+      receive->info.store(
+          (traits.withImm ? kReceiveWithImm : 0) | (traits.kind == OperationKind::Write ? kReceiveOfWrite : 0),
+          std::memory_order_relaxed);
     }
   }
   reached(HookPoint::BeforeRelease);

@@ -40,8 +40,8 @@ void closeWord(QueuePairSlot& slot) {
 bool passOver(QueuePairSlot& slot, uint64_t operation, bool exited) {
   uint64_t current = slot.word.load(std::memory_order_seq_cst);
   while (word::sameOperation(current, operation)) {
-    const uint64_t next = (word::idle(current) & ~(word::kOpen | word::kRights)) | word::kError |
-                          (exited ? 0 : word::kStuck);
+    const uint64_t next =
+        (word::idle(current) & ~(word::kOpen | word::kRights)) | word::kError | (exited ? 0 : word::kStuck);
     if (slot.word.compare_exchange_weak(current, next, std::memory_order_seq_cst)) return true;
   }
   return false;
@@ -176,9 +176,8 @@ void Revoker::setMoving(const std::vector<ShmMemory*>& memories, bool moving) {
     if ((tag & region_tag::kValid) == 0) continue;  // just revoked, and to stay so
     // Releasing: who sees the new id sees that the tag had changed.
     if (!moving) slot.segmentId.store(regions_[index]->segmentId(), std::memory_order_release);
-    slot.tag.store(
-        region_tag::make(region_tag::key(tag), tag, region_tag::kValid | (moving ? region_tag::kMoving : 0)),
-        std::memory_order_seq_cst);
+    slot.tag.store(region_tag::make(region_tag::key(tag), tag, region_tag::kValid | (moving ? region_tag::kMoving : 0)),
+                   std::memory_order_seq_cst);
   }
 }
 
