@@ -13,6 +13,7 @@ const INSTALL_TIMEOUT_MS = 15 * 60_000;
 const GROUPS = {
   build: ['g++', 'make', 'python3', 'libibverbs-dev'],
   test: ['cmake', 'doctest-dev'],
+  model: ['spin', 'gcc'],
   rxe: [
     ...['qemu-system-x86', 'busybox-static', 'cpio', 'squashfs-tools', 'kmod', 'nftables', 'iproute2', 'procps'],
     ...['rdma-core', 'libibverbs-dev', 'librdmacm-dev', 'ibverbs-utils', 'rdmacm-utils', 'perftest'],
@@ -106,7 +107,7 @@ async function ensureDependencies() {
 
 /**
  * Makes sure that what the named groups need is installed, and the npm dependencies.
- * @param {('build' | 'test' | 'rxe')[]} groups
+ * @param {('build' | 'test' | 'model' | 'rxe')[]} groups
  */
 export async function setup(groups) {
   if (process.env.QUORATE_SKIP_PACKAGES !== '1') await ensurePackages(groups);

@@ -202,7 +202,7 @@ async function main() {
   mkdirSync(RESULTS, { recursive: true });
 
   header('setup');
-  await setup(names.includes('rxe') ? ['build', 'test', 'rxe'] : ['build', 'test']);
+  await setup(names.includes('rxe') ? ['build', 'test', 'model', 'rxe'] : ['build', 'test', 'model']);
   console.log('what the tests need is installed');
 
   let built = true;

@@ -71,6 +71,7 @@ class PeerWatch {
   readonly main = new SealedBlockReader(MAIN_BLOCK_WORDS);
   readonly grant = new SealedBlockReader(GRANT_BLOCK_WORDS);
   readonly mailbox = new SealedBlockReader(MAILBOX_SLOT_WORDS);
+  isConnected = false;
   readOutstanding = false;
   mailboxWriteOutstanding = false;
   /** The peer's mailbox may hold a request of this replica. */
@@ -232,9 +233,12 @@ export class BackgroundPlane {
     const { fabric } = this;
     let queued = false;
     for (let peer = 0; peer < MAX_REPLICAS; peer++) {
-      if (peer === this.options.id || !fabric.probeConnected(peer)) continue;
       const watch = this.peers[peer] as PeerWatch;
-      if (watch.readOutstanding) continue;
+      const isConnected = peer !== this.options.id && fabric.probeConnected(peer);
+      // A fresh link's first WRITE, which is slow, is a withdrawal now rather than a request when it matters.
+      if (isConnected && !watch.isConnected) watch.mayHoldRequest = true;
+      watch.isConnected = isConnected;
+      if (!isConnected || watch.readOutstanding) continue;
       const awaitsGrant = this.candidateEpoch !== EPOCH_NONE && watch.requestSequence !== 0 && !watch.granted;
       watch.readOutstanding = true;
       queued = true;
@@ -324,6 +328,19 @@ export class BackgroundPlane {
       // A candidate that was granted gets time to complete its takeover.
       const isProspective = peer === this.promisedTo && watch.promisedEpoch() <= this.promisedEpoch;
       if (isProspective && now_ns - this.promisedAt_ns < this.options.profile.takeoverTimeout_ns) return true;
+    }
+    return false;
+  }
+
+  /**
+   * A peer says that it leads, and is too new to this replica (which may be new itself) to be trusted or suspected.
+   * Deposing it would only disturb; it gets the time to prove itself.
+   */
+  private newLeader(): boolean {
+    for (let peer = 0; peer < MAX_REPLICAS; peer++) {
+      if (peer === this.options.id || !this.detector.isUnderReview(peer)) continue;
+      const leaderEpoch = (this.peers[peer] as PeerWatch).leaderEpoch();
+      if (leaderEpoch !== EPOCH_NONE && leaderEpoch >= this.promisedEpoch) return true;
     }
     return false;
   }
@@ -468,7 +485,8 @@ export class BackgroundPlane {
   }
 
   private electionIsOn(now_ns: number): boolean {
-    if (this.candidateEpoch !== EPOCH_NONE) return !this.leads();
+    // With a majority's grants the rest is the replication plane's, which needs the processor more than this plane does.
+    if (this.candidateEpoch !== EPOCH_NONE) return !this.takeoverAnnounced;
     return this.ownIncarnation() !== 0 && !this.liveLeader(now_ns, -1);
   }
 
@@ -496,12 +514,13 @@ export class BackgroundPlane {
       this.request(now_ns);
       return;
     }
-    if (!this.eligible(now_ns) || this.liveLeader(now_ns, options.id)) return;
+    if (!this.eligible(now_ns) || this.liveLeader(now_ns, options.id) || this.newLeader()) return;
     for (let peer = 0; peer < options.id; peer++) {
       // The lowest trusted, eligible voter is the candidate.
       const watch = this.peers[peer] as PeerWatch;
       const isVoter = this.voterBootId(peer) !== 0;
-      if (isVoter && this.detector.trusts(peer) && watch.background.body[BackgroundField.eligible] === 1) return;
+      const mayLead = this.detector.trusts(peer) || this.detector.isUnderReview(peer);
+      if (isVoter && mayLead && watch.background.body[BackgroundField.eligible] === 1) return;
     }
     if (!this.majorityTrusted()) return;
     this.becomeCandidate(now_ns);

@@ -12,10 +12,17 @@ export interface DetectorThresholds {
   readonly recoverAbove: number;
 }
 
+/** A live peer that is read at every tick is trusted after recoverAbove + 1 of them; some of its beats may come late. */
+const REVIEW_FACTOR = 3;
+const OBSERVATIONS_MAX = 2 ** 30;
+
 export class FailureDetector {
   private readonly scores: Int32Array;
   private readonly lastCounters: Float64Array;
+  private readonly observations: Int32Array;
   private mask = 0;
+  /** Bit per replica: was trusted at some time. */
+  private trustedOnceMask = 0;
 
   constructor(
     private readonly thresholds: DetectorThresholds,
@@ -26,6 +33,7 @@ export class FailureDetector {
       throw new RangeError(`detector thresholds must satisfy 1 <= failBelow <= recoverAbove < scoreMax`);
     }
     this.scores = new Int32Array(replicas);
+    this.observations = new Int32Array(replicas);
     this.lastCounters = new Float64Array(replicas).fill(-1);
   }
 
@@ -38,8 +46,19 @@ export class FailureDetector {
     return (this.mask & (1 << peer)) !== 0;
   }
 
+  /**
+   * Whether the peer is too new to be judged: heard of, never trusted yet, and not for longer than a live peer may need
+   * to earn trust. Lack of trust is no suspicion then.
+   */
+  isUnderReview(peer: number): boolean {
+    const observations = this.observations[peer] as number;
+    const isNew = (this.trustedOnceMask & (1 << peer)) === 0;
+    return isNew && observations > 0 && observations <= REVIEW_FACTOR * (this.thresholds.recoverAbove + 1);
+  }
+
   /** Once per tick and peer: the newest counter that was read, whether it is news or not. */
   observe(peer: number, counter: number): void {
+    this.observations[peer] = Math.min((this.observations[peer] as number) + 1, OBSERVATIONS_MAX);
     const last = this.lastCounters[peer] as number;
     const score = this.scores[peer] as number;
     if (counter !== last) {
@@ -65,6 +84,7 @@ export class FailureDetector {
       if (score < this.thresholds.failBelow) this.mask &= ~(1 << peer);
     } else if (score > this.thresholds.recoverAbove) {
       this.mask |= 1 << peer;
+      this.trustedOnceMask |= 1 << peer;
     }
   }
 }

@@ -391,7 +391,7 @@ export class ReplicationPlane {
       // Not before the takeover is complete: until then what follows the applied LSN may have to be repaired here, too.
       more = this.role_ === 'leader' && this.applied.lsn < this.commitLsn_ && this.applyCommitted();
     }
-    if (this.dirty) this.publishMain();
+    this.publish();
     return more;
   }
 
@@ -860,6 +860,17 @@ export class ReplicationPlane {
       if (this.commitLsn_ >= this.tail.lsn || !this.anyWriteInFlight()) break;
       if (!this.submit(1)) break;
     }
+  }
+
+  /**
+   * Whether the published state is behind. flush() leaves it so: followers learn of a commit at their next look, which
+   * is rarely as soon as the next flush. The host calls publish() when it has nothing more urgent to do, soon.
+   */
+  get isPublicationDue(): boolean {
+    return this.dirty;
+  }
+
+  publish(): void {
     if (this.dirty) this.publishMain();
   }
 

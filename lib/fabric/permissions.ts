@@ -8,7 +8,13 @@
 // * qp-flush: revocation moves the queue pair to the error state and waits for the flush completion of a RECV that was
 //   posted before, which the same serialized responder produces. Costs a fresh queue pair.
 // * qp-flags: revocation removes REMOTE_WRITE from the queue pair's access flags (Mu's fast path). Offered only where
-//   the device makes it synchronous: shm does; on rxe bytes were seen to land up to 6 ms later.
+//   the device makes it synchronous: shm does; on rxe bytes were seen to land up to 6 ms later. Costs a fresh queue
+//   pair, too: see below.
+//
+// A permission must also end for good. A leader that stood still may wake up when its replica has been granted again,
+// in a later epoch, and go on with WRITEs of the epoch before: they must not find the door open. With mr-dereg they
+// carry a key that is gone; with the other two the permission is the queue pair's, so a queue pair carries one only,
+// and the peer makes a fresh link before it can be granted again (docs/bugs/permission-outlived-its-grant.md).
 //
 // Runs in the background plane's thread.
 import { QuorateError } from '../errors.js';
@@ -68,8 +74,8 @@ export interface IncomingLogLink {
 
 export class LogPermissions {
   private readonly links = new Map<number, IncomingLogLink>();
-  /** Links that were replaced while their peer held the permission; closed with its revocation. */
-  private readonly retired: QueuePair[] = [];
+  /** Links whose service ended with a revocation, to be closed; those that were their peer's current one are missed. */
+  private readonly ended: { peer: number; link: IncomingLogLink; wasCurrent: boolean }[] = [];
   private readonly spareRegions: MemoryRegion[] = [];
   private granted: { peer: number; link: IncomingLogLink; region: MemoryRegion | null } | null = null;
 
@@ -88,9 +94,8 @@ export class LogPermissions {
   setLink(peer: number, link: IncomingLogLink): void {
     const old = this.links.get(peer);
     this.links.set(peer, link);
-    if (old === undefined) return;
-    if (this.granted?.link === old) this.retired.push(old.queuePair);
-    else old.queuePair.close();
+    // The one that carries the permission stays until that is revoked, as its packets may still be on their way.
+    if (old !== undefined && this.granted?.link !== old) old.queuePair.close();
   }
 
   /** Generation of the peer's current log link, 0 if it has none. */
@@ -98,8 +103,15 @@ export class LogPermissions {
     return this.links.get(peer)?.generation ?? 0;
   }
 
-  /** Does ahead of need what is slow: a region for the next grant is registered while nobody waits for it. */
+  /**
+   * Does what is slow while nobody waits for it: queue pairs that have done their service are closed, a region for the
+   * next grant is registered.
+   */
   prepare(): void {
+    for (const { peer, link, wasCurrent } of this.ended.splice(0)) {
+      link.queuePair.close();
+      if (wasCurrent) this.onLinkDead(peer, link.generation);
+    }
     if (this.strategy === 'mr-dereg' && this.spareRegions.length === 0) this.spareRegions.push(this.register());
   }
 
@@ -142,12 +154,14 @@ export class LogPermissions {
     else if (this.strategy === 'qp-flags') this.removeWriteAccess(granted.link.queuePair);
     else this.flush(granted.link.queuePair);
     this.granted = null;
-    if (granted.link.queuePair.query().state !== QpState.RTS) this.dropLink(peer, granted.link);
-    for (const queuePair of this.retired.splice(0)) queuePair.close();
+    const wasCurrent = this.links.get(peer) === granted.link;
+    const canServeAgain = this.strategy === 'mr-dereg' && granted.link.queuePair.query().state === QpState.RTS;
+    if (wasCurrent && canServeAgain) return;
+    if (wasCurrent) this.links.delete(peer);
+    this.ended.push({ peer, link: granted.link, wasCurrent });
   }
 
   private dropLink(peer: number, link: IncomingLogLink): void {
-    if (this.links.get(peer) !== link) return; // replaced already, and among the retired
     this.links.delete(peer);
     link.queuePair.close();
     this.onLinkDead(peer, link.generation);

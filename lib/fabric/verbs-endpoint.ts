@@ -4,7 +4,7 @@
 import { randomInt } from 'node:crypto';
 import { EXCHANGE_BYTES } from '../consensus/exchange.js';
 import { MAILBOX_BYTES, MAILBOX_SLOT_BYTES, MAX_REPLICAS, STATUS_BYTES } from '../consensus/limits.js';
-import { WORKSPACE_BYTES_MIN } from '../consensus/replication-plane.js';
+import { workspaceBytesMin } from '../consensus/replication-plane.js';
 import { QuorateError } from '../errors.js';
 import {
   Access,
@@ -22,6 +22,7 @@ import {
   type ProtectionDomain,
   QpState,
   type QueuePair,
+  WrOpcode,
 } from '../verbs/index.js';
 import type { LinkKind, LinkReply, LinkRequest, QueuePairAddress } from './link-parameters.js';
 import { choosePermissionStrategy, initialLogAccess, type PermissionStrategy } from './permissions.js';
@@ -40,6 +41,11 @@ export interface EndpointOptions {
 export const CONTROL_WAKE_OFFSET = EXCHANGE_BYTES;
 export const CONTROL_STOP_OFFSET = EXCHANGE_BYTES + 64;
 const CONTROL_BYTES = EXCHANGE_BYTES + 128;
+
+/** What the first READ of a log link brings, into a place behind the workspace where nobody looks. */
+const WARM_UP_BYTES = 64;
+/** Not the wrId of any request of the replication fabric, which drops what it does not know. */
+const WARM_UP_WR_ID = 3;
 
 /** Requests in a link's send queue: a window of batches plus a takeover READ, in pieces of the smallest path MTU. */
 const LOG_SEND_REQUESTS_MAX = 2048;
@@ -67,6 +73,8 @@ export class VerbsEndpoint {
   readonly statusMemory: Memory;
   readonly mailboxMemory: Memory;
   readonly workspaceMemory: Memory;
+  /** How much of the workspace is the replication plane's. */
+  readonly workspaceBytes: number;
   readonly probeMemory: Memory;
   readonly controlMemory: Memory;
   readonly logRegion: MemoryRegion;
@@ -99,7 +107,8 @@ export class VerbsEndpoint {
     this.logMemory = context.allocateMemory({ lengthBytes: options.logBytes });
     this.statusMemory = context.allocateMemory({ lengthBytes: STATUS_BYTES });
     this.mailboxMemory = context.allocateMemory({ lengthBytes: MAILBOX_BYTES });
-    this.workspaceMemory = context.allocateMemory({ lengthBytes: WORKSPACE_BYTES_MIN });
+    this.workspaceBytes = workspaceBytesMin(options.logBytes);
+    this.workspaceMemory = context.allocateMemory({ lengthBytes: this.workspaceBytes + WARM_UP_BYTES });
     this.probeMemory = context.allocateMemory({ lengthBytes: PROBE_MEMORY_BYTES });
     this.controlMemory = context.allocateMemory({ lengthBytes: CONTROL_BYTES });
     const remoteWrite = Access.LOCAL_WRITE | Access.REMOTE_WRITE;
@@ -109,7 +118,7 @@ export class VerbsEndpoint {
     this.workspaceRegion = this.logDomain.registerMemory(
       this.workspaceMemory,
       0,
-      WORKSPACE_BYTES_MIN,
+      this.workspaceBytes + WARM_UP_BYTES,
       Access.LOCAL_WRITE,
     );
     this.statusRegion = this.probeDomain.registerMemory(this.statusMemory, 0, STATUS_BYTES, Access.REMOTE_READ);
@@ -188,7 +197,27 @@ export class VerbsEndpoint {
 
   /** Initiator: connects to the responder that replied. */
   async complete(pending: PendingLink, reply: LinkReply): Promise<void> {
-    await this.connect(pending.queuePair, pending.request.queuePair, reply.queuePair);
+    const { kind, queuePair, request } = pending;
+    await this.connect(queuePair, request.queuePair, reply.queuePair);
+    if (kind === 'log') this.warmUp(queuePair, reply);
+  }
+
+  /**
+   * READs a little of the peer's log now. The first operation of a link is slow: shm maps the peer's whole log, a device
+   * resolves routes. A takeover, which is when a log link is used first, must not pay for that.
+   */
+  private warmUp(queuePair: QueuePair, reply: LinkReply): void {
+    queuePair.postSend([
+      {
+        opcode: WrOpcode.RDMA_READ,
+        wrId: WARM_UP_WR_ID,
+        localAddress: this.workspaceMemory.address + this.workspaceBytes,
+        length: WARM_UP_BYTES,
+        lkey: this.workspaceRegion.lkey,
+        remoteAddress: reply.readable.address,
+        rkey: reply.readable.rkey,
+      },
+    ]);
   }
 
   /** Responder: makes and connects the other end of a peer's link. */

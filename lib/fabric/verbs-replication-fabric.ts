@@ -61,6 +61,8 @@ export interface ReplicationMemories {
   readonly log: Memory;
   readonly logKey: number;
   readonly workspace: Memory;
+  /** How much of it, from its beginning, is the plane's to use. */
+  readonly workspaceBytes: number;
   readonly workspaceKey: number;
 }
 
@@ -98,8 +100,8 @@ export class VerbsReplicationFabric implements ReplicationFabric {
   ) {
     this.logBytes = new Uint8Array(memories.log.buffer);
     this.logWords = new Uint32Array(memories.log.buffer);
-    this.workspaceBytes = new Uint8Array(memories.workspace.buffer);
-    this.workspaceWords = new Uint32Array(memories.workspace.buffer);
+    this.workspaceBytes = new Uint8Array(memories.workspace.buffer, 0, memories.workspaceBytes);
+    this.workspaceWords = new Uint32Array(memories.workspace.buffer, 0, memories.workspaceBytes / 4);
     this.logAddress = memories.log.address;
     this.workspaceAddress = memories.workspace.address;
     this.completionPeer = this.book.completionPeer;

@@ -9,6 +9,7 @@ export interface BackgroundWorkerData {
   readonly logBytes: number;
   readonly profile: BackgroundProfile;
   readonly strategy: PermissionStrategy;
+  readonly shmDirectory: string | undefined;
   readonly tokens: {
     readonly logDomain: number;
     readonly logMemory: number;
@@ -43,6 +44,8 @@ export type ToBackground =
 
 export type ToMain =
   | { readonly type: 'ready' }
+  /** Failovers will be slower; nothing else follows from it. */
+  | { readonly type: 'rehearsalFailed'; readonly code: string; readonly message: string }
   | { readonly type: 'probeBroken'; readonly peer: number }
   | { readonly type: 'incomingLogDead'; readonly peer: number; readonly generation: number }
   | { readonly type: 'grantFailed'; readonly peer: number; readonly code: string; readonly message: string };

@@ -10,6 +10,7 @@ export interface BackgroundThreadOptions {
   readonly id: number;
   readonly bootId: number;
   readonly profile: BackgroundProfile;
+  readonly shmDirectory: string | undefined;
   /** The background plane has something for the replication plane. */
   readonly onWake: () => void;
   readonly onReport: (message: ToMain) => void;
@@ -34,6 +35,7 @@ export class BackgroundThread {
       logBytes: endpoint.logMemory.length,
       profile: options.profile,
       strategy: endpoint.strategy,
+      shmDirectory: options.shmDirectory,
       tokens: {
         logDomain: endpoint.logDomain.share(),
         logMemory: endpoint.logMemory.share(),

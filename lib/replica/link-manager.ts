@@ -11,6 +11,11 @@ import type { ControlConnection } from './control-channel.js';
 const REQUEST_TIMEOUT_MS = 10_000;
 const RETRY_DELAY_MIN_MS = 10;
 const RETRY_DELAY_MAX_MS = 500;
+/**
+ * When a peer dies, its links break before its control connection ends. Taking them down and making new ones, which
+ * would be in vain, must not keep this thread from the takeover.
+ */
+const RELINK_DELAY_MS = 25;
 
 export interface LinkManagerOptions {
   readonly endpoint: VerbsEndpoint;
@@ -82,8 +87,15 @@ export class LinkManager {
     this.peer(id).connection = undefined;
   }
 
-  /** A link was found broken: replaces it. */
+  /** A link was found broken: replaces it in a moment. Meanwhile nothing goes over it; the fabric has seen to that. */
   broken(id: number, kind: LinkKind): void {
+    const generation = this.peer(id).generation[kind];
+    this.later(RELINK_DELAY_MS, () => {
+      if (this.peer(id).generation[kind] === generation) this.replace(id, kind);
+    });
+  }
+
+  private replace(id: number, kind: LinkKind): void {
     this.drop(id, kind);
     this.ensure(id, kind);
   }
@@ -91,7 +103,7 @@ export class LinkManager {
   /** The peer says that its end of our log link is dead. */
   logDeadAtPeer(id: number, generation: unknown): void {
     const links = this.peer(id);
-    if (links.live.log && links.generation.log === generation) this.broken(id, 'log');
+    if (links.live.log && links.generation.log === generation) this.replace(id, 'log');
   }
 
   private drop(id: number, kind: LinkKind): void {
@@ -120,13 +132,17 @@ export class LinkManager {
         return;
       }
       // The peer may not be formed yet, or has just gone: try again, ever less eagerly, while it is connected.
-      const timer = setTimeout(() => {
-        this.timers.delete(timer);
-        this.ensure(id, kind);
-      }, links.retryDelayMs[kind]);
-      this.timers.add(timer);
+      this.later(links.retryDelayMs[kind], () => this.ensure(id, kind));
       links.retryDelayMs[kind] = Math.min(links.retryDelayMs[kind] * 2, RETRY_DELAY_MAX_MS);
     });
+  }
+
+  private later(delayMs: number, action: () => void): void {
+    const timer = setTimeout(() => {
+      this.timers.delete(timer);
+      action();
+    }, delayMs);
+    this.timers.add(timer);
   }
 
   private async make(id: number, kind: LinkKind, connection: ControlConnection): Promise<boolean> {

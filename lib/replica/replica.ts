@@ -27,6 +27,7 @@ import { Formation } from './formation.js';
 import { LinkManager } from './link-manager.js';
 import { OutcomeUnknownError, PendingProposals } from './pending-proposals.js';
 import { resolveProfile } from './profiles.js';
+import { rehearse } from './rehearsal.js';
 import type {
   MemberAddress,
   PeerStatus,
@@ -56,6 +57,8 @@ const SNAPSHOT_TIMEOUT_MS = 120_000;
 const SNAPSHOT_RETRY_MS = 200;
 /** A process that does not answer for so long is not taken for alive when another one comes with its id. */
 const PING_TIMEOUT_MS = 1_000;
+
+const RESOLVED = Promise.resolve();
 
 /** This replica does not lead: nothing was proposed. `leader` is the id of the one that does, if it is known. */
 export class NotLeaderError extends QuorateError {
@@ -125,6 +128,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   private readonly profileName: string;
   private readonly profile: ReturnType<typeof resolveProfile>['profile'];
   private readonly pendingMax: number;
+  private readonly shmDirectory: string | undefined;
   private readonly fabric: VerbsReplicationFabric;
   private readonly exchange: Exchange;
   private readonly statusWords: Uint32Array;
@@ -214,6 +218,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       'pendingProposalsMax',
     );
     const { name, profile } = resolveProfile(options.profile, endpoint.isSoftware);
+    this.shmDirectory = options.shmDirectory;
     this.profileName = name;
     this.profile = profile;
     this.exchange = new Exchange(endpoint.controlMemory.buffer);
@@ -226,6 +231,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
         log: endpoint.logMemory,
         logKey: endpoint.logRegion.lkey,
         workspace: endpoint.workspaceMemory,
+        workspaceBytes: endpoint.workspaceBytes,
         workspaceKey: endpoint.workspaceRegion.lkey,
       },
       endpoint.transferBytesMax,
@@ -260,6 +266,18 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   // -- life cycle --------------------------------------------------------------------------------------------------
 
   private async start(self: MemberAddress, timeoutMs: number): Promise<void> {
+    this.background = new BackgroundThread(this.endpoint, {
+      id: this.id,
+      bootId: this.bootId,
+      profile: this.profile,
+      shmDirectory: this.shmDirectory,
+      onWake: () => this.poll(),
+      onReport: (message) => this.hear(message),
+      onFailure: (error) => this.fail(error),
+    });
+    await rehearse({ strategy: this.endpoint.strategy, shmDirectory: this.shmDirectory }).catch((error: Error) =>
+      this.warn(error),
+    );
     await this.server.listen(self.host, self.port);
     let timer: NodeJS.Timeout | undefined;
     const opened = new Promise<void>((resolve, reject) => {
@@ -311,18 +329,11 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
         this.statusWords,
         this,
       );
-      this.background = new BackgroundThread(this.endpoint, {
-        id: this.id,
-        bootId: this.bootId,
-        profile: this.profile,
-        onWake: () => this.poll(),
-        onReport: (message) => this.hear(message),
-        onFailure: (error) => this.fail(error),
-      });
+      const background = this.background as BackgroundThread;
       this.links = new LinkManager({
         endpoint: this.endpoint,
         fabric: this.fabric,
-        background: this.background,
+        background,
         onLogLinked: (peer, bootId) => this.guard(() => this.plane?.peerLinked(peer, bootId)),
         onLogUnlinked: (peer) => this.guard(() => this.plane?.peerUnlinked(peer)),
         onWarning: (error) => this.warn(error),
@@ -339,6 +350,9 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   private hear(message: ToMain): void {
     switch (message.type) {
       case 'ready':
+        break;
+      case 'rehearsalFailed':
+        this.warn(new QuorateError(message.code, `the background thread could not rehearse: ${message.message}`));
         break;
       case 'probeBroken':
         this.links?.broken(message.peer, 'probe');
@@ -488,7 +502,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     await new Promise((resolve) => setImmediate(resolve));
     const { plane } = this;
     const connection = this.connections.get(peer);
-    if (plane === undefined || plane.role !== 'leader' || this.closing !== undefined) return;
+    if (plane === undefined || plane.role === 'follower' || this.closing !== undefined) return;
     try {
       if (connection === undefined) throw new QuorateError('QUORATE_CLOSED', `replica ${peer} is not connected`);
       const bytes = encodeSnapshot({
@@ -550,6 +564,10 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
 
   private afterPlane(plane: ReplicationPlane): void {
     if (this.waiting.length > 0) this.proposeWaiting(plane);
+    if (plane.isPublicationDue && !this.publishScheduled) {
+      this.publishScheduled = true;
+      setImmediate(this.publishNow);
+    }
     if (plane.operationsInFlight > 0) this.arm(plane);
     this.noticeLeader(plane);
   }
@@ -711,7 +729,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     // On shm a proposal settles within its own turn, so a loop that awaits one after another would never let the event
     // loop run: now and then it gets its turn.
     if (++this.flushesThisTurn < FLUSHES_PER_TURN_MAX) {
-      queueMicrotask(this.flushNow);
+      void RESOLVED.then(this.flushNow); // cheaper than queueMicrotask, which makes an async resource
     } else {
       setImmediate(this.flushNow);
       this.flushesThisTurn = 0;
@@ -730,6 +748,13 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     } catch (error) {
       this.fail(error as Error);
     }
+  };
+
+  private publishScheduled = false;
+
+  private readonly publishNow = (): void => {
+    this.publishScheduled = false;
+    if (this.closing === undefined) this.plane?.publish();
   };
 
   private proposeWaiting(plane: ReplicationPlane): void {

@@ -6,8 +6,10 @@ export {
   type HistoryOperation,
   type Verdict,
 } from './checkers/linearizability.js';
+export { type InteractionResult, runInteraction } from './interaction.js';
 export { minimize } from './minimize.js';
 export { type MutationRequest, type MutationVerdict, tryMutation } from './mutation-run.js';
 export { MUTATIONS, type Mutation } from './mutations.js';
+export { Proposal, ScriptedCluster, type ScriptedClusterRequest } from './scripted-cluster.js';
 export { LEAVE_OUT, type SimOptions } from './sim-options.js';
 export { runSimulation, type SimulationRequest, type SimulationResult } from './simulation.js';

@@ -31,7 +31,8 @@ export interface Mutation {
 type Internals = any;
 type Method = (this: Internals, ...parameters: Internals[]) => Internals;
 
-function replace(target: object, name: string, make: (original: Method) => Method): () => void {
+/** Replaces a method for as long as a mutation is installed; the function returned puts the original back. */
+export function replace(target: object, name: string, make: (original: Method) => Method): () => void {
   const descriptor = Object.getOwnPropertyDescriptor(target, name);
   if (typeof descriptor?.value !== 'function') throw new Error(`there is no method ${name} to replace`);
   const original = descriptor.value as Method;

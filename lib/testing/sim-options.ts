@@ -90,7 +90,7 @@ export function drawOptions(random: Random, request: SimRequest): SimOptions {
     preemptProbability: random.chance(0.3) ? 0 : random.logBetween(0.0005, 0.02),
     preemptMax_ns: random.logBetween(100 * US, 100 * MS),
     network: {
-      strategy: random.pick(['key', 'flags', 'flush'] as const),
+      strategy: random.pick(['key', 'link', 'link'] as const),
       latencyMin_ns: latencyMax_ns * random.between(0.2, 0.9),
       latencyMax_ns,
       latencySpike_ns: random.between(2, 40) * MS,

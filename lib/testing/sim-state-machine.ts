@@ -12,7 +12,7 @@ export interface Command {
   readonly expected: number;
 }
 
-const COMMAND_BYTES = 12;
+export const COMMAND_BYTES = 12;
 
 export function encodeCommand(command: Command, fillerBytes: number): Uint8Array {
   const bytes = new Uint8Array(COMMAND_BYTES + fillerBytes);

@@ -2,20 +2,11 @@
 // cluster must elect, converge and answer everything within a bounded time; then the history is checked.
 import { Random } from '../fabric/sim/random.js';
 import { SimWorld, type Violation } from '../fabric/sim/sim-world.js';
-import { AtMostOnceChecker } from './checkers/at-most-once.js';
-import type { CheckContext, Checker } from './checkers/checker.js';
-import { DurabilityChecker } from './checkers/durability.js';
-import { GrantGuardChecker } from './checkers/grant-guard.js';
-import { LeaderCompletenessChecker } from './checkers/leader-completeness.js';
+import { createCheckedCluster } from './checked-cluster.js';
+import type { Checker } from './checkers/checker.js';
 import { checkLinearizability, formatHistory, logOrderIsLinearization } from './checkers/linearizability.js';
-import { LogMatchingChecker } from './checkers/log-matching.js';
-import { PromiseChecker } from './checkers/promises.js';
-import { SingleWriterChecker } from './checkers/single-writer.js';
-import { StateMachineSafetyChecker } from './checkers/state-machine-safety.js';
 import { FaultScheduler } from './fault-scheduler.js';
-import { LogTree } from './log-tree.js';
 import { SimClients } from './sim-clients.js';
-import { SimCluster, type SimClusterObserver } from './sim-cluster.js';
 import { drawOptions, leaveOut, type SimOptions, type SimRequest } from './sim-options.js';
 
 export interface SimulationRequest extends SimRequest {
@@ -64,69 +55,12 @@ class Counters implements Checker {
   }
 }
 
-const EVENT_NAMES = [
-  'onPlaced',
-  'onAppended',
-  'onFenceRaised',
-  'onRevoked',
-  'onEnabled',
-  'onApplied',
-  'onSnapshotInstalled',
-  'onLeader',
-  'onDeposed',
-  'afterMain',
-  'afterBackground',
-  'onStarted',
-  'onCrashed',
-] as const;
-
-/** One observer that passes every event to those who want it, in their order. */
-function combine(checkers: readonly Checker[]): SimClusterObserver {
-  const combined: Record<string, (...event: unknown[]) => void> = {};
-  for (const name of EVENT_NAMES) {
-    const wanting = checkers.filter((checker) => checker[name] !== undefined) as unknown as Record<
-      string,
-      (...event: unknown[]) => void
-    >[];
-    combined[name] = (...event) => {
-      for (const checker of wanting) (checker[name] as (...event: unknown[]) => void).apply(checker, event);
-    };
-  }
-  return combined as unknown as SimClusterObserver;
-}
-
 export function runSimulation(request: SimulationRequest): SimulationResult {
   const world = new SimWorld(request.seed, request.traceLines ?? 0);
   const drawn = leaveOut(drawOptions(new Random(request.seed * 2 + 1), request), request.without ?? []);
   const options = request.adjust?.(drawn) ?? drawn;
-  let cluster: SimCluster | undefined;
   const counters = new Counters();
-  // The cluster draws its id first, and the tree of entries is rooted in that.
-  let tree: LogTree | undefined;
-  const context: CheckContext = {
-    world,
-    get tree() {
-      return tree as LogTree;
-    },
-    cluster: () => cluster as SimCluster,
-  };
-  const atMostOnce = new AtMostOnceChecker(context);
-  cluster = new SimCluster(
-    world,
-    options,
-    combine([
-      counters,
-      new SingleWriterChecker(context),
-      new PromiseChecker(context),
-      new GrantGuardChecker(context),
-      new LogMatchingChecker(context), // before those that look entries up
-      new LeaderCompletenessChecker(context),
-      new StateMachineSafetyChecker(context),
-      new DurabilityChecker(context),
-      atMostOnce,
-    ]),
-  );
-  tree = new LogTree(cluster.genesis.clusterId);
+  const { cluster, atMostOnce } = createCheckedCluster(world, options, [counters]);
   cluster.startAll();
   const clients = new SimClients(world, cluster, options);
   const faults = new FaultScheduler(world, cluster, options);

@@ -563,6 +563,8 @@ export interface NativeAddon {
 
   /** Timer slack of the calling thread, PR_SET_TIMERSLACK of prctl(2); 1 .. 1e9 ns, 0 = the thread's default. */
   setTimerSlack(ns: number): void;
+  /** Asks for time slices of `ns` (1e5 .. 1e8) for the calling thread; false if the kernel has no such thing. */
+  setSchedulingSlice(ns: number): boolean;
   /** CLOCK_MONOTONIC in nanoseconds (exact to the nanosecond for the first 104 days of uptime). */
   monotonicNs(): number;
 

@@ -43,3 +43,14 @@ export function setTimerSlack(ns: number): void {
 
 /** CLOCK_MONOTONIC in nanoseconds, the same clock in all processes of the host. See clock_gettime(2). */
 export const monotonicNs: () => number = addon.monotonicNs;
+
+/**
+ * Asks the kernel to run the calling thread in slices of `ns` nanoseconds (100 us .. 100 ms), sched_setattr(2) with
+ * SCHED_OTHER, which needs no right. A thread with a shorter slice gets no more of the processor, but gets it sooner
+ * after a wake-up when others are running. Linux 6.12 and later; returns false where there is no such thing.
+ *
+ * @throws RangeError QUORATE_OUT_OF_RANGE, TypeError QUORATE_INVALID_ARGUMENT
+ */
+export function setSchedulingSlice(ns: number): boolean {
+  return addon.setSchedulingSlice(ns);
+}

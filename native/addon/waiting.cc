@@ -1,6 +1,7 @@
 // Waiting without an event loop, for worker threads: futexes on words of a Memory, timer slack, the clock. The futexes
 // are shared ones (not FUTEX_PRIVATE), so that other processes which map the same memory can wake a waiter.
 #include <linux/futex.h>
+#include <sched.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -25,6 +26,9 @@ constexpr uint64_t kMaxWaitNs = 60'000'000'000;
 // woken by a wake on the new one, and a remote WRITE wakes nobody. So the word is looked at again this often.
 constexpr uint64_t kSliceNs = 50'000'000;
 constexpr uint64_t kNsPerSecond = 1'000'000'000;
+// The kernel's own bounds of a slice.
+constexpr uint64_t kMinSliceNs = 100'000;
+constexpr uint64_t kMaxSliceNs = 100'000'000;
 
 uint64_t monotonicNs() {
   timespec now{};
@@ -114,6 +118,32 @@ Napi::Value setTimerSlack(Environment& environment, const Napi::CallbackInfo& in
   return environment.env().Undefined();
 }
 
+// struct sched_attr of sched_setattr(2), first version; the C library has neither the call nor the type.
+struct SchedulingAttributes {
+  uint32_t size, policy;
+  uint64_t flags;
+  int32_t nice;
+  uint32_t priority;
+  uint64_t runtime, deadline, period;
+};
+
+Napi::Value setSchedulingSlice(Environment& environment, const Napi::CallbackInfo& info) {
+  const uint64_t ns = readInteger(info[0], "ns", kMinSliceNs, kMaxSliceNs);
+  SchedulingAttributes attributes{};
+  attributes.size = sizeof(attributes);
+  bool done = ::syscall(SYS_sched_getattr, 0, &attributes, sizeof(attributes), 0) == 0;
+  // Real-time policies have no slice of this kind, and nothing to gain from one.
+  done = done && (attributes.policy == SCHED_OTHER || attributes.policy == SCHED_BATCH);
+  if (done) {
+    attributes.runtime = ns;
+    done = ::syscall(SYS_sched_setattr, 0, &attributes, 0) == 0;
+  }
+  // Kernels that know no slice of a thread accept the call and ignore it.
+  attributes.runtime = 0;
+  done = done && ::syscall(SYS_sched_getattr, 0, &attributes, sizeof(attributes), 0) == 0 && attributes.runtime == ns;
+  return Napi::Boolean::New(environment.env(), done);
+}
+
 napi_value monotonicNsCallback(napi_env env, napi_callback_info) {
   napi_value result = nullptr;
   napi_create_double(env, static_cast<double>(monotonicNs()), &result);
@@ -128,6 +158,7 @@ std::vector<napi_property_descriptor> waitFunctions(Environment* environment) {
       function<wakeWord>(environment, "wakeWord"),
       function<addWord>(environment, "addWord"),
       function<setTimerSlack>(environment, "setTimerSlack"),
+      function<setSchedulingSlice>(environment, "setSchedulingSlice"),
       {"monotonicNs", nullptr, monotonicNsCallback, nullptr, nullptr, nullptr, napi_enumerable, environment},
   };
 }

@@ -14,6 +14,7 @@ import {
   openDevice,
   PostList,
   QuorateError,
+  setSchedulingSlice,
   setTimerSlack,
   unshare,
   waitWord,
@@ -205,6 +206,7 @@ describe('wrong arguments', () => {
     refused((value) => wakeWord(memory, value), [...NOT_INTEGERS, 3, memory.length]);
     refused((value) => addWord(memory, 0, value), [undefined, null, 'x', {}, NaN, 0.5, 2 ** 32, -(2 ** 31) - 1]);
     refused((value) => setTimerSlack(value), [...NOT_INTEGERS, 1_000_000_001]);
+    refused((value) => setSchedulingSlice(value), [...NOT_INTEGERS, 99_999, 100_000_001]);
     refused((value) => wcStatusName(value), NOT_INTEGERS);
     refused(
       (value) => normalizeGid(value),

@@ -189,6 +189,7 @@ export class SimLink {
       return;
     }
     if (request.isWrite && this.kind === 'log' && !responder.mayWrite(this, request.key)) {
+      responder.observer.onRefused?.(responder, initiator, request.remoteOffset, request.lengthBytes);
       this.responderClosed = true; // refused: both ends are in the error state
       this.fail(FabricStatus.failed);
       return;

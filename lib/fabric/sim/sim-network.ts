@@ -4,7 +4,8 @@ import { MAX_REPLICAS } from '../../consensus/limits.js';
 import type { Random } from './random.js';
 
 /** How a responder takes a permission away; see lib/fabric/permissions.ts for the real ones. */
-export type SimPermissionStrategy = 'key' | 'flags' | 'flush';
+/** What carries the permission: a key of each grant (mr-dereg), or the link (qp-flush, qp-flags). */
+export type SimPermissionStrategy = 'key' | 'link';
 
 export interface SimNetworkOptions {
   readonly strategy: SimPermissionStrategy;

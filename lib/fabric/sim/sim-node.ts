@@ -9,6 +9,8 @@ import type { SimWorld } from './sim-world.js';
 export interface SimFabricObserver {
   /** Bytes of a WRITE of `initiator` were placed in the log of `node`. */
   onPlaced(node: SimNode, initiator: SimNode, logOffset: number, lengthBytes: number): void;
+  /** A WRITE of `initiator` arrived at the log of `node` without permission; not a byte of it was placed. */
+  onRefused?(node: SimNode, initiator: SimNode, logOffset: number, lengthBytes: number): void;
   /** The node's own plane appended to its log. */
   onAppended(node: SimNode, epoch: number, logOffset: number, lengthBytes: number): void;
   onFenceRaised(node: SimNode, epoch: number): void;
@@ -86,10 +88,14 @@ export class SimNode {
     return this.incomingLog[peer]?.generation ?? 0;
   }
 
+  private permissionIsOfLink(): boolean {
+    return this.network.options.strategy === 'link';
+  }
+
   mayWrite(link: SimLink, key: number): boolean {
     const { granted } = this;
     if (granted === null) return false;
-    if (this.network.options.strategy === 'key') return granted.peer === link.initiator.id && granted.key === key;
+    if (!this.permissionIsOfLink()) return granted.peer === link.initiator.id && granted.key === key;
     return granted.link === link;
   }
 
@@ -105,7 +111,7 @@ export class SimNode {
       this.dropLink(peer, link);
       throw new Error(`the log link of replica ${peer} (generation ${link.generation}) failed before it was granted`);
     }
-    const key = this.network.options.strategy === 'key' ? 1 + this.world.random.integer(2 ** 32 - 2) : 0;
+    const key = this.permissionIsOfLink() ? 0 : 1 + this.world.random.integer(2 ** 32 - 2);
     this.granted = { peer, link, key };
     this.observer.onEnabled(this, peer);
     return key;
@@ -121,7 +127,8 @@ export class SimNode {
     this.drainWrites(peer);
     this.granted = null;
     this.observer.onRevoked(this, peer);
-    if (this.network.options.strategy === 'flush') granted.link.closeResponder();
+    // Where the permission is the link's, a link carries one only (see LogPermissions).
+    if (this.permissionIsOfLink()) granted.link.closeResponder();
     if (granted.link.responderClosed) this.dropLink(peer, granted.link);
     for (const link of this.retired.splice(0)) link.closeResponder();
   }

@@ -1,0 +1,242 @@
+// A takeover is code that has never run when it is needed: V8 compiles a function when it is first called, and some
+// fifty first calls, in two threads, cost more than everything else that a failover does. So each thread of a replica
+// rehearses at start: three small replicas in shared memory of this process, under a clock of their own, elect a
+// leader, commit, lose it (its memory is gone, as after a kill), and take over. It is the real planes and the real
+// fabric, not a copy of their steps; what it replicates is nobody's.
+import { BackgroundPlane, type BackgroundProfile } from '../consensus/background-plane.js';
+import { type Configuration, genesisConfiguration } from '../consensus/configuration.js';
+import { Exchange } from '../consensus/exchange.js';
+import { LOG_BYTES_MIN } from '../consensus/limits.js';
+import { type ReplicationHost, ReplicationPlane } from '../consensus/replication-plane.js';
+import { QuorateError } from '../errors.js';
+import { LogPermissions, type PermissionStrategy } from '../fabric/permissions.js';
+import { VerbsBackgroundFabric } from '../fabric/verbs-background-fabric.js';
+import { VerbsEndpoint } from '../fabric/verbs-endpoint.js';
+import { VerbsReplicationFabric } from '../fabric/verbs-replication-fabric.js';
+
+const REPLICAS = 3;
+const TICK_NS = 1_000_000;
+const PROFILE: BackgroundProfile = {
+  tick_ns: TICK_NS,
+  electionTick_ns: TICK_NS,
+  takeoverTimeout_ns: 100 * TICK_NS,
+  scoreMax: 10,
+  failBelow: 2,
+  recoverAbove: 4,
+};
+/** Ticks of the rehearsal's own clock within which each scene must have ended. */
+const SCENE_TICKS_MAX = 500;
+const COMMANDS = 8;
+const COMMAND_BYTES = 64;
+const LINK_GENERATION = 1;
+
+export interface RehearsalOptions {
+  readonly strategy: PermissionStrategy;
+  /** Where shared memory is made; the default directory if absent. */
+  readonly shmDirectory?: string | undefined;
+}
+
+/** What the rehearsal did, for tests. */
+export interface RehearsalResult {
+  readonly leaders: readonly number[];
+  readonly applied: number;
+}
+
+class RehearsedReplica implements ReplicationHost {
+  readonly bootId: number;
+  readonly plane: ReplicationPlane;
+  readonly background: BackgroundPlane;
+  readonly fabric: VerbsReplicationFabric;
+  readonly backgroundFabric: VerbsBackgroundFabric;
+  readonly permissions: LogPermissions;
+  applied = 0;
+  alive = true;
+
+  constructor(
+    readonly id: number,
+    readonly endpoint: VerbsEndpoint,
+    genesis: Configuration,
+  ) {
+    this.bootId = id + 1;
+    const { fence } = endpoint;
+    const exchange = new Exchange(endpoint.controlMemory.buffer);
+    this.fabric = new VerbsReplicationFabric(
+      id,
+      endpoint.mainQueue,
+      fence,
+      {
+        log: endpoint.logMemory,
+        logKey: endpoint.logRegion.lkey,
+        workspace: endpoint.workspaceMemory,
+        workspaceBytes: endpoint.workspaceBytes,
+        workspaceKey: endpoint.workspaceRegion.lkey,
+      },
+      endpoint.transferBytesMax,
+    );
+    this.permissions = new LogPermissions(
+      endpoint.strategy,
+      endpoint.logDomain,
+      endpoint.logMemory,
+      endpoint.incomingQueue,
+      () => {},
+    );
+    this.backgroundFabric = new VerbsBackgroundFabric(
+      endpoint.backgroundQueue,
+      fence,
+      this.permissions,
+      {
+        status: endpoint.statusMemory,
+        mailbox: endpoint.mailboxMemory,
+        log: endpoint.logMemory,
+        probe: endpoint.probeMemory,
+        probeKey: endpoint.probeRegion.lkey,
+      },
+      () => {},
+    );
+    const { logMemory } = endpoint;
+    this.plane = new ReplicationPlane(
+      {
+        id,
+        bootId: this.bootId,
+        logBytes: logMemory.length,
+        genesis,
+        spin_ns: 0,
+        lagTimeout_ns: SCENE_TICKS_MAX * TICK_NS,
+        memberIds: genesis.voters.map((voter) => voter.id),
+      },
+      this.fabric,
+      exchange,
+      new Uint32Array(endpoint.statusMemory.buffer),
+      this,
+    );
+    this.background = new BackgroundPlane(
+      {
+        id,
+        bootId: this.bootId,
+        logBytes: logMemory.length,
+        profile: PROFILE,
+        random: () => 0.5,
+        notifyMain: () => {},
+      },
+      this.backgroundFabric,
+      exchange,
+    );
+  }
+
+  async link(peer: RehearsedReplica): Promise<void> {
+    const { endpoint } = this;
+    const probe = endpoint.initiate('probe', LINK_GENERATION);
+    const probeEnd = await peer.endpoint.accept(this.id, probe.request);
+    await endpoint.complete(probe, probeEnd.reply);
+    this.backgroundFabric.setProbe(peer.id, {
+      queuePair: probe.queuePair,
+      statusAddress: probeEnd.reply.readable.address,
+      statusKey: probeEnd.reply.readable.rkey,
+      mailboxAddress: probeEnd.reply.writable.address,
+      mailboxKey: probeEnd.reply.writable.rkey,
+    });
+    const log = endpoint.initiate('log', LINK_GENERATION);
+    const logEnd = await peer.endpoint.accept(this.id, log.request);
+    await endpoint.complete(log, logEnd.reply);
+    this.fabric.setPeer(peer.id, {
+      queuePair: log.queuePair,
+      logAddress: logEnd.reply.readable.address,
+      readKey: logEnd.reply.readable.rkey,
+      writeKey: logEnd.reply.writable.rkey,
+    });
+    peer.permissions.setLink(this.id, { generation: LINK_GENERATION, queuePair: logEnd.queuePair });
+    this.plane.peerLinked(peer.id, peer.bootId);
+    this.backgroundFabric.setOutgoingLogGeneration(peer.id, LINK_GENERATION);
+  }
+
+  tick(now_ns: number): void {
+    if (!this.alive) return;
+    this.background.tick(now_ns);
+    this.permissions.prepare();
+    this.plane.poll(now_ns);
+  }
+
+  /** As a kill would: its memory is gone, and whoever reads it learns that. */
+  kill(): void {
+    this.alive = false;
+    this.endpoint.close();
+  }
+
+  close(): void {
+    if (this.alive) this.endpoint.close();
+    this.backgroundFabric.close();
+    this.fabric.close();
+  }
+
+  applyCommand(): void {
+    this.applied++;
+  }
+  onLeader(): void {}
+  onDeposed(): void {}
+  onConfiguration(): void {}
+  onPeerBroken(peer: number): void {
+    // Replicas do not come back in a rehearsal, so the link is not replaced.
+    queueMicrotask(() => {
+      if (this.alive) this.plane.peerUnlinked(peer);
+    });
+  }
+  onSnapshotNeeded(): void {}
+}
+
+/**
+ * Runs the rehearsal in the calling thread. Takes some tens of milliseconds, and shared memory of a few hundred KiB for
+ * as long. Errors are those of opening the shared-memory device, and QUORATE_INTERNAL if a scene did not end.
+ */
+export async function rehearse(options: RehearsalOptions): Promise<RehearsalResult> {
+  const members = Array.from({ length: REPLICAS }, (_, id) => ({ id, bootId: id + 1 }));
+  const genesis = genesisConfiguration(1, members);
+  const replicas: RehearsedReplica[] = [];
+  try {
+    for (const { id } of members) {
+      const endpoint = VerbsEndpoint.open({
+        device: 'shm',
+        shmDirectory: options.shmDirectory,
+        logBytes: LOG_BYTES_MIN,
+        permissionStrategy: options.strategy,
+      });
+      replicas.push(new RehearsedReplica(id, endpoint, genesis));
+    }
+    for (const from of replicas) {
+      for (const to of replicas) if (from !== to) await from.link(to);
+    }
+    return perform(replicas);
+  } finally {
+    for (const replica of replicas) replica.close();
+  }
+}
+
+function perform(replicas: readonly RehearsedReplica[]): RehearsalResult {
+  const command = new Uint8Array(COMMAND_BYTES);
+  const leaders: number[] = [];
+  let now_ns = 0;
+  const until = (what: string, done: () => boolean) => {
+    for (let tick = 0; !done(); tick++) {
+      if (tick === SCENE_TICKS_MAX) {
+        throw new QuorateError('QUORATE_INTERNAL', `rehearsal: ${what} did not come to pass in ${tick} ticks`);
+      }
+      now_ns += TICK_NS;
+      for (const replica of replicas) replica.tick(now_ns);
+    }
+  };
+  for (let scene = 0; scene < 2; scene++) {
+    const living = replicas.filter((replica) => replica.alive);
+    const leading = () => living.find((replica) => replica.plane.role === 'leader');
+    until('an election', () => leading() !== undefined);
+    const leader = leading() as RehearsedReplica;
+    leaders.push(leader.id);
+    const before = leader.applied;
+    for (let index = 0; index < COMMANDS; index++) {
+      leader.plane.propose(0, 0, command);
+      leader.plane.flush();
+    }
+    until('a commit', () => leader.applied === before + COMMANDS);
+    until('its propagation', () => living.every((replica) => replica.applied >= leader.applied));
+    if (scene === 0) leader.kill();
+  }
+  return { leaders, applied: Math.max(...replicas.map((replica) => replica.applied)) };
+}

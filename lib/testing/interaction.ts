@@ -1,0 +1,377 @@
+// Scripts that lead a simulated cluster, with what it then does written down behind each command: tests that a person
+// can read. A script is a text of comments (#) and blocks; a block is one or more commands, a line "----", and what they
+// said, up to the next empty line. Running a script gives the same text with what the commands say now; a test compares.
+//
+//   cluster REPLICAS [log=KIB] [tear=US] [seed=N]    a cluster, all of it started; the first command of a script. With
+//                                            tear, messages are placed in pieces, in any order, up to so far apart
+//   trace all | elections | none             what is told from here on
+//   run DURATION                             such as 20us, 5ms, 1s of virtual time
+//   run until leader [ID] | answered | converged | suspected ID | trusted ID | takeover ID |
+//             repairing ID [within DURATION]
+//   propose ID COMMAND... [bytes=N] [times=N]    x=1 writes, x+=1 adds, x? reads; N bytes of filler; so many of each
+//   pause ID, stall-main ID, stall-background ID, resume ID    the process, or one of its planes, stands still
+//   crash ID, restart ID                     the memory is lost; the next life begins
+//   partition 0 1 | 2, cut FROM TO, heal     nothing gets through between the groups, or in one direction
+//   slow FACTOR                              packets sent from now on take so many times as long
+//   status, log ID, state ID, time           where replicas stand; what a log holds; registers; virtual time
+import { entryBytes, entryEpoch, entryPayloadBytes, entryType } from '../consensus/entry.js';
+import { formatEpoch } from '../consensus/epoch.js';
+import { readU53 } from '../consensus/sealed-block.js';
+import type { Violation } from '../fabric/sim/sim-world.js';
+import { describeEntry, nameOf, ProtocolTrace } from './protocol-trace.js';
+import { formatCommand, type Held, ScriptedCluster } from './scripted-cluster.js';
+import type { ProposalOutcome } from './sim-life.js';
+
+const SEPARATOR = '----';
+const UNITS_NS: Readonly<Record<string, number>> = { us: 1e3, ms: 1e6, s: 1e9 };
+/** How long "run until" waits, in virtual time. */
+const WAIT_LIMIT_NS = 10e9;
+const REPLICAS_MAX = 7;
+const HOLDS: Readonly<Record<string, Held>> = {
+  pause: 'paused',
+  'stall-main': 'main stalled',
+  'stall-background': 'background stalled',
+};
+
+export interface InteractionResult {
+  /** The script with what its commands say now. */
+  readonly text: string;
+  /** The first invariant that was broken; the rest of the script was not run. */
+  readonly violation: Violation | null;
+}
+
+/** Runs a script. Throws where it cannot be understood, with the number of the line. */
+export function runInteraction(script: string): InteractionResult {
+  const interpreter = new Interpreter();
+  const lines = script.split('\n');
+  const text: string[] = [];
+  let index = 0;
+  let isBlock = false;
+  while (index < lines.length) {
+    const line = lines[index] as string;
+    if (line.trim() === '' || line.startsWith('#')) {
+      text.push(line);
+      index++;
+      continue;
+    }
+    const commands: { line: string; number: number }[] = [];
+    for (; index < lines.length && lines[index] !== SEPARATOR && lines[index]?.trim() !== ''; index++) {
+      commands.push({ line: lines[index] as string, number: index + 1 });
+    }
+    if (lines[index] === SEPARATOR) {
+      while (index < lines.length && lines[index]?.trim() !== '') index++;
+    }
+    const output: string[] = [];
+    for (const command of commands) {
+      text.push(command.line);
+      if (interpreter.violation !== null) continue;
+      try {
+        output.push(...interpreter.execute(command.line));
+      } catch (error) {
+        throw new Error(`line ${command.number}, '${command.line}': ${error instanceof Error ? error.message : error}`);
+      }
+    }
+    text.push(SEPARATOR, ...(output.length === 0 ? ['ok'] : output));
+    isBlock = true;
+  }
+  if (!isBlock) throw new Error('the script has no command');
+  return { text: text.join('\n'), violation: interpreter.violation };
+}
+
+function describeOutcome(outcome: ProposalOutcome): string {
+  switch (outcome.kind) {
+    case 'applied':
+      return `applied, result ${outcome.result}`;
+    case 'notLeader':
+      return outcome.leader < 0 ? 'refused, it knows no leader' : `refused, r${outcome.leader} leads`;
+    case 'full':
+      return 'refused, the log is full';
+    default:
+      return 'OUTCOME UNKNOWN';
+  }
+}
+
+class Interpreter {
+  private script: ScriptedCluster | null = null;
+  private readonly trace = new ProtocolTrace();
+  /** Outcomes of the running command, where many are alike. */
+  private outcomes = new Map<string, string[]>();
+
+  get violation(): Violation | null {
+    return this.script?.world.violation ?? null;
+  }
+
+  execute(line: string): string[] {
+    const [name, ...words] = line.trim().split(/\s+/) as [string, ...string[]];
+    const said = this.command(name, words);
+    const { violation } = this;
+    const lines = [...this.trace.take(), ...said];
+    for (const [text, commands] of this.outcomes) lines.push(`${commands.length} proposals ${text}`);
+    this.outcomes.clear();
+    if (violation !== null) lines.push(`VIOLATION of ${violation.invariant}: ${violation.message}`);
+    return lines;
+  }
+
+  private get cluster(): ScriptedCluster {
+    if (this.script === null) throw new Error('there is no cluster yet; begin with: cluster 3');
+    return this.script;
+  }
+
+  private command(name: string, words: readonly string[]): string[] {
+    if (name === 'cluster') return this.newCluster(words);
+    const { cluster } = this;
+    switch (name) {
+      case 'trace':
+        if (words[0] !== 'all' && words[0] !== 'elections' && words[0] !== 'none')
+          throw new Error('all, elections or none?');
+        this.trace.level = words[0];
+        return [];
+      case 'run':
+        this.runFor(words);
+        return [];
+      case 'propose':
+        return this.propose(words);
+      case 'pause':
+      case 'stall-main':
+      case 'stall-background':
+        cluster.hold(this.id(words[0]), HOLDS[name] as Held);
+        return [];
+      case 'resume':
+        cluster.release(this.id(words[0]));
+        return [];
+      case 'crash':
+        cluster.life(this.id(words[0]));
+        cluster.cluster.crash(this.id(words[0]));
+        return [];
+      case 'restart':
+        cluster.cluster.start(this.id(words[0]));
+        return [];
+      case 'partition': {
+        const groups = words.join(' ').split('|');
+        cluster.partition(
+          ...groups.map((group) =>
+            group
+              .trim()
+              .split(/\s+/)
+              .map((word) => this.id(word)),
+          ),
+        );
+        return [];
+      }
+      case 'cut':
+        cluster.cut(this.id(words[0]), this.id(words[1]));
+        return [];
+      case 'heal':
+        cluster.heal();
+        return [];
+      case 'slow':
+        cluster.slowDown(this.count(words[0]));
+        return [];
+      case 'status':
+        return this.status();
+      case 'log':
+        return this.log(this.id(words[0]));
+      case 'state':
+        return [this.state(this.id(words[0]))];
+      case 'time':
+        return [`${(cluster.world.now_ns / 1e6).toFixed(3)} ms`];
+      default:
+        throw new Error('this command is unknown; lib/testing/interaction.ts lists those there are');
+    }
+  }
+
+  // -- words -------------------------------------------------------------------------------------------------------
+
+  private count(word: string | undefined): number {
+    const value = Number(word);
+    if (word === undefined || !Number.isInteger(value) || value < 0) throw new Error(`'${word}' is no count`);
+    return value;
+  }
+
+  private id(word: string | undefined): number {
+    const id = this.count(word);
+    if (id >= this.cluster.options.replicas) throw new Error(`there is no replica ${id}`);
+    return id;
+  }
+
+  private duration_ns(word: string | undefined): number {
+    const match = /^(\d+(?:\.\d+)?)(us|ms|s)$/.exec(word ?? '');
+    if (match === null) throw new Error(`'${word}' is no duration, such as 20us, 5ms or 1s`);
+    return Number(match[1]) * (UNITS_NS[match[2] as string] as number);
+  }
+
+  /** Takes "name=N" out of the words. */
+  private setting(words: string[], name: string, byDefault: number): number {
+    const index = words.findIndex((word) => word.startsWith(`${name}=`));
+    if (index < 0) return byDefault;
+    const [word] = words.splice(index, 1);
+    return this.count((word as string).slice(name.length + 1));
+  }
+
+  // -- commands ----------------------------------------------------------------------------------------------------
+
+  private newCluster(given: readonly string[]): string[] {
+    if (this.script !== null) throw new Error('a script has one cluster');
+    const words = [...given];
+    const logBytes = this.setting(words, 'log', 64) * 1024;
+    const seed = this.setting(words, 'seed', 1);
+    const tearGapMax_ns = this.setting(words, 'tear', 0) * 1e3;
+    const replicas = this.count(words[0]);
+    if (replicas < 1 || replicas > REPLICAS_MAX) throw new Error(`${replicas} replicas are not in 1..${REPLICAS_MAX}`);
+    const script = new ScriptedCluster({
+      replicas,
+      seed,
+      observers: [this.trace],
+      adjust: (options) => ({
+        ...options,
+        logBytes,
+        network: {
+          ...options.network,
+          tearProbability: tearGapMax_ns > 0 ? 1 : 0,
+          tearOutOfOrder: true,
+          tearGapMax_ns,
+        },
+      }),
+    });
+    this.script = script;
+    script.onOutcome = ({ replica, command, outcome }) => {
+      const text = describeOutcome(outcome as ProposalOutcome);
+      if (this.proposedTogether === 1) this.trace.note(`client: ${formatCommand(command)} at r${replica} ${text}`);
+      else {
+        const what = text.startsWith('applied') ? 'were applied' : `were answered: ${text}`;
+        this.outcomes.set(what, [...(this.outcomes.get(what) ?? []), formatCommand(command)]);
+      }
+    };
+    script.cluster.startAll();
+    return [];
+  }
+
+  /** Size of the last batch; the outcomes of many are counted, not named. */
+  private proposedTogether = 1;
+
+  private propose(given: readonly string[]): string[] {
+    const { cluster } = this;
+    const words = [...given];
+    const bytes = this.setting(words, 'bytes', 0);
+    const times = this.setting(words, 'times', 1);
+    const id = this.id(words.shift());
+    if (words.length === 0) throw new Error('what shall be proposed?');
+    this.proposedTogether = times;
+    for (let count = 0; count < times; count++) {
+      for (const word of words) cluster.propose(id, word, bytes);
+    }
+    return [];
+  }
+
+  private runFor(words: readonly string[]): void {
+    const { cluster } = this;
+    try {
+      if (words[0] !== 'until') cluster.run(this.duration_ns(words[0]));
+      else {
+        const within = words.indexOf('within');
+        const limit_ns = within < 0 ? WAIT_LIMIT_NS : this.duration_ns(words[within + 1]);
+        const [, what = '', id] = within < 0 ? words : words.slice(0, within);
+        this.runUntil(what, id, limit_ns);
+      }
+    } catch (error) {
+      if (this.violation === null) throw error; // a violation is told with the output
+    }
+  }
+
+  private runUntil(what: string, word: string | undefined, limit_ns: number): void {
+    const { cluster } = this;
+    const wait = (text: string, condition: () => boolean): void => cluster.runUntil(text, condition, limit_ns);
+    const trusts = (id: number): boolean[] =>
+      cluster.cluster.lives.flatMap((life) =>
+        life === null || life.id === id || cluster.heldAs(life.id).length > 0
+          ? []
+          : [(life.replication.trustedMask & (1 << id)) !== 0],
+      );
+    switch (what) {
+      case 'leader': {
+        const id = word === undefined ? -1 : this.id(word);
+        wait(id < 0 ? 'a leader' : `replica ${id} to lead`, () => {
+          const leader = cluster.cluster.leader();
+          return leader !== null && (id < 0 || leader.id === id);
+        });
+        break;
+      }
+      case 'answered':
+        wait('answers to all proposals', () => cluster.proposals.every(({ isOpen }) => !isOpen));
+        break;
+      case 'converged':
+        wait('the cluster to converge', () => cluster.cluster.notConverged() === null);
+        break;
+      case 'suspected': {
+        const id = this.id(word);
+        wait(`all to suspect replica ${id}`, () => trusts(id).every((isTrusted) => !isTrusted));
+        break;
+      }
+      case 'trusted': {
+        const id = this.id(word);
+        wait(`all to trust replica ${id}`, () => trusts(id).every((isTrusted) => isTrusted));
+        break;
+      }
+      case 'takeover': {
+        const id = this.id(word);
+        wait(`replica ${id} to take over`, () => cluster.life(id).replication.role === 'takingOver');
+        break;
+      }
+      case 'repairing': {
+        const id = this.id(word);
+        wait(`the leader to repair replica ${id}`, () => {
+          return cluster.cluster.leader()?.replication.peerPhase(id) === 'repairing';
+        });
+        break;
+      }
+      default:
+        throw new Error(`'until ${what}' is unknown`);
+    }
+  }
+
+  // -- what can be asked -------------------------------------------------------------------------------------------
+
+  private status(): string[] {
+    return this.cluster.cluster.lives.map((life, id) => {
+      if (life === null) return `r${id} is down`;
+      const { replication, background, node } = life;
+      const held = this.cluster.heldAs(id);
+      const role =
+        replication.role === 'leader' ? `leads in epoch ${formatEpoch(replication.leaderEpoch)}` : replication.role;
+      const writer = node.granted === null ? 'nobody' : `r${node.granted.peer}`;
+      const stopped = held.length === 0 ? '' : ` (${held.join(', ')})`;
+      return (
+        `${nameOf(id, life.bootId)} ${role}${stopped}: promised ${formatEpoch(background.promised)}, writer ${writer}, ` +
+        `applied ${replication.appliedLsn}, commit ${replication.commitLsn}, tail ${replication.tailLsn}`
+      );
+    });
+  }
+
+  /** What chains in the memory of a log, from its beginning, or where the ring was recycled from the applied LSN on. */
+  private log(id: number): string[] {
+    const { node, replication } = this.cluster.life(id);
+    const words = new Uint32Array(node.log.buffer);
+    const { length: capacity } = node.log;
+    let lsn = replication.tailLsn > capacity ? replication.appliedLsn : 0;
+    const lines: string[] = [];
+    while (lsn < replication.tailLsn || readU53(words, (lsn % capacity) >>> 2) === lsn) {
+      const offset = lsn % capacity;
+      const at = offset >>> 2;
+      if (readU53(words, at) !== lsn || entryType(words, at) === 0) break;
+      const endLsn = lsn + entryBytes(entryPayloadBytes(words, at));
+      const isApplied = endLsn <= replication.appliedLsn;
+      const isCommitted = endLsn <= replication.commitLsn;
+      const state = isApplied ? 'applied' : isCommitted ? 'committed' : '';
+      const text = `${String(lsn).padStart(6)}  ${formatEpoch(entryEpoch(words, at))}  ${describeEntry(node.log, words, offset)}`;
+      lines.push(state === '' ? text : `${text.padEnd(28)} ${state}`);
+      lsn = endLsn;
+    }
+    return lines.length === 0 ? ['(empty)'] : lines;
+  }
+
+  private state(id: number): string {
+    const { registers } = this.cluster.life(id).state.snapshot();
+    const set = registers.flatMap((value, key) => (value === 0 ? [] : [`${String.fromCharCode(97 + key)}=${value}`]));
+    return set.length === 0 ? '(nothing)' : set.join(' ');
+  }
+}

@@ -1,0 +1,125 @@
+// The right to write a replica's log, on shared memory: what one grant opened stays closed after its revocation, also
+// when the same peer is granted again later. A leader that stood still meanwhile goes on with requests of the old grant.
+import { mkdtempSync, rmSync } from 'node:fs';
+import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { LOG_BYTES_MIN } from '#lib/consensus/limits.js';
+import { LogPermissions, PERMISSION_STRATEGIES, type PermissionStrategy } from '#lib/fabric/permissions.js';
+import { VerbsEndpoint } from '#lib/fabric/verbs-endpoint.js';
+import { type QueuePair, WcStatus, WrOpcode } from '#lib/verbs/index.js';
+
+const LEADER = 0;
+const WRITE_ID = 7;
+
+interface Link {
+  readonly queuePair: QueuePair;
+  readonly logAddress: number;
+  readonly writeKey: number;
+}
+
+describe.each(PERMISSION_STRATEGIES)('permission to write a log, %s', (strategy: PermissionStrategy) => {
+  let directory = '';
+  let leader: VerbsEndpoint;
+  let voter: VerbsEndpoint;
+  let permissions: LogPermissions;
+  let dead: number[] = [];
+  let generation = 0;
+
+  beforeEach(() => {
+    directory = mkdtempSync('/dev/shm/quorate-test-');
+    const options = { device: 'shm', shmDirectory: directory, logBytes: LOG_BYTES_MIN };
+    leader = VerbsEndpoint.open({ ...options, permissionStrategy: strategy });
+    voter = VerbsEndpoint.open({ ...options, permissionStrategy: strategy });
+    dead = [];
+    generation = 0;
+    permissions = new LogPermissions(strategy, voter.logDomain, voter.logMemory, voter.incomingQueue, (_peer, which) =>
+      dead.push(which),
+    );
+  });
+  afterEach(() => {
+    leader.close();
+    voter.close();
+    rmSync(directory, { recursive: true });
+  });
+
+  async function link(): Promise<Link> {
+    const pending = leader.initiate('log', ++generation);
+    const { queuePair, reply } = await voter.accept(LEADER, pending.request);
+    await leader.complete(pending, reply);
+    permissions.setLink(LEADER, { generation, queuePair });
+    return { queuePair: pending.queuePair, logAddress: reply.readable.address, writeKey: reply.writable.rkey };
+  }
+
+  /** WRITEs the leader's first bytes to the voter's log, waits for the completion and returns its status. */
+  function write({ queuePair, logAddress, writeKey }: Link, key: number): number {
+    const { accepted } = queuePair.postSend([
+      {
+        opcode: WrOpcode.RDMA_WRITE,
+        sendFlags: 2, // IBV_SEND_SIGNALED
+        wrId: WRITE_ID,
+        localAddress: leader.logMemory.address,
+        length: 8,
+        lkey: leader.logRegion.lkey,
+        remoteAddress: logAddress,
+        rkey: key === 0 ? writeKey : key,
+      },
+    ]);
+    if (accepted !== 1) return WcStatus.WR_FLUSH_ERR;
+    for (;;) {
+      const [completion] = leader.mainQueue.poll(1);
+      if (completion?.wrId === WRITE_ID) return completion.status; // others are of READs that links begin with
+    }
+  }
+
+  const bytes = (endpoint: VerbsEndpoint) => new Uint8Array(endpoint.logMemory.buffer, 0, 8);
+
+  it('opens with a grant, closes with its revocation, and never opens again for what the grant before allowed', async () => {
+    const old = await link();
+    bytes(leader).fill(1);
+    expect(write(old, permissions.enable(LEADER))).toBe(WcStatus.SUCCESS);
+    expect([...bytes(voter)]).toEqual([...bytes(leader)]);
+
+    permissions.revoke(LEADER);
+    permissions.prepare();
+    const hasLink = permissions.generation(LEADER) !== 0;
+    expect(hasLink).toBe(strategy === 'mr-dereg');
+    expect(dead).toEqual(hasLink ? [] : [1]);
+    if (!hasLink) expect(() => permissions.enable(LEADER)).toThrow(/no log link/);
+    const fresh = hasLink ? old : await link();
+    const key = permissions.enable(LEADER);
+
+    bytes(leader).fill(2);
+    expect(write(fresh, key)).toBe(WcStatus.SUCCESS);
+    expect(bytes(voter)[0]).toBe(2);
+  });
+
+  it('refuses a WRITE of the grant before while the same peer holds the permission anew', async () => {
+    const old = await link();
+    const oldKey = permissions.enable(LEADER);
+    permissions.revoke(LEADER);
+    permissions.prepare();
+    if (permissions.generation(LEADER) === 0) await link();
+    permissions.enable(LEADER);
+
+    bytes(leader).fill(3);
+    expect(write(old, oldKey)).not.toBe(WcStatus.SUCCESS);
+    expect([...bytes(voter)]).toEqual(new Array(8).fill(0));
+  });
+
+  it('closes a link that was replaced while it carried the permission when that is revoked, and misses nothing', async () => {
+    await link();
+    permissions.enable(LEADER);
+    await link();
+    permissions.revoke(LEADER);
+    permissions.prepare();
+    expect(permissions.generation(LEADER)).toBe(2);
+    expect(dead).toEqual([]);
+    permissions.enable(LEADER);
+  });
+
+  it(`is the voter's to give: nothing can be written before the first grant`, async () => {
+    const early = await link();
+    bytes(leader).fill(4);
+    expect(write(early, 0)).not.toBe(WcStatus.SUCCESS);
+    expect([...bytes(voter)]).toEqual(new Array(8).fill(0));
+  });
+});

@@ -1,0 +1,121 @@
+// Runs every script of this folder and compares what its commands say with what is written in it; the language is
+// explained in lib/testing/interaction.ts. After a change on purpose `npx vitest run test/interaction -u` writes the scripts
+// anew: read the difference before you keep it. A script that breaks an invariant fails, whatever is written in it.
+//
+// Each script also has a way to break the protocol that it must notice, or it would guard nothing.
+import { readdirSync, readFileSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { describe, expect, test } from 'vitest';
+import { runInteraction } from '#lib/testing/interaction.js';
+import {
+  candidatesTooFarBehind,
+  commitByEntriesOnly,
+  type Mutant,
+  mutation,
+  neverDropped,
+  repairNeverComplete,
+  takeoverBeforeMajority,
+  together,
+  walkBegunAnew,
+} from '../support/mutants.js';
+
+const folder = dirname(fileURLToPath(import.meta.url));
+const scripts = readdirSync(folder).filter((name) => name.endsWith('.txt'));
+
+/** What each script must notice: by a violation, by waiting in vain, or by another trace. */
+const NOTICED: Readonly<Record<string, readonly Mutant[]>> = {
+  'first-election.txt': [together(takeoverBeforeMajority, mutation('elect-on-minority'))],
+  'last-entry.txt': [commitByEntriesOnly],
+  'crash-adopt-tail.txt': [mutation('best-log-not-adopted'), mutation('tail-not-published')],
+  'crash-uncommitted-tail.txt': [mutation('tail-not-published')],
+  'paused-leader-continues.txt': [mutation('tail-not-revalidated'), mutation('skip-tail-repair')],
+  'stopped-leader-device-goes-on.txt': [mutation('tail-not-published')],
+  'stale-write-refused.txt': [mutation('writer-not-revoked')],
+  'two-candidates.txt': [mutation('promise-not-recorded')],
+  'late-follower.txt': [mutation('broken-link-not-reported')],
+  'one-way-partition.txt': [mutation('no-grant-guard')],
+  'promised-later-epoch.txt': [mutation('outpromised-voter-left-out')],
+  'ring-backpressure.txt': [mutation('recycle-too-early'), mutation('recycle-unchecked')],
+  'dropped-follower.txt': [neverDropped],
+  'lost-memory.txt': [mutation('old-life-counts')],
+  'lost-memory-does-not-vote.txt': [mutation('old-life-counts')],
+  'majority-lost.txt': [mutation('commit-on-minority')],
+  'half-an-entry.txt': [mutation('commit-within-an-entry')],
+  'repair-nothing-to-send.txt': [repairNeverComplete],
+  'too-far-behind.txt': [candidatesTooFarBehind],
+  'snapshot-in-takeover.txt': [mutation('no-snapshot-in-takeover')],
+  'long-tail-follower.txt': [walkBegunAnew],
+};
+
+const textOf = (name: string): string => readFileSync(join(folder, name), 'utf8');
+
+describe('scripts', () => {
+  test.each(scripts)('%s', async (name) => {
+    const { text, violation } = runInteraction(textOf(name));
+    expect(violation).toBeNull();
+    await expect(text).toMatchFileSnapshot(join(folder, name));
+  });
+
+  test('all have something that they must notice', () => {
+    expect(scripts.filter((name) => NOTICED[name] === undefined)).toEqual([]);
+  });
+
+  const pairs = Object.entries(NOTICED).flatMap(([script, mutants]) =>
+    mutants.map((mutant) => ({ script, mutant, name: mutant.name })),
+  );
+  test.each(pairs)('$script notices: $name', ({ script, mutant }) => {
+    const good = textOf(script);
+    const mend = mutant.install();
+    let bad: string;
+    try {
+      bad = runInteraction(good).text;
+    } catch (error) {
+      bad = String(error);
+    } finally {
+      mend();
+    }
+    expect(bad).not.toBe(good);
+  });
+});
+
+describe('a script', () => {
+  test('says the same every time', () => {
+    const script = textOf('two-candidates.txt');
+    expect(runInteraction(script).text).toBe(runInteraction(script).text);
+  });
+
+  test('keeps its comments, and takes what was written behind its commands for nothing', () => {
+    const { text } = runInteraction('# why\n\ncluster 3\ntrace none\n----\nsomething else\n\ntime\n');
+    expect(text).toBe(
+      '# why\n\ncluster 3\ntrace none\n----\nr0 starts\nr1 starts\nr2 starts\n\ntime\n----\n0.000 ms\n',
+    );
+  });
+
+  test('that breaks an invariant says so and goes no further', () => {
+    const mend = mutation('commit-on-minority').install();
+    try {
+      const { text, violation } = runInteraction('cluster 3\ntrace none\nrun 1s\n\nstatus\n');
+      expect(violation?.invariant).toBe('durability');
+      expect(text).toContain('VIOLATION of durability');
+      expect(text.endsWith('status\n----\nok\n')).toBe(true);
+    } finally {
+      mend();
+    }
+  });
+
+  test.each([
+    ['crash 0', "line 1, 'crash 0': there is no cluster yet"],
+    ['cluster 3\n\nfly 0', "line 3, 'fly 0': this command is unknown"],
+    ['cluster 99', '99 replicas are not in 1..7'],
+    ['cluster 3\nrun 5 ms', "'5' is no duration"],
+    ['cluster 3\ncrash 3', 'there is no replica 3'],
+    ['cluster 3\nresume 0', 'replica 0 is not stopped'],
+    ['cluster 3\ncrash 0\ncrash 0', 'replica 0 is down'],
+    ['cluster 3\npropose 0 what', "'what' is no command"],
+    ['cluster 3\npartition 0 1 2\nrun until leader 2 within 1ms', 'waited 1 ms of virtual time for: replica 2 to lead'],
+    ['# nothing', 'the script has no command'],
+  ])('with a mistake is an error that names it: %j', (script, message) => {
+    expect(() => runInteraction(script)).toThrow(message);
+  });
+});

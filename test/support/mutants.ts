@@ -1,0 +1,207 @@
+// Ways to break single claims, for scripted tests. Most of those that break safety are in lib/testing/mutations.ts, where
+// random simulations must notice them; most of the ones here cost time, progress or one guarantee only, and some bring
+// defects back that were found before (docs/bugs).
+import { BackgroundPlane } from '#lib/consensus/background-plane.js';
+import { FailureDetector } from '#lib/consensus/failure-detector.js';
+import { ReplicationPlane } from '#lib/consensus/replication-plane.js';
+import { writeU53 } from '#lib/consensus/sealed-block.js';
+import { ToMainField } from '#lib/consensus/status-layout.js';
+import { SimReplicationFabric } from '#lib/fabric/sim/sim-replication-fabric.js';
+import { MUTATIONS, replace } from '#lib/testing/mutations.js';
+
+export interface Mutant {
+  readonly name: string;
+  /** Breaks the code; the function returned mends it. */
+  readonly install: () => () => void;
+}
+
+/** A mutation of lib/testing/mutations.ts by its name. */
+export function mutation(name: string): Mutant {
+  const found = MUTATIONS.find((candidate) => candidate.name === name);
+  if (found === undefined) throw new Error(`there is no mutation ${name}`);
+  return found;
+}
+
+export function together(...mutants: readonly Mutant[]): Mutant {
+  return {
+    name: mutants.map(({ name }) => name).join(' and '),
+    install: () => {
+      const mends = mutants.map(({ install }) => install());
+      return () => {
+        for (const mend of mends.reverse()) mend();
+      };
+    },
+  };
+}
+
+const replication = ReplicationPlane.prototype;
+const background = BackgroundPlane.prototype;
+
+export const takeoverBeforeMajority: Mutant = {
+  name: 'a takeover that begins with the first grant',
+  install: () =>
+    replace(
+      background,
+      'request',
+      (original) =>
+        function (now_ns: number) {
+          original.call(this, now_ns);
+          if (this.takeoverAnnounced) return;
+          this.takeoverAnnounced = true;
+          writeU53(this.toMainWriter.body, ToMainField.takeoverEpoch, this.candidateEpoch);
+          this.publishToMain();
+          this.options.notifyMain();
+        },
+    ),
+};
+
+export const applyUncommitted: Mutant = {
+  name: 'a follower that takes what is in its log for committed',
+  install: () =>
+    replace(
+      replication,
+      'extendTail',
+      (original) =>
+        function (...parameters: unknown[]) {
+          const more = original.call(this, ...parameters);
+          this.commitLsn_ = Math.max(this.commitLsn_, this.tail.lsn);
+          return more;
+        },
+    ),
+};
+
+export const commitByEntriesOnly: Mutant = {
+  name: 'a follower that learns the commit LSN from later entries only',
+  install: () => replace(replication, 'peerLeaderEpoch', () => () => 0),
+};
+
+export const twoWritesPerEntry: Mutant = {
+  name: 'an entry that is written in two parts',
+  install: () =>
+    replace(
+      SimReplicationFabric.prototype,
+      'queueWrite',
+      (original) =>
+        function (peer: number, offset: number, lengthBytes: number, token: number) {
+          original.call(this, peer, offset, lengthBytes / 2, token - lengthBytes);
+          original.call(this, peer, offset + lengthBytes / 2, lengthBytes / 2, token);
+        },
+    ),
+};
+
+export const commitWhenApplied: Mutant = {
+  name: 'a commit that waits until followers have applied',
+  install: () =>
+    replace(
+      replication,
+      'advanceCommit',
+      (original) =>
+        function () {
+          const acked = this.followers.map((follower: { ackedLsn: number }) => follower.ackedLsn);
+          for (const follower of this.followers) {
+            if (this.role === 'leader') follower.ackedLsn = Math.min(follower.ackedLsn, follower.appliedLsn);
+          }
+          original.call(this);
+          for (const [peer, lsn] of acked.entries()) this.followers[peer].ackedLsn = lsn;
+        },
+    ),
+};
+
+export const commitByAll: Mutant = {
+  name: 'a commit that waits for every follower',
+  install: () =>
+    replace(
+      replication,
+      'advanceCommit',
+      (original) =>
+        function () {
+          const voters = this.configuration.voters.filter(({ id }: { id: number }) => id !== this.options.id);
+          const acked = voters.map(({ id }: { id: number }) => this.followers[id].ackedLsn);
+          if (this.role !== 'leader' || Math.min(...acked) >= this.tail.lsn) original.call(this);
+        },
+    ),
+};
+
+export const oneThreshold: Mutant = {
+  name: 'one threshold for both directions',
+  install: () =>
+    replace(
+      FailureDetector.prototype,
+      'judge',
+      () =>
+        function (peer: number) {
+          if (this.scores[peer] > this.thresholds.recoverAbove) this.mask |= 1 << peer;
+          else this.mask &= ~(1 << peer);
+        },
+    ),
+};
+
+export const slowMeansDead: Mutant = {
+  name: 'a READ that is not back after a tick ends trust',
+  install: () =>
+    replace(
+      background,
+      'score',
+      (original) =>
+        function () {
+          original.call(this);
+          for (const [peer, watch] of this.peers.entries()) {
+            if (watch.readOutstanding) this.detector.observeUnreachable(peer);
+          }
+        },
+    ),
+};
+
+export const detectorIsBlind: Mutant = {
+  name: 'a READ that works counts as a sign of life',
+  install: () =>
+    replace(
+      FailureDetector.prototype,
+      'observe',
+      (original) =>
+        function (peer: number) {
+          original.call(this, peer, this.lastCounters[peer] + 1);
+        },
+    ),
+};
+
+export const neverDropped: Mutant = {
+  name: 'a follower that is never dropped',
+  install: () => replace(replication, 'relieve', () => () => {}),
+};
+
+export const repairNeverComplete: Mutant = {
+  name: 'a repair with nothing to send that is never complete',
+  install: () =>
+    replace(
+      replication,
+      'beginRepair',
+      (original) =>
+        function (peer: number) {
+          original.call(this, peer);
+          if (this.peerPhase(peer) === 'active') this.followers[peer].phase = PHASE_REPAIRING;
+        },
+    ),
+};
+/** Number of the phase in replication-plane.ts. */
+const PHASE_REPAIRING = 1;
+
+export const walkBegunAnew: Mutant = {
+  name: 'a walk through the log that begins anew at each step',
+  install: () =>
+    replace(
+      replication,
+      'follow',
+      (original) =>
+        function () {
+          if (this.tail.epoch !== this.promisedEpoch && this.tail.lsn !== this.applied.lsn) this.forgetTail();
+          original.call(this);
+          return false;
+        },
+    ),
+};
+
+export const candidatesTooFarBehind: Mutant = {
+  name: 'candidates whose logs cannot be completed from any other',
+  install: () => replace(background, 'isTooFarBehind', () => () => false),
+};
