@@ -194,7 +194,7 @@ async function measureFailover(common, rounds, payloadBytes) {
 async function measureFanout(devices, size, iterations) {
   if (!existsSync(options.fanout)) {
     say(`no ratio: ${options.fanout} is not there; make it with`);
-    say('  cmake -S . -B out/native && cmake --build out/native --target write_fanout');
+    say('  node scripts/build.mjs write-fanout');
     return undefined;
   }
   const [device, ...peers] = devices.length === 1 ? Array(REPLICAS).fill(devices[0]) : devices;

@@ -2,6 +2,7 @@
 // With the name of a variant it builds that instead:
 //   native, native-address, native-thread   the C++ tests: plain, address + undefined-behaviour sanitizer, thread sanitizer
 //   addon-address, addon-thread             the addon under a sanitizer; use it with QUORATE_PREBUILD=out/addon-address
+//   write-fanout                            the C program that bench/smoke.mjs compares commits with on RDMA devices
 import { existsSync, mkdirSync, readdirSync, rmSync, statSync } from 'node:fs';
 import { dirname, join, relative } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -10,7 +11,7 @@ import { fail, runOrThrow } from './tools/child.mjs';
 export const root = dirname(dirname(fileURLToPath(import.meta.url)));
 const COMPILE_TIMEOUT_MS = 10 * 60_000;
 
-export const VARIANTS = ['native', 'native-address', 'native-thread', 'addon-address', 'addon-thread'];
+export const VARIANTS = ['native', 'native-address', 'native-thread', 'addon-address', 'addon-thread', 'write-fanout'];
 
 function packageFile(name, path) {
   return join(root, 'node_modules', name, path);
@@ -82,16 +83,20 @@ export function variantFolder(variant) {
   return join(root, 'out', variant);
 }
 
+async function buildNative(variant, sanitizer, target) {
+  const folder = variantFolder(variant);
+  const configure = ['-S', root, '-B', folder, `-DQUORATE_SANITIZE=${sanitizer}`];
+  await runLocked(variant, 'cmake', configure);
+  await runLocked(variant, 'cmake', ['--build', folder, '--parallel', '2', '--target', target]);
+  return join(folder, target);
+}
+
 /** Builds a variant with CMake and returns the path of the program or addon. */
 export async function buildVariant(variant) {
+  if (variant === 'write-fanout') return await buildNative('native', '', 'write_fanout');
   const [what, sanitizer = ''] = variant.split('-');
+  if (what === 'native') return await buildNative(variant, sanitizer, 'native_tests');
   const folder = variantFolder(variant);
-  if (what === 'native') {
-    const configure = ['-S', root, '-B', folder, `-DQUORATE_SANITIZE=${sanitizer}`];
-    await runLocked(variant, 'cmake', configure);
-    await runLocked(variant, 'cmake', ['--build', folder, '--parallel', '2', '--target', 'native_tests']);
-    return join(folder, 'native_tests');
-  }
   await runLocked(variant, process.execPath, [
     packageFile('cmake-js', 'bin/cmake-js'),
     'build',

@@ -126,7 +126,9 @@ export class LogPermissions {
       throw new Error(`single writer: replica ${peer} enabled while replica ${this.granted.peer} may write the log`);
     }
     const link = this.links.get(peer);
-    if (link === undefined) throw new Error(`replica ${peer} has no log link to enable`);
+    if (link === undefined) {
+      throw new QuorateError('QUORATE_LINK_DEAD', `replica ${peer} has no log link to enable now; a fresh one is made`);
+    }
     if (link.queuePair.query().state !== QpState.RTS) {
       this.dropLink(peer, link);
       throw new QuorateError(

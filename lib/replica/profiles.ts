@@ -17,21 +17,21 @@ export const PROFILES: Readonly<Record<ProfileName, BackgroundProfile>> = {
   },
   /** Silence of about 20 ms is a failure. */
   balanced: {
-    tick_ns: 500_000,
+    tick_ns: 1_000_000,
     electionTick_ns: 50_000,
     takeoverTimeout_ns: 200_000_000,
-    scoreMax: 40,
+    scoreMax: 20,
     failBelow: 2,
     recoverAbove: 6,
   },
-  /** Silence of about 0.5 s is a failure. For software RDMA devices and overcommitted hosts. */
+  /** Silence of about 0.5 s is a failure. For software RDMA devices, where each READ costs both ends, and busy hosts. */
   relaxed: {
-    tick_ns: 10_000_000,
-    electionTick_ns: 2_000_000,
+    tick_ns: 40_000_000,
+    electionTick_ns: 5_000_000,
     takeoverTimeout_ns: 3_000_000_000,
-    scoreMax: 50,
+    scoreMax: 13,
     failBelow: 2,
-    recoverAbove: 6,
+    recoverAbove: 4,
   },
 };
 

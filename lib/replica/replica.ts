@@ -49,8 +49,8 @@ const SPIN_NS = 100_000;
 const SPIN_SOFTWARE_DEVICE_NS = 2_000_000;
 /** A follower that blocks the recycling of the ring for so long is dropped. */
 const LAG_TIMEOUT_NS = 1_000_000_000;
-/** Housekeeping that no event announces: a blocked ring, a membership change that waits. */
-const HOUSEKEEPING_INTERVAL_MS = 20;
+/** Housekeeping that no event announces: a blocked ring, a membership change that waits. At least two ticks apart. */
+const HOUSEKEEPING_INTERVAL_MIN_MS = 20;
 /** Flushes in a row before the event loop gets its turn. */
 const FLUSHES_PER_TURN_MAX = 256;
 const SNAPSHOT_TIMEOUT_MS = 120_000;
@@ -343,7 +343,10 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
         this.armed = false;
         this.poll();
       });
-      this.housekeeping = setInterval(() => this.poll(), HOUSEKEEPING_INTERVAL_MS);
+      this.housekeeping = setInterval(
+        () => this.poll(),
+        Math.max(HOUSEKEEPING_INTERVAL_MIN_MS, (this.profile.tick_ns / 1e6) * 2),
+      );
     });
   }
 

@@ -6,7 +6,7 @@ import { EventEmitter } from 'node:events';
 import { fileURLToPath } from 'node:url';
 import type { MemberAddress, ProfileName, ReplicaStatus } from '../../replica/replica-options.js';
 import { type Deadline, DemoError } from './deadline.js';
-import { type FromReplica, monotonic_ns, type ToReplica } from './messages.js';
+import { type FromReplica, monotonic_ns, type OpenMessage, type ToReplica } from './messages.js';
 import { freePorts } from './ports.js';
 
 /** Of a replica's standard error, kept for the message when it ends unexpectedly. */
@@ -18,6 +18,10 @@ const CLOSE_TIMEOUT_MS = 15_000;
 
 export interface ClusterOptions {
   readonly replicas: number;
+  /** Name of the program of a replica's process, in the folder above this one; default demo-replica.js. */
+  readonly program?: string;
+  /** Part of the order to open, for the replica with this id; nothing by default. */
+  readonly openWith?: (id: number) => Partial<Pick<OpenMessage, 'logBytes' | 'permissionStrategy' | 'clientSocket'>>;
   /** One for all, one for each, or none: then each replica picks its own. */
   readonly devices: readonly string[];
   readonly profile: ProfileName | undefined;
@@ -52,7 +56,7 @@ export interface ClusterEvents {
   change: [];
 }
 
-interface Failure {
+export interface Failure {
   readonly code: string;
   readonly message: string;
 }
@@ -63,6 +67,9 @@ export function compareEpochs(a: string, b: string): number {
   const [bCounter = 0, bIncarnation = 0] = b.split('.').map(Number);
   return aCounter - bCounter || aIncarnation - bIncarnation;
 }
+
+/** Of a process that ended without having said why. */
+const ENDED_WITHOUT_CODE = 'ENDED';
 
 export class Cluster extends EventEmitter<ClusterEvents> {
   /** By replica id: the life that is on. */
@@ -132,19 +139,24 @@ export class Cluster extends EventEmitter<ClusterEvents> {
         if (message.type === 'failed') done({ code: message.code, message: message.message });
       };
       const onChange = () => {
-        if (replica.state === 'ended') done({ code: 'ENDED', message: describeEnd(replica) });
+        if (replica.state === 'ended') done({ code: ENDED_WITHOUT_CODE, message: describeEnd(replica) });
       };
       this.on('message', onMessage);
       this.on('change', onChange);
     });
   }
 
-  private launch(id: number): ReplicaProcess {
+  /** `wrapper`: a program and its arguments that becomes Node.js with what follows (it must exec, not fork). */
+  private launch(id: number, wrapper: readonly string[] = []): ReplicaProcess {
     const { options } = this;
-    const child = fork(fileURLToPath(new URL('../demo-replica.js', import.meta.url)), [], {
+    const program = new URL(`../${options.program ?? 'demo-replica.js'}`, import.meta.url);
+    const nodeArguments = process.execArgv.filter((argument) => !argument.startsWith('--inspect'));
+    const [execPath = process.execPath, ...execArgv] = [...wrapper, process.execPath, ...nodeArguments];
+    const child = fork(fileURLToPath(program), [], {
       serialization: 'advanced',
       stdio: ['ignore', 'ignore', 'pipe', 'ipc'],
-      execArgv: process.execArgv.filter((argument) => !argument.startsWith('--inspect')),
+      execPath,
+      execArgv,
     });
     if (child.pid === undefined) throw new DemoError(`the process of replica ${id} could not be started`);
     const replica: ReplicaProcess = {
@@ -180,6 +192,10 @@ export class Cluster extends EventEmitter<ClusterEvents> {
       profile: options.profile,
       openTimeoutMs: options.openTimeoutMs,
       probeOrigin: this.firstProbeOrigin + this.everyLife.length,
+      logBytes: undefined,
+      permissionStrategy: undefined,
+      clientSocket: undefined,
+      ...options.openWith?.(id),
     });
     return replica;
   }
@@ -308,8 +324,10 @@ export class Cluster extends EventEmitter<ClusterEvents> {
   /** Continues a replica that was stopped. Returns when, taken just before. */
   continue(replica: ReplicaProcess): number {
     const at_ns = monotonic_ns();
-    process.kill(replica.pid, 'SIGCONT');
-    replica.state = 'open';
+    if (replica.state === 'stopped') {
+      process.kill(replica.pid, 'SIGCONT');
+      replica.state = 'open';
+    }
     this.guards.get(replica.pid)?.stdin?.end('continued\n');
     this.guards.delete(replica.pid);
     return at_ns;
@@ -331,12 +349,39 @@ export class Cluster extends EventEmitter<ClusterEvents> {
 
   /** Starts a replica that has ended again, as a new life, and waits until it is part of the cluster. */
   async restart(id: number): Promise<ReplicaProcess> {
-    const replica = this.launch(id);
-    const failure = await this.options.deadline.until(`replica ${id} to open again`, this.opened(replica));
+    const { replica, failure } = await this.tryRestart(id);
     if (failure !== undefined) {
       throw new DemoError(`replica ${id} could not be started again: ${failure.code}: ${failure.message}`);
     }
     return replica;
+  }
+
+  /** The same, for a start that may fail: says why, when its process has ended. `wrapper`: see launch(). */
+  async tryRestart(
+    id: number,
+    wrapper?: readonly string[],
+  ): Promise<{ replica: ReplicaProcess; failure: Failure | undefined }> {
+    const replica = this.launch(id, wrapper);
+    const { deadline } = this.options;
+    const failure = await deadline.until(`replica ${id} to open again`, this.opened(replica));
+    if (failure !== undefined) {
+      await this.waitFor(`replica ${id}, which could not open, to end`, () =>
+        replica.state === 'ended' ? true : undefined,
+      );
+    }
+    return { replica, failure };
+  }
+
+  /** Resolves with the applied LSN when all replicas have applied everything that is in the leader's log. */
+  quiet(): Promise<number> {
+    const since_ns = monotonic_ns();
+    return this.waitFor('all replicas to have applied the same LSN', () => {
+      const lsn = this.leader?.status?.tailLsn;
+      const isQuiet = this.replicas.every(
+        ({ status, statusAt_ns }) => statusAt_ns > since_ns && status?.appliedLsn === lsn && status?.commitLsn === lsn,
+      );
+      return isQuiet ? lsn : undefined;
+    });
   }
 
   /** Orders all replicas to close and waits until they have ended. Returns what did not go as it should. */

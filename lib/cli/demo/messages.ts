@@ -1,6 +1,7 @@
-// What the demo's parent process and its replica processes tell each other over Node's IPC channel (serialization
-// "advanced", so typed arrays travel as such). Stamps are CLOCK_MONOTONIC, which all processes of a host share.
-import type { MemberAddress, ProfileName, ReplicaStatus } from '../../replica/replica-options.js';
+// What the parent process of a demo or nemesis run and its replica processes tell each other over Node's IPC channel
+// (serialization "advanced", so typed arrays travel as such). Stamps are CLOCK_MONOTONIC, which all processes of a host
+// share.
+import type { MemberAddress, ProfileName, ReplicaOptions, ReplicaStatus } from '../../replica/replica-options.js';
 
 /** CLOCK_MONOTONIC in nanoseconds, exact for the first 104 days of uptime. */
 export function monotonic_ns(): number {
@@ -17,7 +18,15 @@ export interface OpenMessage {
   readonly openTimeoutMs: number;
   /** Origin of the commands that this process proposes on its own; see ServingMessage. */
   readonly probeOrigin: number;
+  /** Undefined: the library's default. */
+  readonly logBytes: number | undefined;
+  /** Undefined: the library's default. */
+  readonly permissionStrategy: PermissionStrategy | undefined;
+  /** Unix socket on which client processes are served; undefined where there are none. */
+  readonly clientSocket: string | undefined;
 }
+
+export type PermissionStrategy = NonNullable<ReplicaOptions['permissionStrategy']>;
 
 /** Commands to propose, in this order. */
 export interface ProposeMessage {
@@ -49,7 +58,33 @@ export interface CloseMessage {
   readonly type: 'close';
 }
 
-export type ToReplica = OpenMessage | ProposeMessage | ReportRequest | MeasureRequest | CloseMessage;
+/** A fault: keeps the main thread busy, so that its event loop does not turn. */
+export interface BlockMessage {
+  readonly type: 'block';
+  readonly durationMs: number;
+}
+
+/** A fault: moves queue pairs of this process to the error state, as a device does when it gives a connection up. */
+export interface BreakLinksMessage {
+  readonly type: 'breakLinks';
+  /** Which of the live queue pairs, in the order of their making: one number in [0, 1) for each to be broken. */
+  readonly choices: readonly number[];
+}
+
+/** Asks for a digest of the state. */
+export interface DigestRequest {
+  readonly type: 'digest';
+}
+
+export type ToReplica =
+  | OpenMessage
+  | ProposeMessage
+  | ReportRequest
+  | MeasureRequest
+  | CloseMessage
+  | BlockMessage
+  | BreakLinksMessage
+  | DigestRequest;
 
 /** The replica is part of a formed cluster. */
 export interface OpenedMessage {
@@ -128,6 +163,20 @@ export interface ReportMessage {
   readonly outOfOrder: number;
 }
 
+/** Digest of a replica's state and the LSN it stands for, taken in one piece. */
+export interface DigestMessage {
+  readonly type: 'digest';
+  readonly id: number;
+  readonly appliedLsn: number;
+  readonly digest: string;
+}
+
+/** How many queue pairs were broken by order. */
+export interface LinksBrokenMessage {
+  readonly type: 'linksBroken';
+  readonly count: number;
+}
+
 export interface MeasuredMessage {
   readonly type: 'measured';
   /** HDR histogram in nanoseconds, compressed, base64. */
@@ -160,6 +209,8 @@ export type FromReplica =
   | AcknowledgedMessage
   | RefusedMessage
   | ReportMessage
+  | DigestMessage
+  | LinksBrokenMessage
   | MeasuredMessage
   | WarningMessage
   | FailedMessage;

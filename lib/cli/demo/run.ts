@@ -404,16 +404,7 @@ export class Run {
     const { cluster } = this;
     let reports: ReportMessage[] = [];
     for (let attempt = 0; attempt < REPORT_TRIES_MAX; attempt++) {
-      const since_ns = monotonic_ns();
-      await cluster.waitFor('all replicas to have applied the same LSN', () => {
-        const { leader } = cluster;
-        const lsn = leader?.status?.tailLsn;
-        const isQuiet = cluster.replicas.every(
-          ({ status, statusAt_ns }) =>
-            statusAt_ns > since_ns && status?.appliedLsn === lsn && status?.commitLsn === lsn,
-        );
-        return isQuiet ? true : undefined;
-      });
+      await cluster.quiet();
       reports = await Promise.all(
         cluster.replicas.map((replica) =>
           cluster.request(replica, { type: 'report', origin: DRIVER_ORIGIN }, 'report'),

@@ -1,10 +1,17 @@
-// Runs the demo as a user does, as a program, and ends it by its process id whatever a test does.
+// Runs the demo (or the nemesis) as a user does, as a program, and ends it by its process id whatever a test does.
 import { type ChildProcess, spawn } from 'node:child_process';
 import { readdirSync, readFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { expect, onTestFinished } from 'vitest';
 
-const DEMO = fileURLToPath(new URL('../../../dist/cli/demo.js', import.meta.url));
+const PROGRAMS = new URL('../../../dist/cli/', import.meta.url);
+
+export interface ProgramOptions {
+  /** Default demo.js. */
+  program?: 'demo.js' | 'nemesis.js';
+  input?: string;
+  timeoutMs: number;
+}
 
 export interface DemoProcess {
   readonly child: ChildProcess;
@@ -18,8 +25,10 @@ export interface DemoProcess {
   printed(text: string | RegExp, timeoutMs: number): Promise<void>;
 }
 
-export function startDemo(args: readonly string[], options: { input?: string; timeoutMs: number }): DemoProcess {
-  const child = spawn(process.execPath, [DEMO, ...args], { stdio: ['pipe', 'pipe', 'pipe'] });
+export function startDemo(args: readonly string[], options: ProgramOptions): DemoProcess {
+  const child = spawn(process.execPath, [fileURLToPath(new URL(options.program ?? 'demo.js', PROGRAMS)), ...args], {
+    stdio: ['pipe', 'pipe', 'pipe'],
+  });
   const timer = setTimeout(() => child.kill('SIGTERM'), options.timeoutMs);
   onTestFinished(() => {
     clearTimeout(timer);
@@ -66,7 +75,7 @@ export function startDemo(args: readonly string[], options: { input?: string; ti
 }
 
 /** Runs the demo with --json to its end; its last line, parsed. */
-export async function runDemo(args: readonly string[], options: { input?: string; timeoutMs: number }) {
+export async function runDemo(args: readonly string[], options: ProgramOptions) {
   const demo = startDemo([...args, '--json'], options);
   const { code, signal, output, errors } = await demo.ended;
   const last = output.trimEnd().split('\n').at(-1) ?? '';
@@ -77,6 +86,11 @@ export async function runDemo(args: readonly string[], options: { input?: string
     summary = undefined;
   }
   return { code, signal, output, errors, summary };
+}
+
+/** Process ids of the children that a process has now, of theirs, and so on. */
+export function descendantsOf(pid: number): number[] {
+  return childrenOf(pid).flatMap((child) => [child, ...descendantsOf(child)]);
 }
 
 /** Process ids of the children that a process has now. */

@@ -1,0 +1,227 @@
+// npm run nemesis: real faults on real processes. A cluster of replica processes, client processes that use it, and
+// SIGKILL, SIGSTOP, blocked event loops, broken queue pairs, exhausted memory, broken networks; what the clients were
+// answered is checked for linearizability, and at the end all replicas must agree.
+import { randomInt } from 'node:crypto';
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { constants } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { Command, InvalidArgumentError, Option } from 'commander';
+import { PROFILES } from '../replica/profiles.js';
+import type { ProfileName } from '../replica/replica-options.js';
+import { formatHistory } from '../testing/index.js';
+import { Deadline, DemoError } from './demo/deadline.js';
+import {
+  checkOperations,
+  formatHistoryFile,
+  type OperationRecord,
+  parseHistoryFile,
+  unpackOperations,
+} from './nemesis/history.js';
+import {
+  canMountPrivately,
+  privateMemory,
+  removeMountPointAtExit,
+  runWithPrivateMemory,
+} from './nemesis/private-memory.js';
+import { renderReport, summarize } from './nemesis/report.js';
+import { type NemesisResult, runNemesis } from './nemesis/run.js';
+import { FAULT_KINDS, type FaultKind } from './nemesis/swarm.js';
+
+const MINUTES_DEFAULT = 1;
+const MINUTES_MAX = 24 * 60;
+const CLIENTS_DEFAULT = 12;
+const CLIENTS_MAX = 256;
+/** Besides the time with faults: to form the cluster, to converge, to check. */
+const TIMEOUT_BASE_MS = 480_000;
+const FOLDER_DEFAULT = 'out/results/nemesis';
+/** Lines of a violation's history that are printed; all of it is in the file. */
+const HISTORY_LINES_MAX = 40;
+
+interface CliOptions {
+  minutes: number;
+  device: string[];
+  replicas: string;
+  profile?: ProfileName;
+  clients: number;
+  faults: FaultKind[];
+  seed?: number;
+  out: string;
+  history: boolean;
+  check?: string;
+  verbose: boolean;
+  json: boolean;
+}
+
+function number(min: number, max: number, isWhole: boolean): (text: string) => number {
+  return (text) => {
+    const value = Number(text);
+    const isGood = text.trim() !== '' && value >= min && value <= max && (!isWhole || Number.isInteger(value));
+    if (isGood) return value;
+    throw new InvalidArgumentError(`It must be a ${isWhole ? 'whole ' : ''}number from ${min} to ${max}.`);
+  };
+}
+
+function names<Name extends string>(known: readonly Name[] | undefined): (text: string) => Name[] {
+  return (text) => {
+    const parts = text.split(',').map((name) => name.trim());
+    if (parts.some((name) => name === '' || (known !== undefined && !known.includes(name as Name)))) {
+      throw new InvalidArgumentError(
+        `It must be one or several, with commas${known ? `, of ${known.join(', ')}` : ''}.`,
+      );
+    }
+    return parts as Name[];
+  };
+}
+
+function makeCommand(): Command {
+  return new Command('npm run nemesis --')
+    .description(
+      'Starts a cluster of replicas, one process each, and client processes that write, read, compare-and-set and add\n' +
+        'to a few registers; kills, stops, blocks and cuts off replicas meanwhile. What the clients were answered is\n' +
+        'checked for linearizability. At the end everything is healed and all replicas must come to the same state.',
+    )
+    .addOption(
+      new Option('--minutes <m>', 'time with faults')
+        .argParser(number(0.05, MINUTES_MAX, false))
+        .default(MINUTES_DEFAULT),
+    )
+    .addOption(
+      new Option('--device <names>', '"shm", or one RDMA device for each replica, with commas')
+        .argParser(names(undefined))
+        .default(['shm'], 'shm'),
+    )
+    .addOption(new Option('--replicas <n>', 'number of replicas').choices(['3', '5', '7']).default('3'))
+    .addOption(
+      new Option('--profile <name>', 'failure detection (default: by seed and device)').choices(Object.keys(PROFILES)),
+    )
+    .addOption(
+      new Option('--clients <n>', 'clients at the same time')
+        .argParser(number(1, CLIENTS_MAX, true))
+        .default(CLIENTS_DEFAULT),
+    )
+    .addOption(
+      new Option('--faults <kinds>', 'only these')
+        .argParser(names(FAULT_KINDS))
+        .default([...FAULT_KINDS], `all: ${FAULT_KINDS.join(', ')}`),
+    )
+    .addOption(new Option('--seed <n>', 'draws settings, mixes and times').argParser(number(0, 2 ** 32 - 1, true)))
+    .addOption(new Option('--out <folder>', 'for the files of a violation').default(FOLDER_DEFAULT))
+    .addOption(new Option('--history', 'write the history of a sample of keys in any case').default(false))
+    .addOption(new Option('--check <file>', 'check a history that a run has written, and do nothing else'))
+    .addOption(new Option('--verbose', 'print every fault').default(false))
+    .addOption(
+      new Option('--json', 'print one object as the last line, everything else to standard error').default(false),
+    )
+    .configureHelp({ helpWidth: 120 });
+}
+
+/** Checks the history in a file; returns the exit code. */
+function checkFile(path: string): number {
+  let operations: OperationRecord[];
+  try {
+    operations = parseHistoryFile(readFileSync(path, 'utf8'));
+  } catch (error) {
+    process.stderr.write(`error: ${path}: ${(error as Error).message}\n`);
+    return 2;
+  }
+  const verdict = checkOperations(operations);
+  if (verdict.kind === 'linearizable') {
+    process.stdout.write(`${operations.length} operations: linearizable\n`);
+    return 0;
+  }
+  if (verdict.kind === 'violation') {
+    for (const line of formatHistory(verdict.operations)) process.stdout.write(`${line}\n`);
+    process.stdout.write(`the history of key ${verdict.key} has no linearization\n`);
+    return 1;
+  }
+  process.stdout.write(`the check of key ${verdict.key} was given up after ${verdict.steps} steps\n`);
+  return 2;
+}
+
+/** Writes what is needed to look into a run; returns the paths. */
+function writeFiles(result: NemesisResult, options: CliOptions, seed: number): string[] {
+  const { verdicts, journal, history, violations, problems, settings } = result;
+  const files: [string, readonly OperationRecord[]][] = verdicts.map(({ key, kind, rows }) => [
+    `nemesis-${seed}-${kind}-key-${key}.json`,
+    unpackOperations(rows),
+  ]);
+  if (options.history || violations.length + problems.length > 0) files.push([`nemesis-${seed}-sample.json`, history]);
+  const about = { seed, options, settings, violations, problems, faults: journal };
+  if (files.length > 0) mkdirSync(options.out, { recursive: true });
+  return files.map(([name, operations]) => {
+    const path = join(options.out, name);
+    writeFileSync(path, formatHistoryFile(operations, about));
+    return path;
+  });
+}
+
+/** Runs the nemesis with these arguments; returns the exit code. */
+export async function main(argv: readonly string[]): Promise<number> {
+  const command = makeCommand();
+  command.parse(argv, { from: 'user' });
+  const options = command.opts<CliOptions>();
+  if (options.check !== undefined) return checkFile(options.check);
+  const replicas = Number(options.replicas);
+  const isShm = options.device.every((name) => name === 'shm');
+  const devices =
+    options.device.length === 1 ? Array<string>(replicas).fill(options.device[0] as string) : options.device;
+  if (devices.length !== replicas) {
+    command.error(
+      `error: --device names ${devices.length} devices for ${replicas} replicas; give one, or one for each`,
+    );
+  }
+  if (isShm && options.faults.includes('exhaust') && privateMemory() === undefined && canMountPrivately()) {
+    return runWithPrivateMemory(replicas, fileURLToPath(import.meta.url), argv);
+  }
+  removeMountPointAtExit();
+  const say = (line: string): void => {
+    (options.json ? process.stderr : process.stdout).write(`${line}\n`);
+  };
+  const seed = options.seed ?? randomInt(2 ** 32);
+  const durationMs = options.minutes * 60_000;
+  const deadline = new Deadline(durationMs + TIMEOUT_BASE_MS);
+  say(`seed ${seed}, ${options.minutes} minutes`);
+  try {
+    const result = await runNemesis({
+      ...{ replicas, devices, durationMs, seed, deadline },
+      profile: options.profile,
+      clients: options.clients,
+      kinds: options.faults,
+      verbose: options.verbose,
+      say,
+    });
+    say(`\n${renderReport(result, seed)}\n`);
+    const first = result.verdicts.find(({ kind }) => kind === 'violation');
+    if (first !== undefined) {
+      const verdict = checkOperations(unpackOperations(first.rows));
+      const lines = verdict.kind === 'violation' ? formatHistory(verdict.operations) : [];
+      say(`key ${first.key}, the last ${HISTORY_LINES_MAX} of ${lines.length} operations:`);
+      for (const line of lines.slice(-HISTORY_LINES_MAX)) say(`  ${line}`);
+    }
+    for (const path of writeFiles(result, options, seed)) {
+      say(`history and faults: ${path}; check it again with: npm run nemesis -- --check ${path}`);
+    }
+    for (const violation of result.violations) process.stderr.write(`VIOLATION: ${violation}\n`);
+    for (const problem of result.problems) process.stderr.write(`FAILED: ${problem}\n`);
+    const isGood = result.violations.length + result.problems.length === 0;
+    if (isGood) say('Linearizable, and all replicas agree.');
+    else process.stderr.write(`seed ${seed}\n`);
+    if (options.json) process.stdout.write(`${JSON.stringify(summarize(result))}\n`);
+    return isGood ? 0 : 1;
+  } catch (error) {
+    if (!(error instanceof DemoError)) throw error;
+    process.stderr.write(`error: ${error.message} (seed ${seed})\n`);
+    return 1;
+  } finally {
+    deadline.end();
+  }
+}
+
+if (process.argv[1] !== undefined && process.argv[1] === fileURLToPath(import.meta.url)) {
+  // process.exit runs the handlers that end the children and heal the network.
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
+    process.on(signal, () => process.exit(128 + constants.signals[signal]));
+  }
+  process.exitCode = await main(process.argv.slice(2));
+}

@@ -1,0 +1,351 @@
+// Does the damage: draws faults, hits replicas with them, and heals what it hit. What it may do is bounded by what the
+// protocol promises. Of the voters of the configuration in force a majority keeps its memory: a replica is killed only
+// when all of them are voters and agree on the configuration. And at most a minority is down at a time, but for short
+// pauses of a majority, in which nothing can be committed and nothing may be lost.
+import { setTimeout as sleepFor } from 'node:timers/promises';
+import type { Random } from '../../fabric/sim/random.js';
+import type { Cluster, ReplicaProcess } from '../demo/cluster.js';
+import { DemoError } from '../demo/deadline.js';
+import { monotonic_ns } from '../demo/messages.js';
+import type { LeaderLog } from './leader-log.js';
+import type { Network } from './network.js';
+import type { Shortage } from './scarce-memory.js';
+import { describePhase, drawKind, drawPhase, type FaultKind, type Phase, type Scale } from './swarm.js';
+
+/** Most queue pairs broken at once. */
+const BROKEN_LINKS_MAX = 6;
+/** A recovery that takes longer is written down. */
+const NOTED_MS = 500;
+/** Most faults that are written down, for the file of a violation. */
+const JOURNAL_MAX = 20_000;
+const DEGRADED_DELAY_MS: readonly [number, number] = [0.2, 20];
+const DEGRADED_LOSS_PERCENT_MAX = 10;
+/** Starts of a killed replica, the memory being there, before its failure counts. */
+const RESTARTS_MAX = 5;
+
+export interface FaultOptions {
+  readonly cluster: Cluster;
+  readonly leaders: LeaderLog;
+  readonly random: Random;
+  readonly kinds: readonly FaultKind[];
+  readonly scale: Scale;
+  readonly network: Network | undefined;
+  readonly shortage: Shortage | undefined;
+  /** Until all replicas are voters again with nothing else in the way. */
+  readonly recoveryTimeoutMs: number;
+  /** Say everything that is written down. */
+  readonly verbose: boolean;
+  readonly say: (line: string) => void;
+}
+
+export interface JournalEntry {
+  readonly at_ns: number;
+  readonly text: string;
+}
+
+export class Faults {
+  readonly injected = new Map<FaultKind, number>();
+  readonly journal: JournalEntry[] = [];
+  /** Codes with which replicas failed to start under a shortage of memory. */
+  readonly shortageCodes = new Map<string, number>();
+  private readonly impaired = new Set<number>();
+  private readonly healing = new Set<Promise<void>>();
+  private readonly calm = new AbortController();
+  private failure: Error | undefined;
+  private readonly start_ns = monotonic_ns();
+
+  constructor(private readonly options: FaultOptions) {}
+
+  /** Injects faults until the time is over or `signal` says so, then heals everything. */
+  async run(durationMs: number, signal: AbortSignal): Promise<void> {
+    const { random, kinds, scale } = this.options;
+    const end_ns = monotonic_ns() + durationMs * 1e6;
+    signal.addEventListener('abort', () => this.calm.abort(), { once: true });
+    const timer = setTimeout(() => this.calm.abort(), durationMs);
+    try {
+      while (!this.isOver(end_ns)) {
+        const phase = drawPhase(random, kinds, scale);
+        this.note(`phase: ${describePhase(phase)}`, true);
+        const phaseEnd_ns = Math.min(end_ns, monotonic_ns() + scale.phaseMs * 1e6);
+        while (!this.isOver(phaseEnd_ns)) {
+          await this.sleep(-Math.log(1 - random.next()) * phase.intervalMs);
+          if (this.isOver(phaseEnd_ns)) break;
+          if (random.chance(phase.patience)) await this.settled();
+          await this.inject(drawKind(random, phase), phase);
+        }
+      }
+    } finally {
+      clearTimeout(timer);
+      this.calm.abort();
+    }
+    while (this.healing.size > 0) await Promise.race(this.healing);
+    if (this.failure !== undefined) throw this.failure;
+    this.note('all is healed', true);
+  }
+
+  private isOver(end_ns: number): boolean {
+    if (this.failure !== undefined) throw this.failure;
+    return this.calm.signal.aborted || monotonic_ns() >= end_ns;
+  }
+
+  private note(text: string, aloud = false): void {
+    if (this.journal.length < JOURNAL_MAX) this.journal.push({ at_ns: monotonic_ns(), text });
+    if (aloud || this.options.verbose)
+      this.options.say(`${((monotonic_ns() - this.start_ns) / 1e9).toFixed(3)} s  ${text}`);
+  }
+
+  /** Sleeps for so long, or until the calm begins. */
+  private async sleep(durationMs: number): Promise<void> {
+    const { signal } = this.calm;
+    await sleepFor(durationMs, undefined, { signal }).catch(() => {});
+  }
+
+  // -- what the cluster is like ------------------------------------------------------------------------------------
+
+  /** All replicas are voters, agree on the configuration, and one of them leads. */
+  private isSettled(): boolean {
+    const { cluster } = this.options;
+    const { leader, replicas } = cluster;
+    if (leader === undefined || leader.state !== 'open') return false;
+    const version = leader.status?.configurationVersion;
+    return replicas.every(
+      ({ state, status }) =>
+        state === 'open' &&
+        status !== undefined &&
+        status.isVoter &&
+        status.voters.length === replicas.length &&
+        status.configurationVersion === version,
+    );
+  }
+
+  /** Waits until it is, after what is being healed is healed. */
+  async settled(): Promise<void> {
+    while (this.healing.size > 0) await Promise.race(this.healing);
+    const since_ns = monotonic_ns();
+    await this.within('all replicas to be voters of one leader', () => (this.isSettled() ? true : undefined));
+    const tookMs = (monotonic_ns() - since_ns) / 1e6;
+    if (tookMs > NOTED_MS) this.note(`  all replicas were voters of one leader again after ${tookMs.toFixed(0)} ms`);
+  }
+
+  private async within<T>(what: string, condition: () => T | undefined): Promise<T> {
+    const { cluster, recoveryTimeoutMs } = this.options;
+    let timer: NodeJS.Timeout | undefined;
+    const late = new Promise<never>((_, reject) => {
+      timer = setTimeout(
+        () => reject(new DemoError(`the cluster does not converge: no sign of ${what} after ${recoveryTimeoutMs} ms`)),
+        recoveryTimeoutMs,
+      );
+    });
+    try {
+      return await Promise.race([cluster.waitFor(what, condition), late]);
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  private victim(phase: Phase): ReplicaProcess {
+    const { cluster, random } = this.options;
+    const { leader } = cluster;
+    if (leader !== undefined && random.chance(phase.leaderBias)) return leader;
+    return random.pick(cluster.replicas.filter((replica) => replica !== leader));
+  }
+
+  private mayImpair(id: number): boolean {
+    const minority = (this.options.cluster.replicas.length - 1) >> 1;
+    return !this.impaired.has(id) && this.impaired.size < minority;
+  }
+
+  // -- injection ---------------------------------------------------------------------------------------------------
+
+  /** Does what was drawn, if it may be done now; waits for the blow, not for the healing. */
+  private async inject(kind: FaultKind, phase: Phase): Promise<void> {
+    const { random, scale, cluster } = this.options;
+    const victim = this.victim(phase);
+    if (victim.state !== 'open') return;
+    switch (kind) {
+      case 'kill':
+      case 'exhaust':
+        if (!this.mayImpair(victim.id) || !this.isSettled()) return;
+        this.impair(kind, victim, (healed) => this.kill(victim, kind === 'exhaust', healed));
+        break;
+      case 'pause':
+        if (!this.mayImpair(victim.id)) return;
+        this.impair(kind, victim, (healed) => this.pause([victim], random.logBetween(...scale.pauseMs), healed));
+        break;
+      case 'pauseMajority': {
+        if (this.impaired.size > 0) return;
+        const open = cluster.replicas.filter(({ state }) => state === 'open');
+        const count = (cluster.replicas.length >> 1) + 1 + (random.chance(0.3) ? 1 : 0);
+        const victims = [victim, ...open.filter((replica) => replica !== victim)].slice(0, count);
+        this.impair(kind, victim, (healed) => this.pause(victims, random.logBetween(...scale.majorityPauseMs), healed));
+        break;
+      }
+      case 'block': {
+        const durationMs = random.logBetween(...scale.blockMs);
+        this.count(kind, victim, `for ${durationMs.toFixed(1)} ms`);
+        cluster.send(victim, { type: 'block', durationMs });
+        break;
+      }
+      case 'breakLinks': {
+        const choices = Array.from({ length: 1 + random.integer(BROKEN_LINKS_MAX) }, () => random.next());
+        this.count(kind, victim, `${choices.length} of them`);
+        cluster.send(victim, { type: 'breakLinks', choices });
+        break;
+      }
+      default: {
+        const { network } = this.options;
+        if (network === undefined || !this.mayImpair(victim.id)) return;
+        this.impair(kind, victim, () => this.disturb(network, kind, victim.id));
+      }
+    }
+  }
+
+  private count(kind: FaultKind, { id, pid }: ReplicaProcess, more = ''): void {
+    this.injected.set(kind, (this.injected.get(kind) ?? 0) + 1);
+    const { leader } = this.options.cluster;
+    const role = leader?.id === id ? `leader of ${leader.leaderEpoch}` : 'follower';
+    this.note(`${kind} replica ${id} (process ${pid}, ${role}) ${more}`);
+  }
+
+  /** Runs a fault that takes a replica away for a while, and notes when it is back. */
+  private impair(
+    kind: FaultKind,
+    victim: ReplicaProcess,
+    fault: (healed: (at_ns: number) => void) => Promise<void>,
+  ): void {
+    const { cluster, leaders } = this.options;
+    this.count(kind, victim);
+    this.impaired.add(victim.id);
+    const epoch = cluster.leader === victim ? victim.leaderEpoch : undefined;
+    const healed = epoch === undefined ? () => {} : leaders.struck(kind, epoch, monotonic_ns());
+    const done = fault(healed)
+      .catch((error: unknown) => {
+        this.failure ??= error as Error;
+        this.calm.abort();
+      })
+      .finally(() => {
+        healed(monotonic_ns());
+        this.impaired.delete(victim.id);
+        this.healing.delete(done);
+        this.note(`${kind} replica ${victim.id}: over`);
+      });
+    this.healing.add(done);
+  }
+
+  private async kill(victim: ReplicaProcess, withoutMemory: boolean, healed: (at_ns: number) => void): Promise<void> {
+    const { cluster, random, scale, shortage } = this.options;
+    const { id } = victim;
+    cluster.strike(victim, 'SIGKILL');
+    await this.within(`the end of replica ${id}, which was killed`, () =>
+      victim.state === 'ended' ? true : undefined,
+    );
+    await this.sleep(random.logBetween(...scale.restartDelayMs));
+    if (withoutMemory && shortage !== undefined) await this.startWithoutMemory(id, shortage);
+    let replica: ReplicaProcess | undefined;
+    for (let attempt = 1; replica === undefined; attempt++) {
+      const start = await cluster.tryRestart(id);
+      if (start.failure === undefined) replica = start.replica;
+      else {
+        const text = `replica ${id} could not be started again: ${start.failure.code}: ${start.failure.message}`;
+        this.note(text, true);
+        if (attempt === RESTARTS_MAX) throw new DemoError(text);
+      }
+    }
+    healed(monotonic_ns());
+    await this.within(`replica ${id} as a voter again`, () => (this.isVoter(id) ? true : undefined));
+  }
+
+  private isVoter(id: number): boolean {
+    const { leader, replicas } = this.options.cluster;
+    const { status } = replicas[id] as ReplicaProcess;
+    if (leader?.status === undefined || status?.isVoter !== true) return false;
+    return (
+      leader.id === id || leader.status.peers.some((peer) => peer.id === id && peer.voter && peer.phase === 'active')
+    );
+  }
+
+  /** A start that must fail, with an error that has a code. */
+  private async startWithoutMemory(id: number, shortage: Shortage): Promise<void> {
+    shortage.begin();
+    try {
+      const { failure, replica } = await this.options.cluster.tryRestart(id, shortage.wrapper);
+      if (failure === undefined) {
+        throw new DemoError(`replica ${id} (process ${replica.pid}) started although there was no memory for it`);
+      }
+      if (!failure.code.startsWith('QUORATE_')) {
+        throw new DemoError(`without memory replica ${id} failed with no code of its own: ${failure.message}`);
+      }
+      this.shortageCodes.set(failure.code, (this.shortageCodes.get(failure.code) ?? 0) + 1);
+      this.note(`replica ${id} without memory: ${failure.code}: ${failure.message}`);
+    } finally {
+      shortage.end();
+    }
+  }
+
+  private async pause(
+    victims: readonly ReplicaProcess[],
+    durationMs: number,
+    healed: (at_ns: number) => void,
+  ): Promise<void> {
+    const { cluster } = this.options;
+    this.note(`  replica ${victims.map(({ id }) => id).join(', ')} stopped for ${durationMs.toFixed(1)} ms`);
+    for (const victim of victims) cluster.strike(victim, 'SIGSTOP');
+    await this.sleep(durationMs);
+    healed(monotonic_ns());
+    for (const victim of victims) cluster.continue(victim);
+  }
+
+  private async disturb(network: Network, kind: FaultKind, id: number): Promise<void> {
+    const { cluster, random, scale } = this.options;
+    const durationMs = random.logBetween(...scale.networkMs);
+    const others = cluster.replicas.map((replica) => replica.id).filter((other) => other !== id);
+    const during = async (begin: () => Promise<void>, end: () => Promise<void>): Promise<void> => {
+      try {
+        await begin();
+        await this.sleep(durationMs);
+      } finally {
+        await end();
+      }
+    };
+    const say = (what: string) => this.note(`  ${what} for ${durationMs.toFixed(0)} ms`);
+    if (kind === 'linkDown') {
+      const which = random.pick(['interface', 'port'] as const);
+      say(`${which} of replica ${id} down`);
+      await during(
+        () => network.down(id, which),
+        () => network.up(id),
+      );
+    } else if (kind === 'degrade') {
+      const delayMs = random.logBetween(...DEGRADED_DELAY_MS);
+      const lossPercent = random.chance(0.5) ? 0 : random.between(0, DEGRADED_LOSS_PERCENT_MAX);
+      say(`replica ${id} receives ${delayMs.toFixed(1)} ms late and loses ${lossPercent.toFixed(1)} %`);
+      await during(
+        () => network.degrade(id, delayMs, lossPercent),
+        () => network.restore(id),
+      );
+    } else {
+      let cuts: [number, number][] = others.flatMap((other) => [
+        [id, other],
+        [other, id],
+      ]);
+      if (kind === 'oneWay') {
+        const one = random.pick(others);
+        cuts = random.pick<[number, number][]>([
+          [[id, one]],
+          [[one, id]],
+          others.map((other) => [id, other]),
+          others.map((other) => [other, id]),
+        ]);
+      }
+      say(`no packets ${cuts.map(([from, to]) => `${from} to ${to}`).join(', ')}`);
+      await during(
+        async () => {
+          for (const [from, to] of cuts) await network.cut(from, to);
+        },
+        async () => {
+          for (const [from, to] of cuts) await network.mend(from, to);
+        },
+      );
+    }
+  }
+}

@@ -1,0 +1,50 @@
+// Who led when, by the leaders' own words, and how long the cluster was without one after its leader was struck.
+import { type Cluster, compareEpochs } from '../demo/cluster.js';
+import type { FaultKind } from './swarm.js';
+
+interface Strike {
+  readonly kind: FaultKind;
+  readonly epoch: string;
+  readonly at_ns: number;
+  healedAt_ns: number;
+}
+
+export interface Failover {
+  readonly kind: FaultKind;
+  readonly us: number;
+}
+
+export class LeaderLog {
+  /** Epochs in which a leader committed a command of its own. */
+  private readonly served = new Set<string>();
+  private open: Strike[] = [];
+  readonly failovers: Failover[] = [];
+
+  constructor(cluster: Cluster) {
+    cluster.on('message', (_, message) => {
+      if (message.type !== 'serving') return;
+      this.served.add(message.epoch);
+      this.open = this.open.filter((strike) => {
+        if (compareEpochs(message.epoch, strike.epoch) <= 0) return true;
+        // A leader elected before the blow or after its end was not elected because of it.
+        if (message.leaderAt_ns > strike.at_ns && message.leaderAt_ns < strike.healedAt_ns) {
+          this.failovers.push({ kind: strike.kind, us: (message.at_ns - strike.at_ns) / 1000 });
+        }
+        return false;
+      });
+    });
+  }
+
+  get changes(): number {
+    return Math.max(0, this.served.size - 1);
+  }
+
+  /** The leader of `epoch` was struck; call what is returned when it was healed. */
+  struck(kind: FaultKind, epoch: string, at_ns: number): (healedAt_ns: number) => void {
+    const strike: Strike = { kind, epoch, at_ns, healedAt_ns: Number.POSITIVE_INFINITY };
+    this.open.push(strike);
+    return (healedAt_ns) => {
+      strike.healedAt_ns = healedAt_ns;
+    };
+  }
+}

@@ -1,0 +1,65 @@
+// The end of a run in figures: a table for people, one line of JSON for programs.
+import { formatUs, percentile } from '../demo/figures.js';
+import type { NemesisResult } from './run.js';
+
+/** Last line of `--json`. */
+export interface NemesisSummary {
+  /** Operations that were executed, to the knowledge of the client. */
+  operations: number;
+  /** Operations of which the client does not know. */
+  unknown: number;
+  /** Epochs after the first in which a leader committed a command. */
+  leaderChanges: number;
+  /** Broken promises: keys without a linearization, states that differ, acknowledged commands that are gone. */
+  violations: number;
+  /** From the blow that took a leader away to the first commit of the next one, by its own stamp. */
+  failoverUs: { p50: number | null; p99: number | null; max: number | null };
+}
+
+export function summarize(result: NemesisResult): NemesisSummary {
+  const values = result.failovers.map(({ us }) => us);
+  const at = (percent: number) => {
+    const us = percentile(values, percent);
+    return us === undefined ? null : Math.round(us * 100) / 100;
+  };
+  const { operations, unknown, leaderChanges, violations } = result;
+  return {
+    ...{ operations, unknown, leaderChanges },
+    violations: violations.length,
+    failoverUs: { p50: at(50), p99: at(99), max: at(100) },
+  };
+}
+
+function list(counts: ReadonlyMap<string, number>): string {
+  return [...counts].map(([name, count]) => `${name} ${count}`).join(', ') || 'none';
+}
+
+export function renderReport(result: NemesisResult, seed: number): string {
+  const rows: [string, string][] = [
+    ['fabric', result.fabric],
+    ['operations', `${result.operations} executed, ${result.unknown} unknown, ${result.failed} certainly not executed`],
+    ['keys checked', `${result.keys}`],
+    ['faults', list(result.faults)],
+    ['leader changes', `${result.leaderChanges}`],
+  ];
+  const kinds = [...new Set(result.failovers.map(({ kind }) => kind))];
+  for (const kind of [undefined, ...(kinds.length > 1 ? kinds : [])]) {
+    const values = result.failovers
+      .filter((failover) => kind === undefined || failover.kind === kind)
+      .map(({ us }) => us);
+    if (values.length === 0) continue;
+    const [p50, p99, max] = [50, 99, 100].map((percent) => formatUs(percentile(values, percent) as number));
+    rows.push([
+      kind === undefined ? 'failover' : `  after ${kind}`,
+      `p50 ${p50}   p99 ${p99}   max ${max}   (${values.length})`,
+    ]);
+  }
+  if (result.shortageCodes.size > 0) rows.push(['starts without memory', list(result.shortageCodes)]);
+  rows.push([
+    'states',
+    result.digest === undefined ? 'NOT COMPARED' : `agree, SHA-256 ${result.digest.slice(0, 16)}...`,
+  ]);
+  rows.push(['violations', `${result.violations.length}`], ['seed', `${seed}`]);
+  const width = Math.max(...rows.map(([name]) => name.length));
+  return rows.map(([name, text]) => `  ${name.padEnd(width)}  ${text}`).join('\n');
+}

@@ -1,0 +1,71 @@
+// Exhausted memory, without exhausting the machine's. On shared memory the replicas of a run have a small file system of
+// their own for it (private-memory.ts), which is filled up; on RDMA devices a replica is started with little memory that
+// it may lock. A replica that is started under such a shortage must fail with an error that has a code, and no other.
+import { spawnSync } from 'node:child_process';
+import { rmSync, statfsSync } from 'node:fs';
+import { join } from 'node:path';
+import { DemoError } from '../demo/deadline.js';
+import { PRIVATE_MEMORY_BYTES_MAX } from './private-memory.js';
+
+/** Of locked memory: less than any replica needs, more than the libraries do. */
+const MEMLOCK_BYTES = 256 * 1024;
+/** Left free on the private file system: less than a replica's memory. */
+const FREE_BYTES = 64 * 1024;
+const COMMAND_TIMEOUT_MS = 20_000;
+
+/** A way to make memory scarce for a replica that starts. */
+export interface Shortage {
+  begin(): void;
+  end(): void;
+  /** Program that starts the replica's process; see Cluster.tryRestart(). */
+  readonly wrapper: readonly string[];
+}
+
+/** A file that fills the private file system of the run. */
+function fullFileSystem(folder: string): Shortage {
+  const ballast = join(folder, 'ballast');
+  return {
+    wrapper: [],
+    begin() {
+      const { bavail, bsize, blocks } = statfsSync(folder);
+      if (blocks * bsize > PRIVATE_MEMORY_BYTES_MAX) throw new DemoError(`${folder} is not the run's own file system`);
+      const bytes = bavail * bsize - FREE_BYTES;
+      if (bytes <= 0) return;
+      const { status, stderr } = spawnSync('fallocate', ['--length', `${bytes}`, ballast], {
+        timeout: COMMAND_TIMEOUT_MS,
+        encoding: 'utf8',
+      });
+      if (status !== 0) throw new DemoError(`cannot fill ${folder}: ${stderr}`);
+    },
+    end() {
+      rmSync(ballast, { force: true });
+    },
+  };
+}
+
+/** A limit for one process, which has lost the privilege to exceed it. */
+const LITTLE_LOCKED_MEMORY: Shortage = {
+  wrapper: [
+    ...['setpriv', '--bounding-set=-ipc_lock', '--inh-caps=-ipc_lock', '--'],
+    ...['prlimit', `--memlock=${MEMLOCK_BYTES}:${MEMLOCK_BYTES}`, '--'],
+  ],
+  begin() {},
+  end() {},
+};
+
+/** How memory can be made scarce for these replicas; a text says why it cannot. */
+export function openShortage(fabric: 'shm' | 'verbs', privateFolder: string | undefined): Shortage | string {
+  if (fabric === 'verbs') {
+    const works = spawnSync(
+      LITTLE_LOCKED_MEMORY.wrapper[0] as string,
+      [...LITTLE_LOCKED_MEMORY.wrapper.slice(1), 'true'],
+      {
+        timeout: COMMAND_TIMEOUT_MS,
+      },
+    );
+    return works.status === 0 ? LITTLE_LOCKED_MEMORY : 'setpriv and prlimit do not work here';
+  }
+  return privateFolder === undefined
+    ? 'it needs a file system of its own for shared memory'
+    : fullFileSystem(privateFolder);
+}

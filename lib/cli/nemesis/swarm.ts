@@ -1,0 +1,140 @@
+// What a run is made of, drawn from its seed: settings of the cluster, and phases with a mix of faults each. In the
+// manner of swarm testing some kinds of faults are left out of each phase, since a mix of everything hides what only a
+// few kinds together bring about.
+import type { Random } from '../../fabric/sim/random.js';
+import type { ProfileName } from '../../replica/replica-options.js';
+import type { PermissionStrategy } from '../demo/messages.js';
+
+export const FAULT_KINDS = [
+  /** SIGKILL, and a new start after a while. */
+  'kill',
+  /** SIGSTOP, and SIGCONT after a while: all threads stand still. */
+  'pause',
+  /** SIGSTOP to a majority at once, for a short time. */
+  'pauseMajority',
+  /** The event loop does not turn; the background thread goes on. */
+  'block',
+  /** Queue pairs go to the error state. */
+  'breakLinks',
+  /** SIGKILL, and a new start for which there is no memory, then one for which there is. */
+  'exhaust',
+  /** An interface or its port goes down. */
+  'linkDown',
+  /** Packets from one replica to another, or to all others, or from all others, are dropped. */
+  'oneWay',
+  /** Packets between one replica and the others are dropped. */
+  'isolate',
+  /** Packets to one replica are delayed, and some are lost. */
+  'degrade',
+] as const;
+export type FaultKind = (typeof FAULT_KINDS)[number];
+
+/** Kinds that make another replica lead when they hit the leader: there is one in every phase. */
+const DEPOSING: readonly FaultKind[] = ['kill', 'pause', 'linkDown', 'isolate'];
+
+export interface Phase {
+  readonly weights: ReadonlyMap<FaultKind, number>;
+  /** Probability that the leader is the victim. */
+  readonly leaderBias: number;
+  /** Probability that the next fault waits until all replicas are voters and one of them leads. */
+  readonly patience: number;
+  /** Mean time between faults. */
+  readonly intervalMs: number;
+}
+
+/** Time scales: shared memory and RDMA devices in software differ by much. */
+export interface Scale {
+  /**
+   * Of kinds that are not as frequent as others. A start takes seconds on shared memory, and up to a minute on RDMA
+   * devices in an emulated machine; without this most of a run would be starts.
+   */
+  readonly weights: Partial<Record<FaultKind, number>>;
+  readonly phaseMs: number;
+  readonly intervalMs: readonly [number, number];
+  readonly pauseMs: readonly [number, number];
+  readonly majorityPauseMs: readonly [number, number];
+  readonly blockMs: readonly [number, number];
+  readonly restartDelayMs: readonly [number, number];
+  readonly networkMs: readonly [number, number];
+}
+
+export const SCALES: Readonly<Record<'shm' | 'verbs', Scale>> = {
+  shm: {
+    weights: { kill: 0.5, pause: 1.5, pauseMajority: 0.3, exhaust: 0.15 },
+    phaseMs: 15_000,
+    intervalMs: [40, 500],
+    pauseMs: [2, 1500],
+    majorityPauseMs: [2, 300],
+    blockMs: [2, 800],
+    restartDelayMs: [1, 800],
+    networkMs: [50, 2000],
+  },
+  verbs: {
+    weights: { kill: 0.1, pause: 1.5, pauseMajority: 0.3, exhaust: 0.1, degrade: 0.5 },
+    phaseMs: 25_000,
+    intervalMs: [200, 2000],
+    pauseMs: [300, 4000],
+    majorityPauseMs: [50, 1500],
+    blockMs: [50, 3000],
+    restartDelayMs: [10, 2000],
+    networkMs: [500, 5000],
+  },
+};
+
+export interface ClusterSettings {
+  readonly profile: ProfileName | undefined;
+  readonly logBytes: number;
+  readonly permissionStrategy: PermissionStrategy | undefined;
+}
+
+const MIB = 1024 * 1024;
+
+/** Small logs make followers fall behind and take snapshots. */
+export function drawSettings(
+  random: Random,
+  fabric: 'shm' | 'verbs',
+  profile: ProfileName | undefined,
+): ClusterSettings {
+  const logBytes = random.pick([MIB / 4, MIB, 16 * MIB]);
+  if (fabric === 'verbs') {
+    return { profile, logBytes, permissionStrategy: random.pick(['mr-dereg', 'qp-flush', undefined]) };
+  }
+  return {
+    profile: profile ?? random.pick(['fast', 'balanced', 'balanced']),
+    logBytes,
+    permissionStrategy: random.pick(['mr-dereg', 'qp-flush', 'qp-flags', undefined]),
+  };
+}
+
+export function drawPhase(random: Random, kinds: readonly FaultKind[], scale: Scale): Phase {
+  const weights = new Map<FaultKind, number>();
+  for (const kind of kinds) {
+    if (random.chance(0.6)) weights.set(kind, (scale.weights[kind] ?? 1) * random.between(0.2, 1));
+  }
+  const deposing = DEPOSING.filter((kind) => kinds.includes(kind));
+  if (deposing.length > 0 && !deposing.some((kind) => weights.has(kind))) weights.set(random.pick(deposing), 1);
+  if (weights.size === 0) weights.set(random.pick(kinds), 1);
+  return {
+    weights,
+    leaderBias: random.between(0.6, 0.95),
+    patience: random.between(0.3, 1),
+    intervalMs: random.logBetween(...scale.intervalMs),
+  };
+}
+
+export function drawKind(random: Random, { weights }: Phase): FaultKind {
+  const total = [...weights.values()].reduce((sum, weight) => sum + weight, 0);
+  let rest = random.next() * total;
+  for (const [kind, weight] of weights) {
+    rest -= weight;
+    if (rest < 0) return kind;
+  }
+  return [...weights.keys()][0] as FaultKind;
+}
+
+/** For people. */
+export function describePhase({ weights, leaderBias, patience, intervalMs }: Phase): string {
+  const total = [...weights.values()].reduce((sum, weight) => sum + weight, 0);
+  const shares = [...weights].map(([kind, weight]) => `${kind} ${Math.round((100 * weight) / total)} %`).join(', ');
+  return `${shares}; leader ${Math.round(leaderBias * 100)} %, patience ${Math.round(patience * 100)} %, every ${Math.round(intervalMs)} ms`;
+}
