@@ -45,7 +45,7 @@ export class SealedBlockWriter {
 
   publish(): void {
     const { body, target, offsetWords, sizeWords } = this;
-    this.sequence = (this.sequence + 1) >>> 0;
+    this.sequence = (this.sequence + 1) >>> 0 || 1; // 0 is what memory holds that nobody published to
     body[0] = this.sequence;
     hashWords(body, 0, sizeWords - 2, -2, 0, 0);
     body[sizeWords - 2] = hashLow;
@@ -72,6 +72,7 @@ export class SealedBlockReader {
   /** Copies and validates; true if `body` now holds what stands in memory, false if it did not validate (no news). */
   read(source: Uint32Array, offsetWords: number): boolean {
     const { scratch, body, sizeWords } = this;
+    if (source[offsetWords] === 0) return false; // most mailboxes, nearly always
     const isSame =
       body[0] !== 0 &&
       source[offsetWords] === body[0] &&

@@ -427,6 +427,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   private dialed(peer: number, connection: ControlConnection): void {
     this.connections.set(peer, connection);
     connection.onRequest('ping', () => null);
+    connection.on('warning', (error) => this.warn(error));
     this.links?.connected(peer, connection);
     this.emit('peer', peer, true);
   }
@@ -447,6 +448,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
 
   private serve(connection: ControlConnection): void {
     const { id: peer } = connection.peer;
+    connection.on('warning', (error) => this.warn(error));
     connection.on('close', () => {
       if (this.incoming.get(peer) === connection) this.incoming.delete(peer);
     });

@@ -92,6 +92,11 @@ export class ControlClient {
   private untilSecure(socket: Socket, address: string, label: string, timeoutMs: number): Promise<FrameTransport> {
     return new Promise((resolve, reject) => {
       let isConnected = false;
+      // Not socket.closed, which is true before the handle is gone and "close" has been emitted.
+      let isGone = false;
+      socket.once('close', () => {
+        isGone = true;
+      });
       const settle = () => {
         deadline.clear();
         socket.off('error', failed);
@@ -102,7 +107,7 @@ export class ControlClient {
         socket.on('error', () => {}); // whatever else it has to say
         socket.destroy();
         // Who is told of the failure may rely on the socket being gone.
-        if (socket.closed) reject(error);
+        if (isGone) reject(error);
         else socket.once('close', () => reject(error));
       };
       const failed = (error: Error) => giveUp(dialError(error, label));

@@ -10,6 +10,7 @@ import { encodeFrame, type Frame, FrameKind, fromWireError, isTypeName, toWireEr
 import type { PeerHello } from './hello.js';
 import {
   BLOB_BYTES_MAX,
+  FRAME_BYTES_MAX,
   QUEUE_BYTES_MAX,
   QUEUE_RESERVE_BYTES,
   REPLY_BYTES_SMALL,
@@ -17,6 +18,7 @@ import {
   TIMEOUT_MS_MAX,
   UNHANDLED_TYPES_MAX,
 } from './limits.js';
+import { WarningLimit } from './warning-limit.js';
 
 /** Answers a request: what it returns (or resolves with) is the answer, what it throws travels back with its code. */
 export type RequestHandler = (body: unknown) => unknown;
@@ -25,7 +27,8 @@ export type MessageHandler = (body: unknown) => unknown;
 /**
  * "close": the connection is gone, once; the error says why, or is absent if this side closed it. QUORATE_DISCONNECTED:
  * the peer's process ended or the network broke; QUORATE_PEER_CLOSED: the peer closed in good order.
- * "warning": something was dropped that its sender will not hear of, such as a message without a handler.
+ * "warning": something was dropped that its sender will not hear of, such as a message without a handler; what the peer
+ * can provoke at will is told at most once per code and WARNING_INTERVAL_MS.
  */
 export interface ControlConnectionEvents {
   close: [error: QuorateError | undefined];
@@ -50,6 +53,10 @@ function checkTimeout(timeoutMs: number): void {
   }
 }
 
+function isThenable(value: unknown): value is PromiseLike<unknown> {
+  return typeof (value as PromiseLike<unknown> | null | undefined)?.then === 'function';
+}
+
 export class ControlConnection extends EventEmitter<ControlConnectionEvents> {
   /** Who the peer said it is, checked. */
   readonly peer: PeerHello;
@@ -58,6 +65,8 @@ export class ControlConnection extends EventEmitter<ControlConnectionEvents> {
   private readonly requestHandlers = new Map<string, RequestHandler>();
   private readonly messageHandlers = new Map<string, MessageHandler>();
   private readonly unhandledTypes = new Set<string>();
+  /** The peer decides how often a handler fails or an answer is lost. */
+  private readonly warningLimit = new WarningLimit();
   private readonly outstanding = new Map<number, OutstandingRequest>();
   private lastRequestId = 0;
   /** Requests of the peer whose handlers have not finished. */
@@ -223,7 +232,7 @@ export class ControlConnection extends EventEmitter<ControlConnectionEvents> {
 
   /** What takes the place of an answer that cannot be sent. */
   private lostAnswer(frame: Frame, error: unknown): Buffer {
-    this.warn('QUORATE_ANSWER_LOST', `an answer to ${this.label} could not be sent`, error);
+    this.warnSeldom('QUORATE_ANSWER_LOST', `an answer to ${this.label} could not be sent`, error);
     if (frame.kind === FrameKind.response) {
       return encodeFrame({ kind: FrameKind.failure, id: frame.id, error: toWireError(error) });
     }
@@ -274,18 +283,28 @@ export class ControlConnection extends EventEmitter<ControlConnectionEvents> {
 
   private async serve(id: number, type: string, body: unknown): Promise<void> {
     const handler = this.requestHandlers.get(type);
-    if (handler === undefined || this.serving >= REQUESTS_MAX) {
-      const error =
-        handler === undefined
-          ? { code: 'QUORATE_UNKNOWN_REQUEST', message: `no handler for requests of type "${type}"` }
-          : { code: 'QUORATE_BACKPRESSURE', message: `${REQUESTS_MAX} requests are being served` };
-      this.reply({ kind: FrameKind.failure, id, error });
+    const refuse = (code: string, message: string) =>
+      this.reply({ kind: FrameKind.failure, id, error: { code, message } });
+    if (handler === undefined) {
+      refuse('QUORATE_UNKNOWN_REQUEST', `no handler for requests of type "${type}"`);
+      return;
+    }
+    if (this.serving >= REQUESTS_MAX) {
+      refuse('QUORATE_BACKPRESSURE', `${REQUESTS_MAX} requests are being served`);
+      return;
+    }
+    // A peer that asks and does not read: nothing is executed, and no memory taken, for an answer that has no room.
+    if (!this.transport.hasRoom(FRAME_BYTES_MAX)) {
+      refuse('QUORATE_BACKPRESSURE', 'too many answers wait to be read; the request was not executed');
       return;
     }
     this.serving++;
     let answer: Frame;
     try {
-      answer = { kind: FrameKind.response, id, body: await handler(body) };
+      // An answer that is there at once goes out at once, so that the next request of the same turn sees its bytes in
+      // the queue. Waiting even for a microtask would first run the handlers of all requests that arrived together.
+      const result = handler(body);
+      answer = { kind: FrameKind.response, id, body: isThenable(result) ? await result : result };
     } catch (error) {
       const wire = toWireError(error);
       if (wire.code === 'QUORATE_INTERNAL') this.handlerFailed(type, error);
@@ -311,7 +330,12 @@ export class ControlConnection extends EventEmitter<ControlConnectionEvents> {
   }
 
   private handlerFailed(type: string, error: unknown): void {
-    this.warn('QUORATE_INTERNAL', `the handler of "${type}" from ${this.label} failed`, error);
+    this.warnSeldom('QUORATE_INTERNAL', `the handler of "${type}" from ${this.label} failed`, error);
+  }
+
+  private warnSeldom(code: string, what: string, cause: unknown): void {
+    const before = this.warningLimit.admit(code);
+    if (before !== undefined) this.warn(code, what + before, cause);
   }
 
   private warn(code: string, what: string, cause?: unknown): void {

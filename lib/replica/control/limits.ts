@@ -59,11 +59,10 @@ export const CONNECTIONS_PER_PEER_MAX = 4;
 export const CLOSE_GRACE_MS = 1_000;
 /** Silence after which the kernel begins to probe the peer's host (once a second, ten times). */
 export const KEEP_ALIVE_IDLE_MS = 5_000;
-/** A server repeats a warning with the same reason at most this often, with the count of those in between. */
+/** A warning that others can provoke is repeated at most this often, with the count of those in between. */
 export const WARNING_INTERVAL_MS = 10_000;
-
-/** Reasons of rejection that a server counts one by one; peers can name reasons of their own. */
-export const REJECTION_CODES_MAX = 32;
+/** Codes of such warnings that are counted one by one; peers can name codes of their own. */
+export const WARNING_CODES_MAX = 32;
 /** Connections that wait in the kernel to be accepted. */
 export const LISTEN_BACKLOG = 128;
 
