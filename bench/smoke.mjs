@@ -30,7 +30,9 @@ const OPEN_TIMEOUT_MS = 60_000;
 const FANOUT_TIMEOUT_MS = 180_000;
 const WINDOW = 64;
 const OPS_PER_ROUND = 1000;
-const IDLE_MS = 2_000;
+/** What a replica did while it started is not idling. */
+const SETTLE_MS = 5_000;
+const IDLE_MS = 3_000;
 /** Kernel ticks per second in /proc/<pid>/stat: always 100 for user space on Linux. */
 const TICKS_PER_SECOND = 100;
 /** Software RDMA devices take a hundred times longer. */
@@ -106,6 +108,7 @@ async function measurePropose(common, proposals, payloadBytes) {
     const leader = await cluster.waitFor('a leader', () => cluster.leader);
     const status = await cluster.waitFor('its status', () => leader.status);
     const pids = cluster.replicas.map(({ pid }) => pid);
+    await new Promise((resolve) => setTimeout(resolve, SETTLE_MS));
     const before = processorSeconds(pids);
     await new Promise((resolve) => setTimeout(resolve, IDLE_MS));
     const idlePercent = ((processorSeconds(pids) - before) / pids.length / (IDLE_MS / 1000)) * 100;

@@ -167,6 +167,8 @@ export class ReplicationPlane {
   private readonly toBackgroundWriter: SealedBlockWriter;
   private readonly toMain = new SealedBlockReader(TO_MAIN_WORDS);
   private readonly followers: Follower[] = [];
+  /** The other members; the hot path looks at no more than these. */
+  private readonly peerIds: readonly number[];
   private readonly stagingBytesMax: number;
   private readonly ackScratch = new Float64Array(MAX_REPLICAS);
   private readonly grantHistory = new EpochHistory(EPOCH_RUNS_MAX);
@@ -226,6 +228,7 @@ export class ReplicationPlane {
     this.mainWriter = new SealedBlockWriter(statusWords, MAIN_BLOCK_OFFSET_WORDS, MAIN_BLOCK_WORDS);
     this.toBackgroundWriter = new SealedBlockWriter(exchange.words, exchange.toBackgroundOffset, TO_BACKGROUND_WORDS);
     for (let peer = 0; peer < MAX_REPLICAS; peer++) this.followers.push(new Follower());
+    this.peerIds = options.memberIds.filter((id) => id !== options.id);
     this.configurations = [{ endLsn: 0, configuration: genesis }];
     this.applied.hashLow = genesis.clusterId >>> 0;
     this.applied.hashHigh = Math.floor(genesis.clusterId / 4294967296) >>> 0;
@@ -285,7 +288,9 @@ export class ReplicationPlane {
   /** Operations on their way; while there are some the host must call poll() when completions may be pending. */
   get operationsInFlight(): number {
     let count = this.appendsOutstanding + (this.readOutstanding ? 1 : 0);
-    for (let peer = 0; peer < MAX_REPLICAS; peer++) count += (this.followers[peer] as Follower).writesInFlight;
+    for (let index = 0; index < this.peerIds.length; index++) {
+      count += (this.followers[this.peerIds[index] as number] as Follower).writesInFlight;
+    }
     return count;
   }
   peerPhase(peer: number): PeerPhase {
@@ -877,14 +882,15 @@ export class ReplicationPlane {
   private hasQueuedWrites = false;
 
   private anyWriteInFlight(): boolean {
-    for (let peer = 0; peer < MAX_REPLICAS; peer++) {
-      if ((this.followers[peer] as Follower).writesInFlight > 0) return true;
+    for (let index = 0; index < this.peerIds.length; index++) {
+      if ((this.followers[this.peerIds[index] as number] as Follower).writesInFlight > 0) return true;
     }
     return false;
   }
 
   private pumpAll(): void {
-    for (let peer = 0; peer < MAX_REPLICAS; peer++) {
+    for (let index = 0; index < this.peerIds.length; index++) {
+      const peer = this.peerIds[index] as number;
       const follower = this.followers[peer] as Follower;
       if (follower.phase !== PHASE_ACTIVE && follower.phase !== PHASE_REPAIRING) continue;
       const endLsn = this.tail.lsn;

@@ -13,11 +13,19 @@ export class CompletionBuffer {
   private readonly heads = new Int32Array(MAX_REPLICAS);
   private readonly counts = new Int32Array(MAX_REPLICAS);
 
-  /** `outstandingMax` operations per peer, `completionsMax` completions between two calls of take(). */
+  private readonly mask: number;
+
+  /**
+   * `outstandingMax` operations per peer, a power of two, and `completionsMax` completions between two calls of take().
+   */
   constructor(
     private readonly outstandingMax: number,
     private readonly completionsMax: number,
   ) {
+    this.mask = outstandingMax - 1;
+    if (outstandingMax < 1 || (outstandingMax & this.mask) !== 0) {
+      throw new RangeError(`outstandingMax ${outstandingMax} is not a power of two`);
+    }
     this.completionPeer = new Int32Array(completionsMax);
     this.completionToken = new Float64Array(completionsMax);
     this.completionStatus = new Int32Array(completionsMax);
@@ -34,7 +42,7 @@ export class CompletionBuffer {
     if (count === this.outstandingMax) {
       throw new RangeError(`more than ${this.outstandingMax} operations outstanding to replica ${peer}`);
     }
-    const place = ((this.heads[peer] as number) + count) % this.outstandingMax;
+    const place = ((this.heads[peer] as number) + count) & this.mask;
     this.tokens[peer * this.outstandingMax + place] = token;
     this.counts[peer] = count + 1;
   }
@@ -44,7 +52,7 @@ export class CompletionBuffer {
     const head = this.heads[peer] as number;
     if (this.counts[peer] === 0) throw new Error(`a completion from replica ${peer} to which nothing is outstanding`);
     this.counts[peer] = (this.counts[peer] as number) - 1;
-    this.heads[peer] = (head + 1) % this.outstandingMax;
+    this.heads[peer] = (head + 1) & this.mask;
     this.add(peer, this.tokens[peer * this.outstandingMax + head] as number, status);
   }
 

@@ -16,6 +16,9 @@ export class OutcomeUnknownError extends QuorateError {
   }
 }
 
+/** Settled proposals that are kept before they are removed, all at once, since shortening an array is slow. */
+const SETTLED_MAX = 1024;
+
 export class PendingProposals<Result> {
   private entries: PendingProposal<Result>[] = [];
   private head = 0;
@@ -34,10 +37,7 @@ export class PendingProposals<Result> {
     const proposal = this.entries[this.head];
     if (proposal === undefined || proposal.lsn !== lsn) return undefined;
     this.head++;
-    if (this.head === this.entries.length) {
-      this.entries.length = 0;
-      this.head = 0;
-    } else if (this.head >= 4096) {
+    if (this.head >= SETTLED_MAX) {
       this.entries.splice(0, this.head);
       this.head = 0;
     }
