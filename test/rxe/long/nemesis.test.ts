@@ -4,8 +4,8 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, expect, test } from 'vitest';
-import { runDemo } from '../demo/support/demo-process.ts';
-import { rdmaDevices } from './devices.ts';
+import { runDemo } from '../../demo/support/demo-process.ts';
+import { rdmaDevices } from '../devices.ts';
 
 const TIMEOUT_MS = 400_000;
 const folder = mkdtempSync(join(tmpdir(), 'quorate-nemesis-test-'));
