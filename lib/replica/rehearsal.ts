@@ -184,8 +184,8 @@ class RehearsedReplica implements ReplicationHost {
 }
 
 /**
- * Runs the rehearsal in the calling thread. Takes some tens of milliseconds, and shared memory of a few hundred KiB for
- * as long. Errors are those of opening the shared-memory device, and QUORATE_INTERNAL if a scene did not end.
+ * Runs the rehearsal in the calling thread. Takes some tens of milliseconds, and about 10 MiB of shared memory for as
+ * long. Errors are those of opening the shared-memory device, and QUORATE_INTERNAL if a scene did not end.
  */
 export async function rehearse(options: RehearsalOptions): Promise<RehearsalResult> {
   const members = Array.from({ length: REPLICAS }, (_, id) => ({ id, bootId: id + 1 }));
