@@ -13,6 +13,8 @@ export const ENTRY_HEADER_BYTES = 56;
 export const LOG_BYTES_MIN = 64 * 1024;
 /** Largest log ring: offsets into it must fit an unsigned 31-bit integer. */
 export const LOG_BYTES_MAX = 2 ** 30;
+/** An entry begins with its LSN. */
+export const LSN_BYTES = 8;
 /** Largest payload of one entry, whatever the ring's size. */
 export const PAYLOAD_BYTES_MAX = 1024 * 1024;
 /** An entry may take at most this fraction of the ring, so that several are always in flight. */

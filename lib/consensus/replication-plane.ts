@@ -53,6 +53,7 @@ import {
   TAKEOVER_READ_BYTES_MAX,
 } from './limits.js';
 import { LogPiece, LogScanner } from './log-scan.js';
+import { ReadRounds } from './read-rounds.js';
 import { readU53, SealedBlockReader, SealedBlockWriter, writeU53 } from './sealed-block.js';
 import {
   GrantField,
@@ -89,6 +90,11 @@ export interface ReplicationHost {
   onPeerBroken(peer: number): void;
   /** The peer's log is too far behind the ring to be repaired from it; it needs a snapshot from this leader. */
   onSnapshotNeeded(peer: number): void;
+  /**
+   * The read barriers of this round, and of all before it, are passed: the state machine reflects, now and from now on,
+   * every command that was acknowledged, by whichever leader, before they were asked for.
+   */
+  onReadBarrier(round: number): void;
 }
 
 export interface ReplicationOptions {
@@ -104,9 +110,11 @@ export interface ReplicationOptions {
   readonly lagTimeout_ns: number;
   /** Ids that may be voters. */
   readonly memberIds: readonly number[];
+  /** Most entries that are applied in one go, before the host gets its turn. Default 4096. */
+  readonly applyEntriesMax?: number;
 }
 
-/** Results of propose() that are not an LSN. */
+/** Results of propose() that are not an LSN; the first one is also one of readBarrier(). */
 export const PROPOSE_NOT_LEADER = -1;
 export const PROPOSE_LOG_FULL = -2;
 
@@ -118,7 +126,8 @@ export function workspaceBytesMin(logBytes: number): number {
   return Math.min(WORKSPACE_BYTES_MIN, 2 * logBytes);
 }
 
-const APPLY_ENTRIES_PER_POLL_MAX = 4096;
+/** Entries that one poll validates, and those that it applies unless the options say otherwise. */
+const ENTRIES_PER_POLL_MAX = 4096;
 /** A flush spins for completions at most so often; what is late then is left to poll(). */
 const SPIN_ROUNDS_MAX = 4;
 const TOKEN_APPEND = 0;
@@ -172,6 +181,8 @@ export class ReplicationPlane {
   private readonly stagingBytesMax: number;
   private readonly ackScratch = new Float64Array(MAX_REPLICAS);
   private readonly grantHistory = new EpochHistory(EPOCH_RUNS_MAX);
+  private readonly reads = new ReadRounds();
+  private readonly applyEntriesMax: number;
 
   private role_: Role = 'follower';
   /** Epoch of the own takeover or leadership, or of the last one. */
@@ -197,6 +208,8 @@ export class ReplicationPlane {
   private noopEndLsn = Number.POSITIVE_INFINITY;
   private noopStartHashLow = 0;
   private noopStartHashHigh = 0;
+  /** Where the last entry of the own log begins, if this replica built it. */
+  private lastEntryLsn = 0;
 
   // Entries built but not yet appended: one contiguous run of the ring.
   private stagedBytes = 0;
@@ -225,6 +238,7 @@ export class ReplicationPlane {
     }
     this.scanner = new LogScanner(fabric.logWords, logBytes);
     this.stagingBytesMax = fabric.workspaceBytes.length / 2;
+    this.applyEntriesMax = options.applyEntriesMax ?? ENTRIES_PER_POLL_MAX;
     this.mainWriter = new SealedBlockWriter(statusWords, MAIN_BLOCK_OFFSET_WORDS, MAIN_BLOCK_WORDS);
     this.toBackgroundWriter = new SealedBlockWriter(exchange.words, exchange.toBackgroundOffset, TO_BACKGROUND_WORDS);
     for (let peer = 0; peer < MAX_REPLICAS; peer++) this.followers.push(new Follower());
@@ -310,6 +324,7 @@ export class ReplicationPlane {
     follower.hasGrant = false;
     follower.ackedLsn = 0;
     follower.main.reset();
+    this.reads.forget(peer);
     this.seenGrantsReceived = -1;
     this.afterFollowerLost();
   }
@@ -395,6 +410,8 @@ export class ReplicationPlane {
       this.flush();
       // Not before the takeover is complete: until then what follows the applied LSN may have to be repaired here, too.
       more = this.role_ === 'leader' && this.applied.lsn < this.commitLsn_ && this.applyCommitted();
+      this.advanceReadRound();
+      if (this.reads.isDue) this.flush(); // what was applied ended a round, and the next one is waited for already
     }
     this.publish();
     return more;
@@ -421,7 +438,7 @@ export class ReplicationPlane {
   private follow(): boolean {
     const promisedEpoch = this.promisedEpoch;
     const before = this.tail.lsn;
-    const more = this.extendTail(promisedEpoch, APPLY_ENTRIES_PER_POLL_MAX);
+    const more = this.extendTail(promisedEpoch, ENTRIES_PER_POLL_MAX);
     // Until an entry of the promised epoch stands in the log, its leader may still repair what follows the applied LSN,
     // under a tail that was validated before. What it puts there does not chain to that tail: then the walk begins anew.
     const isStuck = this.tail.lsn === before && this.tail.lsn !== this.applied.lsn;
@@ -472,7 +489,7 @@ export class ReplicationPlane {
     const words = this.fabric.logWords;
     const limitLsn = Math.min(this.commitLsn_, this.tail.lsn);
     for (let count = 0; applied.lsn < limitLsn; count++) {
-      if (count === APPLY_ENTRIES_PER_POLL_MAX) return true;
+      if (count === this.applyEntriesMax) return true;
       const offset = scanner.physical(applied.lsn);
       const at = offset >>> 2;
       const payloadBytes = entryPayloadBytes(words, at);
@@ -830,6 +847,7 @@ export class ReplicationPlane {
     for (let index = start + payloadBytes; (index & 7) !== 0; index++) fabric.workspaceBytes[index] = 0;
     this.history.note(this.epoch, lsn);
     sealEntry(words, at, tail);
+    this.lastEntryLsn = lsn;
     this.dirty = true;
     return lsn;
   }
@@ -855,14 +873,27 @@ export class ReplicationPlane {
     this.runBytes = 0;
   }
 
-  /** Appends what was staged, writes it to the followers, spins briefly for the majority, applies what committed. */
+  /**
+   * Appends what was staged, writes it to the followers, spins briefly for the majority, applies what committed. Opens
+   * the read round that was asked for, if none is open.
+   */
   flush(): void {
+    this.flushOnce();
+    // A round that has just ended made way for the next one, which others wait for already.
+    if (this.reads.isDue) this.flushOnce();
+  }
+
+  private flushOnce(): void {
     if (this.role_ === 'follower') return;
+    if (this.reads.isDue) this.openReadRound();
     this.endRun();
+    // In front of all WRITEs of this submit, which are not posted then if the fence refuses.
+    if (this.reads.isOpen) this.proveOwnFence();
     this.pumpAll();
+    if (this.reads.isOpen) this.provePermissions();
     if (this.appendsOutstanding > 0 || this.hasQueuedWrites) this.submit(0);
     for (let round = 0; round < SPIN_ROUNDS_MAX; round++) {
-      if (this.commitLsn_ >= this.tail.lsn || !this.anyWriteInFlight()) break;
+      if ((this.commitLsn_ >= this.tail.lsn && !this.reads.isOpen) || !this.anyWriteInFlight()) break;
       if (!this.submit(1)) break;
     }
   }
@@ -914,6 +945,87 @@ export class ReplicationPlane {
     }
   }
 
+  // -- read barriers -----------------------------------------------------------------------------------------------
+
+  /**
+   * Asks for a read barrier: onReadBarrier() tells when it is passed. Returns the number of the round that it is part
+   * of, or PROPOSE_NOT_LEADER. The caller calls flush() soon; whoever asks before that shares the round. If leadership
+   * ends first, onDeposed() is all that is heard of it.
+   */
+  readBarrier(): number {
+    // Not while taking over: what the leaders before acknowledged is known to be committed only with the own noop.
+    if (this.role_ !== 'leader') return PROPOSE_NOT_LEADER;
+    return this.reads.request();
+  }
+
+  /**
+   * The commit LSN of this moment covers all that was acknowledged before, unless a later leader is active; that is what
+   * the round must rule out, by operations posted from here on.
+   */
+  private openReadRound(): void {
+    const { reads } = this;
+    reads.open(this.commitLsn_);
+    reads.noteEarlier(this.options.id, this.appendsOutstanding);
+    for (let index = 0; index < this.peerIds.length; index++) {
+      const peer = this.peerIds[index] as number;
+      reads.noteEarlier(peer, (this.followers[peer] as Follower).writesInFlight);
+    }
+  }
+
+  /** An append proves that the own log was not granted away; where there is none, an append of nothing does. */
+  private proveOwnFence(): void {
+    if (!this.reads.needsProof(this.options.id, this.appendsOutstanding)) return;
+    this.fabric.queueAppend(this.epoch, 0, 0, 0, TOKEN_APPEND);
+    this.appendsOutstanding++;
+  }
+
+  /**
+   * Any WRITE to a follower proves that the permission of this epoch stood when it landed. Where replication has none
+   * to send, one is made that changes nothing: the LSN of the last entry, to where it stands (docs/PROTOCOL.md).
+   */
+  private provePermissions(): void {
+    const { reads, lastEntryLsn } = this;
+    for (let index = 0; index < this.peerIds.length; index++) {
+      const peer = this.peerIds[index] as number;
+      const follower = this.followers[peer] as Follower;
+      if (follower.phase !== PHASE_ACTIVE || follower.writesInFlight >= REPLICATION_WINDOW_WRITES) continue;
+      if (!reads.needsProof(peer, follower.writesInFlight)) continue;
+      // With room in the window all has been sent, so the last entry is there or arrives before this, on the same link.
+      if (follower.sentLsn !== this.tail.lsn || lastEntryLsn < this.noopStartLsn || lastEntryLsn >= this.tail.lsn) {
+        throw new Error(
+          `read round: the entry at LSN ${lastEntryLsn} is not the last one that replica ${peer} was sent ` +
+            `(sent up to ${follower.sentLsn}, the log ends at ${this.tail.lsn})`,
+        );
+      }
+      follower.writesInFlight++;
+      this.hasQueuedWrites = true;
+      this.fabric.queueLsnWrite(peer, this.scanner.physical(lastEntryLsn), lastEntryLsn, follower.sentLsn);
+    }
+  }
+
+  /** Ends the open round once a majority has proven this epoch and what it waits for is applied. */
+  private advanceReadRound(): void {
+    if (!this.reads.isOpen || !this.isEpochProven() || !this.isReadLsnApplied()) return;
+    this.host.onReadBarrier(this.reads.close());
+  }
+
+  private isEpochProven(): boolean {
+    const { configuration, options, reads } = this;
+    let proofs = 0;
+    for (const voter of configuration.voters) {
+      const { linkBootId } = this.followers[voter.id] as Follower;
+      const bootId = voter.id === options.id ? options.bootId : linkBootId;
+      if (bootId === voter.bootId && reads.hasProof(voter.id)) proofs++;
+    }
+    return proofs >= majority(configuration);
+  }
+
+  private isReadLsnApplied(): boolean {
+    return this.applied.lsn >= this.reads.readLsn;
+  }
+
+  // -- completions -------------------------------------------------------------------------------------------------
+
   /** Posts what is queued and handles completions. Returns whether there were any. */
   private submit(wanted: number): boolean {
     this.hasQueuedWrites = false;
@@ -939,6 +1051,7 @@ export class ReplicationPlane {
       const token = fabric.completionToken[index] as number;
       if (peer === this.options.id) {
         this.appendsOutstanding--;
+        if (this.reads.isOpen) this.reads.completed(peer, status === FabricStatus.success);
         if (status === FabricStatus.fenced) {
           this.depose('the own log was granted to another replica');
         } else if (status !== FabricStatus.success) {
@@ -956,6 +1069,10 @@ export class ReplicationPlane {
         continue;
       }
       follower.writesInFlight--;
+      if (this.reads.isOpen) {
+        const isGranted = follower.phase === PHASE_REPAIRING || follower.phase === PHASE_ACTIVE;
+        this.reads.completed(peer, isGranted && status === FabricStatus.success);
+      }
       if (status === FabricStatus.success) {
         if (follower.phase === PHASE_REPAIRING || follower.phase === PHASE_ACTIVE) {
           if (token > follower.ackedLsn) follower.ackedLsn = token;
@@ -973,6 +1090,7 @@ export class ReplicationPlane {
     if (this.role_ === 'follower') return;
     if (this.appendsOutstanding === 0) this.appendedLsn = this.tail.lsn - (this.runBytes > 0 ? this.runBytes : 0);
     if (acknowledged || count > 0) this.advanceCommit();
+    this.advanceReadRound();
     if (lost) this.afterFollowerLost();
     if (readArrived && this.isTakingOver()) this.adopt();
   }
@@ -1116,6 +1234,7 @@ export class ReplicationPlane {
     this.readingFrom = -1;
     this.noopEndLsn = Number.POSITIVE_INFINITY;
     this.recycleLsn = 0;
+    this.reads.abandon();
     for (const follower of this.followers) {
       follower.phase = PHASE_NONE;
       follower.hasGrant = false;

@@ -43,11 +43,17 @@ export interface ReplicationFabric extends Completions {
 
   /**
    * Queues a copy of workspace bytes into the own log, executed under the fence, and only while the fence is at
-   * `epoch`. If it is not, this and everything queued behind it in the same submit() completes with `fenced`.
+   * `epoch`. If it is not, this and everything queued behind it in the same submit() completes with `fenced`. An append
+   * of 0 bytes copies nothing, and tells where the fence stands all the same.
    */
   queueAppend(epoch: number, workspaceOffset: number, logOffset: number, lengthBytes: number, token: number): void;
   /** Queues a WRITE of own log bytes to the same offset of the peer's log. */
   queueWrite(peer: number, logOffset: number, lengthBytes: number, token: number): void;
+  /**
+   * Queues a WRITE of LSN_BYTES to the peer's log: `lsn`, low word first, as an entry begins with it. It carries what
+   * was given here, whatever happens to the own log before it is on the wire.
+   */
+  queueLsnWrite(peer: number, logOffset: number, lsn: number, token: number): void;
   /** Queues a READ of the peer's log into the workspace. */
   queueRead(peer: number, logOffset: number, lengthBytes: number, workspaceOffset: number, token: number): void;
   /**

@@ -27,6 +27,7 @@ import {
 import type { LinkKind, LinkReply, LinkRequest, QueuePairAddress } from './link-parameters.js';
 import { choosePermissionStrategy, initialLogAccess, type PermissionStrategy } from './permissions.js';
 import { PROBE_MEMORY_BYTES } from './verbs-background-fabric.js';
+import { LSN_PLACES_BYTES } from './verbs-replication-fabric.js';
 
 export interface EndpointOptions {
   readonly device?: string | undefined;
@@ -108,7 +109,8 @@ export class VerbsEndpoint {
     this.statusMemory = context.allocateMemory({ lengthBytes: STATUS_BYTES });
     this.mailboxMemory = context.allocateMemory({ lengthBytes: MAILBOX_BYTES });
     this.workspaceBytes = workspaceBytesMin(options.logBytes);
-    this.workspaceMemory = context.allocateMemory({ lengthBytes: this.workspaceBytes + WARM_UP_BYTES });
+    const workspaceMemoryBytes = this.workspaceBytes + LSN_PLACES_BYTES + WARM_UP_BYTES;
+    this.workspaceMemory = context.allocateMemory({ lengthBytes: workspaceMemoryBytes });
     this.probeMemory = context.allocateMemory({ lengthBytes: PROBE_MEMORY_BYTES });
     this.controlMemory = context.allocateMemory({ lengthBytes: CONTROL_BYTES });
     const remoteWrite = Access.LOCAL_WRITE | Access.REMOTE_WRITE;
@@ -118,7 +120,7 @@ export class VerbsEndpoint {
     this.workspaceRegion = this.logDomain.registerMemory(
       this.workspaceMemory,
       0,
-      this.workspaceBytes + WARM_UP_BYTES,
+      workspaceMemoryBytes,
       Access.LOCAL_WRITE,
     );
     this.statusRegion = this.probeDomain.registerMemory(this.statusMemory, 0, STATUS_BYTES, Access.REMOTE_READ);
@@ -211,7 +213,7 @@ export class VerbsEndpoint {
       {
         opcode: WrOpcode.RDMA_READ,
         wrId: WARM_UP_WR_ID,
-        localAddress: this.workspaceMemory.address + this.workspaceBytes,
+        localAddress: this.workspaceMemory.address + this.workspaceBytes + LSN_PLACES_BYTES,
         length: WARM_UP_BYTES,
         lkey: this.workspaceRegion.lkey,
         remoteAddress: reply.readable.address,

@@ -1,6 +1,7 @@
 // The replication plane's fabric on verbs: log links to the peers, posted and polled through one PostList, so that
 // appending an entry, writing it to all followers and collecting the completions is a single native call.
-import { MAX_REPLICAS } from '../consensus/limits.js';
+import { LSN_BYTES, MAX_REPLICAS } from '../consensus/limits.js';
+import { writeU53 } from '../consensus/sealed-block.js';
 import {
   type CompletionQueue,
   FENCED,
@@ -23,6 +24,8 @@ import { FabricStatus, type ReplicationFabric } from './fabric.js';
 const WORK_REQUESTS_MAX = 2048;
 /** Operations outstanding to one peer; each may be several work requests. */
 const OPERATIONS_MAX = 64;
+/** Memory behind the plane's workspace: what queueLsnWrite() sends, one place for each operation that may be outstanding. */
+export const LSN_PLACES_BYTES = MAX_REPLICAS * OPERATIONS_MAX * LSN_BYTES;
 /** Slot of the fence, and of the two memories that fenced copies may touch. */
 const FENCE_SLOT = 0;
 const LOG_MEMORY_SLOT = 0;
@@ -61,7 +64,7 @@ export interface ReplicationMemories {
   readonly log: Memory;
   readonly logKey: number;
   readonly workspace: Memory;
-  /** How much of it, from its beginning, is the plane's to use. */
+  /** How much of it, from its beginning, is the plane's to use; LSN_PLACES_BYTES follow. */
   readonly workspaceBytes: number;
   readonly workspaceKey: number;
 }
@@ -87,6 +90,9 @@ export class VerbsReplicationFabric implements ReplicationFabric {
   /** The completions in the arrays were handed out and are dropped by the next submit. */
   private delivered = false;
   private queued = 0;
+  private readonly lsnPlaces: Uint32Array;
+  /** Operations of queueLsnWrite() to each peer so far. */
+  private readonly lsnWrites = new Uint32Array(MAX_REPLICAS);
   private readonly logAddress: number;
   private readonly workspaceAddress: number;
 
@@ -102,6 +108,7 @@ export class VerbsReplicationFabric implements ReplicationFabric {
     this.logWords = new Uint32Array(memories.log.buffer);
     this.workspaceBytes = new Uint8Array(memories.workspace.buffer, 0, memories.workspaceBytes);
     this.workspaceWords = new Uint32Array(memories.workspace.buffer, 0, memories.workspaceBytes / 4);
+    this.lsnPlaces = new Uint32Array(memories.workspace.buffer, memories.workspaceBytes, LSN_PLACES_BYTES / 4);
     this.logAddress = memories.log.address;
     this.workspaceAddress = memories.workspace.address;
     this.completionPeer = this.book.completionPeer;
@@ -168,6 +175,26 @@ export class VerbsReplicationFabric implements ReplicationFabric {
       link ? link.logAddress + logOffset : 0,
       link ? link.currentWriteKey : 0,
       lengthBytes,
+      token,
+    );
+  }
+
+  queueLsnWrite(peer: number, logOffset: number, lsn: number, token: number): void {
+    const link = this.peers[peer];
+    // The device may fetch the bytes at any time until the operation completes. No more than OPERATIONS_MAX are
+    // outstanding to a peer and they complete in order, so the one that had this place before is over.
+    const turn = (this.lsnWrites[peer] as number) % OPERATIONS_MAX;
+    this.lsnWrites[peer] = turn + 1;
+    const place = peer * OPERATIONS_MAX + turn;
+    writeU53(this.lsnPlaces, (place * LSN_BYTES) / 4, lsn);
+    this.queueTransfer(
+      WrOpcode.RDMA_WRITE,
+      peer,
+      this.workspaceAddress + this.memories.workspaceBytes + place * LSN_BYTES,
+      this.memories.workspaceKey,
+      link ? link.logAddress + logOffset : 0,
+      link ? link.currentWriteKey : 0,
+      LSN_BYTES,
       token,
     );
   }

@@ -181,6 +181,7 @@ class RehearsedReplica implements ReplicationHost {
     });
   }
   onSnapshotNeeded(): void {}
+  onReadBarrier(): void {}
 }
 
 /**

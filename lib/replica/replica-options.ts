@@ -58,6 +58,8 @@ export interface ReplicaOptions<Result = unknown> {
   readonly permissionStrategy?: 'mr-dereg' | 'qp-flush' | 'qp-flags';
   /** Most proposals that wait for commit at a time; beyond it propose() rejects with QUORATE_BACKPRESSURE. Default 65536. */
   readonly pendingProposalsMax?: number;
+  /** Most calls of readBarrier() that wait at a time; beyond it they reject with QUORATE_BACKPRESSURE. Default 65536. */
+  readonly pendingReadBarriersMax?: number;
   /** How long open() waits until the replica is part of a formed cluster, default 30 000 ms. */
   readonly openTimeoutMs?: number;
 }
@@ -115,6 +117,8 @@ export interface ReplicaStatus {
   readonly voters: readonly number[];
   readonly configurationVersion: number;
   readonly pendingProposals: number;
+  /** Calls of readBarrier() that wait. */
+  readonly pendingReadBarriers: number;
   readonly peers: readonly PeerStatus[];
 }
 

@@ -27,6 +27,7 @@ import { Formation } from './formation.js';
 import { LinkManager } from './link-manager.js';
 import { OutcomeUnknownError, PendingProposals } from './pending-proposals.js';
 import { resolveProfile } from './profiles.js';
+import { ReadBarriers } from './read-barriers.js';
 import { rehearse } from './rehearsal.js';
 import type {
   MemberAddress,
@@ -43,6 +44,7 @@ import { decodeSnapshot, encodeSnapshot } from './snapshot-transfer.js';
 
 const LOG_BYTES_DEFAULT = 16 * 1024 * 1024;
 const PENDING_PROPOSALS_DEFAULT = 65_536;
+const PENDING_READ_BARRIERS_DEFAULT = 65_536;
 const OPEN_TIMEOUT_DEFAULT_MS = 30_000;
 /** How long one flush may busy-poll for completions before the completion channel takes over. */
 const SPIN_NS = 100_000;
@@ -60,14 +62,22 @@ const PING_TIMEOUT_MS = 1_000;
 
 const RESOLVED = Promise.resolve();
 
-/** This replica does not lead: nothing was proposed. `leader` is the id of the one that does, if it is known. */
+/**
+ * This replica does not lead: nothing was proposed, or no read is current here. `leader` is the id of the one that does,
+ * if it is known.
+ */
 export class NotLeaderError extends QuorateError {
-  constructor(readonly leader: number | undefined) {
+  constructor(
+    readonly leader: number | undefined,
+    what: 'propose' | 'read' = 'propose',
+  ) {
+    const consequence = what === 'propose' ? 'the command was not proposed' : 'its state may be stale';
+    const remedy = what === 'propose' ? 'propose it' : 'read';
     super(
       'QUORATE_NOT_LEADER',
       leader === undefined
-        ? 'this replica is not the leader and knows none; the command was not proposed: try again or elsewhere'
-        : `this replica is not the leader; the command was not proposed: propose it at replica ${leader}`,
+        ? `this replica is not the leader and knows none; ${consequence}: try again or elsewhere`
+        : `this replica is not the leader; ${consequence}: ${remedy} at replica ${leader}`,
     );
   }
 }
@@ -115,7 +125,8 @@ function checkMembers(id: number, members: readonly MemberAddress[]): MemberAddr
  * Errors that reject calls, by `code`: QUORATE_INVALID_ARGUMENT, QUORATE_CLUSTER_KEY (missing, too short, or not the
  * cluster's), QUORATE_NO_DEVICE, QUORATE_MEMLOCK, QUORATE_ADDRESS_IN_USE and QUORATE_DUPLICATE_ID (another process has
  * this id), QUORATE_OPEN_TIMEOUT, QUORATE_NOT_LEADER, QUORATE_OUTCOME_UNKNOWN, QUORATE_BACKPRESSURE,
- * QUORATE_PAYLOAD_TOO_LARGE, QUORATE_SESSION_GAP, QUORATE_CLOSED.
+ * QUORATE_PAYLOAD_TOO_LARGE, QUORATE_SESSION_GAP, QUORATE_LEADERSHIP_ENDED (of a read, which can be repeated),
+ * QUORATE_CLOSED.
  */
 export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> implements ReplicationHost {
   readonly id: number;
@@ -128,12 +139,14 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   private readonly profileName: string;
   private readonly profile: ReturnType<typeof resolveProfile>['profile'];
   private readonly pendingMax: number;
+  private readonly readBarriersMax: number;
   private readonly shmDirectory: string | undefined;
   private readonly fabric: VerbsReplicationFabric;
   private readonly exchange: Exchange;
   private readonly statusWords: Uint32Array;
   private readonly sessions = new SessionTable();
   private readonly pending = new PendingProposals<ProposeResult<Result>>();
+  private readonly readBarriers = new ReadBarriers();
   /** Proposals that found the ring full, in order. */
   private waiting: WaitingProposal[] = [];
   private readonly server: ControlServer;
@@ -216,6 +229,12 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       1,
       2 ** 24,
       'pendingProposalsMax',
+    );
+    this.readBarriersMax = checkInteger(
+      options.pendingReadBarriersMax ?? PENDING_READ_BARRIERS_DEFAULT,
+      1,
+      2 ** 24,
+      'pendingReadBarriersMax',
     );
     const { name, profile } = resolveProfile(options.profile, endpoint.isSoftware);
     this.shmDirectory = options.shmDirectory;
@@ -390,6 +409,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     this.pending.rejectAll(
       () => new OutcomeUnknownError(`replica ${this.id} was closed before the command was known to be committed`),
     );
+    this.readBarriers.rejectAll(error);
     this.links?.close();
     await Promise.all([this.server.close(), ...[...this.dialers.values()].map((dialer) => dialer.close())]);
     await this.background?.stop();
@@ -574,6 +594,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       setImmediate(this.publishNow);
     }
     if (plane.operationsInFlight > 0) this.arm(plane);
+    // A barrier waits for commands that are committed and not applied yet: nothing else announces that they can be.
+    if (this.readBarriers.size > 0 && plane.appliedLsn < plane.commitLsn) this.pollSoon();
     this.noticeLeader(plane);
   }
 
@@ -631,8 +653,20 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     const error = `leadership of epoch ${formatEpoch(epoch)} ended (${reason}) before the command was known to be committed`;
     this.pending.rejectAll(() => new OutcomeUnknownError(error));
     for (const proposal of this.waiting.splice(0)) proposal.reject(new NotLeaderError(undefined));
+    this.readBarriers.rejectAll(
+      () =>
+        new QuorateError(
+          'QUORATE_LEADERSHIP_ENDED',
+          `leadership of epoch ${formatEpoch(epoch)} ended (${reason}) before the read was known to be current; nothing ` +
+            'was changed: read again, at the replica that leads now',
+        ),
+    );
     this.background?.wake();
     this.emit('deposed', formatEpoch(epoch), reason);
+  }
+
+  onReadBarrier(round: number): void {
+    this.readBarriers.passed(round);
   }
 
   onConfiguration(configuration: Configuration): void {
@@ -711,6 +745,42 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
         reject(error as Error);
       }
     });
+  }
+
+  /**
+   * Resolves when the state machine of this replica, which must be the leader, reflects every command that was
+   * acknowledged, by whichever leader, before this call: what is read from it then is linearizable. Nothing is written to
+   * the log: it costs one round trip that proves the permission of a majority, which calls of one turn of the event loop
+   * share, and none where commands are being replicated anyway.
+   *
+   * The field knows the mechanism as *read index* (Raft). This is named after the other half of it, the *barrier* that
+   * separates a read from all writes before it (Raft implementations; ZooKeeper's sync), because the caller gets no index:
+   * there is nothing left to compare.
+   *
+   * Rejects with QUORATE_NOT_LEADER elsewhere, QUORATE_LEADERSHIP_ENDED if leadership ends first (a read has no effect:
+   * read again), QUORATE_BACKPRESSURE beyond `pendingReadBarriersMax` and QUORATE_CLOSED.
+   */
+  readBarrier(): Promise<void> {
+    const { plane } = this;
+    if (this.closing !== undefined) {
+      return Promise.reject(new QuorateError('QUORATE_CLOSED', `replica ${this.id} is closed`));
+    }
+    const round = plane === undefined ? PROPOSE_NOT_LEADER : plane.readBarrier();
+    if (round === PROPOSE_NOT_LEADER) {
+      const leader = plane === undefined || plane.leader < 0 ? undefined : plane.leader;
+      return Promise.reject(new NotLeaderError(leader, 'read'));
+    }
+    if (this.readBarriers.size >= this.readBarriersMax) {
+      return Promise.reject(
+        new QuorateError(
+          'QUORATE_BACKPRESSURE',
+          `${this.readBarriersMax} read barriers wait already; nothing was done: slow down and read again`,
+        ),
+      );
+    }
+    const passed = this.readBarriers.join(round);
+    this.flushSoon();
+    return passed;
   }
 
   private tryPropose(
@@ -805,6 +875,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       voters: configuration?.voters.map((voter) => voter.id) ?? [],
       configurationVersion: configuration?.version ?? 0,
       pendingProposals: this.pending.size + this.waiting.length,
+      pendingReadBarriers: this.readBarriers.size,
       peers,
     };
   }

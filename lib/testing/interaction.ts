@@ -2,13 +2,15 @@
 // can read. A script is a text of comments (#) and blocks; a block is one or more commands, a line "----", and what they
 // said, up to the next empty line. Running a script gives the same text with what the commands say now; a test compares.
 //
-//   cluster REPLICAS [log=KIB] [tear=US] [seed=N]    a cluster, all of it started; the first command of a script. With
-//                                            tear, messages are placed in pieces, in any order, up to so far apart
+//   cluster REPLICAS [log=KIB] [tear=US] [apply=US] [seed=N]    a cluster, all of it started; the first command of a
+//                                            script. With tear, messages are placed in pieces, in any order, up to so
+//                                            far apart; with apply, a command takes up to so long to apply
 //   trace all | elections | none             what is told from here on
 //   run DURATION                             such as 20us, 5ms, 1s of virtual time
 //   run until leader [ID] | answered | converged | suspected ID | trusted ID | takeover ID |
 //             repairing ID [within DURATION]
 //   propose ID COMMAND... [bytes=N] [times=N]    x=1 writes, x+=1 adds, x? reads; N bytes of filler; so many of each
+//   read ID REGISTER...                      reads registers from the state of a leader, behind a read barrier
 //   pause ID, stall-main ID, stall-background ID, resume ID    the process, or one of its planes, stands still
 //   crash ID, restart ID                     the memory is lost; the next life begins
 //   partition 0 1 | 2, cut FROM TO, heal     nothing gets through between the groups, or in one direction
@@ -86,6 +88,10 @@ function describeOutcome(outcome: ProposalOutcome): string {
       return outcome.leader < 0 ? 'refused, it knows no leader' : `refused, r${outcome.leader} leads`;
     case 'full':
       return 'refused, the log is full';
+    case 'read':
+      return `read, result ${outcome.result}`;
+    case 'readAgain':
+      return 'READ AGAIN';
     default:
       return 'OUTCOME UNKNOWN';
   }
@@ -131,6 +137,8 @@ class Interpreter {
         return [];
       case 'propose':
         return this.propose(words);
+      case 'read':
+        return this.read(words);
       case 'pause':
       case 'stall-main':
       case 'stall-background':
@@ -216,6 +224,7 @@ class Interpreter {
     const logBytes = this.setting(words, 'log', 64) * 1024;
     const seed = this.setting(words, 'seed', 1);
     const tearGapMax_ns = this.setting(words, 'tear', 0) * 1e3;
+    const applyTimeMax_ns = this.setting(words, 'apply', 0) * 1e3;
     const replicas = this.count(words[0]);
     if (replicas < 1 || replicas > REPLICAS_MAX) throw new Error(`${replicas} replicas are not in 1..${REPLICAS_MAX}`);
     const script = new ScriptedCluster({
@@ -225,6 +234,8 @@ class Interpreter {
       adjust: (options) => ({
         ...options,
         logBytes,
+        applyEntriesMax: applyTimeMax_ns > 0 ? 1 : options.applyEntriesMax,
+        applyTimeMax_ns,
         network: {
           ...options.network,
           tearProbability: tearGapMax_ns > 0 ? 1 : 0,
@@ -260,6 +271,14 @@ class Interpreter {
     for (let count = 0; count < times; count++) {
       for (const word of words) cluster.propose(id, word, bytes);
     }
+    return [];
+  }
+
+  private read(words: readonly string[]): string[] {
+    const id = this.id(words[0]);
+    if (words.length < 2) throw new Error('which register shall be read?');
+    this.proposedTogether = 1;
+    for (const register of words.slice(1)) this.cluster.read(id, register);
     return [];
   }
 

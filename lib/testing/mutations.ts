@@ -5,6 +5,7 @@ import { BackgroundPlane } from '../consensus/background-plane.js';
 import type { Configuration } from '../consensus/configuration.js';
 import { type ChainPosition, entryBytes } from '../consensus/entry.js';
 import { LogScanner } from '../consensus/log-scan.js';
+import { ReadRounds } from '../consensus/read-rounds.js';
 import { ReplicationPlane } from '../consensus/replication-plane.js';
 import { readU53, SealedBlockReader } from '../consensus/sealed-block.js';
 import { SimBackgroundFabric } from '../fabric/sim/sim-background-fabric.js';
@@ -568,6 +569,46 @@ export const MUTATIONS: readonly Mutation[] = [
               const { result } = step(registers[command.key], command);
               answer({ kind: 'applied', result });
             });
+          },
+      ),
+  },
+  {
+    name: 'barrier-without-round',
+    breaks: 'a read barrier is passed by what the leader believes, without proof from a majority',
+    seedsMax: 100,
+    replicas: 3,
+    install: () =>
+      all(
+        replace(replication, 'isEpochProven', () => () => true),
+        replace(replication, 'provePermissions', () => () => {}),
+      ),
+  },
+  {
+    name: 'barrier-counts-earlier-writes',
+    breaks: 'a WRITE that was posted before a read was asked for counts as proof for it',
+    seedsMax: 800,
+    replicas: 3,
+    install: () => replace(ReadRounds.prototype, 'noteEarlier', () => () => {}),
+  },
+  {
+    name: 'barrier-before-applied',
+    breaks: 'a read barrier does not wait until what was committed before it is applied',
+    seedsMax: 800,
+    replicas: 3,
+    install: () => replace(replication, 'isReadLsnApplied', () => () => true),
+  },
+  {
+    name: 'barrier-before-own-noop',
+    breaks: 'a read barrier is asked for, and passed, before the noop of the own epoch is committed',
+    seedsMax: 800,
+    replicas: 3,
+    install: () =>
+      replace(
+        replication,
+        'readBarrier',
+        (original) =>
+          function () {
+            return this.role === 'takingOver' ? this.reads.request() : original.call(this);
           },
       ),
   },

@@ -8,6 +8,7 @@ import {
   ENTRY_HEADER_BYTES,
   GRANT_BLOCK_OFFSET_WORDS,
   GRANT_BLOCK_WORDS,
+  LSN_BYTES,
   MAX_REPLICAS,
 } from '../consensus/limits.js';
 import type { PeerPhase, Role } from '../consensus/replication-plane.js';
@@ -56,6 +57,10 @@ export function shorten(names: readonly string[]): string {
 export function nameOf(id: number, bootId: number): string {
   const life = Math.floor(bootId / BOOT_IDS_PER_REPLICA);
   return life > 1 ? `r${id}/${life}` : `r${id}`;
+}
+
+function isEntryAt(node: SimNode, words: Uint32Array, offset: number): boolean {
+  return readU53(words, offset >>> 2) % node.log.length === offset && entryType(words, offset >>> 2) !== 0;
 }
 
 class Known {
@@ -128,9 +133,13 @@ export class ProtocolTrace implements Partial<SimClusterObserver> {
     const names: string[] = [];
     const end = offset + lengthBytes;
     let epoch = 0;
+    // Where nothing is to be replicated a leader proves its permission with this (see provePermissions()).
+    if (lengthBytes === LSN_BYTES && isEntryAt(node, words, offset)) {
+      return { text: `proof at LSN ${readU53(words, offset >>> 2)}`, epoch };
+    }
     for (let at = offset; at < end; ) {
       // A WRITE may end, and the next begin, inside an entry; and a device may place it in pieces.
-      const isEntry = readU53(words, at >>> 2) % node.log.length === at && entryType(words, at >>> 2) !== 0;
+      const isEntry = isEntryAt(node, words, at);
       const size = isEntry ? entryBytes(entryPayloadBytes(words, at >>> 2)) : 0;
       if (size === 0 || at + size > end) return { text: `${lengthBytes} bytes at offset ${offset}`, epoch };
       names.push(describeEntry(node.log, words, at));

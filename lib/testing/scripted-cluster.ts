@@ -95,6 +95,10 @@ function calmOptions(replicas: number, logBytes: number): SimOptions {
     thinkMax_ns: 0,
     attemptTimeout_ns: 0,
     payloadBytesMax: payloadBytesMax(logBytes),
+    barrierReads: 0,
+    readers: 0,
+    applyEntriesMax: 4096,
+    applyTimeMax_ns: 0,
     faultyTime_ns: 0,
     convergenceTime_ns: 0,
   };
@@ -112,6 +116,8 @@ export class Proposal {
     readonly proposed_ns: number,
     /** The life that was asked; if it dies there is no answer any more. */
     readonly life: SimLife,
+    /** A read behind a barrier, not through the log. */
+    readonly isBarrierRead = false,
   ) {}
 
   get isOpen(): boolean {
@@ -270,6 +276,20 @@ export class ScriptedCluster {
     const proposal = new Proposal(id, parsed, this.world.now_ns, life);
     this.proposals.push(proposal);
     life.propose(this.nextOrigin++, 1, encodeCommand(parsed, fillerBytes), (outcome) => {
+      proposal.outcome = outcome;
+      proposal.settled_ns = this.world.now_ns;
+      this.onOutcome(proposal);
+    });
+    return proposal;
+  }
+
+  /** Asks a replica for a register, to be answered from its state behind a read barrier. */
+  read(id: number, register: string): Proposal {
+    const command = parseCommand(`${register}?`);
+    const life = this.life(id);
+    const proposal = new Proposal(id, command, this.world.now_ns, life, true);
+    this.proposals.push(proposal);
+    life.read(command.key, (outcome) => {
       proposal.outcome = outcome;
       proposal.settled_ns = this.world.now_ns;
       this.onOutcome(proposal);

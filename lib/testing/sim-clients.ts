@@ -12,11 +12,18 @@ import { encodeCommand, Operation } from './sim-state-machine.js';
 /** A client gives an operation of unknown outcome up after an attempt with this probability. */
 const GIVE_UP_PROBABILITY = 0.05;
 const CLIENT_LATENCY_MAX_NS = 2e6;
+const READER_THINK_MIN_NS = 1e6;
+const READER_THINK_MAX_NS = 30e6;
+/** A reader asks elsewhere after this time, between the two. */
+const READER_TIMEOUT_MIN_NS = 20e6;
+const READER_TIMEOUT_MAX_NS = 300e6;
 
 export class SimClients {
   readonly history: HistoryOperation[] = [];
   /** Sessions and sequence numbers of operations that were answered. */
   readonly acknowledged: { origin: number; sequence: number }[] = [];
+  /** Reads that were answered behind a barrier. */
+  barrierReads = 0;
   readonly random: Random;
   private open = 0;
   private isStopped = false;
@@ -33,6 +40,14 @@ export class SimClients {
       const client = new SimClient(process, this, world, cluster, options);
       world.schedule(this.random.integer(options.thinkMax_ns), () => client.next());
     }
+    for (let count = 0; count < options.readers; count++) {
+      const reader = new SimReader(options.clients + count, this, world, cluster, options);
+      world.schedule(this.random.integer(READER_THINK_MAX_NS), () => reader.next());
+    }
+  }
+
+  get stopped(): boolean {
+    return this.isStopped;
   }
 
   /** Operations under way. */
@@ -49,7 +64,8 @@ export class SimClients {
     return this.nextOrigin++;
   }
 
-  begin(process: number, session: string): { operation: HistoryOperation; payload: Uint8Array } | null {
+  /** The next operation, without a payload if it is a read behind a barrier: that one is no command, and has no session. */
+  begin(process: number, session: string): { operation: HistoryOperation; payload: Uint8Array | null } | null {
     if (this.isStopped) return null;
     const { random, options } = this;
     const kind = random.pick([
@@ -67,9 +83,12 @@ export class SimClients {
       value,
       expected: Math.max(0, value - 1 - random.integer(4)),
     };
-    const operation = { process, command, invoked_ns: this.world.now_ns, returned_ns: Infinity, result: 0, session };
+    const asked = { process, command, invoked_ns: this.world.now_ns, returned_ns: Infinity, result: 0 };
+    const isBarrierRead = kind === Operation.read && random.chance(options.barrierReads);
+    const operation: HistoryOperation = isBarrierRead ? asked : { ...asked, session };
     this.history.push(operation);
     this.open++;
+    if (isBarrierRead) return { operation, payload: null };
     return { operation, payload: encodeCommand(command, random.integer(options.payloadBytesMax - 12 + 1)) };
   }
 
@@ -98,7 +117,7 @@ class SimClient {
   next(): void {
     const begun = this.clients.begin(this.process, `${this.origin}:${this.sequence + 1}`);
     if (begun === null) return;
-    this.sequence++;
+    if (begun.payload !== null) this.sequence++;
     this.try(begun.operation, begun.payload);
   }
 
@@ -106,7 +125,7 @@ class SimClient {
     return this.clients.random.integer(CLIENT_LATENCY_MAX_NS);
   }
 
-  private try(operation: HistoryOperation, payload: Uint8Array): void {
+  private try(operation: HistoryOperation, payload: Uint8Array | null): void {
     const { world, options } = this;
     const attempt = ++this.attempt;
     const settle = (outcome: ProposalOutcome): void => {
@@ -121,18 +140,25 @@ class SimClient {
         return;
       }
       world.schedule(options.attemptTimeout_ns, () => settle({ kind: 'unknown' }));
-      life.propose(this.origin, this.sequence, payload, (outcome) => {
+      const answer = (outcome: ProposalOutcome): void => {
         world.schedule(this.delay_ns(), () => settle(outcome));
-      });
+      };
+      if (payload === null) life.read(operation.command.key, answer);
+      else life.propose(this.origin, this.sequence, payload, answer);
     });
   }
 
-  private settled(operation: HistoryOperation, payload: Uint8Array, outcome: ProposalOutcome): void {
+  private settled(operation: HistoryOperation, payload: Uint8Array | null, outcome: ProposalOutcome): void {
     const { clients, world, options } = this;
-    if (outcome.kind === 'applied') {
+    if (outcome.kind === 'applied' || outcome.kind === 'read') {
       operation.returned_ns = world.now_ns;
       operation.result = outcome.result;
-      clients.acknowledged.push({ origin: this.origin, sequence: this.sequence });
+      if (outcome.kind === 'read') {
+        operation.readLsn = outcome.lsn;
+        clients.barrierReads++;
+      } else {
+        clients.acknowledged.push({ origin: this.origin, sequence: this.sequence });
+      }
       clients.end();
       world.schedule(clients.random.integer(options.thinkMax_ns), () => this.next());
       return;
@@ -148,5 +174,55 @@ class SimClient {
       return;
     }
     world.schedule(5e6 + clients.random.integer(20e6), () => this.try(operation, payload));
+  }
+}
+
+/**
+ * A client that has heard of no leader and asks anybody, again and again, for a register: it finds the replica that does
+ * not know yet that it leads no more. Only what is answered in time is part of the history: a read that is not answered
+ * constrains nothing.
+ */
+class SimReader {
+  private attempt = 0;
+
+  constructor(
+    private readonly process: number,
+    private readonly clients: SimClients,
+    private readonly world: SimWorld,
+    private readonly cluster: SimCluster,
+    private readonly options: SimOptions,
+  ) {}
+
+  next(): void {
+    const { clients, world, options } = this;
+    if (clients.stopped) return;
+    const { random } = clients;
+    const key = random.integer(options.keys);
+    const invoked_ns = world.now_ns;
+    const attempt = ++this.attempt;
+    const settle = (outcome: ProposalOutcome | null): void => {
+      if (attempt !== this.attempt) return;
+      this.attempt++;
+      if (outcome?.kind === 'read') {
+        const command = { operation: Operation.read, key, value: 0, expected: 0 };
+        const { result, lsn: readLsn } = outcome;
+        clients.history.push({
+          process: this.process,
+          command,
+          invoked_ns,
+          returned_ns: world.now_ns,
+          result,
+          readLsn,
+        });
+        clients.barrierReads++;
+      }
+      world.schedule(random.between(READER_THINK_MIN_NS, READER_THINK_MAX_NS), () => this.next());
+    };
+    world.schedule(random.between(READER_TIMEOUT_MIN_NS, READER_TIMEOUT_MAX_NS), () => settle(null));
+    world.schedule(random.integer(CLIENT_LATENCY_MAX_NS), () => {
+      const life = this.cluster.lives[random.integer(options.replicas)];
+      if (!life) settle(null);
+      else life.read(key, (outcome) => world.schedule(random.integer(CLIENT_LATENCY_MAX_NS), () => settle(outcome)));
+    });
   }
 }

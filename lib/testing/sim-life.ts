@@ -22,7 +22,17 @@ export type ProposalOutcome =
   | { readonly kind: 'applied'; readonly result: number }
   | { readonly kind: 'notLeader'; readonly leader: number }
   | { readonly kind: 'full' }
-  | { readonly kind: 'unknown' };
+  | { readonly kind: 'unknown' }
+  /** A read behind a barrier, from the state at this LSN. */
+  | { readonly kind: 'read'; readonly result: number; readonly lsn: number }
+  /** Leadership ended before the barrier was passed. */
+  | { readonly kind: 'readAgain' };
+
+interface WaitingRead {
+  readonly round: number;
+  readonly key: number;
+  readonly answer: (outcome: ProposalOutcome) => void;
+}
 
 /** What the cluster and its checkers want to know of a life. */
 export interface SimLifeEvents extends SimFabricObserver {
@@ -63,6 +73,8 @@ export class SimLife {
   private readonly mainTasks: (() => void)[] = [];
   private readonly backgroundTasks: (() => void)[] = [];
   private readonly proposals = new Map<string, (outcome: ProposalOutcome) => void>();
+  /** By ascending round. */
+  private reads: WaitingRead[] = [];
   private readonly answers: { answer: (outcome: ProposalOutcome) => void; outcome: ProposalOutcome }[] = [];
 
   constructor(
@@ -92,12 +104,14 @@ export class SimLife {
         spin_ns: options.spin_ns,
         lagTimeout_ns: options.lagTimeout_ns,
         memberIds: Array.from({ length: options.replicas }, (_, index) => index),
+        applyEntriesMax: options.applyEntriesMax,
       },
       this.replicationFabric,
       this.exchange,
       new Uint32Array(this.node.status.buffer),
       {
         applyCommand: (lsn, origin, sequence, bytes, offset, lengthBytes) => {
+          this.takeTimeToApply();
           const tookEffect = this.state.apply(origin, sequence, decodeCommand(bytes, offset, lengthBytes));
           events.onApplied(this, lsn, origin, sequence, tookEffect);
           this.resolve(origin, sequence);
@@ -110,6 +124,7 @@ export class SimLife {
           this.trace(`deposed from epoch ${formatEpoch(epoch)}: ${reason}`);
           for (const answer of this.proposals.values()) this.answers.push({ answer, outcome: { kind: 'unknown' } });
           this.proposals.clear();
+          for (const { answer } of this.reads.splice(0)) this.answers.push({ answer, outcome: { kind: 'readAgain' } });
           events.onDeposed(this, epoch, reason);
         },
         onConfiguration: (configuration) => {
@@ -122,6 +137,7 @@ export class SimLife {
           this.trace(`r${peer} needs a snapshot`);
           events.onSnapshotNeeded(this, peer);
         },
+        onReadBarrier: (round) => this.answerReads(round),
       },
     );
     this.background = new BackgroundPlane(
@@ -181,6 +197,27 @@ export class SimLife {
         this.proposals.set(key, answer);
       }
     });
+  }
+
+  /** A client's read arrives; it is answered from the state here once a read barrier is passed. */
+  read(key: number, answer: (outcome: ProposalOutcome) => void): void {
+    this.postToMain(() => {
+      const round = this.replication.readBarrier();
+      if (round === PROPOSE_NOT_LEADER) {
+        this.answers.push({ answer, outcome: { kind: 'notLeader', leader: this.replication.leader } });
+      } else {
+        this.reads.push({ round, key, answer });
+      }
+    });
+  }
+
+  private answerReads(round: number): void {
+    const lsn = this.replication.appliedLsn;
+    for (let first = this.reads[0]; first !== undefined && first.round <= round; first = this.reads[0]) {
+      this.reads.shift();
+      const { answer, key } = first;
+      this.answers.push({ answer, outcome: { kind: 'read', result: this.state.registerAt(key), lsn } });
+    }
   }
 
   installSnapshot(
@@ -252,7 +289,7 @@ export class SimLife {
   }
 
   private runMain(): void {
-    const { world, replication } = this;
+    const { world, replication, options } = this;
     if (!this.alive) return;
     if (this.isMainRunning) {
       this.mustRunAgain = true;
@@ -270,7 +307,9 @@ export class SimLife {
       for (let task = this.mainTasks.shift(); task !== undefined; task = this.mainTasks.shift()) task();
       replication.flush();
       more = true;
-      for (let polls = 0; more && polls < POLLS_PER_RUN_MAX; polls++) more = replication.poll(world.now_ns);
+      // Between two commands that take their time whatever else arrived gets its turn.
+      const pollsMax = options.applyTimeMax_ns > 0 ? 1 : POLLS_PER_RUN_MAX;
+      for (let polls = 0; more && polls < pollsMax; polls++) more = replication.poll(world.now_ns);
     });
     this.isMainRunning = false;
     if (!this.alive) return;
@@ -318,6 +357,14 @@ export class SimLife {
     if (world.random.chance(0.5)) this.pausedUntil_ns = Math.max(this.pausedUntil_ns, world.now_ns + duration_ns);
     world.interleave(duration_ns);
     if (this.pausedUntil_ns > world.now_ns) world.interleave(this.pausedUntil_ns - world.now_ns);
+    if (!this.alive) throw new SimProcessDied();
+  }
+
+  /** A slow state machine keeps its thread busy, while everything else goes on. */
+  private takeTimeToApply(): void {
+    const { world, options } = this;
+    if (options.applyTimeMax_ns === 0) return;
+    world.interleave(world.random.integer(options.applyTimeMax_ns));
     if (!this.alive) throw new SimProcessDied();
   }
 

@@ -51,6 +51,13 @@ export interface SimOptions {
   readonly thinkMax_ns: number;
   readonly attemptTimeout_ns: number;
   readonly payloadBytesMax: number;
+  /** Part of the reads that are answered from the leader's state behind a read barrier; the others go through the log. */
+  readonly barrierReads: number;
+  /** Clients that do nothing but read behind barriers, often, at whichever replica. */
+  readonly readers: number;
+  /** Entries that a main plane applies in one go, at most, and how long the state machine takes for each, at most. */
+  readonly applyEntriesMax: number;
+  readonly applyTimeMax_ns: number;
   /** How long faults last, and the time within which the cluster must then have converged. */
   readonly faultyTime_ns: number;
   readonly convergenceTime_ns: number;
@@ -72,7 +79,7 @@ export function drawOptions(random: Random, request: SimRequest): SimOptions {
   const tick_ns = random.pick([5, 10]) * MS;
   const latencyMax_ns = random.logBetween(50 * US, 3 * MS);
   const maxPayload = payloadBytesMax(logBytes);
-  return {
+  const drawn: SimOptions = {
     replicas: request.replicas,
     logBytes,
     profile: {
@@ -130,9 +137,46 @@ export function drawOptions(random: Random, request: SimRequest): SimOptions {
     attemptTimeout_ns: random.between(200, 1500) * MS,
     // The largest take more than one WRITE, where the ring is large enough for them.
     payloadBytesMax: random.pick([16, 16, 1024, 1024, Math.min(maxPayload, 8 * 1024), maxPayload]),
+    barrierReads: 0,
+    readers: 0,
+    ...drawApplying(random),
     faultyTime_ns: Math.max(1e9, request.virtualSeconds * 1e9 - CONVERGENCE_TIME_NS),
     convergenceTime_ns: CONVERGENCE_TIME_NS,
   };
+  return random.chance(0.4) ? drawn : drawReading(random, drawn);
+}
+
+/**
+ * A read behind a barrier is wrong only where two replicas believe to lead and one of them has acknowledged something
+ * since. So there are readers that ask anybody, clients soon turn from a replica that does not answer, and mostly leaders
+ * stand still for long enough to be replaced.
+ */
+function drawReading(random: Random, drawn: SimOptions): SimOptions {
+  const { faults } = drawn;
+  const reading = {
+    ...drawn,
+    barrierReads: random.pick([0, 0.5, 1]),
+    readers: 1 + random.integer(3),
+    keys: 1 + random.integer(2),
+    attemptTimeout_ns: random.logBetween(20 * MS, 300 * MS),
+  };
+  if (random.chance(0.3)) return reading;
+  return {
+    ...reading,
+    faults: {
+      ...faults,
+      interval_ns: random.logBetween(300 * MS, 1000 * MS),
+      weights: { ...faults.weights, pause: 3 },
+      durationMax_ns: random.between(500 * MS, 2000 * MS),
+      leaderBias: random.between(0.5, 1),
+    },
+  };
+}
+
+/** Most state machines take next to no time; a slow one falls behind what is committed. */
+function drawApplying(random: Random): { applyEntriesMax: number; applyTimeMax_ns: number } {
+  if (random.chance(0.7)) return { applyEntriesMax: 4096, applyTimeMax_ns: 0 };
+  return { applyEntriesMax: 1 + random.integer(2), applyTimeMax_ns: random.logBetween(100 * US, 4 * MS) };
 }
 
 /** Names that leaveOut() knows: each kind of fault, and each trait of the network and of the scheduling. */

@@ -78,6 +78,10 @@ export class SimStateMachine {
     return session !== undefined && session.sequence === sequence ? session.result : undefined;
   }
 
+  registerAt(key: number): number {
+    return this.registers[key] as number;
+  }
+
   lastSequence(origin: number): number {
     return this.sessions.get(origin)?.sequence ?? 0;
   }

@@ -26,6 +26,8 @@ export interface SimulationResult {
   readonly undecided: boolean;
   readonly virtualSeconds: number;
   readonly operations: number;
+  /** Reads answered behind a barrier; `operations` are those through the log. */
+  readonly barrierReads: number;
   readonly unknown: number;
   readonly leaderChanges: number;
   readonly crashes: number;
@@ -106,6 +108,7 @@ export function runSimulation(request: SimulationRequest): SimulationResult {
     undecided,
     virtualSeconds: world.now_ns / 1e9,
     operations: clients.acknowledged.length,
+    barrierReads: clients.barrierReads,
     unknown: clients.history.filter(({ returned_ns }) => returned_ns === Infinity).length,
     leaderChanges: counters.leaders,
     crashes: counters.crashes,

@@ -46,6 +46,8 @@ const NOTICED: Readonly<Record<string, readonly Mutant[]>> = {
   'too-far-behind.txt': [candidatesTooFarBehind],
   'snapshot-in-takeover.txt': [mutation('no-snapshot-in-takeover')],
   'long-tail-follower.txt': [walkBegunAnew],
+  'read-at-new-leader.txt': [mutation('barrier-before-own-noop'), mutation('barrier-before-applied')],
+  'read-at-deposed-leader.txt': [mutation('barrier-without-round'), mutation('barrier-counts-earlier-writes')],
 };
 
 const textOf = (name: string): string => readFileSync(join(folder, name), 'utf8');

@@ -24,6 +24,8 @@ const QUICK: readonly string[] = [
   'sessions-not-checked',
   'sessions-not-in-snapshot',
   'stale-reads',
+  'barrier-without-round',
+  'barrier-counts-earlier-writes',
   'answer-before-commit',
 ];
 

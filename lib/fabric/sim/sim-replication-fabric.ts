@@ -1,6 +1,7 @@
 // The replication plane's side of the simulated fabric. The fenced append is atomic with its check of the epoch, as the
 // contract says; between any two operations of one submit() the process may lose the processor, or its life.
-import { MAX_REPLICAS } from '../../consensus/limits.js';
+import { LSN_BYTES, MAX_REPLICAS } from '../../consensus/limits.js';
+import { writeU53 } from '../../consensus/sealed-block.js';
 import { FabricStatus, type ReplicationFabric } from '../fabric.js';
 import { CompletionList } from './completion-list.js';
 import type { SimLink } from './sim-link.js';
@@ -8,7 +9,16 @@ import type { SimNode } from './sim-node.js';
 
 type Operation =
   | { kind: 'append'; epoch: number; workspaceOffset: number; logOffset: number; lengthBytes: number; token: number }
-  | { kind: 'write'; peer: number; key: number; logOffset: number; lengthBytes: number; token: number }
+  | {
+      kind: 'write';
+      peer: number;
+      key: number;
+      logOffset: number;
+      lengthBytes: number;
+      token: number;
+      /** What is written, at the beginning of it; null for the bytes of the own log at the same offset. */
+      bytes: Uint8Array | null;
+    }
   | { kind: 'read'; peer: number; logOffset: number; lengthBytes: number; workspaceOffset: number; token: number };
 
 export class SimReplicationFabric implements ReplicationFabric {
@@ -60,7 +70,15 @@ export class SimReplicationFabric implements ReplicationFabric {
   }
 
   queueWrite(peer: number, logOffset: number, lengthBytes: number, token: number): void {
-    this.queue.push({ kind: 'write', peer, key: this.writeKeys[peer] as number, logOffset, lengthBytes, token });
+    const key = this.writeKeys[peer] as number;
+    this.queue.push({ kind: 'write', peer, key, logOffset, lengthBytes, token, bytes: null });
+  }
+
+  queueLsnWrite(peer: number, logOffset: number, lsn: number, token: number): void {
+    const key = this.writeKeys[peer] as number;
+    const bytes = new Uint8Array(LSN_BYTES);
+    writeU53(new Uint32Array(bytes.buffer), 0, lsn);
+    this.queue.push({ kind: 'write', peer, key, logOffset, lengthBytes: LSN_BYTES, token, bytes });
   }
 
   queueRead(peer: number, logOffset: number, lengthBytes: number, workspaceOffset: number, token: number): void {
@@ -104,7 +122,9 @@ export class SimReplicationFabric implements ReplicationFabric {
       }
       const { log } = link.responder;
       if (operation.kind === 'write') {
-        link.postWrite(token, node.log, logOffset, log, logOffset, lengthBytes, operation.key);
+        const { bytes, key } = operation;
+        if (bytes === null) link.postWrite(token, node.log, logOffset, log, logOffset, lengthBytes, key);
+        else link.postWrite(token, bytes, 0, log, logOffset, lengthBytes, key);
       } else {
         link.postRead(token, node.workspace, operation.workspaceOffset, log, logOffset, lengthBytes);
       }
@@ -116,6 +136,7 @@ export class SimReplicationFabric implements ReplicationFabric {
   protected append(epoch: number, workspaceOffset: number, logOffset: number, lengthBytes: number): boolean {
     const { node } = this;
     if (node.fence !== epoch) return false;
+    if (lengthBytes === 0) return true;
     if (logOffset + lengthBytes > node.log.length) throw new RangeError('append beyond the end of the ring');
     node.log.set(node.workspace.subarray(workspaceOffset, workspaceOffset + lengthBytes), logOffset);
     node.observer.onAppended(node, epoch, logOffset, lengthBytes);

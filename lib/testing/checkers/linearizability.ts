@@ -17,6 +17,8 @@ export interface HistoryOperation {
   result: number;
   /** "origin:sequence" of the command, where it has one. */
   readonly session?: string;
+  /** For a read that is no command: where the log was applied up to when it was answered. */
+  readLsn?: number;
 }
 
 export type Verdict =
@@ -60,6 +62,7 @@ export function checkLinearizability(history: readonly HistoryOperation[], steps
  * Whether the order of the log is a linearization: replayed in that order the operations that took effect answer what
  * was answered, and none stands behind one that was invoked only after its own response. If it is, the history is
  * linearizable and no search is needed; if not, the search has the last word, for the log is not the only order there is.
+ * A read that is no command stands behind all that was applied when it was answered.
  */
 export function logOrderIsLinearization(
   history: readonly HistoryOperation[],
@@ -67,11 +70,13 @@ export function logOrderIsLinearization(
 ): boolean {
   const inLog: { lsn: number; operation: HistoryOperation }[] = [];
   for (const operation of history) {
-    const lsn = effectLsns.get(operation.session ?? '');
+    const { readLsn } = operation;
+    // Entries begin at whole numbers, so a half stands between what was applied and what was not.
+    const lsn = readLsn === undefined ? effectLsns.get(operation.session ?? '') : readLsn - 0.5;
     if (lsn !== undefined) inLog.push({ lsn, operation });
     else if (operation.returned_ns !== Number.POSITIVE_INFINITY) return false;
   }
-  inLog.sort((a, b) => a.lsn - b.lsn);
+  inLog.sort((a, b) => a.lsn - b.lsn || a.operation.invoked_ns - b.operation.invoked_ns);
   const registers = new Map<number, number>();
   let latestInvocation_ns = Number.NEGATIVE_INFINITY;
   for (const { operation } of inLog) {
