@@ -15,12 +15,12 @@ export const PROFILES: Readonly<Record<ProfileName, BackgroundProfile>> = {
     failBelow: 2,
     recoverAbove: 6,
   },
-  /** Silence of about 20 ms is a failure. */
+  /** Silence of about 40 ms is a failure. */
   balanced: {
     tick_ns: 1_000_000,
     electionTick_ns: 50_000,
     takeoverTimeout_ns: 200_000_000,
-    scoreMax: 20,
+    scoreMax: 40,
     failBelow: 2,
     recoverAbove: 6,
   },
