@@ -9,6 +9,7 @@ import { Exchange } from '../consensus/exchange.js';
 import { LOG_BYTES_MIN } from '../consensus/limits.js';
 import { type ReplicationHost, ReplicationPlane } from '../consensus/replication-plane.js';
 import { QuorateError } from '../errors.js';
+import type { LinkKind } from '../fabric/link-parameters.js';
 import { LogPermissions, type PermissionStrategy } from '../fabric/permissions.js';
 import { VerbsBackgroundFabric } from '../fabric/verbs-background-fabric.js';
 import { VerbsEndpoint } from '../fabric/verbs-endpoint.js';
@@ -124,29 +125,31 @@ class RehearsedReplica implements ReplicationHost {
   }
 
   async link(peer: RehearsedReplica): Promise<void> {
-    const { endpoint } = this;
-    const probe = endpoint.initiate('probe', LINK_GENERATION);
-    const probeEnd = await peer.endpoint.accept(this.id, probe.request);
-    await endpoint.complete(probe, probeEnd.reply);
+    const probe = await this.connect('probe', peer);
     this.backgroundFabric.setProbe(peer.id, {
       queuePair: probe.queuePair,
-      statusAddress: probeEnd.reply.readable.address,
-      statusKey: probeEnd.reply.readable.rkey,
-      mailboxAddress: probeEnd.reply.writable.address,
-      mailboxKey: probeEnd.reply.writable.rkey,
+      statusAddress: probe.readable.address,
+      statusKey: probe.readable.rkey,
+      mailboxAddress: probe.writable.address,
+      mailboxKey: probe.writable.rkey,
     });
-    const log = endpoint.initiate('log', LINK_GENERATION);
-    const logEnd = await peer.endpoint.accept(this.id, log.request);
-    await endpoint.complete(log, logEnd.reply);
+    const log = await this.connect('log', peer);
     this.fabric.setPeer(peer.id, {
       queuePair: log.queuePair,
-      logAddress: logEnd.reply.readable.address,
-      readKey: logEnd.reply.readable.rkey,
-      writeKey: logEnd.reply.writable.rkey,
+      logAddress: log.readable.address,
+      readKey: log.readable.rkey,
+      writeKey: log.writable.rkey,
     });
-    peer.permissions.setLink(this.id, { generation: LINK_GENERATION, queuePair: logEnd.queuePair });
+    peer.permissions.setLink(this.id, { generation: LINK_GENERATION, queuePair: log.responder });
     this.plane.peerLinked(peer.id, peer.bootId);
     this.backgroundFabric.setOutgoingLogGeneration(peer.id, LINK_GENERATION);
+  }
+
+  private async connect(kind: LinkKind, peer: RehearsedReplica) {
+    const pending = this.endpoint.initiate(kind, LINK_GENERATION);
+    const { queuePair: responder, reply } = await peer.endpoint.accept(this.id, pending.request);
+    await this.endpoint.complete(pending, reply);
+    return { queuePair: pending.queuePair, responder, readable: reply.readable, writable: reply.writable };
   }
 
   tick(now_ns: number): void {

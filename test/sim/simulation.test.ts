@@ -70,7 +70,7 @@ describe('without faults', () => {
     const result = runChecked({
       seed: replicas,
       replicas,
-      virtualSeconds: 12,
+      virtualSeconds: 16,
       adjust: (options) => ({
         ...options,
         preemptProbability: 0,
@@ -90,6 +90,6 @@ describe('without faults', () => {
     expect(result.leaderChanges).toBeGreaterThanOrEqual(1);
     expect(result.leaderChanges).toBeLessThanOrEqual(2);
     expect(result.unknown).toBe(0);
-    expect(result.operations).toBeGreaterThan(50);
+    expect(result.operations).toBeGreaterThan(100);
   });
 });
