@@ -15,6 +15,7 @@ export type {
   ReplicaStatus,
   SessionCommand,
   StateMachine,
+  TakeoverStages,
 } from './replica/replica-options.js';
 export {
   decodeCommand,

@@ -46,7 +46,17 @@ export interface BackgroundProfile extends DetectorThresholds {
   readonly electionTick_ns: number;
   /** How long a candidacy, and then the takeover, may take before the candidate stands back. */
   readonly takeoverTimeout_ns: number;
+  /**
+   * A leader whose replication plane makes no progress for so long, and for STALL_GAPS_MAX times the average of its gaps,
+   * loses its protection: a blocked event loop serves nobody.
+   */
+  readonly stallTimeout_ns: number;
 }
+
+/** See stallTimeout_ns. */
+const STALL_GAPS_MAX = 8;
+/** Weight of the newest gap in their moving average. */
+const STALL_GAP_WEIGHT = 1 / 8;
 
 export interface BackgroundOptions {
   readonly id: number;
@@ -76,6 +86,8 @@ class PeerWatch {
   mailboxWriteOutstanding = false;
   /** The peer's mailbox may hold a request of this replica. */
   mayHoldRequest = false;
+  /** The peer is to be woken. */
+  noticeDue = false;
   /** Request made to this peer for the current epoch; 0 if none. */
   requestSequence = 0;
   requestLinkGeneration = 0;
@@ -89,8 +101,10 @@ class PeerWatch {
   promisedEpoch(): number {
     return readU53(this.background.body, BackgroundField.promisedEpoch);
   }
+  /** Epoch that the peer leads, 0 if it leads none, or does not get anywhere with it. */
   leaderEpoch(): number {
-    return readU53(this.main.body, MainField.leaderEpoch);
+    const epoch = readU53(this.main.body, MainField.leaderEpoch);
+    return epoch === readU53(this.background.body, BackgroundField.stalledEpoch) ? EPOCH_NONE : epoch;
   }
 }
 
@@ -121,6 +135,12 @@ export class BackgroundPlane {
   private lastScore_ns = Number.NEGATIVE_INFINITY;
   private lastTrustedMask = 0;
   private lastNotifiedCommitLsn = -1;
+  /** When there was first no live leader to be seen; not a number while there is one. */
+  private leaderLostAt_ns = Number.NaN;
+  private lastProgress = 0;
+  private progressAt_ns = Number.NaN;
+  private progressGap_ns = 0;
+  private isStalled = false;
 
   constructor(
     private readonly options: BackgroundOptions,
@@ -139,6 +159,9 @@ export class BackgroundPlane {
     writeU53(this.blockWriter.body, BackgroundField.bootId, options.bootId);
     this.publishToMain();
   }
+
+  /** As of the last tick: there is no live leader, or this replica waits for a majority's permission. */
+  isElectionOn = false;
 
   /** Highest epoch that this replica has promised. */
   get promised(): number {
@@ -160,18 +183,57 @@ export class BackgroundPlane {
       this.lastScore_ns = now_ns;
       this.score();
     }
+    this.noticeExits();
+    this.watchProgress(now_ns);
     this.answerRequests(now_ns);
     this.campaign(now_ns);
-    if (this.candidateEpoch === EPOCH_NONE) this.withdrawRequests();
+    if (this.candidateEpoch === EPOCH_NONE) this.writeNotices();
     this.publishHeartbeat(now_ns);
     this.probe();
+    if (this.candidateEpoch !== EPOCH_NONE && !this.takeoverAnnounced) this.announceMajority(now_ns);
     this.watchLog();
     if (this.detector.trustedMask !== this.lastTrustedMask) {
       this.lastTrustedMask = this.detector.trustedMask;
       this.publishToMain();
       options.notifyMain();
     }
-    return this.electionIsOn(now_ns) ? options.profile.electionTick_ns : options.profile.tick_ns;
+    this.isElectionOn = this.electionIsOn(now_ns);
+    if (this.isElectionOn) return options.profile.electionTick_ns;
+    // A tick that somebody's wake brought forward does not put off the next beat.
+    return Math.max(options.profile.tick_ns - (now_ns - this.lastScore_ns), options.profile.tick_ns / 4);
+  }
+
+  /** The host saw the connection to a peer end: a sign, not a proof, that its process has. */
+  peerDisconnected(peer: number): void {
+    this.detector.observeDisconnected(peer);
+  }
+
+  private noticeExits(): void {
+    const exited = this.fabric.exitedMask();
+    if (exited === 0) return;
+    for (let peer = 0; peer < MAX_REPLICAS; peer++) {
+      if ((exited & (1 << peer)) !== 0) this.detector.observeUnreachable(peer);
+    }
+  }
+
+  /**
+   * Fate sharing: this plane beats for a replica whose event loop may be blocked. Then it says so, and its leadership is
+   * open to others until the replication plane goes on. A busy event loop, whose turns always take long, is not blocked.
+   */
+  private watchProgress(now_ns: number): void {
+    const progress = this.exchange.words[this.exchange.progressOffset] as number;
+    if (progress !== this.lastProgress || Number.isNaN(this.progressAt_ns) || !this.leads()) {
+      if (progress !== this.lastProgress && !this.isStalled) {
+        this.progressGap_ns += STALL_GAP_WEIGHT * (now_ns - this.progressAt_ns - this.progressGap_ns);
+        if (Number.isNaN(this.progressGap_ns)) this.progressGap_ns = 0;
+      }
+      this.lastProgress = progress;
+      this.progressAt_ns = now_ns;
+      this.isStalled = false;
+      return;
+    }
+    const allowed_ns = Math.max(this.options.profile.stallTimeout_ns, STALL_GAPS_MAX * this.progressGap_ns);
+    if (now_ns - this.progressAt_ns > allowed_ns) this.isStalled = true;
   }
 
   // -- probing -----------------------------------------------------------------------------------------------------
@@ -263,6 +325,7 @@ export class BackgroundPlane {
     writeU53(body, BackgroundField.incarnation, this.ownIncarnation());
     body[BackgroundField.eligible] = this.eligible(now_ns) ? 1 : 0;
     body[BackgroundField.trustedMask] = this.detector.trustedMask;
+    writeU53(body, BackgroundField.stalledEpoch, this.isStalled ? this.candidateEpoch : EPOCH_NONE);
     this.blockWriter.publish();
   }
 
@@ -318,7 +381,7 @@ export class BackgroundPlane {
     for (let peer = 0; peer < MAX_REPLICAS; peer++) {
       if (peer === candidate) continue;
       if (peer === this.options.id) {
-        if (this.leads()) return true;
+        if (this.leads() && !this.isStalled) return true;
         continue;
       }
       const watch = this.peers[peer] as PeerWatch;
@@ -402,6 +465,8 @@ export class BackgroundPlane {
         return false;
       }
       this.logWriter = candidate;
+      // Says to the candidate that there is something to read, so that it need not wait for its next look.
+      (this.peers[candidate] as PeerWatch).noticeDue = true;
     }
     this.publishGrant(candidate, epoch, requestSequence, writeKey);
     toMain[ToMainField.grants] = ((toMain[ToMainField.grants] as number) + 1) >>> 0;
@@ -463,6 +528,7 @@ export class BackgroundPlane {
       this.ownIncarnation() !== 0 &&
       this.fromMain.body[ToBackgroundField.ready] === 1 &&
       now_ns >= this.standBackUntil_ns &&
+      !this.isStalled &&
       !this.isTooFarBehind()
     );
   }
@@ -492,6 +558,8 @@ export class BackgroundPlane {
 
   private campaign(now_ns: number): void {
     const { options, fromMain } = this;
+    if (this.liveLeader(now_ns, -1)) this.leaderLostAt_ns = Number.NaN;
+    else if (Number.isNaN(this.leaderLostAt_ns)) this.leaderLostAt_ns = now_ns;
     if (this.candidateEpoch !== EPOCH_NONE) {
       if (readU53(fromMain.body, ToBackgroundField.endedEpoch) >= this.candidateEpoch) {
         // The replication plane gave this leadership or takeover up.
@@ -563,6 +631,9 @@ export class BackgroundPlane {
     if (!this.grant(options.id, epoch, 0, now_ns)) return;
     this.candidateEpoch = epoch;
     this.candidateSince_ns = now_ns;
+    const { body } = this.toMainWriter;
+    writeU53(body, ToMainField.leaderLostAt_ns, Number.isNaN(this.leaderLostAt_ns) ? now_ns : this.leaderLostAt_ns);
+    writeU53(body, ToMainField.candidateAt_ns, now_ns);
     this.outpromisedSince_ns = Number.POSITIVE_INFINITY;
     this.takeoverAnnounced = false;
     for (const watch of this.peers) {
@@ -572,20 +643,13 @@ export class BackgroundPlane {
     this.request(now_ns);
   }
 
-  /** Asks every connected replica that has not granted yet, voter or not; tells the main plane of a majority. */
+  /** Asks every connected replica that has not granted yet, voter or not. */
   private request(now_ns: number): void {
     const { fabric, options } = this;
     let queued = false;
-    let voters = 0;
-    let grants = 0;
     for (let peer = 0; peer < MAX_REPLICAS; peer++) {
       const watch = this.peers[peer] as PeerWatch;
-      const voter = this.voterBootId(peer);
-      if (voter !== 0) voters++;
-      if (peer === options.id) {
-        grants++;
-        continue;
-      }
+      if (peer === options.id) continue;
       if (fabric.probeConnected(peer)) {
         const generation = fabric.outgoingLogGeneration(peer);
         const regrants = this.fromMain.body[ToBackgroundField.regrants + peer] as number;
@@ -607,37 +671,55 @@ export class BackgroundPlane {
           writer.body[RequestField.requestSequence] = watch.requestSequence;
           writer.body[RequestField.linkGeneration] = generation;
           writer.publish();
-          fabric.queueMailboxWrite(peer, KIND_MAILBOX_WRITE);
+          fabric.queueMailboxWrite(peer, KIND_MAILBOX_WRITE, !isStale);
           queued = true;
         }
       }
-      if (voter !== 0 && watch.granted && readU53(watch.grant.body, GrantField.bootId) === voter) grants++;
     }
     if (queued) this.drain();
-    if (!this.takeoverAnnounced && grants > voters >> 1) {
-      this.takeoverAnnounced = true;
-      writeU53(this.toMainWriter.body, ToMainField.takeoverEpoch, this.candidateEpoch);
-      this.publishToMain();
-      options.notifyMain();
+  }
+
+  /** Tells the main plane of a majority's grants. */
+  private announceMajority(now_ns: number): void {
+    const { options } = this;
+    let voters = 0;
+    let grants = 0;
+    for (let peer = 0; peer < MAX_REPLICAS; peer++) {
+      const voter = this.voterBootId(peer);
+      if (voter === 0) continue;
+      voters++;
+      const watch = this.peers[peer] as PeerWatch;
+      const isGranted = watch.granted && readU53(watch.grant.body, GrantField.bootId) === voter;
+      if (peer === options.id || isGranted) grants++;
     }
+    if (grants <= voters >> 1) return;
+    this.takeoverAnnounced = true;
+    const { body } = this.toMainWriter;
+    writeU53(body, ToMainField.takeoverEpoch, this.candidateEpoch);
+    writeU53(body, ToMainField.majorityAt_ns, now_ns);
+    this.publishToMain();
+    options.notifyMain();
   }
 
   /**
    * Takes back what was asked for in a candidacy that is over. A request that a voter's guard refused would otherwise be
    * granted when the leader that it guarded dies, to a candidate that does not want it any more, and hold up the others.
+   * The same empty message tells a candidate that it was granted.
    */
-  private withdrawRequests(): void {
+  private writeNotices(): void {
     const { fabric } = this;
     let queued = false;
     for (let peer = 0; peer < MAX_REPLICAS; peer++) {
       const watch = this.peers[peer] as PeerWatch;
-      if (!watch.mayHoldRequest || watch.mailboxWriteOutstanding || !fabric.probeConnected(peer)) continue;
+      if (!watch.mayHoldRequest && !watch.noticeDue) continue;
+      if (watch.mailboxWriteOutstanding || !fabric.probeConnected(peer)) continue;
       const writer = this.outboxWriters[peer] as SealedBlockWriter;
       writer.body[RequestField.kind] = REQUEST_KIND_NONE;
       writer.publish();
+      fabric.queueMailboxWrite(peer, KIND_WITHDRAWAL, watch.noticeDue);
       watch.mayHoldRequest = false;
+      watch.noticeDue = false;
       watch.mailboxWriteOutstanding = true;
-      fabric.queueMailboxWrite(peer, KIND_WITHDRAWAL);
       queued = true;
     }
     if (queued) this.drain();

@@ -6,7 +6,10 @@ import { TO_BACKGROUND_WORDS, TO_MAIN_WORDS } from './status-layout.js';
 
 const TO_MAIN_OFFSET = 0;
 const TO_BACKGROUND_OFFSET = TO_MAIN_OFFSET + TO_MAIN_WORDS;
-const PEER_VIEWS_OFFSET = TO_BACKGROUND_OFFSET + TO_BACKGROUND_WORDS;
+/** A cache line of its own for the word that the replication plane writes in every turn. */
+const PROGRESS_OFFSET = TO_BACKGROUND_OFFSET + TO_BACKGROUND_WORDS;
+const PROGRESS_WORDS = 32;
+const PEER_VIEWS_OFFSET = PROGRESS_OFFSET + PROGRESS_WORDS;
 
 /** Bytes of shared memory that an exchange needs. */
 export const EXCHANGE_BYTES = (PEER_VIEWS_OFFSET + MAX_REPLICAS * STATUS_WORDS) * 4;
@@ -16,6 +19,8 @@ export class Exchange {
   readonly words: Uint32Array;
   readonly toMainOffset = TO_MAIN_OFFSET;
   readonly toBackgroundOffset = TO_BACKGROUND_OFFSET;
+  /** A word that changes with every turn of the replication plane: the sign that its event loop is not blocked. */
+  readonly progressOffset = PROGRESS_OFFSET + PROGRESS_WORDS / 2;
 
   constructor(buffer: SharedArrayBuffer | ArrayBuffer) {
     if (buffer.byteLength < EXCHANGE_BYTES) {

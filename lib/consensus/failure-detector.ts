@@ -78,6 +78,12 @@ export class FailureDetector {
     this.judge(peer);
   }
 
+  /** A sign that the peer may be gone, such as the end of a connection: the next missing beat decides. */
+  observeDisconnected(peer: number): void {
+    if (!this.trusts(peer)) return;
+    this.scores[peer] = Math.min(this.scores[peer] as number, this.thresholds.failBelow);
+  }
+
   private judge(peer: number): void {
     const score = this.scores[peer] as number;
     if (this.trusts(peer)) {

@@ -66,6 +66,16 @@ import {
 
 export type Role = 'follower' | 'takingOver' | 'leader';
 
+/** Points in time on the background plane's clock, nanoseconds. */
+export interface CandidacyStages {
+  /** It saw no live leader any more. */
+  readonly leaderLostAt_ns: number;
+  /** It promised itself its epoch and asked for permission. */
+  readonly candidateAt_ns: number;
+  /** A majority had granted it. */
+  readonly majorityAt_ns: number;
+}
+
 /** What the plane tells its host. Calls come from inside poll(), flush() and propose(). */
 export interface ReplicationHost {
   /**
@@ -269,6 +279,15 @@ export class ReplicationPlane {
   get appliedPosition(): Readonly<ChainPosition> {
     return this.applied;
   }
+  /** When the candidacy of the takeover that is on, or of the last one, went through its stages. */
+  get candidacyStages(): CandidacyStages {
+    const { body } = this.toMain;
+    return {
+      leaderLostAt_ns: readU53(body, ToMainField.leaderLostAt_ns),
+      candidateAt_ns: readU53(body, ToMainField.candidateAt_ns),
+      majorityAt_ns: readU53(body, ToMainField.majorityAt_ns),
+    };
+  }
   /** Epoch that the own background plane promised last. */
   get promisedEpoch(): number {
     return readU53(this.toMain.body, ToMainField.promisedEpoch);
@@ -386,6 +405,7 @@ export class ReplicationPlane {
 
   /** Does whatever can be done now. Returns true if it should be called again soon (there is more to apply). */
   poll(now_ns: number): boolean {
+    this.stampProgress();
     this.toMain.read(this.exchange.words, this.exchange.toMainOffset);
     const grants = this.toMain.body[ToMainField.grants] as number;
     const takeoverEpoch = readU53(this.toMain.body, ToMainField.takeoverEpoch);
@@ -878,6 +898,7 @@ export class ReplicationPlane {
    * the read round that was asked for, if none is open.
    */
   flush(): void {
+    this.stampProgress();
     this.flushOnce();
     // A round that has just ended made way for the next one, which others wait for already.
     if (this.reads.isDue) this.flushOnce();
@@ -896,6 +917,12 @@ export class ReplicationPlane {
       if ((this.commitLsn_ >= this.tail.lsn && !this.reads.isOpen) || !this.anyWriteInFlight()) break;
       if (!this.submit(1)) break;
     }
+  }
+
+  /** Shows the background plane that this plane's event loop turns. */
+  private stampProgress(): void {
+    const { words, progressOffset } = this.exchange;
+    words[progressOffset] = ((words[progressOffset] as number) + 1) >>> 0;
   }
 
   /**

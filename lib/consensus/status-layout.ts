@@ -12,6 +12,8 @@ export const BackgroundField = {
   /** 1 while this replica is a voter that may become leader and does not stand back after a failed candidacy. */
   eligible: 8,
   trustedMask: 9,
+  /** Epoch that this replica leads while its replication plane makes no progress, else 0: nobody has to spare it. */
+  stalledEpoch: 10,
 } as const;
 
 /** Written by the replication plane whenever something in it changes. */
@@ -74,6 +76,10 @@ export const ToMainField = {
   trustedMask: 7,
   /** Counts grants received for the current epoch. */
   grantsReceived: 8,
+  /** When the candidacy for takeoverEpoch went through its stages, on the background plane's clock, nanoseconds. */
+  leaderLostAt_ns: 9,
+  candidateAt_ns: 11,
+  majorityAt_ns: 13,
 } as const;
 export const TO_MAIN_WORDS = 32;
 
@@ -95,7 +101,8 @@ export const TO_BACKGROUND_WORDS = 6 + MAX_REPLICAS * 3 + 10;
 function assertFits(name: string, endIndex: number, words: number): void {
   if (endIndex > words - 2) throw new Error(`${name} block overflows: ${endIndex} > ${words - 2} words`);
 }
-assertFits('background', BackgroundField.trustedMask + 1, BACKGROUND_BLOCK_WORDS);
+assertFits('background', BackgroundField.stalledEpoch + 2, BACKGROUND_BLOCK_WORDS);
 assertFits('main', MainField.intactFromLsn + 2, MAIN_BLOCK_WORDS);
 assertFits('grant', GrantField.runs + EPOCH_RUNS_MAX * 4, GRANT_BLOCK_WORDS);
+assertFits('to-main', ToMainField.majorityAt_ns + 2, TO_MAIN_WORDS);
 assertFits('to-background', ToBackgroundField.voterBootIds + MAX_REPLICAS * 2, TO_BACKGROUND_WORDS);

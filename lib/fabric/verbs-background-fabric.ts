@@ -3,11 +3,15 @@
 // main thread and handed over.
 import { MAILBOX_SLOT_BYTES, MAX_REPLICAS, STATUS_BYTES } from '../consensus/limits.js';
 import {
+  type CompletionChannel,
   type CompletionQueue,
   type Fence,
   type Memory,
+  type PeerProcess,
   PostList,
   type QueuePair,
+  type Waiter,
+  WaitReason,
   WC,
   WC_STRIDE,
   WcStatus,
@@ -23,6 +27,7 @@ import { fabricStatus } from './verbs-replication-fabric.js';
 /** One status READ and one mailbox WRITE per peer at a time, and some air. */
 const OPERATIONS_MAX = 4;
 const SERIAL_UNIT = 16;
+const WAKES_POLLED_MAX = 64;
 
 export interface ProbeTarget {
   readonly queuePair: QueuePair;
@@ -30,6 +35,8 @@ export interface ProbeTarget {
   readonly statusKey: number;
   readonly mailboxAddress: number;
   readonly mailboxKey: number;
+  /** The process at the other end, where the host can tell whether it lives. */
+  readonly process: PeerProcess | null;
 }
 
 interface OutgoingProbe extends ProbeTarget {
@@ -49,6 +56,12 @@ export interface BackgroundMemories {
 /** Size of BackgroundMemories.probe. */
 export const PROBE_MEMORY_BYTES = MAX_REPLICAS * (STATUS_BYTES + MAILBOX_SLOT_BYTES);
 
+export interface BackgroundWaiting {
+  readonly waiter: Waiter;
+  readonly wakeQueue: CompletionQueue;
+  readonly wakeChannel: CompletionChannel | null;
+}
+
 export class VerbsBackgroundFabric implements BackgroundFabric {
   readonly statusWords: Uint32Array;
   readonly mailboxWords: Uint32Array;
@@ -64,6 +77,10 @@ export class VerbsBackgroundFabric implements BackgroundFabric {
   private readonly completions: Float64Array;
   private readonly peers: (OutgoingProbe | null)[] = new Array(MAX_REPLICAS).fill(null);
   private readonly queuePairs: (QueuePair | null)[] = new Array(MAX_REPLICAS).fill(null);
+  /** Responders of the peers' probe links, where their wakes arrive. */
+  private readonly incoming: (QueuePair | null)[] = new Array(MAX_REPLICAS).fill(null);
+  private readonly processes: (PeerProcess | null)[] = new Array(MAX_REPLICAS).fill(null);
+  private exited = 0;
   private readonly outgoingLogGenerations = new Float64Array(MAX_REPLICAS);
   private linkSerial = 0;
   private queued = 0;
@@ -76,6 +93,8 @@ export class VerbsBackgroundFabric implements BackgroundFabric {
     private readonly memories: BackgroundMemories,
     /** Told when a probe link failed, so that a fresh one is made. */
     private readonly onProbeBroken: (peer: number) => void,
+    /** What this plane's thread sleeps on, and where the peers' wakes arrive; none for one that is only ever ticked. */
+    private readonly waiting: BackgroundWaiting | null,
   ) {
     this.statusWords = new Uint32Array(memories.status.buffer);
     this.mailboxWords = new Uint32Array(memories.mailbox.buffer);
@@ -105,6 +124,9 @@ export class VerbsBackgroundFabric implements BackgroundFabric {
     this.list.bindQueuePair(peer, target?.queuePair ?? null);
     this.queuePairs[peer]?.close();
     this.queuePairs[peer] = target?.queuePair ?? null;
+    this.processes[peer] = target?.process ?? null;
+    this.exited &= ~(1 << peer);
+    this.waiting?.waiter.watchPeer(peer, target?.process ?? null);
     this.peers[peer] = target === null ? null : { ...target, wrId: ++this.linkSerial * SERIAL_UNIT + peer };
   }
 
@@ -123,11 +145,47 @@ export class VerbsBackgroundFabric implements BackgroundFabric {
     this.queue(link, WrOpcode.RDMA_READ, peer, offset, link.statusAddress, link.statusKey, lengthBytes, token);
   }
 
-  queueMailboxWrite(peer: number, token: number): void {
+  queueMailboxWrite(peer: number, token: number, wake: boolean): void {
     const link = this.peers[peer] as OutgoingProbe;
     const offset = MAX_REPLICAS * STATUS_BYTES + peer * MAILBOX_SLOT_BYTES;
     const { mailboxAddress, mailboxKey } = link;
-    this.queue(link, WrOpcode.RDMA_WRITE, peer, offset, mailboxAddress, mailboxKey, MAILBOX_SLOT_BYTES, token);
+    // The immediate is not looked at: its arrival is what wakes.
+    const opcode = wake ? WrOpcode.RDMA_WRITE_WITH_IMM : WrOpcode.RDMA_WRITE;
+    this.queue(link, opcode, peer, offset, mailboxAddress, mailboxKey, MAILBOX_SLOT_BYTES, token);
+  }
+
+  /** Puts the responder of a peer's fresh probe link in place. */
+  setIncomingProbe(peer: number, queuePair: QueuePair): void {
+    this.incoming[peer]?.close();
+    this.incoming[peer] = queuePair;
+  }
+
+  /** Sleeps until there may be something to do; true if the main thread has sent something. */
+  wait(timeout_ns: number): boolean {
+    const { waiting } = this;
+    if (waiting === null) throw new Error('a background fabric without a waiter cannot wait');
+    const reasons = waiting.waiter.wait(timeout_ns);
+    if ((reasons & WaitReason.COMPLETION) !== 0) this.takeWakes(waiting.wakeQueue);
+    if ((reasons & WaitReason.PEER_DIED) !== 0) {
+      for (let peer = 0; peer < MAX_REPLICAS; peer++) {
+        if (this.processes[peer]?.alive === false) this.exited |= 1 << peer;
+      }
+    }
+    return (reasons & WaitReason.WOKEN) !== 0;
+  }
+
+  /** Makes room for as many wakes as came. */
+  private takeWakes(wakeQueue: CompletionQueue): void {
+    for (let wakes = wakeQueue.poll(WAKES_POLLED_MAX); wakes.length > 0; wakes = wakeQueue.poll(WAKES_POLLED_MAX)) {
+      for (const { qpNum, status } of wakes) {
+        if (status !== WcStatus.SUCCESS) continue; // a responder that ended
+        this.incoming.find((queuePair) => queuePair?.number === qpNum)?.postReceive([{ wrId: 0 }]);
+      }
+    }
+  }
+
+  exitedMask(): number {
+    return this.exited;
   }
 
   private queue(
@@ -201,7 +259,10 @@ export class VerbsBackgroundFabric implements BackgroundFabric {
   }
 
   close(): void {
-    for (let peer = 0; peer < MAX_REPLICAS; peer++) this.setProbe(peer, null);
+    for (let peer = 0; peer < MAX_REPLICAS; peer++) {
+      this.setProbe(peer, null);
+      this.incoming[peer]?.close();
+    }
     this.list.close();
   }
 }

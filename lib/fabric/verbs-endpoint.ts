@@ -17,6 +17,7 @@ import {
   type Memory,
   type MemoryRegion,
   openDevice,
+  type PeerProcess,
   type PortAttributes,
   PortState,
   type ProtectionDomain,
@@ -38,10 +39,9 @@ export interface EndpointOptions {
   readonly permissionStrategy?: PermissionStrategy | undefined;
 }
 
-/** Words of the control memory that follow the exchange. */
-export const CONTROL_WAKE_OFFSET = EXCHANGE_BYTES;
-export const CONTROL_STOP_OFFSET = EXCHANGE_BYTES + 64;
-const CONTROL_BYTES = EXCHANGE_BYTES + 128;
+/** Word of the control memory that follows the exchange: not 0 when the background plane is to end. */
+export const CONTROL_STOP_OFFSET = EXCHANGE_BYTES;
+const CONTROL_BYTES = EXCHANGE_BYTES + 64;
 
 /** What the first READ of a log link brings, into a place behind the workspace where nobody looks. */
 const WARM_UP_BYTES = 64;
@@ -51,6 +51,10 @@ const WARM_UP_WR_ID = 3;
 /** Requests in a link's send queue: a window of batches plus a takeover READ, in pieces of the smallest path MTU. */
 const LOG_SEND_REQUESTS_MAX = 2048;
 const PROBE_SEND_REQUESTS_MAX = 16;
+/** How often a peer can wake this replica's background plane before that has to run and make room for more. */
+const PROBE_WAKES_MAX = 16;
+/** Links that are being replaced have two responders for a while. */
+const WAKE_QUEUE_DEPTH = MAX_REPLICAS * PROBE_WAKES_MAX * 4;
 /** Local ack timeout 4.096 us * 2^14 = 67 ms, times the tries: a dead peer is reported, a busy one is not. */
 const ACK_TIMEOUT_EXPONENT = 14;
 const RETRY_COUNT = 6;
@@ -86,8 +90,12 @@ export class VerbsEndpoint {
   readonly mainQueue: CompletionQueue;
   /** Completions of the background plane, which polls. */
   readonly backgroundQueue: CompletionQueue;
-  /** Receive side of responders: flush markers only. */
+  /** Receive side of the log links' responders: flush markers only. */
   readonly incomingQueue: CompletionQueue;
+  /** Receive side of the probe links' responders: a completion is a peer's wake of the background plane. */
+  readonly wakeQueue: CompletionQueue;
+  /** Where a device of the kernel announces them; shm needs none. */
+  readonly wakeChannel: CompletionChannel | null;
   private readonly statusRegion: MemoryRegion;
   private readonly logWriteRegion: MemoryRegion | null;
   private readonly mailboxRegions: MemoryRegion[] = [];
@@ -138,6 +146,8 @@ export class VerbsEndpoint {
     );
     this.backgroundQueue = context.createCompletionQueue(MAX_REPLICAS * PROBE_SEND_REQUESTS_MAX * 2);
     this.incomingQueue = context.createCompletionQueue(Math.min(maxCqe, 4096));
+    this.wakeChannel = context.device.provider === 'shm' ? null : context.createCompletionChannel();
+    this.wakeQueue = context.createCompletionQueue(Math.min(maxCqe, WAKE_QUEUE_DEPTH), this.wakeChannel);
   }
 
   /** Opens the device asked for, or the best there is. */
@@ -222,6 +232,11 @@ export class VerbsEndpoint {
     ]);
   }
 
+  /** The process behind a link's other end, where the host can tell whether it lives. */
+  peerProcess(reply: LinkReply): PeerProcess | null {
+    return this.isShm ? this.context.openPeerProcess(reply.queuePair.gid) : null;
+  }
+
   /** Responder: makes and connects the other end of a peer's link. */
   async accept(peer: number, request: LinkRequest): Promise<{ queuePair: QueuePair; reply: LinkReply }> {
     if (request.logBytes !== this.logMemory.length) {
@@ -235,8 +250,9 @@ export class VerbsEndpoint {
     const access = isLog ? initialLogAccess(this.strategy) : Access.REMOTE_READ | Access.REMOTE_WRITE;
     const queuePair = this.createQueuePair(request.kind, this.incomingQueue, 1, access);
     try {
-      // The marker whose flush proves, where a strategy needs it, that the responder has stopped.
-      queuePair.postReceive([{ wrId: 0 }]);
+      // Log: the marker whose flush proves, where a strategy needs it, that the responder has stopped. Probe: wakes.
+      const receives = isLog ? 1 : PROBE_WAKES_MAX;
+      queuePair.postReceive(Array.from({ length: receives }, () => ({ wrId: 0 })));
       const own = this.address(queuePair);
       await this.connect(queuePair, own, request.queuePair);
       const mailbox = this.mailboxRegions[peer] as MemoryRegion;
@@ -265,8 +281,8 @@ export class VerbsEndpoint {
     const domain = kind === 'log' ? this.logDomain : this.probeDomain;
     const queuePair = domain.createQueuePair({
       sendCq: sendQueue,
-      recvCq: this.incomingQueue,
-      cap: { maxSendWr: sendRequestsMax, maxRecvWr: 1 },
+      recvCq: kind === 'log' ? this.incomingQueue : this.wakeQueue,
+      cap: { maxSendWr: sendRequestsMax, maxRecvWr: kind === 'log' ? 1 : PROBE_WAKES_MAX },
     });
     try {
       queuePair.modify({ state: QpState.INIT, pkeyIndex: 0, portNum: this.portNum, accessFlags });

@@ -19,6 +19,9 @@ export interface BackgroundWorkerData {
     readonly controlMemory: number;
     readonly backgroundQueue: number;
     readonly incomingQueue: number;
+    readonly wakeQueue: number;
+    readonly wakeChannel: number | null;
+    readonly waiter: number;
     readonly fence: number;
     readonly notifier: number;
   };
@@ -35,8 +38,14 @@ export type ToBackground =
         readonly statusKey: number;
         readonly mailboxAddress: number;
         readonly mailboxKey: number;
+        /** The process at the other end, where the host can tell whether it lives. */
+        readonly process: number | null;
       } | null;
     }
+  /** The responder's end of the peer's probe link. */
+  | { readonly type: 'incomingProbe'; readonly peer: number; readonly queuePair: number }
+  /** The control connection to the peer ended. */
+  | { readonly type: 'disconnected'; readonly peer: number }
   /** The generation of this replica's log link to the peer, 0 while it has none. */
   | { readonly type: 'outgoingLog'; readonly peer: number; readonly generation: number }
   /** The responder's end of the peer's log link. */

@@ -2,8 +2,8 @@
 import { Worker } from 'node:worker_threads';
 import type { BackgroundProfile } from '../consensus/background-plane.js';
 import { QuorateError } from '../errors.js';
-import { CONTROL_STOP_OFFSET, CONTROL_WAKE_OFFSET, type VerbsEndpoint } from '../fabric/verbs-endpoint.js';
-import { addWord, Notifier } from '../verbs/index.js';
+import { CONTROL_STOP_OFFSET, type VerbsEndpoint } from '../fabric/verbs-endpoint.js';
+import { addWord, Notifier, Waiter } from '../verbs/index.js';
 import type { BackgroundWorkerData, ToBackground, ToMain } from './background-messages.js';
 
 export interface BackgroundThreadOptions {
@@ -20,6 +20,7 @@ export interface BackgroundThreadOptions {
 
 export class BackgroundThread {
   private readonly notifier: Notifier;
+  private readonly waiter = new Waiter();
   private readonly worker: Worker;
   private readonly exited: Promise<void>;
   private stopping = false;
@@ -45,6 +46,9 @@ export class BackgroundThread {
         controlMemory: endpoint.controlMemory.share(),
         backgroundQueue: endpoint.backgroundQueue.share(),
         incomingQueue: endpoint.incomingQueue.share(),
+        wakeQueue: endpoint.wakeQueue.share(),
+        wakeChannel: endpoint.wakeChannel?.share() ?? null,
+        waiter: this.waiter.share(),
         fence: endpoint.fence.share(),
         notifier: this.notifier.share(),
       },
@@ -79,7 +83,7 @@ export class BackgroundThread {
 
   /** Ends the thread's pause between two ticks. */
   wake(): void {
-    addWord(this.endpoint.controlMemory, CONTROL_WAKE_OFFSET, 1);
+    this.waiter.wake();
   }
 
   /** Stops the thread and waits for its end. From then on nobody grants or beats for this replica. */
@@ -91,5 +95,6 @@ export class BackgroundThread {
     }
     await this.exited;
     this.notifier.close();
+    this.waiter.close();
   }
 }

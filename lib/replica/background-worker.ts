@@ -1,30 +1,36 @@
 // The background plane's thread: a worker with its own heap that does nothing but tick. It never returns to its event
-// loop; between ticks it sleeps in one native call, which the main thread can end at once by bumping the wake word.
+// loop; between ticks it sleeps in one native call, which ends at once when the main thread has sent something, when a peer
+// asks for permission or has granted it, and when the process of a peer dies.
 import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads';
 import { BackgroundPlane } from '../consensus/background-plane.js';
 import { Exchange } from '../consensus/exchange.js';
 import { LogPermissions } from '../fabric/permissions.js';
 import { VerbsBackgroundFabric } from '../fabric/verbs-background-fabric.js';
-import { CONTROL_STOP_OFFSET, CONTROL_WAKE_OFFSET } from '../fabric/verbs-endpoint.js';
+import { CONTROL_STOP_OFFSET } from '../fabric/verbs-endpoint.js';
 import {
   adopt,
+  type CompletionChannel,
   type CompletionQueue,
   type Fence,
   type Memory,
   monotonicNs,
   type Notifier,
+  type PeerProcess,
   type ProtectionDomain,
   type QueuePair,
   setSchedulingSlice,
   setTimerSlack,
-  waitWord,
+  type Waiter,
 } from '../verbs/index.js';
 import type { BackgroundWorkerData, ToBackground, ToMain } from './background-messages.js';
 import { rehearse } from './rehearsal.js';
 
 const TIMER_SLACK_NS = 1;
 /** Short slices have the thread run soon after it wakes on a host whose processors are all busy; a tick takes less. */
-const SLICE_NS = 500_000;
+const SLICE_NS = 100_000;
+
+/** How long there must have been no election before links are cleared away and reports are made. */
+const CALM_NS = 25_000_000;
 
 function describe(error: unknown): { code: string; message: string } {
   return {
@@ -37,7 +43,10 @@ async function run(data: BackgroundWorkerData): Promise<void> {
   const port = parentPort;
   if (port === null) throw new Error('the background plane runs in a worker thread');
   const { tokens } = data;
-  const report = (message: ToMain) => port.postMessage(message);
+  // What is told to the main thread is never urgent, and taking it in costs that thread more than a takeover does: it
+  // waits until no election has been on for a moment.
+  const reports: ToMain[] = [];
+  const report = (message: ToMain) => reports.push(message);
   const logMemory = adopt(tokens.logMemory) as Memory;
   const controlMemory = adopt(tokens.controlMemory) as Memory;
   const notifier = adopt(tokens.notifier) as Notifier;
@@ -48,6 +57,10 @@ async function run(data: BackgroundWorkerData): Promise<void> {
     adopt(tokens.incomingQueue) as CompletionQueue,
     (peer, generation) => report({ type: 'incomingLogDead', peer, generation }),
   );
+  const waiter = adopt(tokens.waiter) as Waiter;
+  const wakeQueue = adopt(tokens.wakeQueue) as CompletionQueue;
+  const wakeChannel = tokens.wakeChannel === null ? null : (adopt(tokens.wakeChannel) as CompletionChannel);
+  waiter.watchQueue(wakeQueue, wakeChannel);
   const fabric = new VerbsBackgroundFabric(
     adopt(tokens.backgroundQueue) as CompletionQueue,
     adopt(tokens.fence) as Fence,
@@ -60,6 +73,7 @@ async function run(data: BackgroundWorkerData): Promise<void> {
       probeKey: data.probeKey,
     },
     (peer) => report({ type: 'probeBroken', peer }),
+    { waiter, wakeQueue, wakeChannel },
   );
   const plane = new BackgroundPlane(
     {
@@ -79,8 +93,18 @@ async function run(data: BackgroundWorkerData): Promise<void> {
       case 'probe':
         fabric.setProbe(
           message.peer,
-          message.link && { ...message.link, queuePair: adopt(message.link.queuePair) as QueuePair },
+          message.link && {
+            ...message.link,
+            queuePair: adopt(message.link.queuePair) as QueuePair,
+            process: message.link.process === null ? null : (adopt(message.link.process) as PeerProcess),
+          },
         );
+        break;
+      case 'incomingProbe':
+        fabric.setIncomingProbe(message.peer, adopt(message.queuePair) as QueuePair);
+        break;
+      case 'disconnected':
+        plane.peerDisconnected(message.peer);
         break;
       case 'outgoingLog':
         fabric.setOutgoingLogGeneration(message.peer, message.generation);
@@ -95,24 +119,27 @@ async function run(data: BackgroundWorkerData): Promise<void> {
   };
 
   const controlWords = new Uint32Array(controlMemory.buffer);
-  const wakeIndex = CONTROL_WAKE_OFFSET / 4;
   const stopIndex = CONTROL_STOP_OFFSET / 4;
   await rehearse(data).catch((error: unknown) => report({ type: 'rehearsalFailed', ...describe(error) }));
   setTimerSlack(TIMER_SLACK_NS);
   setSchedulingSlice(SLICE_NS);
-  report({ type: 'ready' });
-  let seenWakes = -1;
+  port.postMessage({ type: 'ready' } satisfies ToMain);
+  let calmFrom_ns = 0;
+  let hasMail = true;
   while (Atomics.load(controlWords, stopIndex) === 0) {
-    const wakes = Atomics.load(controlWords, wakeIndex);
-    if (wakes !== seenWakes) {
-      seenWakes = wakes;
+    if (hasMail) {
       for (let next = receiveMessageOnPort(port); next !== undefined; next = receiveMessageOnPort(port)) {
         receive(next.message as ToBackground);
       }
     }
-    const next_ns = plane.tick(monotonicNs());
-    permissions.prepare();
-    waitWord(controlMemory, CONTROL_WAKE_OFFSET, wakes, next_ns);
+    const now_ns = monotonicNs();
+    const next_ns = plane.tick(now_ns);
+    if (plane.isElectionOn) calmFrom_ns = now_ns + CALM_NS;
+    else if (now_ns >= calmFrom_ns) {
+      permissions.prepare();
+      for (const message of reports.splice(0)) port.postMessage(message);
+    }
+    hasMail = fabric.wait(next_ns);
   }
   fabric.close();
 }

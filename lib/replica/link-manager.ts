@@ -36,7 +36,6 @@ class PeerLinks {
   readonly live = { probe: false, log: false };
   readonly making = { probe: false, log: false };
   readonly retryDelayMs = { probe: RETRY_DELAY_MIN_MS, log: RETRY_DELAY_MIN_MS };
-  incomingProbe: QueuePair | undefined;
 }
 
 export class LinkManager {
@@ -85,6 +84,7 @@ export class LinkManager {
   /** The control channel to the peer is down. Links that work stay: only memory tells whether the peer lives. */
   disconnected(id: number): void {
     this.peer(id).connection = undefined;
+    this.options.background.send({ type: 'disconnected', peer: id });
   }
 
   /** A link was found broken: replaces it in a moment. Meanwhile nothing goes over it; the fabric has seen to that. */
@@ -183,6 +183,7 @@ export class LinkManager {
           statusKey: reply.readable.rkey,
           mailboxAddress: reply.writable.address,
           mailboxKey: reply.writable.rkey,
+          process: this.options.endpoint.peerProcess(reply)?.share() ?? null,
         },
       });
       return;
@@ -202,10 +203,8 @@ export class LinkManager {
     const { endpoint, background } = this.options;
     const request = checkLinkRequest(value);
     const { queuePair, reply } = await endpoint.accept(id, request);
-    const links = this.peer(id);
     if (request.kind === 'probe') {
-      links.incomingProbe?.close();
-      links.incomingProbe = queuePair;
+      background.send({ type: 'incomingProbe', peer: id, queuePair: queuePair.share() });
     } else {
       background.send({
         type: 'incomingLog',

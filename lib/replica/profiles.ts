@@ -9,20 +9,22 @@ export const PROFILES: Readonly<Record<ProfileName, BackgroundProfile>> = {
   /** Silence of about 2 ms is a failure. For hosts with a processor to spare per replica. */
   fast: {
     tick_ns: 100_000,
-    electionTick_ns: 20_000,
+    electionTick_ns: 100_000,
     takeoverTimeout_ns: 100_000_000,
     scoreMax: 20,
     failBelow: 2,
     recoverAbove: 6,
+    stallTimeout_ns: 100_000_000,
   },
   /** Silence of about 40 ms is a failure. */
   balanced: {
     tick_ns: 1_000_000,
-    electionTick_ns: 50_000,
+    electionTick_ns: 500_000,
     takeoverTimeout_ns: 200_000_000,
     scoreMax: 40,
     failBelow: 2,
     recoverAbove: 6,
+    stallTimeout_ns: 500_000_000,
   },
   /** Silence of about 0.5 s is a failure. For software RDMA devices, where each READ costs both ends, and busy hosts. */
   relaxed: {
@@ -32,11 +34,14 @@ export const PROFILES: Readonly<Record<ProfileName, BackgroundProfile>> = {
     scoreMax: 13,
     failBelow: 2,
     recoverAbove: 4,
+    stallTimeout_ns: 4_000_000_000,
   },
 };
 
 const TICK_NS_MIN = 5_000;
 const TICK_NS_MAX = 1_000_000_000;
+/** An idle replica's event loop turns every 20 ms (or two ticks), and garbage collection may well take longer than that. */
+const STALL_TIMEOUT_NS_MIN = 50_000_000;
 
 /** Resolves the option `profile`; QUORATE_INVALID_ARGUMENT says what is wrong with it. */
 export function resolveProfile(
@@ -68,6 +73,12 @@ export function resolveProfile(
   }
   if (!(profile.takeoverTimeout_ns >= profile.tick_ns * 4)) {
     throw new QuorateError('QUORATE_INVALID_ARGUMENT', 'profile.takeoverTimeout_ns must be at least four ticks');
+  }
+  if (!(profile.stallTimeout_ns >= STALL_TIMEOUT_NS_MIN)) {
+    throw new QuorateError(
+      'QUORATE_INVALID_ARGUMENT',
+      `profile.stallTimeout_ns ${profile.stallTimeout_ns} is not at least ${STALL_TIMEOUT_NS_MIN}`,
+    );
   }
   const { scoreMax, failBelow, recoverAbove } = profile;
   if (!(failBelow >= 1 && recoverAbove >= failBelow && scoreMax > recoverAbove && scoreMax <= 1e6)) {

@@ -24,6 +24,7 @@ const PROFILE: BackgroundProfile = {
   scoreMax: 10,
   failBelow: 2,
   recoverAbove: 4,
+  stallTimeout_ns: 1000 * TICK_NS,
 };
 /** Ticks of the rehearsal's own clock within which each scene must have ended. */
 const SCENE_TICKS_MAX = 500;
@@ -93,6 +94,7 @@ class RehearsedReplica implements ReplicationHost {
         probeKey: endpoint.probeRegion.lkey,
       },
       () => {},
+      null,
     );
     const { logMemory } = endpoint;
     this.plane = new ReplicationPlane(
@@ -132,6 +134,7 @@ class RehearsedReplica implements ReplicationHost {
       statusKey: probe.readable.rkey,
       mailboxAddress: probe.writable.address,
       mailboxKey: probe.writable.rkey,
+      process: null,
     });
     const log = await this.connect('log', peer);
     this.fabric.setPeer(peer.id, {

@@ -98,6 +98,23 @@ export interface PeerStatus {
   readonly phase: PeerPhase;
 }
 
+/**
+ * When this replica's last takeover went through its stages: CLOCK_MONOTONIC in nanoseconds, the same clock in all
+ * processes of the host, so that stages can be set against what happened elsewhere.
+ */
+export interface TakeoverStages {
+  /** Epoch as "counter.incarnation". */
+  readonly epoch: string;
+  /** It saw no live leader any more. */
+  readonly leaderLostAtNs: number;
+  /** It promised itself the epoch and asked for permission. */
+  readonly candidateAtNs: number;
+  /** A majority of the voters had granted it. */
+  readonly majorityAtNs: number;
+  /** A majority held its epoch's first entry: from here on it led. */
+  readonly activeAtNs: number;
+}
+
 export interface ReplicaStatus {
   readonly id: number;
   readonly role: Role;
@@ -120,6 +137,8 @@ export interface ReplicaStatus {
   /** Calls of readBarrier() that wait. */
   readonly pendingReadBarriers: number;
   readonly peers: readonly PeerStatus[];
+  /** The last takeover that made this replica the leader, undefined if there was none. */
+  readonly lastTakeover: TakeoverStages | undefined;
 }
 
 /**

@@ -19,7 +19,7 @@ import { QuorateError } from '../errors.js';
 import { VerbsEndpoint } from '../fabric/verbs-endpoint.js';
 import { VerbsReplicationFabric } from '../fabric/verbs-replication-fabric.js';
 import { SessionTable } from '../rsm/session-table.js';
-import { monotonicNs } from '../verbs/index.js';
+import { monotonicNs, setSchedulingSlice } from '../verbs/index.js';
 import type { ToMain } from './background-messages.js';
 import { BackgroundThread } from './background-thread.js';
 import { type ControlConnection, ControlServer, Dialer } from './control-channel.js';
@@ -39,6 +39,7 @@ import type {
   ReplicaStatus,
   SessionCommand,
   StateMachine,
+  TakeoverStages,
 } from './replica-options.js';
 import { decodeSnapshot, encodeSnapshot } from './snapshot-transfer.js';
 
@@ -55,6 +56,13 @@ const LAG_TIMEOUT_NS = 1_000_000_000;
 const HOUSEKEEPING_INTERVAL_MIN_MS = 20;
 /** Flushes in a row before the event loop gets its turn. */
 const FLUSHES_PER_TURN_MAX = 256;
+/**
+ * Slices of this thread, too: a takeover must not wait until a dying process has freed its memory, several
+ * milliseconds, on the processor that it was woken on.
+ */
+const SCHEDULING_SLICE_NS = 100_000;
+/** Listeners are told that there is no leader when it has been so for this long. */
+const LEADER_LOST_GRACE_MS = 10;
 const SNAPSHOT_TIMEOUT_MS = 120_000;
 const SNAPSHOT_RETRY_MS = 200;
 /** A process that does not answer for so long is not taken for alive when another one comes with its id. */
@@ -165,7 +173,10 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   private closing: Promise<void> | undefined;
   private failure: Error | undefined;
   private lastLeader: number | undefined;
+  /** Runs while it is not told yet that there is no leader. */
+  private leaderLost: NodeJS.Timeout | undefined;
   private lastLeaderEpoch = 0;
+  private lastTakeover: TakeoverStages | undefined;
   private opened: { resolve: () => void; reject: (error: Error) => void } | undefined;
 
   /**
@@ -285,6 +296,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   // -- life cycle --------------------------------------------------------------------------------------------------
 
   private async start(self: MemberAddress, timeoutMs: number): Promise<void> {
+    setSchedulingSlice(SCHEDULING_SLICE_NS);
     this.background = new BackgroundThread(this.endpoint, {
       id: this.id,
       bootId: this.bootId,
@@ -402,6 +414,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
 
   private async shutDown(): Promise<void> {
     clearInterval(this.housekeeping);
+    this.forgetLeaderLost();
     this.formation.close();
     const error = () => this.failure ?? new QuorateError('QUORATE_CLOSED', `replica ${this.id} was closed`);
     this.opened?.reject(error());
@@ -607,10 +620,26 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     if (plane.poll(monotonicNs())) this.pollSoon();
   }
 
-  private noticeLeader(plane: ReplicationPlane): void {
+  private forgetLeaderLost(): void {
+    clearTimeout(this.leaderLost);
+    this.leaderLost = undefined;
+  }
+
+  private noticeLeader(plane: ReplicationPlane, isLossDue = false): void {
     const leader = plane.leader < 0 ? undefined : plane.leader;
     const epoch = leader === undefined ? this.lastLeaderEpoch : plane.promisedEpoch;
-    if (leader === this.lastLeader && epoch === this.lastLeaderEpoch) return;
+    if (leader === this.lastLeader && epoch === this.lastLeaderEpoch) {
+      this.forgetLeaderLost();
+      return;
+    }
+    if (leader === undefined && !isLossDue) {
+      // A failover is mostly over before anybody could use the news that it has begun, and telling takes time from it.
+      this.leaderLost ??= setTimeout(() => {
+        if (this.closing === undefined) this.noticeLeader(plane, true);
+      }, LEADER_LOST_GRACE_MS);
+      return;
+    }
+    this.forgetLeaderLost();
     this.lastLeader = leader;
     this.lastLeaderEpoch = epoch;
     if (leader !== undefined) this.opened?.resolve();
@@ -647,7 +676,16 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     }
   }
 
-  onLeader(_epoch: number): void {}
+  onLeader(epoch: number): void {
+    const stages = (this.plane as ReplicationPlane).candidacyStages;
+    this.lastTakeover = {
+      epoch: formatEpoch(epoch),
+      leaderLostAtNs: stages.leaderLostAt_ns,
+      candidateAtNs: stages.candidateAt_ns,
+      majorityAtNs: stages.majorityAt_ns,
+      activeAtNs: monotonicNs(),
+    };
+  }
 
   onDeposed(epoch: number, reason: string): void {
     const error = `leadership of epoch ${formatEpoch(epoch)} ended (${reason}) before the command was known to be committed`;
@@ -877,6 +915,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       pendingProposals: this.pending.size + this.waiting.length,
       pendingReadBarriers: this.readBarriers.size,
       peers,
+      lastTakeover: this.lastTakeover,
     };
   }
 }

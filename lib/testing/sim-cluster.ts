@@ -110,7 +110,22 @@ export class SimCluster {
     this.lives[id] = null;
     life.crash();
     this.observer.onCrashed(life);
+    for (const other of this.lives) {
+      if (other !== null && this.random.chance(this.options.exitNoticeProbability)) this.noticeExit(other, life);
+    }
     this.linkTables.delete(life);
+  }
+
+  /** The host of `life` sees that the process of the dead one has ended: for certain, or by its connection alone. */
+  private noticeExit(life: SimLife, dead: SimLife): void {
+    const isCertain = this.random.chance(0.5);
+    this.world.schedule(this.network.latency_ns(), () => {
+      if (!life.alive) return;
+      life.postToBackground(() => {
+        if (isCertain) life.backgroundFabric.noticeExit(dead.node);
+        else life.background.peerDisconnected(dead.id);
+      });
+    });
   }
 
   /** Replicas that may crash now without a majority of the voters of any configuration in force losing its memory. */

@@ -70,6 +70,9 @@ export class SimLife {
   private isMainRunning = false;
   private mustRunAgain = false;
   private lastWake_ns = -1;
+  private backgroundRun = 0;
+  private isBackgroundRunning = false;
+  private mustTickAgain = false;
   private readonly mainTasks: (() => void)[] = [];
   private readonly backgroundTasks: (() => void)[] = [];
   private readonly proposals = new Map<string, (outcome: ProposalOutcome) => void>();
@@ -153,7 +156,8 @@ export class SimLife {
       this.backgroundFabric,
       this.exchange,
     );
-    world.schedule(world.random.integer(options.profile.tick_ns), () => this.runBackground());
+    this.node.wakeBackground = () => this.wakeBackground();
+    this.scheduleBackground(world.random.integer(options.profile.tick_ns));
     world.schedule(0, () => this.idlePoll());
   }
 
@@ -175,6 +179,7 @@ export class SimLife {
   /** Runs in the background thread, before its next tick. */
   postToBackground(task: () => void): void {
     this.backgroundTasks.push(task);
+    this.wakeBackground();
   }
 
   /** A client's request arrives; `answer` is called exactly once unless the process dies first. */
@@ -318,23 +323,40 @@ export class SimLife {
     if (more || this.mustRunAgain || this.mainTasks.length > 0) this.wakeMain(world.now_ns);
   }
 
+  /** A peer's message, the death of one or the main thread ends the background thread's sleep. */
+  wakeBackground(): void {
+    if (this.isBackgroundRunning) this.mustTickAgain = true;
+    else this.scheduleBackground(0);
+  }
+
+  private scheduleBackground(delay_ns: number): void {
+    const run = ++this.backgroundRun;
+    this.world.schedule(delay_ns, () => {
+      if (run === this.backgroundRun) this.runBackground();
+    });
+  }
+
   private runBackground(): void {
     const { world, options } = this;
     if (!this.alive) return;
     const blockedUntil_ns = Math.max(this.pausedUntil_ns, this.backgroundStalledUntil_ns);
     if (blockedUntil_ns > world.now_ns) {
-      world.at(blockedUntil_ns, () => this.runBackground());
+      this.scheduleBackground(blockedUntil_ns - world.now_ns);
       return;
     }
     let next_ns = 0;
+    this.isBackgroundRunning = true;
+    this.mustTickAgain = false;
     this.guarded(() => {
       for (let task = this.backgroundTasks.shift(); task !== undefined; task = this.backgroundTasks.shift()) task();
       next_ns = this.background.tick(world.now_ns);
     });
+    this.isBackgroundRunning = false;
     if (!this.alive) return;
     if (world.isTraced) this.traceBackground();
     this.events.afterBackground(this);
-    world.schedule(next_ns * (1 + world.random.next() * options.tickJitter), () => this.runBackground());
+    const delay_ns = next_ns * (1 + world.random.next() * options.tickJitter);
+    this.scheduleBackground(this.mustTickAgain ? 0 : delay_ns);
   }
 
   private guarded(run: () => void): void {

@@ -45,6 +45,8 @@ export interface SimOptions {
   readonly preemptMax_ns: number;
   readonly network: SimNetworkOptions;
   readonly faults: FaultRates;
+  /** How often a survivor's host sees at once that a process has died. */
+  readonly exitNoticeProbability: number;
   readonly relinkDelayMax_ns: number;
   readonly clients: number;
   readonly keys: number;
@@ -89,6 +91,7 @@ export function drawOptions(random: Random, request: SimRequest): SimOptions {
       scoreMax: 15,
       failBelow: 2,
       recoverAbove: 6,
+      stallTimeout_ns: tick_ns * random.between(10, 200),
     },
     lagTimeout_ns: random.between(100, 600) * MS,
     spin_ns: random.chance(0.3) ? random.logBetween(10 * US, 500 * US) : 0,
@@ -130,6 +133,7 @@ export function drawOptions(random: Random, request: SimRequest): SimOptions {
       leaderBias: random.between(0, 1),
       restartDelayMax_ns: random.logBetween(10 * MS, 2000 * MS),
     },
+    exitNoticeProbability: random.pick([0, 0.5, 1]),
     relinkDelayMax_ns: random.logBetween(1 * MS, 100 * MS),
     clients: 1 + random.integer(6),
     keys: 1 + random.integer(6),

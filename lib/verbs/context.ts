@@ -5,6 +5,7 @@ import { Memory } from './memory.js';
 import type { DeviceAttributes, DeviceInfo, GidEntry, MemoryOptions, NativeContext, PortAttributes } from './native.js';
 import { ProtectionDomain } from './protection-domain.js';
 import { existingFace, VerbsObject } from './verbs-object.js';
+import { PeerProcess } from './waiter.js';
 
 export type { MemoryOptions } from './native.js';
 
@@ -104,5 +105,16 @@ export class Context extends VerbsObject<NativeContext> {
   createCompletionQueue(depth: number, channel?: CompletionChannel | null): CompletionQueue {
     const native = this.native.createCompletionQueue(depth, channel?.native ?? null);
     return this.retain(CompletionQueue.of(native, this));
+  }
+
+  /**
+   * The process that opened the device instance behind a GID, to be watched for its death; null where the provider
+   * cannot tell (only shm can), or where there is no such instance any more.
+   *
+   * @throws TypeError QUORATE_INVALID_ARGUMENT for what is no GID of this provider
+   */
+  openPeerProcess(gid: string): PeerProcess | null {
+    const native = this.native.openPeerProcess(gid);
+    return native === null ? null : PeerProcess.of(native);
   }
 }

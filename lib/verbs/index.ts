@@ -16,4 +16,5 @@ export * from './queue-pair.js';
 export * from './sharing.js';
 export * from './status.js';
 export { VerbsObject } from './verbs-object.js';
+export * from './waiter.js';
 export * from './waiting.js';

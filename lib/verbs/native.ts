@@ -345,7 +345,9 @@ export type NativeKind =
   | 'QueuePair'
   | 'Fence'
   | 'Notifier'
-  | 'PostList';
+  | 'PostList'
+  | 'Waiter'
+  | 'PeerProcess';
 
 export interface NativeObject {
   readonly kind: NativeKind;
@@ -376,6 +378,8 @@ export interface NativeContext extends NativeSharedObject {
   allocateProtectionDomain(): NativeProtectionDomain;
   createCompletionChannel(): NativeCompletionChannel;
   createCompletionQueue(depth: number, channel?: NativeCompletionChannel | null): NativeCompletionQueue;
+  /** Null where the provider cannot tell whether the peer's process lives. */
+  openPeerProcess(gid: string): NativePeerProcess | null;
 }
 
 export interface NativeMemory extends NativeSharedObject {
@@ -468,6 +472,36 @@ export interface NativeNotifier extends NativeSharedObject {
   unref(): void;
 }
 
+/** Reasons for which {@link NativeWaiter.wait} returns; bits. */
+export const WaitReason = {
+  /** Somebody called wake(). */
+  WOKEN: 1,
+  /** The watched completion queue has news: poll it until it is empty. */
+  COMPLETION: 2,
+  /** The process of a watched peer has died or closed its device; told once per peer. */
+  PEER_DIED: 4,
+} as const;
+/** Slots of {@link NativeWaiter.watchPeer}. */
+export const WAITER_PEERS_MAX = 64;
+
+/** How a thread without an event loop sleeps until there is something to do. */
+export interface NativeWaiter extends NativeSharedObject {
+  readonly kind: 'Waiter';
+  /** Any thread: ends the wait that is on, or else the next one. */
+  wake(): void;
+  /** `channel` is needed (and its events are taken) where the queue is a kernel device's. */
+  watchQueue(completionQueue: NativeCompletionQueue | null, channel?: NativeCompletionChannel | null): void;
+  watchPeer(slot: number, peer: NativePeerProcess | null): void;
+  /** Blocks this thread for at most `timeoutNs` (0 .. MAX_WAIT_NS); returns the reasons, 0 if the time was up. */
+  wait(timeoutNs: number): number;
+}
+
+/** The process behind a peer's device instance. */
+export interface NativePeerProcess extends NativeSharedObject {
+  readonly kind: 'PeerProcess';
+  readonly alive: boolean;
+}
+
 export interface PostListOptions {
   /** 1 .. POST_LIST_MAX_ENTRIES. */
   maxWorkRequests: number;
@@ -548,6 +582,7 @@ export interface NativeAddon {
     callback: () => void,
   ) => NativeNotifier;
   PostList: new (completionQueue: NativeCompletionQueue, options: PostListOptions) => NativePostList;
+  Waiter: new () => NativeWaiter;
 
   /**
    * Blocks this thread until the 32-bit word at `byteOffset` (multiple of 4) differs from `expected`, is woken with

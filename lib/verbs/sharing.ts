@@ -15,13 +15,16 @@ import type {
   NativeMemory,
   NativeMemoryRegion,
   NativeNotifier,
+  NativePeerProcess,
   NativeProtectionDomain,
   NativeQueuePair,
+  NativeWaiter,
 } from './native.js';
 import { Notifier } from './notifier.js';
 import { ProtectionDomain } from './protection-domain.js';
 import { QueuePair } from './queue-pair.js';
 import type { VerbsObject } from './verbs-object.js';
+import { PeerProcess, Waiter } from './waiter.js';
 
 function face(token: number): VerbsObject {
   const native = addon.adopt(token);
@@ -44,6 +47,10 @@ function face(token: number): VerbsObject {
       return Fence.of(native as NativeFence);
     case 'Notifier':
       return Notifier.of(native as NativeNotifier);
+    case 'Waiter':
+      return Waiter.of(native as NativeWaiter);
+    case 'PeerProcess':
+      return PeerProcess.of(native as NativePeerProcess);
     case 'PostList':
       throw invalidArgument('a PostList belongs to the thread that made it');
   }

@@ -240,6 +240,13 @@ Napi::Value wcStatusExplanationFunction(Environment& environment, const Napi::Ca
                            wcStatusExplanation(static_cast<int>(readInteger(info[0], "status", 0, kMaxInt32))));
 }
 
+Napi::Value openPeerProcess(Environment& environment, const Napi::CallbackInfo& info, Wrapper& self) {
+  const Gid gid = parseGid(readString(info[0], "gid", 64), "gid");
+  std::shared_ptr<PeerProcess> peer = as<Context>(self)->openPeerProcess(gid);
+  if (peer == nullptr) return environment.env().Null();
+  return environment.wrap(std::move(peer));
+}
+
 }  // namespace
 
 std::vector<napi_property_descriptor> contextMembers(Environment* environment) {
@@ -255,6 +262,7 @@ std::vector<napi_property_descriptor> contextMembers(Environment* environment) {
       method<k, allocateProtectionDomain>(environment, "allocateProtectionDomain"),
       method<k, createCompletionChannel>(environment, "createCompletionChannel"),
       method<k, createCompletionQueue>(environment, "createCompletionQueue"),
+      method<k, openPeerProcess>(environment, "openPeerProcess"),
   };
 }
 

@@ -18,7 +18,7 @@ constexpr napi_type_tag kWrapperTag = {0x6b3f1f0d5a7c4e21ull, 0x9d0c8f3372e14b56
 
 constexpr const char* kKindNames[kKinds] = {"Context",           "Memory",          "MemoryRegion", "ProtectionDomain",
                                             "CompletionChannel", "CompletionQueue", "QueuePair",    "Fence",
-                                            "Notifier",          "PostList"};
+                                            "Notifier",          "PostList",        "Waiter",       "PeerProcess"};
 
 void check(napi_env env, napi_status status) {
   if (status != napi_ok) throw Napi::Error::New(Napi::Env(env));
@@ -157,6 +157,8 @@ void Environment::attach(Napi::Env env, Napi::Object exports) {
   self->defineClass(exports, Kind::Fence, membersOf<Kind::Fence>(self, fenceMembers), true);
   self->defineClass(exports, Kind::Notifier, membersOf<Kind::Notifier>(self, notifierMembers), true);
   self->defineClass(exports, Kind::PostList, membersOf<Kind::PostList>(self, postListMembers), true);
+  self->defineClass(exports, Kind::Waiter, membersOf<Kind::Waiter>(self, waiterMembers), true);
+  self->defineClass(exports, Kind::PeerProcess, membersOf<Kind::PeerProcess>(self, peerProcessMembers), false);
 
   std::vector<napi_property_descriptor> functions = {
       function<setErrorClassFunction>(self, "setErrorClass"),
@@ -200,6 +202,9 @@ napi_value Environment::construct(napi_env env, napi_callback_info raw) {
           break;
         case Kind::Notifier:
           object = constructNotifier(environment, info);
+          break;
+        case Kind::Waiter:
+          object = constructWaiter(environment, info);
           break;
         case Kind::PostList:
           object = constructPostList(environment, info);

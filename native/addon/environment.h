@@ -30,8 +30,10 @@ enum class Kind : uint8_t {
   Fence,
   Notifier,
   PostList,
+  Waiter,
+  PeerProcess,
 };
-constexpr size_t kKinds = 10;
+constexpr size_t kKinds = 12;
 const char* kindName(Kind kind);
 // The kind that VerbsObject::kind() names.
 Kind kindOf(const VerbsObject& object);
@@ -198,12 +200,15 @@ std::vector<napi_property_descriptor> queuePairMembers(Environment* environment)
 std::vector<napi_property_descriptor> fenceMembers(Environment* environment);
 std::vector<napi_property_descriptor> notifierMembers(Environment* environment);
 std::vector<napi_property_descriptor> postListMembers(Environment* environment);
+std::vector<napi_property_descriptor> waiterMembers(Environment* environment);
+std::vector<napi_property_descriptor> peerProcessMembers(Environment* environment);
 std::vector<napi_property_descriptor> deviceFunctions(Environment* environment);
 std::vector<napi_property_descriptor> waitFunctions(Environment* environment);
 
 // Constructors that JavaScript may call.
 std::shared_ptr<VerbsObject> constructFence(Environment& environment, const Napi::CallbackInfo& info);
 std::shared_ptr<VerbsObject> constructNotifier(Environment& environment, const Napi::CallbackInfo& info);
+std::shared_ptr<VerbsObject> constructWaiter(Environment& environment, const Napi::CallbackInfo& info);
 std::shared_ptr<VerbsObject> constructPostList(Environment& environment, const Napi::CallbackInfo& info);
 // Adds the arrays and the submit function to a list under construction.
 void decoratePostList(Environment& environment, Napi::Object self, const std::shared_ptr<VerbsObject>& object);

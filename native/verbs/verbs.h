@@ -13,6 +13,7 @@
 // All methods may be called from any thread of the process.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -332,6 +333,23 @@ class CompletionQueue : public VerbsObject {
   // Fills at most `max` completions, returns how many. Throws on a CQ that overflowed or was closed.
   virtual int poll(WorkCompletion* completions, int max) = 0;
   virtual void requestNotify(bool solicitedOnly) = 0;
+  // A word that changes with every receive completion, for futex(2) with FUTEX_WAIT (not private), where the provider
+  // has one. A waiter counts itself in `sleepers` before it looks at the word a last time and for as long as it sleeps.
+  struct Doorbell {
+    std::atomic<uint32_t>* word = nullptr;
+    std::atomic<uint32_t>* sleepers = nullptr;
+  };
+  virtual Doorbell doorbell() { return {}; }
+};
+
+// The process behind a peer's device instance, where the provider can tell that it has died (shm can).
+class PeerProcess : public VerbsObject {
+ public:
+  const char* kind() const override { return "PeerProcess"; }
+  virtual bool alive() const = 0;  // false from the start of its exit on, or once it has closed the device
+  // Holds a robust futex (set_robust_list(2)) that the kernel marks when the process exits; it wakes one waiter if the
+  // word has FUTEX_WAITERS. alive() says what a value means.
+  virtual std::atomic<uint32_t>* livenessWord() const = 0;
 };
 
 class QueuePair : public VerbsObject {
@@ -377,6 +395,12 @@ class Context : public VerbsObject {
   // True if removing QP access flags (RTS to RTS) or MR deregistration is synchronous by the device's own rules
   // (not merely by a clean test run); decides which permission strategies are offered. See docs/PROTOCOL.md.
   virtual bool accessFlagsRevocationIsSynchronous() const = 0;
+  // The process that opened the device instance behind `gid`; nullptr where the provider cannot tell whether that
+  // lives, or where there is no such instance (any more).
+  virtual std::shared_ptr<PeerProcess> openPeerProcess(const Gid& gid) {
+    (void)gid;
+    return nullptr;
+  }
 };
 
 class Provider {

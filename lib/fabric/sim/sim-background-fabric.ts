@@ -7,7 +7,7 @@ import type { SimNode } from './sim-node.js';
 
 type Operation =
   | { kind: 'read'; peer: number; lengthBytes: number; token: number }
-  | { kind: 'write'; peer: number; token: number };
+  | { kind: 'write'; peer: number; token: number; wake: boolean };
 
 export class SimBackgroundFabric implements BackgroundFabric {
   readonly statusWords: Uint32Array;
@@ -21,6 +21,7 @@ export class SimBackgroundFabric implements BackgroundFabric {
   private readonly list = new CompletionList();
   private readonly queue: Operation[] = [];
   private readonly links: (SimLink | null)[] = new Array(MAX_REPLICAS).fill(null);
+  private exited = 0;
   private readonly outgoingLogGenerations = new Float64Array(MAX_REPLICAS);
 
   constructor(
@@ -42,6 +43,7 @@ export class SimBackgroundFabric implements BackgroundFabric {
     this.list.begin();
     this.links[peer]?.closeInitiator((token, status) => this.list.add(peer, token, status));
     this.links[peer] = link;
+    this.exited &= ~(1 << peer);
   }
 
   probeTo(peer: number): SimLink | null {
@@ -60,8 +62,17 @@ export class SimBackgroundFabric implements BackgroundFabric {
     this.queue.push({ kind: 'read', peer, lengthBytes, token });
   }
 
-  queueMailboxWrite(peer: number, token: number): void {
-    this.queue.push({ kind: 'write', peer, token });
+  queueMailboxWrite(peer: number, token: number, wake: boolean): void {
+    this.queue.push({ kind: 'write', peer, token, wake });
+  }
+
+  /** The host saw the process at the other end of the probe link die. */
+  noticeExit(node: SimNode): void {
+    if (this.links[node.id]?.responder === node) this.exited |= 1 << node.id;
+  }
+
+  exitedMask(): number {
+    return this.exited;
   }
 
   submit(_spin_ns: number, _wanted: number): number {
@@ -77,7 +88,8 @@ export class SimBackgroundFabric implements BackgroundFabric {
         link.postRead(token, node.probe, peer * STATUS_BYTES, responder.status, 0, operation.lengthBytes);
       } else {
         const slot = node.id * MAILBOX_SLOT_BYTES;
-        link.postWrite(token, node.outbox, peer * MAILBOX_SLOT_BYTES, responder.mailboxes, slot, MAILBOX_SLOT_BYTES, 0);
+        const from = peer * MAILBOX_SLOT_BYTES;
+        link.postWrite(token, node.outbox, from, responder.mailboxes, slot, MAILBOX_SLOT_BYTES, 0, operation.wake);
       }
     }
     const { now_ns } = node.world;

@@ -25,6 +25,8 @@ class WorkRequest {
   /** Start and end of each piece, in the order of placement; null while undecided. */
   pieces: number[] | null = null;
   nextPiece = 0;
+  /** The responder's background plane is woken when it has landed. */
+  wakesResponder = false;
 
   constructor(
     readonly isWrite: boolean,
@@ -73,8 +75,10 @@ export class SimLink {
     remoteOffset: number,
     lengthBytes: number,
     key: number,
+    wakesResponder = false,
   ): void {
     const request = new WorkRequest(true, token, local, localOffset, remote, remoteOffset, lengthBytes, key);
+    request.wakesResponder = wakesResponder;
     if (this.initiator.network.options.gatherAtPost) {
       request.gathered = local.slice(localOffset, localOffset + lengthBytes);
     }
@@ -275,6 +279,7 @@ export class SimLink {
     const { initiator, responder } = this;
     request.isPlaced = true;
     this.placed++;
+    if (request.wakesResponder) responder.wakeBackground();
     if (this.acknowledged === this.placed - 1 && initiator.network.connected(responder.id, initiator.id)) {
       this.stalledSince_ns = -1;
       this.acknowledge(request);

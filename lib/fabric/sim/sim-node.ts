@@ -46,6 +46,8 @@ export class SimNode {
   readonly outgoing = new Set<SimLink>();
   /** Set by the host. */
   wakeMain: (at_ns: number) => void = () => {};
+  /** Set by the host. */
+  wakeBackground: () => void = () => {};
   /** Called at every call into the fabric: the place where the caller may lose the processor, or its life. */
   preempt: (plane: 'main' | 'background') => void = () => {};
   /** The responder's end of a peer's log link is of no use any more. */

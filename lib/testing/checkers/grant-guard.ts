@@ -3,6 +3,7 @@
 
 import { formatEpoch } from '../../consensus/epoch.js';
 import {
+  BACKGROUND_BLOCK_OFFSET_WORDS,
   BACKGROUND_BLOCK_WORDS,
   MAIN_BLOCK_OFFSET_WORDS,
   MAIN_BLOCK_WORDS,
@@ -19,6 +20,7 @@ export class GrantGuardChecker implements Checker {
   /** What each replica has promised, and what it had promised before. */
   private readonly promises = new Map<SimNode, { before: number; now: number }>();
   private readonly background = new SealedBlockReader(BACKGROUND_BLOCK_WORDS);
+  private readonly peerBackground = new SealedBlockReader(BACKGROUND_BLOCK_WORDS);
   private readonly main = new SealedBlockReader(MAIN_BLOCK_WORDS);
 
   constructor(private readonly context: CheckContext) {}
@@ -46,6 +48,13 @@ export class GrantGuardChecker implements Checker {
       if (!this.main.read(life.exchange.words, view)) continue;
       const leaderEpoch = readU53(this.main.body, MainField.leaderEpoch);
       if (leaderEpoch === 0 || leaderEpoch < before) continue;
+      // A leader whose replication plane stands still does not ask to be spared.
+      this.peerBackground.reset();
+      const isKnown = this.peerBackground.read(
+        life.exchange.words,
+        life.exchange.peerViewOffset(peer) + BACKGROUND_BLOCK_OFFSET_WORDS,
+      );
+      if (isKnown && readU53(this.peerBackground.body, BackgroundField.stalledEpoch) === leaderEpoch) continue;
       this.context.world.fail(
         this.invariant,
         `${life.name} granted epoch ${formatEpoch(epoch)} to replica ${candidate} while it trusted replica ${peer}, ` +

@@ -121,6 +121,7 @@ std::shared_ptr<ShmCompletionQueue> ShmCompletionQueue::create(std::shared_ptr<S
   CompletionQueueSlot& slot = queue->slot();
   queue->generation_ = slot.generation.load() + 1;
   slot.armed.fetch_and(~kArmedMask, std::memory_order_seq_cst);
+  slot.sleepers.store(0, std::memory_order_seq_cst);
   slot.generation.store(queue->generation_, std::memory_order_seq_cst);
   slot.channel.store(own == nullptr ? 0 : own->number(), std::memory_order_seq_cst);
   if (own != nullptr) own->attach(queue->index_, queue);
@@ -181,7 +182,7 @@ int ShmCompletionQueue::takeLocal(WorkCompletion* completions, int max) {
 }
 
 int ShmCompletionQueue::takeReceives(WorkCompletion* completions, int max) {
-  const uint64_t doorbell = slot().doorbell.load(std::memory_order_seq_cst);
+  const uint32_t doorbell = slot().doorbell.load(std::memory_order_seq_cst);
   if (doorbell == seenDoorbell_ && !lookAgain_ && ++pollsSinceLook_ < kPollsWithoutLook) [[likely]]
     return 0;
   pollsSinceLook_ = 0;

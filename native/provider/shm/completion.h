@@ -55,6 +55,7 @@ class ShmCompletionQueue final : public CompletionQueue {
   int depth() const override { return depth_; }
   int poll(WorkCompletion* completions, int max) override;
   void requestNotify(bool solicitedOnly) override;
+  Doorbell doorbell() override { return {&slot().doorbell, &slot().sleepers}; }
   void close() override;
   bool closed() const override { return closed_.load(); }
 
@@ -94,7 +95,7 @@ class ShmCompletionQueue final : public CompletionQueue {
   std::vector<Entry> ring_;
   size_t head_ = 0, count_ = 0;
   std::vector<ShmQueuePair*> receivers_;
-  uint64_t seenDoorbell_ = 0;
+  uint32_t seenDoorbell_ = 0;
   bool lookAgain_ = true;
   uint32_t pollsSinceLook_ = 0;
   bool overflowed_ = false;

@@ -34,6 +34,20 @@ void requirePort(int portNum) {
   }
 }
 
+// Closing lets go of the peer's control segment; the peer notices nothing.
+class ShmPeerProcess final : public PeerProcess {
+ public:
+  explicit ShmPeerProcess(std::shared_ptr<PeerHca> peer) : peer_(std::move(peer)) {}
+  bool alive() const override { return peer_->alive(); }
+  std::atomic<uint32_t>* livenessWord() const override { return &peer_->control()->header.liveness; }
+  void close() override { closed_.store(true); }
+  bool closed() const override { return closed_.load(); }
+
+ private:
+  const std::shared_ptr<PeerHca> peer_;
+  std::atomic<bool> closed_{false};
+};
+
 }  // namespace
 
 uint64_t random64() {
@@ -267,6 +281,18 @@ std::shared_ptr<PeerHca> ShmContext::peer(uint64_t hcaId) {
   if (peers_.size() >= kMaxPeersKept) peers_.clear();
   peers_[hcaId] = peer;
   return peer;
+}
+
+std::shared_ptr<PeerProcess> ShmContext::openPeerProcess(const Gid& gid) {
+  requireOpen(kind());
+  uint64_t hcaId = 0;
+  if (!parseGid(gid, &hcaId)) {
+    throw VerbsError("QUORATE_INVALID_ARGUMENT",
+                     "GID " + gid.toString() + " does not belong to a device of shared memory");
+  }
+  std::shared_ptr<PeerHca> instance = peer(hcaId);
+  if (instance == nullptr) return nullptr;
+  return std::make_shared<ShmPeerProcess>(std::move(instance));
 }
 
 // ---------------------------------------------------------------------------------------------------------------

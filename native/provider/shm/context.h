@@ -81,6 +81,7 @@ class ShmContext final : public Context {
   std::shared_ptr<CompletionQueue> createCompletionQueue(int depth,
                                                          std::shared_ptr<CompletionChannel> channel) override;
   bool accessFlagsRevocationIsSynchronous() const override { return true; }  // see revoker.h
+  std::shared_ptr<PeerProcess> openPeerProcess(const Gid& gid) override;
   void close() override;
   bool closed() const override { return closed_.load(std::memory_order_acquire); }
 

@@ -18,7 +18,7 @@
 namespace quorate::shm {
 
 constexpr uint64_t kControlMagic = 0x314c54434d485351ull;  // "QSHMCTL1"
-constexpr uint32_t kControlVersion = 1;
+constexpr uint32_t kControlVersion = 2;
 
 // Limits of one HCA instance. They fix the size of the control segment (about 3 MiB).
 constexpr uint32_t kQueuePairIndexBits = 10;
@@ -184,10 +184,11 @@ constexpr Armed armedFor(uint32_t armed) {
 }
 
 struct alignas(128) CompletionQueueSlot {
-  std::atomic<uint64_t> doorbell;  // counts receive completions and errors: "look at your queue pairs"
+  std::atomic<uint32_t> doorbell;  // a futex; counts receive completions and errors: "look at your queue pairs"
   std::atomic<uint32_t> armed;
   std::atomic<uint32_t> channel;  // number of the channel's FIFO; 0: none
   std::atomic<uint32_t> generation;
+  std::atomic<uint32_t> sleepers;  // threads of the owner that sleep on the doorbell, or are about to
 };
 static_assert(sizeof(CompletionQueueSlot) == 128);
 

@@ -2,11 +2,14 @@
 #include "provider/shm/peer_hca.h"
 
 #include <fcntl.h>
+#include <linux/futex.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <climits>
 #include <cstring>
 #include <string>
 
@@ -73,6 +76,10 @@ std::shared_ptr<Mapping> PeerHca::mapSegment(uint32_t memory, uint64_t segmentId
   }
   if (segments_.size() < kMaxSegments) segments_[segmentId] = mapping;
   return mapping;
+}
+
+void wakeSleepers(CompletionQueueSlot& slot) {
+  syscall(SYS_futex, &slot.doorbell, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
 }
 
 void PeerHca::ring(uint32_t index, bool solicited) {

@@ -54,6 +54,9 @@ struct ChannelEvent {
   uint32_t generation = 0;
 };
 
+// Wakes the threads that sleep on the slot's doorbell.
+void wakeSleepers(CompletionQueueSlot& slot);
+
 // Wakes whoever waits for completion queue `index` if it is armed for this: calls `wake(channel, index, generation)`,
 // which writes the event and returns whether it could.
 template <typename Wake>
@@ -72,6 +75,8 @@ void wakeIfArmed(CompletionQueueSlot& slot, uint32_t index, bool solicited, Wake
 template <typename Wake>
 void ringDoorbell(CompletionQueueSlot& slot, uint32_t index, bool solicited, Wake wake) {
   slot.doorbell.fetch_add(1, std::memory_order_seq_cst);
+  if (slot.sleepers.load(std::memory_order_seq_cst) != 0) [[unlikely]]
+    wakeSleepers(slot);
   wakeIfArmed(slot, index, solicited, wake);
 }
 
