@@ -33,17 +33,26 @@ const EVENT_NAMES = [
 
 /** One observer that passes every event to those who want it, in their order. */
 export function combineObservers(observers: readonly Partial<SimClusterObserver>[]): SimClusterObserver {
-  const combined: Record<string, (...event: unknown[]) => void> = {};
+  const combined: Record<string, Notify> = {};
   for (const name of EVENT_NAMES) {
-    const wanting = observers.filter((observer) => observer[name] !== undefined) as unknown as Record<
-      string,
-      (...event: unknown[]) => void
-    >[];
-    combined[name] = (...event) => {
-      for (const observer of wanting) (observer[name] as (...event: unknown[]) => void).apply(observer, event);
-    };
+    const wanting: Notify[] = [];
+    for (const observer of observers) {
+      if (observer[name] !== undefined) wanting.push((observer[name] as Notify).bind(observer));
+    }
+    combined[name] = wanting.length === 1 ? (wanting[0] as Notify) : notifyAll(wanting);
   }
   return combined as unknown as SimClusterObserver;
+}
+
+/** No event has more to tell than this; rest parameters would be an array for each. */
+type Notify = (first: unknown, second: unknown, third: unknown, fourth: unknown, fifth: unknown) => void;
+
+function notifyAll(wanting: readonly Notify[]): Notify {
+  return (first, second, third, fourth, fifth) => {
+    for (let index = 0; index < wanting.length; index++) {
+      (wanting[index] as Notify)(first, second, third, fourth, fifth);
+    }
+  };
 }
 
 /** The cluster, not started yet. `observers` are told of each event before the checkers are. */

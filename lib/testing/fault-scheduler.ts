@@ -71,7 +71,8 @@ export class FaultScheduler {
   }
 
   private duration_ns(): number {
-    return this.random.logBetween(1e6, this.options.faults.durationMax_ns);
+    const { durationMin_ns, durationMax_ns } = this.options.faults;
+    return this.random.logBetween(durationMin_ns, durationMax_ns);
   }
 
   private victim(): SimLife | null {
@@ -92,7 +93,7 @@ export class FaultScheduler {
       const id = life !== null && expendable.includes(life.id) ? life.id : random.pick(expendable);
       this.injected.crash++;
       cluster.crash(id);
-      world.schedule(random.logBetween(1e6, options.faults.restartDelayMax_ns), () => {
+      world.schedule(random.logBetween(1e6 * options.pace, options.faults.restartDelayMax_ns), () => {
         if (cluster.lives[id] === null) cluster.start(id);
       });
       return;

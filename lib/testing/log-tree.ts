@@ -21,10 +21,25 @@ export interface LogNode {
   readonly parent: LogNode | null;
   /** Number of entries from the beginning of the log up to this one. */
   readonly depth: number;
+  /**
+   * An ancestor further away, so that any ancestor is found in a number of steps that grows with the logarithm of the
+   * depth (Myers, "An applicative random-access stack", 1983); null for the first entries.
+   */
+  readonly jump: LogNode | null;
+  /**
+   * The entry as it was appended, all the words that the chain hash covers, for as long as a ring may hold it; null
+   * later. The same words behind the same parent are this entry, and need not be hashed to know that.
+   */
+  words: Uint32Array | null;
+  /** Entries that follow this one in some log. */
+  readonly children: LogNode[];
 }
 
 const TWO_32 = 4294967296;
 const DIGEST_SEED = 0x1b873593;
+
+/** Length of the longest run of entries whose bytes are kept, in bytes of the log. */
+const KEPT_BYTES = 2 ** 20;
 
 function u53(words: Uint32Array, at: number): number {
   return (words[at + 1] as number) * TWO_32 + (words[at] as number);
@@ -61,6 +76,12 @@ export function payloadDigest(words: Uint32Array, at: number, payloadBytes: numb
 
 export class LogTree {
   private readonly byEnd = new Map<number, LogNode[]>();
+  /** First entries of the log. */
+  private readonly roots: LogNode[] = [];
+  /** Entries whose bytes are kept, in the order of their appending; those before `keptFrom` were let go. */
+  private kept: LogNode[] = [];
+  private keptFrom = 0;
+  private keptBytes = 0;
   /** Entries appended by the leader of their own epoch. */
   size = 0;
 
@@ -69,7 +90,13 @@ export class LogTree {
 
   /** The node that ends at `lsn` with this chain hash. */
   find(endLsn: number, low: number, high: number): LogNode | undefined {
-    return this.byEnd.get(endLsn)?.find((node) => node.hashLow === low && node.hashHigh === high);
+    const nodes = this.byEnd.get(endLsn);
+    if (nodes === undefined) return undefined;
+    for (let index = 0; index < nodes.length; index++) {
+      const node = nodes[index] as LogNode;
+      if (node.hashLow === low && node.hashHigh === high) return node;
+    }
+    return undefined;
   }
 
   /** Whether some entry ends at this LSN. */
@@ -91,6 +118,14 @@ export class LogTree {
     const end = (offsetBytes + lengthBytes) >>> 2;
     let last: LogNode | null = null;
     while (at < end) {
+      if (last !== null) {
+        const same = this.follower(words, at, last);
+        if (same !== null) {
+          last = same;
+          at += (same.endLsn - same.startLsn) >>> 2;
+          continue;
+        }
+      }
       const entry = parse(words, at);
       const parents = last !== null ? [last] : this.nodesEndingAt(entry.lsn);
       const node = this.chained(words, at, entry, parents);
@@ -106,6 +141,8 @@ export class LogTree {
         }
         siblings.push(node);
         this.byEnd.set(node.endLsn, siblings);
+        (node.parent?.children ?? this.roots).push(node);
+        this.keep(node, words, at, entry);
         this.size++;
       } else if (known.payloadDigest !== node.payloadDigest) {
         return `entries with the same chain hash and other payloads at LSN ${entry.lsn}`;
@@ -128,6 +165,13 @@ export class LogTree {
     while (lsn < limitLsn) {
       const offset = lsn % capacityBytes;
       const at = offset >>> 2;
+      const same = this.follower(words, at, position);
+      if (same !== null && offset + same.endLsn - same.startLsn <= capacityBytes) {
+        nodes.push(same);
+        position = same;
+        lsn = same.endLsn;
+        continue;
+      }
       const entry = parse(words, at);
       if (entry.lsn !== lsn || entry.type < EntryType.noop || entry.type > EntryType.pad) break;
       if (offset + entry.sizeBytes > capacityBytes) break;
@@ -140,6 +184,34 @@ export class LogTree {
       lsn = known.endLsn;
     }
     return nodes;
+  }
+
+  private keep(node: LogNode, words: Uint32Array, at: number, entry: ParsedEntry): void {
+    node.words = words.slice(at, at + hashedBytes(entry) / 4);
+    this.kept.push(node);
+    this.keptBytes += node.words.byteLength;
+    while (this.keptBytes > KEPT_BYTES) {
+      const old = this.kept[this.keptFrom++] as LogNode;
+      this.keptBytes -= (old.words as Uint32Array).byteLength;
+      old.words = null;
+    }
+    if (this.keptFrom > this.kept.length / 2) {
+      this.kept = this.kept.slice(this.keptFrom);
+      this.keptFrom = 0;
+    }
+  }
+
+  /**
+   * The known entry behind `parent` (null: the beginning) whose bytes, chain hash and all, stand at word `at`; null if
+   * there is none, or if its bytes are not kept any more.
+   */
+  follower(words: Uint32Array, at: number, parent: LogNode | null): LogNode | null {
+    const candidates = parent === null ? this.roots : parent.children;
+    for (let index = 0; index < candidates.length; index++) {
+      const candidate = candidates[index] as LogNode;
+      if (candidate.words !== null && standsAt(candidate.words, words, at)) return candidate;
+    }
+    return null;
   }
 
   private nodesEndingAt(lsn: number): (LogNode | null)[] {
@@ -155,12 +227,12 @@ export class LogTree {
     parents: readonly (LogNode | null)[],
   ): LogNode | null {
     const isPad = entry.type === EntryType.pad;
-    const hashedBytes = isPad ? ENTRY_HEADER_BYTES : ENTRY_HEADER_BYTES + ((entry.payloadBytes + 7) & ~7);
+    const coveredBytes = hashedBytes(entry);
     for (const parent of parents) {
-      if (at + hashedBytes / 4 > words.length) continue;
+      if (at + coveredBytes / 4 > words.length) continue;
       const seedLow = parent?.hashLow ?? this.clusterId >>> 0;
       const seedHigh = parent?.hashHigh ?? Math.floor(this.clusterId / TWO_32) >>> 0;
-      hashWords(words, at, hashedBytes / 4, at + 8, seedLow, seedHigh);
+      hashWords(words, at, coveredBytes / 4, at + 8, seedLow, seedHigh);
       if (words[at + 8] !== hashLow || words[at + 9] !== hashHigh) continue;
       return {
         startLsn: entry.lsn,
@@ -174,15 +246,41 @@ export class LogTree {
         payloadDigest: isPad ? 0 : payloadDigest(words, at, entry.payloadBytes),
         parent,
         depth: (parent?.depth ?? 0) + 1,
+        jump: jumpFrom(parent),
+        words: null,
+        children: [],
       };
     }
     return null;
   }
 }
 
+/** How many bytes from the beginning of the entry the chain hash covers: a pad's payload is whatever the ring holds. */
+function hashedBytes({ type, payloadBytes }: ParsedEntry): number {
+  return type === EntryType.pad ? ENTRY_HEADER_BYTES : ENTRY_HEADER_BYTES + ((payloadBytes + 7) & ~7);
+}
+
+function standsAt(expected: Uint32Array, words: Uint32Array, at: number): boolean {
+  const count = expected.length;
+  if (at + count > words.length) return false;
+  for (let index = 0; index < count; index++) if (expected[index] !== words[at + index]) return false;
+  return true;
+}
+
+function jumpFrom(parent: LogNode | null): LogNode | null {
+  if (parent === null) return null;
+  const { jump } = parent;
+  const far = jump?.jump ?? null;
+  const isEqual = parent.depth - (jump?.depth ?? 0) === (jump?.depth ?? 0) - (far?.depth ?? 0);
+  return isEqual ? far : parent;
+}
+
 /** The ancestor of `node` (or itself) that ends at or before `lsn`. */
 export function ancestorAt(node: LogNode | null, lsn: number): LogNode | null {
   let current = node;
-  while (current !== null && current.endLsn > lsn) current = current.parent;
+  while (current !== null && current.endLsn > lsn) {
+    const { jump }: LogNode = current;
+    current = jump !== null && jump.endLsn > lsn ? jump : current.parent;
+  }
   return current;
 }

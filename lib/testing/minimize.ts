@@ -5,13 +5,15 @@ import { LEAVE_OUT } from './sim-options.js';
 import { runSimulation, type SimulationRequest, type SimulationResult } from './simulation.js';
 
 const SHORTENINGS = [0.25, 0.5, 0.75];
-const VIRTUAL_SECONDS_MIN = 10;
+const VIRTUAL_SECONDS_MIN = 3;
 
 /** Returns the simplest failing request that was found, and its result. */
 export function minimize(request: SimulationRequest): { request: SimulationRequest; result: SimulationResult } {
   let best = request;
   let result = runSimulation(best);
   const invariant = result.violation?.invariant;
+  // A shorter run would draw another pace.
+  if (result.options.pace !== 1) best = { ...best, pace: result.options.pace };
   if (invariant === undefined) throw new Error(`seed ${request.seed} does not fail, there is nothing to minimize`);
   const attempt = (candidate: SimulationRequest): boolean => {
     const outcome = runSimulation(candidate);

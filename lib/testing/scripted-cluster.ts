@@ -40,6 +40,7 @@ const HELD_FIELDS = {
 function calmOptions(replicas: number, logBytes: number): SimOptions {
   return {
     replicas,
+    pace: 1,
     logBytes,
     profile: {
       tick_ns: 5 * MS,
@@ -86,6 +87,7 @@ function calmOptions(replicas: number, logBytes: number): SimOptions {
         breakLink: 0,
         slowNetwork: 0,
       },
+      durationMin_ns: 0,
       durationMax_ns: 0,
       leaderBias: 0,
       restartDelayMax_ns: 0,
@@ -97,6 +99,7 @@ function calmOptions(replicas: number, logBytes: number): SimOptions {
     thinkMax_ns: 0,
     attemptTimeout_ns: 0,
     payloadBytesMax: payloadBytesMax(logBytes),
+    payloadsAreMostlySmall: false,
     barrierReads: 0,
     readers: 0,
     applyEntriesMax: 4096,

@@ -7,11 +7,15 @@ import type { HistoryOperation } from './checkers/linearizability.js';
 import type { SimCluster } from './sim-cluster.js';
 import type { ProposalOutcome } from './sim-life.js';
 import type { SimOptions } from './sim-options.js';
-import { encodeCommand, Operation } from './sim-state-machine.js';
+import { COMMAND_BYTES, encodeCommand, Operation } from './sim-state-machine.js';
 
 /** A client gives an operation of unknown outcome up after an attempt with this probability. */
 const GIVE_UP_PROBABILITY = 0.05;
+
+// Times at pace 1.
 const CLIENT_LATENCY_MAX_NS = 2e6;
+const RETRY_MIN_NS = 5e6;
+const RETRY_MORE_MAX_NS = 20e6;
 const READER_THINK_MIN_NS = 1e6;
 const READER_THINK_MAX_NS = 30e6;
 /** A reader asks elsewhere after this time, between the two. */
@@ -42,7 +46,7 @@ export class SimClients {
     }
     for (let count = 0; count < options.readers; count++) {
       const reader = new SimReader(options.clients + count, this, world, cluster, options);
-      world.schedule(this.random.integer(READER_THINK_MAX_NS), () => reader.next());
+      world.schedule(this.random.integer(READER_THINK_MAX_NS * options.pace), () => reader.next());
     }
   }
 
@@ -89,7 +93,11 @@ export class SimClients {
     this.history.push(operation);
     this.open++;
     if (isBarrierRead) return { operation, payload: null };
-    return { operation, payload: encodeCommand(command, random.integer(options.payloadBytesMax - 12 + 1)) };
+    const fillerBytesMax = options.payloadBytesMax - COMMAND_BYTES;
+    const fillerBytes = options.payloadsAreMostlySmall
+      ? Math.floor(random.logBetween(1, fillerBytesMax + 2)) - 1
+      : random.integer(fillerBytesMax + 1);
+    return { operation, payload: encodeCommand(command, fillerBytes) };
   }
 
   end(): void {
@@ -122,7 +130,7 @@ class SimClient {
   }
 
   private delay_ns(): number {
-    return this.clients.random.integer(CLIENT_LATENCY_MAX_NS);
+    return this.clients.random.integer(CLIENT_LATENCY_MAX_NS * this.options.pace);
   }
 
   private try(operation: HistoryOperation, payload: Uint8Array | null): void {
@@ -173,7 +181,8 @@ class SimClient {
       world.schedule(clients.random.integer(options.thinkMax_ns), () => this.next());
       return;
     }
-    world.schedule(5e6 + clients.random.integer(20e6), () => this.try(operation, payload));
+    const delay_ns = RETRY_MIN_NS * options.pace + clients.random.integer(RETRY_MORE_MAX_NS * options.pace);
+    world.schedule(delay_ns, () => this.try(operation, payload));
   }
 }
 
@@ -216,13 +225,15 @@ class SimReader {
         });
         clients.barrierReads++;
       }
-      world.schedule(random.between(READER_THINK_MIN_NS, READER_THINK_MAX_NS), () => this.next());
+      const think_ns = random.between(READER_THINK_MIN_NS, READER_THINK_MAX_NS) * options.pace;
+      world.schedule(think_ns, () => this.next());
     };
-    world.schedule(random.between(READER_TIMEOUT_MIN_NS, READER_TIMEOUT_MAX_NS), () => settle(null));
-    world.schedule(random.integer(CLIENT_LATENCY_MAX_NS), () => {
+    const latencyMax_ns = CLIENT_LATENCY_MAX_NS * options.pace;
+    world.schedule(random.between(READER_TIMEOUT_MIN_NS, READER_TIMEOUT_MAX_NS) * options.pace, () => settle(null));
+    world.schedule(random.integer(latencyMax_ns), () => {
       const life = this.cluster.lives[random.integer(options.replicas)];
       if (!life) settle(null);
-      else life.read(key, (outcome) => world.schedule(random.integer(CLIENT_LATENCY_MAX_NS), () => settle(outcome)));
+      else life.read(key, (outcome) => world.schedule(random.integer(latencyMax_ns), () => settle(outcome)));
     });
   }
 }

@@ -9,8 +9,11 @@ import type { SimWorld } from '../fabric/sim/sim-world.js';
 import { SimLife, type SimLifeEvents } from './sim-life.js';
 import type { SimOptions } from './sim-options.js';
 
+// Times at pace 1.
+
 /** A handshake that took longer is given up and begun again. */
 const HANDSHAKE_TIMEOUT_NS = 500e6;
+const SNAPSHOT_TRANSFER_MAX_NS = 20e6;
 const SNAPSHOT_RETRY_NS = 200e6;
 const SNAPSHOT_TIMEOUT_NS = 1e9;
 /** How long a cut control connection takes to come back once the cut has ended, at most. */
@@ -97,7 +100,7 @@ export class SimCluster {
 
   /** The control connection from `life` to the peer comes up, as soon as nothing is in its way. */
   private connect(life: SimLife, peer: SimLife): void {
-    this.world.schedule(this.random.integer(RECONNECT_NS), () => {
+    this.world.schedule(this.random.integer(RECONNECT_NS * this.options.pace), () => {
       if (!life.alive || !peer.alive) return;
       if (this.controlIsOpen(life.id, peer.id)) life.postToMain(() => this.connected(life, peer));
       else this.connect(life, peer);
@@ -223,7 +226,7 @@ export class SimCluster {
       const life = this.lives[initiator];
       if (!responder.alive || !life) return; // a new life makes new links
       if (!this.controlIsOpen(responder.id, initiator)) {
-        world.schedule(RECONNECT_NS, tell);
+        world.schedule(RECONNECT_NS * this.options.pace, tell);
         return;
       }
       world.schedule(network.latency_ns(), () => {
@@ -267,7 +270,7 @@ export class SimCluster {
         again();
         return;
       }
-      world.schedule(HANDSHAKE_TIMEOUT_NS, again);
+      world.schedule(HANDSHAKE_TIMEOUT_NS * this.options.pace, again);
       target.postToMain(() => {
         if (!isCurrent()) return;
         const link = new SimLink(kind, generation, life.node, target.node);
@@ -325,20 +328,23 @@ export class SimCluster {
       }
       const target = this.lives[peer];
       if (!target || !this.controlIsOpen(life.id, peer)) {
-        finish(SNAPSHOT_RETRY_NS);
+        finish(SNAPSHOT_RETRY_NS * this.options.pace);
         return;
       }
       const { position, configuration } = life.replication.snapshotFor(peer);
       const state = life.state.snapshot();
-      finish(SNAPSHOT_TIMEOUT_NS);
-      world.schedule(network.latency_ns() + this.random.between(0, 20e6), () => {
-        if (!target.alive || !this.controlIsOpen(life.id, peer)) return;
-        target.postToMain(() => {
-          if (target.replication.role !== 'follower') return;
-          if (position.lsn > target.replication.appliedLsn) target.installSnapshot(position, configuration, state);
-          if (this.controlIsOpen(life.id, peer)) finish(network.latency_ns());
-        });
-      });
+      finish(SNAPSHOT_TIMEOUT_NS * this.options.pace);
+      world.schedule(
+        network.latency_ns() + this.random.between(0, SNAPSHOT_TRANSFER_MAX_NS * this.options.pace),
+        () => {
+          if (!target.alive || !this.controlIsOpen(life.id, peer)) return;
+          target.postToMain(() => {
+            if (target.replication.role !== 'follower') return;
+            if (position.lsn > target.replication.appliedLsn) target.installSnapshot(position, configuration, state);
+            if (this.controlIsOpen(life.id, peer)) finish(network.latency_ns());
+          });
+        },
+      );
     });
   }
 }

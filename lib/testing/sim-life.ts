@@ -48,7 +48,7 @@ export interface SimLifeEvents extends SimFabricObserver {
   onSnapshotNeeded(life: SimLife, peer: number): void;
 }
 
-/** The host calls poll() at least this often, for what only time brings about. */
+/** The host calls poll() at least this often at pace 1, for what only time brings about. */
 const IDLE_POLL_NS = 50e6;
 const POLLS_PER_RUN_MAX = 8;
 /** A wake-up this close before one that is scheduled is joined with it. */
@@ -70,7 +70,7 @@ export class SimLife {
   private isMainRunning = false;
   private mustRunAgain = false;
   private lastWake_ns = -1;
-  private backgroundRun = 0;
+  private backgroundDue_ns = Number.NaN;
   private isBackgroundRunning = false;
   private mustTickAgain = false;
   private readonly mainTasks: (() => void)[] = [];
@@ -278,19 +278,27 @@ export class SimLife {
 
   // -- pace --------------------------------------------------------------------------------------------------------
 
+  // One function for all events of a kind, instead of one per event.
+  private readonly onMainDue = (): void => this.runMain();
+  private readonly onBackgroundDue = (): void => {
+    // An earlier run was scheduled since, or this one was joined with it.
+    if (this.world.now_ns === this.backgroundDue_ns) this.runBackground();
+  };
+  private readonly onIdlePollDue = (): void => this.idlePoll();
+
   private wakeMain(at_ns: number): void {
     const { world, options } = this;
     if (this.lastWake_ns >= at_ns && this.lastWake_ns <= at_ns + WAKE_JOIN_NS && this.lastWake_ns >= world.now_ns)
       return;
     const due_ns = Math.max(at_ns, world.now_ns) + world.random.integer(options.mainLatencyMax_ns);
     this.lastWake_ns = due_ns;
-    world.at(due_ns, () => this.runMain());
+    world.at(due_ns, this.onMainDue);
   }
 
   private idlePoll(): void {
     if (!this.alive) return;
     this.wakeMain(this.world.now_ns);
-    this.world.schedule(IDLE_POLL_NS, () => this.idlePoll());
+    this.world.schedule(IDLE_POLL_NS * this.options.pace, this.onIdlePollDue);
   }
 
   private runMain(): void {
@@ -319,7 +327,7 @@ export class SimLife {
     this.isMainRunning = false;
     if (!this.alive) return;
     this.events.afterMain(this);
-    for (const { answer, outcome } of this.answers.splice(0)) answer(outcome);
+    if (this.answers.length > 0) for (const { answer, outcome } of this.answers.splice(0)) answer(outcome);
     if (more || this.mustRunAgain || this.mainTasks.length > 0) this.wakeMain(world.now_ns);
   }
 
@@ -330,10 +338,8 @@ export class SimLife {
   }
 
   private scheduleBackground(delay_ns: number): void {
-    const run = ++this.backgroundRun;
-    this.world.schedule(delay_ns, () => {
-      if (run === this.backgroundRun) this.runBackground();
-    });
+    this.backgroundDue_ns = this.world.now_ns + delay_ns;
+    this.world.at(this.backgroundDue_ns, this.onBackgroundDue);
   }
 
   private runBackground(): void {
@@ -345,6 +351,7 @@ export class SimLife {
       return;
     }
     let next_ns = 0;
+    this.backgroundDue_ns = Number.NaN;
     this.isBackgroundRunning = true;
     this.mustTickAgain = false;
     this.guarded(() => {

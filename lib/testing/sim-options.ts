@@ -23,7 +23,8 @@ export interface FaultRates {
     readonly breakLink: number;
     readonly slowNetwork: number;
   };
-  /** Longest pause, stall and partition. */
+  /** Shortest and longest pause, stall and partition. */
+  readonly durationMin_ns: number;
   readonly durationMax_ns: number;
   /** How often the leader is the one that is hit. */
   readonly leaderBias: number;
@@ -32,6 +33,8 @@ export interface FaultRates {
 
 export interface SimOptions {
   readonly replicas: number;
+  /** All times, but those of the transport where it keeps its own, are so many times longer than at pace 1. */
+  readonly pace: number;
   readonly logBytes: number;
   readonly profile: BackgroundProfile;
   readonly lagTimeout_ns: number;
@@ -53,6 +56,8 @@ export interface SimOptions {
   readonly thinkMax_ns: number;
   readonly attemptTimeout_ns: number;
   readonly payloadBytesMax: number;
+  /** Small payloads are more frequent, every order of magnitude as likely as the next; otherwise all sizes are. */
+  readonly payloadsAreMostlySmall: boolean;
   /** Part of the reads that are answered from the leader's state behind a read barrier; the others go through the log. */
   readonly barrierReads: number;
   /** Clients that do nothing but read behind barriers, often, at whichever replica. */
@@ -67,22 +72,107 @@ export interface SimOptions {
 
 export interface SimRequest {
   readonly replicas: number;
-  /** Length of the whole run: the faulty part and the calm one. */
+  /** Length of the run, at least; it ends when the cluster has converged after the faults. */
   readonly virtualSeconds: number;
+  /** Instead of the pace that the seed draws. */
+  readonly pace?: number;
 }
 
 /** Ample: a converged cluster ends the run, so this costs time only where something is wrong. */
 const CONVERGENCE_TIME_NS = 8e9;
+/** Clients go on for this part of the calm time, so a run is at least that much longer than its faults. */
+export const CALM_WITH_CLIENTS = 0.1;
+const FAULTY_TIME_MIN_NS = 1e9;
+
+/** A run is slowed down only as far as it still holds as much as so many seconds at pace 1 do. */
+const PACED_SECONDS_MIN = 9;
+const PACE_MIN = 5;
+/** Part of the long runs that are at pace 1. */
+const FULL_PACE_PROBABILITY = 0.03;
 
 /** Draws the options of a run. */
 export function drawOptions(random: Random, request: SimRequest): SimOptions {
+  const drawn = drawAtFullPace(random, request.replicas);
+  const pace = request.pace ?? drawPace(random, request.virtualSeconds);
+  const paced = pace === 1 ? drawn : slowDown(random, drawn, pace);
+  const calm_ns = paced.convergenceTime_ns * CALM_WITH_CLIENTS;
+  return { ...paced, faultyTime_ns: Math.max(FAULTY_TIME_MIN_NS, request.virtualSeconds * 1e9 - calm_ns) };
+}
+
+/**
+ * Slow clusters do in minutes what fast ones do in seconds, for the same cost: a long run is worth its time only if it is
+ * slow, or else it repeats the same mix of faults again and again. Short runs are at pace 1.
+ */
+function drawPace(random: Random, virtualSeconds: number): number {
+  const max = virtualSeconds / PACED_SECONDS_MIN;
+  if (max <= PACE_MIN || random.chance(FULL_PACE_PROBABILITY)) return 1;
+  return random.logBetween(PACE_MIN, max);
+}
+
+/**
+ * The same run, slower. In half of the runs the network is as fast as before, or anything between: then a tick, a fault
+ * and a client's pause are long against a packet's time. And since a slow run holds fewer faults, they are such that
+ * more of them depose a leader.
+ */
+function slowDown(random: Random, drawn: SimOptions, pace: number): SimOptions {
+  const { profile, network, faults } = drawn;
+  const networkPace = random.chance(0.5) ? pace : random.logBetween(1, pace);
+  const scoreMax = random.pick([8, 10, 15]);
+  const pausesMost = random.chance(0.5);
+  return {
+    ...drawn,
+    pace,
+    profile: {
+      tick_ns: profile.tick_ns * pace,
+      electionTick_ns: profile.electionTick_ns * pace,
+      takeoverTimeout_ns: profile.takeoverTimeout_ns * pace,
+      scoreMax,
+      failBelow: profile.failBelow,
+      recoverAbove: random.pick([4, 6]),
+      stallTimeout_ns: profile.stallTimeout_ns * pace,
+    },
+    lagTimeout_ns: drawn.lagTimeout_ns * pace,
+    spin_ns: drawn.spin_ns * networkPace,
+    mainLatencyMax_ns: drawn.mainLatencyMax_ns * networkPace,
+    preemptMax_ns: drawn.preemptMax_ns * pace,
+    network: {
+      ...network,
+      latencyMin_ns: network.latencyMin_ns * networkPace,
+      latencyMax_ns: network.latencyMax_ns * networkPace,
+      latencySpike_ns: network.latencySpike_ns * networkPace,
+      retransmit_ns: network.retransmit_ns * networkPace,
+      giveUpMin_ns: network.giveUpMin_ns * networkPace,
+      giveUpMax_ns: network.giveUpMax_ns * networkPace,
+      tearGapMax_ns: network.tearGapMax_ns * networkPace,
+      lateCompletionMax_ns: network.lateCompletionMax_ns * networkPace,
+    },
+    faults: {
+      ...faults,
+      interval_ns: random.logBetween(80 * MS, 500 * MS) * pace,
+      weights: pausesMost ? { ...faults.weights, pause: Math.max(2, faults.weights.pause) } : faults.weights,
+      durationMin_ns: random.logBetween(1 * MS, 100 * MS) * pace,
+      durationMax_ns: random.logBetween(200 * MS, 2000 * MS) * pace,
+      leaderBias: Math.max(faults.leaderBias, random.between(0.3, 1)),
+      restartDelayMax_ns: faults.restartDelayMax_ns * pace,
+    },
+    relinkDelayMax_ns: drawn.relinkDelayMax_ns * pace,
+    thinkMax_ns: drawn.thinkMax_ns * pace,
+    payloadsAreMostlySmall: random.chance(0.7),
+    attemptTimeout_ns: drawn.attemptTimeout_ns * pace,
+    applyTimeMax_ns: drawn.applyTimeMax_ns * networkPace,
+    convergenceTime_ns: drawn.convergenceTime_ns * pace,
+  };
+}
+
+function drawAtFullPace(random: Random, replicas: number): SimOptions {
   const weight = (): number => (random.chance(0.4) ? 0 : random.between(0.2, 1));
   const logBytes = random.pick([64, 64, 64, 64, 256, 256, 512]) * 1024;
   const tick_ns = random.pick([5, 10]) * MS;
   const latencyMax_ns = random.logBetween(50 * US, 3 * MS);
   const maxPayload = payloadBytesMax(logBytes);
   const drawn: SimOptions = {
-    replicas: request.replicas,
+    replicas,
+    pace: 1,
     logBytes,
     profile: {
       tick_ns,
@@ -129,6 +219,7 @@ export function drawOptions(random: Random, request: SimRequest): SimOptions {
         breakLink: weight(),
         slowNetwork: weight() * 0.3,
       },
+      durationMin_ns: 1 * MS,
       durationMax_ns: random.logBetween(50 * MS, 2000 * MS),
       leaderBias: random.between(0, 1),
       restartDelayMax_ns: random.logBetween(10 * MS, 2000 * MS),
@@ -141,10 +232,11 @@ export function drawOptions(random: Random, request: SimRequest): SimOptions {
     attemptTimeout_ns: random.between(200, 1500) * MS,
     // The largest take more than one WRITE, where the ring is large enough for them.
     payloadBytesMax: random.pick([16, 16, 1024, 1024, Math.min(maxPayload, 8 * 1024), maxPayload]),
+    payloadsAreMostlySmall: false,
     barrierReads: 0,
     readers: 0,
     ...drawApplying(random),
-    faultyTime_ns: Math.max(1e9, request.virtualSeconds * 1e9 - CONVERGENCE_TIME_NS),
+    faultyTime_ns: FAULTY_TIME_MIN_NS,
     convergenceTime_ns: CONVERGENCE_TIME_NS,
   };
   return random.chance(0.4) ? drawn : drawReading(random, drawn);

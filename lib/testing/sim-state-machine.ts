@@ -14,6 +14,20 @@ export interface Command {
 
 export const COMMAND_BYTES = 12;
 
+/** Filler of byte `index` is FILLER_STEP times `index` and the value, so each command has other bytes at each place. */
+const FILLER_STEP = 31;
+/** FILLER_STEP times this is 1 modulo 256: the filler of a value is that of zero, begun so many times `value` later. */
+const FILLER_STEP_INVERSE = 223;
+let filler = new Uint8Array(0);
+
+function fillerFrom(begin: number, lengthBytes: number): Uint8Array {
+  if (filler.length < begin + lengthBytes) {
+    filler = new Uint8Array((begin + lengthBytes) * 2);
+    for (let index = 0; index < filler.length; index++) filler[index] = index * FILLER_STEP;
+  }
+  return filler.subarray(begin, begin + lengthBytes);
+}
+
 export function encodeCommand(command: Command, fillerBytes: number): Uint8Array {
   const bytes = new Uint8Array(COMMAND_BYTES + fillerBytes);
   const view = new DataView(bytes.buffer);
@@ -21,7 +35,8 @@ export function encodeCommand(command: Command, fillerBytes: number): Uint8Array
   view.setUint8(1, command.key);
   view.setUint32(4, command.value, true);
   view.setUint32(8, command.expected, true);
-  for (let index = COMMAND_BYTES; index < bytes.length; index++) bytes[index] = (index * 31 + command.value) & 0xff;
+  const begin = (COMMAND_BYTES + command.value * FILLER_STEP_INVERSE) % 256;
+  if (fillerBytes > 0) bytes.set(fillerFrom(begin, fillerBytes), COMMAND_BYTES);
   return bytes;
 }
 

@@ -7,7 +7,7 @@ import type { Checker } from './checkers/checker.js';
 import { checkLinearizability, formatHistory, logOrderIsLinearization } from './checkers/linearizability.js';
 import { FaultScheduler } from './fault-scheduler.js';
 import { SimClients } from './sim-clients.js';
-import { drawOptions, leaveOut, type SimOptions, type SimRequest } from './sim-options.js';
+import { CALM_WITH_CLIENTS, drawOptions, leaveOut, type SimOptions, type SimRequest } from './sim-options.js';
 
 export interface SimulationRequest extends SimRequest {
   readonly seed: number;
@@ -32,14 +32,14 @@ export interface SimulationResult {
   readonly leaderChanges: number;
   readonly crashes: number;
   readonly snapshots: number;
+  /** Faults that were injected, of all kinds. */
+  readonly faults: number;
   readonly events: number;
   readonly options: SimOptions;
   readonly trace: readonly string[];
 }
 
 const CONVERGENCE_STEP_NS = 50e6;
-/** Clients go on for this part of the calm time. */
-const CALM_WITH_CLIENTS = 0.1;
 
 class Counters implements Checker {
   readonly invariant = 'none';
@@ -77,7 +77,7 @@ export function runSimulation(request: SimulationRequest): SimulationResult {
     clients.stop();
     let missing = 'nothing was looked at';
     while (world.violation === null && world.now_ns < deadline_ns) {
-      world.run(world.now_ns + CONVERGENCE_STEP_NS);
+      world.run(world.now_ns + CONVERGENCE_STEP_NS * options.pace);
       missing = clients.underWay > 0 ? `${clients.underWay} operations are not answered` : '';
       missing = cluster.notConverged() ?? missing;
       if (missing === '') break;
@@ -113,6 +113,7 @@ export function runSimulation(request: SimulationRequest): SimulationResult {
     leaderChanges: counters.leaders,
     crashes: counters.crashes,
     snapshots: counters.snapshots,
+    faults: Object.values(faults.injected).reduce((sum, count) => sum + count, 0),
     events: world.eventsRun,
     options,
     trace: world.traceLines,

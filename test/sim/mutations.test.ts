@@ -36,7 +36,7 @@ describe('mutations', () => {
   });
 
   test('are undone completely', () => {
-    const request = { seed: 4712, replicas: 3, virtualSeconds: 12 };
+    const request = { seed: 4712, replicas: 3, virtualSeconds: 5 };
     const before = runSimulation(request);
     for (const { install } of MUTATIONS) install()();
     expect(runSimulation(request)).toEqual(before);
@@ -45,7 +45,7 @@ describe('mutations', () => {
   test.each(QUICK)('%s is noticed', { timeout: 180_000 }, (name) => {
     const mutation = MUTATIONS.find((candidate) => candidate.name === name);
     if (mutation === undefined) throw new Error(`there is no mutation ${name}`);
-    const verdict = tryMutation(mutation, { firstSeed: 1, virtualSeconds: 14 });
+    const verdict = tryMutation(mutation, { firstSeed: 1, virtualSeconds: 7 });
     expect(verdict.caught, `${name} was not noticed by seeds 1 to ${verdict.seed}`).toBe(true);
   });
 
@@ -53,7 +53,7 @@ describe('mutations', () => {
     const mutation = MUTATIONS.find(({ name }) => name === 'writer-not-revoked');
     const mend = mutation?.install() as () => void;
     try {
-      const { request, result } = minimize({ seed: 1, replicas: 3, virtualSeconds: 12 });
+      const { request, result } = minimize({ seed: 1, replicas: 3, virtualSeconds: 5 });
       expect(result.violation?.invariant).toBe('single writer');
       expect(request.without?.length).toBeGreaterThan(0);
       expect(runSimulation(request).violation).toEqual(result.violation);

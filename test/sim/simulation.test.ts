@@ -2,12 +2,15 @@
 // were found this way come back as mutations (mutations.test.ts), which must be noticed.
 import { randomInt } from 'node:crypto';
 import { describe, expect, test } from 'vitest';
+import { Random } from '#lib/fabric/sim/random.js';
+import { drawOptions } from '#lib/testing/sim-options.js';
 import { runSimulation, type SimulationRequest, type SimulationResult } from '#lib/testing/simulation.js';
 
 /** Wall-clock time for the fresh seeds of one cluster size; as many are run as fit. */
-const BUDGET_MS = { 3: 45_000, 5: 35_000, 7: 20_000 } as const;
-const SEEDS_MAX = { 3: 200, 5: 100, 7: 40 } as const;
-const VIRTUAL_SECONDS = 20;
+const BUDGET_MS = { 3: 80_000, 5: 50_000, 7: 30_000 } as const;
+const SEEDS_MAX = { 3: 240, 5: 100, 7: 40 } as const;
+/** In turns: a short run of a fast cluster, and a long one, which mostly is of a slow one. */
+const VIRTUAL_SECONDS = [13, 180] as const;
 
 function explain(request: SimulationRequest, { violation }: SimulationResult): string {
   return (
@@ -29,23 +32,62 @@ describe('fresh seeds', () => {
     let seeds = 0;
     let operations = 0;
     let leaderChanges = 0;
+    let virtualSeconds = 0;
     while (seeds < SEEDS_MAX[replicas] && (seeds < 3 || performance.now() < until_ms)) {
-      const result = runChecked({ seed: first + seeds, replicas, virtualSeconds: VIRTUAL_SECONDS });
+      const result = runChecked({
+        seed: first + seeds,
+        replicas,
+        virtualSeconds: VIRTUAL_SECONDS[seeds % 2] as number,
+      });
       seeds++;
+      virtualSeconds += result.virtualSeconds;
       operations += result.operations;
       leaderChanges += result.leaderChanges;
     }
     console.log(
-      `${replicas} replicas: seeds ${first} to ${first + seeds - 1}, ${operations} operations, ${leaderChanges} leader changes`,
+      `${replicas} replicas: ${seeds} seeds, ${first} to ${first + seeds - 1}, ${VIRTUAL_SECONDS.join(' and ')} s in turns: ` +
+        `${virtualSeconds.toFixed(0)} virtual seconds, ${operations} operations, ${leaderChanges} leader changes`,
     );
     expect(operations).toBeGreaterThan(seeds * 10);
     expect(leaderChanges).toBeGreaterThanOrEqual(seeds);
   });
 });
 
+describe('the pace', () => {
+  const paces = (virtualSeconds: number) =>
+    Array.from({ length: 1000 }, (_, seed) => drawOptions(new Random(seed), { replicas: 3, virtualSeconds }).pace);
+
+  test('of a short run is the fastest, whatever the seed', () => {
+    expect(new Set(paces(13))).toEqual(new Set([1]));
+  });
+
+  test('of long runs is slow, from that of short ticks to that of long ones, with a share at the fastest', () => {
+    const drawn = paces(180);
+    const fastest = drawn.filter((pace) => pace === 1).length;
+    expect(fastest).toBeGreaterThan(10);
+    expect(fastest).toBeLessThan(100);
+    expect(Math.min(...drawn.filter((pace) => pace > 1))).toBeLessThan(6);
+    expect(Math.max(...drawn)).toBeGreaterThan(18);
+    expect(Math.max(...drawn)).toBeLessThanOrEqual(20);
+  });
+
+  test('that is asked for takes the place of the one that the seed draws', () => {
+    const options = drawOptions(new Random(1), { replicas: 3, virtualSeconds: 13, pace: 4 });
+    expect(options.pace).toBe(4);
+    expect(options.profile.tick_ns % 20e6).toBe(0);
+  });
+
+  test('makes no run shorter than was asked for', () => {
+    const result = runChecked({ seed: 4713, replicas: 3, virtualSeconds: 60 });
+    expect(result.options.pace).toBeGreaterThan(1);
+    expect(result.virtualSeconds).toBeGreaterThanOrEqual(60);
+    expect(result.faults).toBeGreaterThan(0);
+  });
+});
+
 describe('a seed', () => {
   test('gives the same run every time, with and without a trace', () => {
-    const request = { seed: 4711, replicas: 3, virtualSeconds: 12 };
+    const request = { seed: 4711, replicas: 3, virtualSeconds: 5 };
     const { trace: _none, ...first } = runSimulation(request);
     const { trace, ...second } = runSimulation({ ...request, traceLines: 100 });
     expect(second).toEqual(first);
@@ -54,14 +96,12 @@ describe('a seed', () => {
 
   test('gives another run without a kind of fault', () => {
     const without = ['crash', 'pause', 'stallMain', 'stallBackground', 'partition', 'oneWayCut', 'breakLink'];
-    const result = runChecked({ seed: 4711, replicas: 3, virtualSeconds: 12, without });
+    const result = runChecked({ seed: 4711, replicas: 3, virtualSeconds: 5, without });
     expect(result.crashes).toBe(0);
   });
 
   test('with an unknown name to leave out is an error', () => {
-    expect(() => runSimulation({ seed: 1, replicas: 3, virtualSeconds: 12, without: ['gremlins'] })).toThrow(
-      'gremlins',
-    );
+    expect(() => runSimulation({ seed: 1, replicas: 3, virtualSeconds: 5, without: ['gremlins'] })).toThrow('gremlins');
   });
 });
 
@@ -70,7 +110,7 @@ describe('without faults', () => {
     const result = runChecked({
       seed: replicas,
       replicas,
-      virtualSeconds: 16,
+      virtualSeconds: 9,
       adjust: (options) => ({
         ...options,
         preemptProbability: 0,

@@ -5,9 +5,11 @@ import { CompletionList } from './completion-list.js';
 import type { SimLink } from './sim-link.js';
 import type { SimNode } from './sim-node.js';
 
-type Operation =
-  | { kind: 'read'; peer: number; lengthBytes: number; token: number }
-  | { kind: 'write'; peer: number; token: number; wake: boolean };
+/** Operations that may be queued between two calls of submit(). */
+const QUEUE_MAX = 1024;
+/** Stand for a WRITE where the bytes of a READ would be. */
+const WRITE = 0;
+const WRITE_AND_WAKE = -1;
 
 export class SimBackgroundFabric implements BackgroundFabric {
   readonly statusWords: Uint32Array;
@@ -19,7 +21,13 @@ export class SimBackgroundFabric implements BackgroundFabric {
   readonly completionToken: Float64Array;
   readonly completionStatus: Int32Array;
   private readonly list = new CompletionList();
-  private readonly queue: Operation[] = [];
+  /** What is queued: the peer, the token, and the bytes of a READ or what a WRITE does. */
+  private readonly queuedPeer = new Int32Array(QUEUE_MAX);
+  private readonly queuedToken = new Float64Array(QUEUE_MAX);
+  private readonly queuedReadBytes = new Int32Array(QUEUE_MAX);
+  private queued = 0;
+  /** Links are below this index. */
+  private linksEnd = 0;
   private readonly links: (SimLink | null)[] = new Array(MAX_REPLICAS).fill(null);
   private exited = 0;
   private readonly outgoingLogGenerations = new Float64Array(MAX_REPLICAS);
@@ -44,6 +52,7 @@ export class SimBackgroundFabric implements BackgroundFabric {
     this.links[peer]?.closeInitiator((token, status) => this.list.add(peer, token, status));
     this.links[peer] = link;
     this.exited &= ~(1 << peer);
+    if (link !== null && peer >= this.linksEnd) this.linksEnd = peer + 1;
   }
 
   probeTo(peer: number): SimLink | null {
@@ -59,11 +68,11 @@ export class SimBackgroundFabric implements BackgroundFabric {
   }
 
   queueStatusRead(peer: number, lengthBytes: number, token: number): void {
-    this.queue.push({ kind: 'read', peer, lengthBytes, token });
+    this.queue(peer, token, lengthBytes);
   }
 
   queueMailboxWrite(peer: number, token: number, wake: boolean): void {
-    this.queue.push({ kind: 'write', peer, token, wake });
+    this.queue(peer, token, wake ? WRITE_AND_WAKE : WRITE);
   }
 
   /** The host saw the process at the other end of the probe link die. */
@@ -75,25 +84,46 @@ export class SimBackgroundFabric implements BackgroundFabric {
     return this.exited;
   }
 
+  private queue(peer: number, token: number, readBytes: number): void {
+    if (this.queued === QUEUE_MAX) throw new RangeError(`more than ${QUEUE_MAX} operations are queued`);
+    this.queuedPeer[this.queued] = peer;
+    this.queuedToken[this.queued] = token;
+    this.queuedReadBytes[this.queued] = readBytes;
+    this.queued++;
+  }
+
   submit(_spin_ns: number, _wanted: number): number {
     const { list, node } = this;
     node.preempt('background');
     list.begin();
-    for (const operation of this.queue.splice(0)) {
-      const { peer, token } = operation;
+    const { queued } = this;
+    this.queued = 0;
+    for (let index = 0; index < queued; index++) {
+      const peer = this.queuedPeer[index] as number;
+      const token = this.queuedToken[index] as number;
+      const readBytes = this.queuedReadBytes[index] as number;
       const link = this.links[peer];
       if (!link) throw new Error(`replica ${node.id} queued an operation to replica ${peer} without a probe link`);
       const { responder } = link;
-      if (operation.kind === 'read') {
-        link.postRead(token, node.probe, peer * STATUS_BYTES, responder.status, 0, operation.lengthBytes);
+      if (readBytes > 0) {
+        link.postRead(token, node.probe, peer * STATUS_BYTES, responder.status, 0, readBytes);
       } else {
         const slot = node.id * MAILBOX_SLOT_BYTES;
         const from = peer * MAILBOX_SLOT_BYTES;
-        link.postWrite(token, node.outbox, from, responder.mailboxes, slot, MAILBOX_SLOT_BYTES, 0, operation.wake);
+        link.postWrite(
+          token,
+          node.outbox,
+          from,
+          responder.mailboxes,
+          slot,
+          MAILBOX_SLOT_BYTES,
+          0,
+          readBytes === WRITE_AND_WAKE,
+        );
       }
     }
     const { now_ns } = node.world;
-    for (let peer = 0; peer < MAX_REPLICAS; peer++) {
+    for (let peer = 0; peer < this.linksEnd; peer++) {
       const link = this.links[peer];
       if (!link) continue;
       if (list.take(peer, link, now_ns)) continue;

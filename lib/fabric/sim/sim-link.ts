@@ -14,6 +14,38 @@ import type { SimNode } from './sim-node.js';
 export type SimLinkKind = 'probe' | 'log';
 
 const PIECES_MAX = 6;
+/** Where the message that is being cut is cut. */
+const cuts = new Float64Array(PIECES_MAX);
+
+/** Messages that are placed in one piece, by their length; nearly all have one of few lengths. */
+const WHOLE_PIECES_MAX = 1024;
+const wholePieces: (readonly number[] | undefined)[] = new Array(WHOLE_PIECES_MAX).fill(undefined);
+
+function wholePiece(lengthBytes: number): readonly number[] {
+  if (lengthBytes >= WHOLE_PIECES_MAX) return [0, lengthBytes];
+  const known = wholePieces[lengthBytes];
+  if (known !== undefined) return known;
+  const made = [0, lengthBytes];
+  wholePieces[lengthBytes] = made;
+  return made;
+}
+
+function exchange(numbers: number[], one: number, other: number): void {
+  const kept = numbers[one] as number;
+  numbers[one] = numbers[other] as number;
+  numbers[other] = kept;
+}
+
+/** Below this a loop is faster than a view and its set(). */
+const COPY_BY_LOOP_MAX_BYTES = 192;
+
+function copyBytes(from: Uint8Array, fromOffset: number, to: Uint8Array, toOffset: number, lengthBytes: number): void {
+  if (lengthBytes > COPY_BY_LOOP_MAX_BYTES) {
+    to.set(from.subarray(fromOffset, fromOffset + lengthBytes), toOffset);
+    return;
+  }
+  for (let index = 0; index < lengthBytes; index++) to[toOffset + index] = from[fromOffset + index] as number;
+}
 
 class WorkRequest {
   arrivesAt_ns = 0;
@@ -23,7 +55,7 @@ class WorkRequest {
   /** Copy made when the request was posted, or null: the bytes are read from memory when they are placed. */
   gathered: Uint8Array | null = null;
   /** Start and end of each piece, in the order of placement; null while undecided. */
-  pieces: number[] | null = null;
+  pieces: readonly number[] | null = null;
   nextPiece = 0;
   /** The responder's background plane is woken when it has landed. */
   wakesResponder = false;
@@ -163,12 +195,15 @@ export class SimLink {
     const due_ns = Math.max(at_ns, world.now_ns);
     if (due_ns >= this.progressAt_ns) return;
     this.progressAt_ns = due_ns;
-    world.at(due_ns, () => {
-      if (this.progressAt_ns !== due_ns) return; // an earlier one was scheduled since
-      this.progressAt_ns = Number.POSITIVE_INFINITY;
-      if (!this.failed) this.progress();
-    });
+    world.at(due_ns, this.onProgressDue);
   }
+
+  /** One function for all events of the link: most events of a simulation are these. */
+  private readonly onProgressDue = (): void => {
+    if (this.progressAt_ns !== this.initiator.world.now_ns) return; // an earlier one was scheduled since
+    this.progressAt_ns = Number.POSITIVE_INFINITY;
+    if (!this.failed) this.progress();
+  };
 
   private progress(): void {
     const { initiator, responder } = this;
@@ -232,43 +267,50 @@ export class SimLink {
     return false;
   }
 
-  private cutIntoPieces(lengthBytes: number): number[] {
+  private cutIntoPieces(lengthBytes: number): readonly number[] {
     const { world, network } = this.initiator;
     const { random } = world;
-    if (lengthBytes < 2 || !random.chance(network.options.tearProbability)) return [0, lengthBytes];
-    const cuts = [0, lengthBytes];
-    for (let count = 1 + random.integer(PIECES_MAX - 1); count > 0; count--) cuts.push(random.integer(lengthBytes));
-    cuts.sort((a, b) => a - b);
-    const pieces: [number, number][] = [];
-    for (let index = 1; index < cuts.length; index++) {
-      const start = cuts[index - 1] as number;
-      const end = cuts[index] as number;
-      if (end > start) pieces.push([start, end]);
+    if (lengthBytes < 2 || !random.chance(network.options.tearProbability)) return wholePiece(lengthBytes);
+    const count = 1 + random.integer(PIECES_MAX - 1);
+    // Insertion into ascending order: there are few.
+    for (let index = 0; index < count; index++) {
+      const at = random.integer(lengthBytes);
+      let place = index;
+      while (place > 0 && (cuts[place - 1] as number) > at) {
+        cuts[place] = cuts[place - 1] as number;
+        place--;
+      }
+      cuts[place] = at;
+    }
+    const pieces: number[] = [];
+    let start = 0;
+    for (let index = 0; index <= count; index++) {
+      const end = index === count ? lengthBytes : (cuts[index] as number);
+      if (end > start) pieces.push(start, end);
+      start = end;
     }
     if (network.options.tearOutOfOrder) {
-      for (let index = pieces.length - 1; index > 0; index--) {
+      for (let index = pieces.length / 2 - 1; index > 0; index--) {
         const other = random.integer(index + 1);
-        const piece = pieces[index] as [number, number];
-        pieces[index] = pieces[other] as [number, number];
-        pieces[other] = piece;
+        exchange(pieces, index * 2, other * 2);
+        exchange(pieces, index * 2 + 1, other * 2 + 1);
       }
     }
-    return pieces.flat();
+    return pieces;
   }
 
   private placePiece(request: WorkRequest): void {
-    const pieces = request.pieces as number[];
+    const pieces = request.pieces as readonly number[];
     const start = pieces[request.nextPiece] as number;
     const end = pieces[request.nextPiece + 1] as number;
     request.nextPiece += 2;
     const { local, localOffset, remote, remoteOffset, gathered } = request;
     if (!request.isWrite) {
-      local.set(remote.subarray(remoteOffset + start, remoteOffset + end), localOffset + start);
+      copyBytes(remote, remoteOffset + start, local, localOffset + start, end - start);
       return;
     }
-    const source =
-      gathered === null ? local.subarray(localOffset + start, localOffset + end) : gathered.subarray(start, end);
-    remote.set(source, remoteOffset + start);
+    if (gathered === null) copyBytes(local, localOffset + start, remote, remoteOffset + start, end - start);
+    else copyBytes(gathered, start, remote, remoteOffset + start, end - start);
     if (this.kind === 'log') {
       const { responder } = this;
       responder.observer.onPlaced(responder, this.initiator, remoteOffset + start, end - start);
@@ -358,7 +400,7 @@ export class SimLink {
     const step = (): void => {
       if (!responder.alive || this.responderClosed || !responder.mayWrite(this, request.key)) return;
       if (!network.connected(initiator.id, responder.id)) return;
-      if (request.nextPiece >= (request.pieces as number[]).length) return;
+      if (request.nextPiece >= (request.pieces as readonly number[]).length) return;
       this.placePiece(request);
       if (world.random.chance(0.8)) world.schedule(world.random.integer(network.options.tearGapMax_ns + 1), step);
     };

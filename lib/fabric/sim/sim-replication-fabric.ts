@@ -32,6 +32,8 @@ export class SimReplicationFabric implements ReplicationFabric {
   private readonly list = new CompletionList();
   private readonly queue: Operation[] = [];
   private readonly links: (SimLink | null)[] = new Array(MAX_REPLICAS).fill(null);
+  /** Links are below this index. */
+  private linksEnd = 0;
   private readonly writeKeys = new Float64Array(MAX_REPLICAS);
 
   constructor(private readonly node: SimNode) {
@@ -50,6 +52,7 @@ export class SimReplicationFabric implements ReplicationFabric {
     this.post();
     this.links[peer]?.closeInitiator((token, status) => this.list.add(peer, token, status));
     this.links[peer] = link;
+    if (link !== null && peer >= this.linksEnd) this.linksEnd = peer + 1;
     this.writeKeys[peer] = 0;
   }
 
@@ -101,6 +104,7 @@ export class SimReplicationFabric implements ReplicationFabric {
 
   private post(): void {
     const { node, list } = this;
+    if (this.queue.length === 0) return;
     let isFenced = false;
     for (const operation of this.queue.splice(0)) {
       const { token, lengthBytes, logOffset } = operation;
@@ -146,7 +150,7 @@ export class SimReplicationFabric implements ReplicationFabric {
   private collect(): void {
     const { list, node } = this;
     const { now_ns } = node.world;
-    for (let peer = 0; peer < MAX_REPLICAS; peer++) {
+    for (let peer = 0; peer < this.linksEnd; peer++) {
       const link = this.links[peer];
       if (!link) continue;
       if (list.take(peer, link, now_ns)) continue;

@@ -7,10 +7,15 @@
 import { Random } from './random.js';
 
 interface WorldEvent {
-  readonly time_ns: number;
-  readonly order: number;
-  readonly run: () => void;
+  time_ns: number;
+  order: number;
+  run: () => void;
 }
+
+/** Events that have run are used again, up to so many. */
+const SPARE_EVENTS_MAX = 4096;
+
+function nothing(): void {}
 
 /** Calls that may be suspended inside each other. */
 const INTERLEAVE_DEPTH_MAX = 12;
@@ -31,6 +36,7 @@ export class SimWorld {
   violation: Violation | null = null;
   eventsRun = 0;
   private readonly heap: WorldEvent[] = [];
+  private readonly spare: WorldEvent[] = [];
   private order = 0;
   private depth = 0;
   private eventsThisInstant = 0;
@@ -72,7 +78,10 @@ export class SimWorld {
 
   at(time_ns: number, run: () => void): void {
     const { heap } = this;
-    const event = { time_ns: Math.max(time_ns, this.now_ns), order: this.order++, run };
+    const event = this.spare.pop() ?? { time_ns: 0.5, order: 0, run };
+    event.time_ns = time_ns > this.now_ns ? time_ns : this.now_ns;
+    event.order = this.order++;
+    event.run = run;
     let index = heap.length;
     heap.push(event);
     while (index > 0) {
@@ -99,7 +108,10 @@ export class SimWorld {
         throw new Error(`more than ${EVENTS_PER_INSTANT_MAX} events at ${this.now_ns} ns: time stands still`);
       }
       this.eventsRun++;
-      event.run();
+      const { run } = event;
+      event.run = nothing;
+      if (this.spare.length < SPARE_EVENTS_MAX) this.spare.push(event);
+      run();
     }
     if (this.violation === null && this.now_ns < until_ns) this.now_ns = until_ns;
   }

@@ -40,7 +40,8 @@ export class DurabilityChecker implements Checker {
       const voterLife = cluster.lives[voter.id];
       if (voterLife?.bootId !== voter.bootId || this.holds(cluster, voterLife, commit)) holders++;
     }
-    for (let peer = 0; peer < cluster.options.replicas; peer++) this.checkAcknowledged(cluster, life, peer);
+    const ownTip = this.tipOf(cluster, life) ?? null;
+    for (let peer = 0; peer < cluster.options.replicas; peer++) this.checkAcknowledged(cluster, life, ownTip, peer);
     if (holders >= majority(replication.configuration)) return;
     this.context.world.fail(
       this.invariant,
@@ -49,7 +50,7 @@ export class DurabilityChecker implements Checker {
     );
   }
 
-  private checkAcknowledged(cluster: SimCluster, life: SimLife, peer: number): void {
+  private checkAcknowledged(cluster: SimCluster, life: SimLife, ownTip: LogNode | null, peer: number): void {
     const { replication } = life;
     const follower = cluster.lives[peer];
     // What a follower promised to a later leader is that leader's to change; a link to an earlier life says nothing.
@@ -62,7 +63,7 @@ export class DurabilityChecker implements Checker {
     if (life.replicationFabric.linkTo(peer)?.responder !== follower.node) return;
     const ackedLsn = replication.peerAckedLsn(peer);
     // Acknowledged are bytes; the last entry that they complete is what must be there.
-    const acknowledged = ancestorAt(this.tipOf(cluster, life) ?? null, ackedLsn);
+    const acknowledged = ancestorAt(ownTip, ackedLsn);
     if (acknowledged === null) return;
     const tip = this.tipOf(cluster, follower);
     if (tip !== undefined && ancestorAt(tip, acknowledged.endLsn) === acknowledged) return;
