@@ -49,7 +49,7 @@ function calmOptions(replicas: number, logBytes: number): SimOptions {
       scoreMax: 15,
       failBelow: 2,
       recoverAbove: 6,
-      stallTimeout_ns: 60_000 * MS,
+      stallTimeout_ns: 500 * MS,
     },
     lagTimeout_ns: 300 * MS,
     spin_ns: 0,

@@ -85,10 +85,10 @@ export const CALM_WITH_CLIENTS = 0.1;
 const FAULTY_TIME_MIN_NS = 1e9;
 
 /** A run is slowed down only as far as it still holds as much as so many seconds at pace 1 do. */
-const PACED_SECONDS_MIN = 9;
-const PACE_MIN = 5;
+const PACED_SECONDS_MIN = 4.5;
+const PACE_MIN = 12;
 /** Part of the long runs that are at pace 1. */
-const FULL_PACE_PROBABILITY = 0.03;
+const FULL_PACE_PROBABILITY = 0.01;
 
 /** Draws the options of a run. */
 export function drawOptions(random: Random, request: SimRequest): SimOptions {

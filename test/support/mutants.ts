@@ -6,6 +6,7 @@ import { FailureDetector } from '#lib/consensus/failure-detector.js';
 import { ReplicationPlane } from '#lib/consensus/replication-plane.js';
 import { writeU53 } from '#lib/consensus/sealed-block.js';
 import { ToMainField } from '#lib/consensus/status-layout.js';
+import { SimBackgroundFabric } from '#lib/fabric/sim/sim-background-fabric.js';
 import { SimReplicationFabric } from '#lib/fabric/sim/sim-replication-fabric.js';
 import { MUTATIONS, replace } from '#lib/testing/mutations.js';
 
@@ -51,6 +52,37 @@ export const takeoverBeforeMajority: Mutant = {
           writeU53(this.toMainWriter.body, ToMainField.takeoverEpoch, this.candidateEpoch);
           this.publishToMain();
           this.options.notifyMain();
+        },
+    ),
+};
+
+export const stallUnnoticed: Mutant = {
+  name: 'a background plane that takes no notice of a blocked event loop',
+  install: () => replace(background, 'watchProgress', () => () => {}),
+};
+
+export const stallAtOnce: Mutant = {
+  name: 'a background plane that takes every pause of the event loop for a blocked one',
+  install: () =>
+    replace(
+      background,
+      'watchProgress',
+      () =>
+        function () {
+          this.isStalled = this.leads();
+        },
+    ),
+};
+
+export const nobodyIsWoken: Mutant = {
+  name: 'requests and grants that wait for the next tick of those whom they concern',
+  install: () =>
+    replace(
+      SimBackgroundFabric.prototype,
+      'queueMailboxWrite',
+      (original) =>
+        function (peer: number, token: number) {
+          original.call(this, peer, token, false);
         },
     ),
 };

@@ -1,0 +1,106 @@
+// A thread's sleep on shared memory, and what only shared memory can tell: that the process of a peer has died.
+import { describe, expect, it } from 'vitest';
+import { openDevice, type PeerProcess, Waiter, WaitReason } from '#lib/verbs/index.js';
+import { startChild } from './support/child.js';
+import { thrownBy } from './support/ends.js';
+import { useShmDirectory } from './support/shm-directory.js';
+import { startThread } from './support/thread.js';
+import { waiterTests } from './waiter.js';
+
+useShmDirectory();
+const LONG_NS = 50e9;
+
+describe('a wait on shm', () => {
+  waiterTests(['shm', 'shm']);
+});
+
+async function peer(how: 'kill' | 'close' | 'stop') {
+  const child = startChild('open-device.mjs');
+  const { gid } = await child.message<{ gid: string }>('open');
+  return { child, gid, how };
+}
+
+describe('the death of a peer process', () => {
+  it.each(['kill', 'close'] as const)('(%s) ends the waits of all who watch it', async (how) => {
+    const { child, gid } = await peer(how);
+    const context = openDevice('shm');
+    const threads = [startThread(), startThread(), startThread()];
+    const process = context.openPeerProcess(gid) as PeerProcess;
+    expect(process.alive).toBe(true);
+    const waiting = [];
+    for (const other of threads) {
+      const started = new Int32Array(new SharedArrayBuffer(4));
+      const waiter = new Waiter();
+      waiting.push(
+        other.run<{ reasons: number }>('wait', {
+          waiter: waiter.share(),
+          peer: process.share(),
+          started,
+          timeoutNs: LONG_NS,
+        }),
+      );
+      while (Atomics.load(started, 0) === 0) await new Promise((resolve) => setImmediate(resolve));
+    }
+    if (how === 'kill') child.kill('SIGKILL');
+    else child.send({ type: 'close' });
+    for (const { reasons } of await Promise.all(waiting)) expect(reasons).toBe(WaitReason.PEER_DIED);
+    expect(process.alive).toBe(false);
+    child.kill('SIGKILL');
+    await child.exited();
+    for (const other of threads) await other.end();
+    context.close();
+  });
+
+  it('is told once, also if it came before anybody watched', async () => {
+    const { child, gid } = await peer('kill');
+    const context = openDevice('shm');
+    const process = context.openPeerProcess(gid) as PeerProcess;
+    child.kill('SIGKILL');
+    await child.exited();
+    const waiter = new Waiter();
+    waiter.watchPeer(5, process);
+    expect(waiter.wait(LONG_NS)).toBe(WaitReason.PEER_DIED);
+    expect(waiter.wait(0)).toBe(0);
+    waiter.watchPeer(5, null);
+    waiter.close();
+    context.close();
+  });
+
+  it('is not seen in a process that stands still', async () => {
+    const { child, gid } = await peer('stop');
+    const context = openDevice('shm');
+    const process = context.openPeerProcess(gid) as PeerProcess;
+    child.kill('SIGSTOP');
+    const waiter = new Waiter();
+    waiter.watchPeer(0, process);
+    expect(waiter.wait(20e6)).toBe(0);
+    expect(process.alive).toBe(true);
+    waiter.close();
+    child.kill('SIGKILL');
+    await child.exited();
+    context.close();
+  });
+
+  it('cannot be watched where there is no such instance, or for a GID of another provider', () => {
+    const context = openDevice('shm');
+    const own = context.chooseGid().gid;
+    expect(context.openPeerProcess(`${own.slice(0, -4)}${own.endsWith('0000') ? '0001' : '0000'}`)).toBe(null);
+    expect(thrownBy(() => context.openPeerProcess('fe80:0000:0000:0000:0000:0000:0000:0001')).code).toBe(
+      'QUORATE_INVALID_ARGUMENT',
+    );
+    context.close();
+  });
+});
+
+describe('bad arguments to a waiter', () => {
+  it('are refused, and use after close too', () => {
+    const waiter = new Waiter();
+    expect(thrownBy(() => waiter.wait(-1)).code).toBe('QUORATE_OUT_OF_RANGE');
+    expect(thrownBy(() => waiter.wait(61e9)).code).toBe('QUORATE_OUT_OF_RANGE');
+    expect(thrownBy(() => waiter.watchPeer(64, null)).code).toBe('QUORATE_OUT_OF_RANGE');
+    expect(thrownBy(() => waiter.watchQueue({ native: {} } as never)).code).toBe('QUORATE_INVALID_ARGUMENT');
+    waiter.close();
+    expect(thrownBy(() => waiter.wait(0)).code).toBe('QUORATE_CLOSED');
+    waiter.wake(); // by a thread that does not know yet
+  });
+});
