@@ -2,6 +2,7 @@
 // queue pairs (as tokens, see VerbsObject.share) and rare reports. Never on the path of a commit or a failover.
 import type { BackgroundProfile } from '../consensus/background-plane.js';
 import type { PermissionStrategy } from '../fabric/permissions.js';
+import type { BackgroundScheduling } from './replica-options.js';
 
 export interface BackgroundWorkerData {
   readonly id: number;
@@ -10,6 +11,7 @@ export interface BackgroundWorkerData {
   readonly profile: BackgroundProfile;
   readonly strategy: PermissionStrategy;
   readonly shmDirectory: string | undefined;
+  readonly scheduling: BackgroundScheduling | undefined;
   readonly tokens: {
     readonly logDomain: number;
     readonly logMemory: number;
@@ -53,6 +55,8 @@ export type ToBackground =
 
 export type ToMain =
   | { readonly type: 'ready' }
+  /** The thread runs, without the scheduling that was asked for. */
+  | { readonly type: 'schedulingRefused'; readonly code: string; readonly message: string }
   /** Failovers will be slower; nothing else follows from it. */
   | { readonly type: 'rehearsalFailed'; readonly code: string; readonly message: string }
   | { readonly type: 'probeBroken'; readonly peer: number }

@@ -5,12 +5,14 @@ import { QuorateError } from '../errors.js';
 import { CONTROL_STOP_OFFSET, type VerbsEndpoint } from '../fabric/verbs-endpoint.js';
 import { addWord, Notifier, Waiter } from '../verbs/index.js';
 import type { BackgroundWorkerData, ToBackground, ToMain } from './background-messages.js';
+import type { BackgroundScheduling } from './replica-options.js';
 
 export interface BackgroundThreadOptions {
   readonly id: number;
   readonly bootId: number;
   readonly profile: BackgroundProfile;
   readonly shmDirectory: string | undefined;
+  readonly scheduling: BackgroundScheduling | undefined;
   /** The background plane has something for the replication plane. */
   readonly onWake: () => void;
   readonly onReport: (message: ToMain) => void;
@@ -37,6 +39,7 @@ export class BackgroundThread {
       profile: options.profile,
       strategy: endpoint.strategy,
       shmDirectory: options.shmDirectory,
+      scheduling: options.scheduling,
       tokens: {
         logDomain: endpoint.logDomain.share(),
         logMemory: endpoint.logMemory.share(),

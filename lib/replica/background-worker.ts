@@ -18,6 +18,8 @@ import {
   type PeerProcess,
   type ProtectionDomain,
   type QueuePair,
+  setCpuAffinity,
+  setRealtimePriority,
   setSchedulingSlice,
   setTimerSlack,
   type Waiter,
@@ -123,6 +125,12 @@ async function run(data: BackgroundWorkerData): Promise<void> {
   await rehearse(data).catch((error: unknown) => report({ type: 'rehearsalFailed', ...describe(error) }));
   setTimerSlack(TIMER_SLACK_NS);
   setSchedulingSlice(SLICE_NS);
+  try {
+    if (data.scheduling?.cpus !== undefined) setCpuAffinity(data.scheduling.cpus);
+    if (data.scheduling?.realtimePriority !== undefined) setRealtimePriority(data.scheduling.realtimePriority);
+  } catch (error) {
+    report({ type: 'schedulingRefused', ...describe(error) });
+  }
   port.postMessage({ type: 'ready' } satisfies ToMain);
   let calmFrom_ns = 0;
   let hasMail = true;

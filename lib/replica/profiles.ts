@@ -1,6 +1,6 @@
 // Failure detection profiles: how often the background plane ticks, how many missed beats make a suspect, how long a
 // takeover may take. Shorter ticks detect sooner and cost processor time; a larger scoreMax tolerates longer stalls of
-// a busy host. A dead process of the same host is seen at the first READ after its exit whatever the scores say.
+// a busy host. The death of a process of the same host is seen at once, whatever the profile.
 import type { BackgroundProfile } from '../consensus/background-plane.js';
 import { QuorateError } from '../errors.js';
 import type { ProfileName } from './replica-options.js';
@@ -16,12 +16,12 @@ export const PROFILES: Readonly<Record<ProfileName, BackgroundProfile>> = {
     recoverAbove: 6,
     stallTimeout_ns: 100_000_000,
   },
-  /** Silence of about 40 ms is a failure. */
+  /** Silence of about 35 ms is a failure. */
   balanced: {
-    tick_ns: 1_000_000,
+    tick_ns: 2_500_000,
     electionTick_ns: 500_000,
     takeoverTimeout_ns: 200_000_000,
-    scoreMax: 40,
+    scoreMax: 14,
     failBelow: 2,
     recoverAbove: 6,
     stallTimeout_ns: 500_000_000,

@@ -31,6 +31,20 @@ export interface MemberAddress {
 
 export type ProfileName = 'fast' | 'balanced' | 'relaxed';
 
+/**
+ * Scheduling of the background thread, which beats, detects failures and grants permission. What the process has no right
+ * to is reported by a "warning" (QUORATE_SYSTEM), and the replica runs without it.
+ */
+export interface BackgroundScheduling {
+  /**
+   * SCHED_FIFO with this priority, 1 .. 99: the thread then runs as soon as it wakes, whatever else the host does. Takes
+   * CAP_SYS_NICE, or RLIMIT_RTPRIO of at least the priority. See sched(7).
+   */
+  readonly realtimePriority?: number;
+  /** Processors that the thread may run on, by number. See sched_setaffinity(2). */
+  readonly cpus?: readonly number[];
+}
+
 export interface ReplicaOptions<Result = unknown> {
   /** This replica's id; must be one of `members`. */
   readonly id: number;
@@ -54,6 +68,8 @@ export interface ReplicaOptions<Result = unknown> {
   readonly logBytes?: number;
   /** Failure detection: a named profile or explicit values. Default: "balanced" on hardware and shm, "relaxed" on rxe. */
   readonly profile?: ProfileName | BackgroundProfile;
+  /** How the background thread is scheduled. Default: as any other thread, with short time slices. */
+  readonly backgroundThread?: BackgroundScheduling;
   /** How the right to write the log is taken away; default: the fastest that the device makes synchronous. */
   readonly permissionStrategy?: 'mr-dereg' | 'qp-flush' | 'qp-flags';
   /** Most proposals that wait for commit at a time; beyond it propose() rejects with QUORATE_BACKPRESSURE. Default 65536. */

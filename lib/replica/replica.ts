@@ -30,6 +30,7 @@ import { resolveProfile } from './profiles.js';
 import { ReadBarriers } from './read-barriers.js';
 import { rehearse } from './rehearsal.js';
 import type {
+  BackgroundScheduling,
   MemberAddress,
   PeerStatus,
   ProposeOptions,
@@ -44,6 +45,8 @@ import type {
 import { decodeSnapshot, encodeSnapshot } from './snapshot-transfer.js';
 
 const LOG_BYTES_DEFAULT = 16 * 1024 * 1024;
+/** Of CPU_SET(3). */
+const CPU_MAX = 1023;
 const PENDING_PROPOSALS_DEFAULT = 65_536;
 const PENDING_READ_BARRIERS_DEFAULT = 65_536;
 const OPEN_TIMEOUT_DEFAULT_MS = 30_000;
@@ -107,6 +110,18 @@ function checkInteger(value: number, min: number, max: number, name: string): nu
   return value;
 }
 
+function checkScheduling(scheduling: BackgroundScheduling | undefined): BackgroundScheduling | undefined {
+  if (scheduling === undefined) return undefined;
+  if (typeof scheduling !== 'object' || scheduling === null) invalid('backgroundThread is not an object');
+  const { realtimePriority, cpus } = scheduling;
+  if (realtimePriority !== undefined) checkInteger(realtimePriority, 1, 99, 'backgroundThread.realtimePriority');
+  if (cpus !== undefined) {
+    if (!Array.isArray(cpus) || cpus.length === 0) invalid('backgroundThread.cpus must list processors');
+    for (const cpu of cpus) checkInteger(cpu, 0, CPU_MAX, 'backgroundThread.cpus');
+  }
+  return scheduling;
+}
+
 function checkMembers(id: number, members: readonly MemberAddress[]): MemberAddress {
   if (!Array.isArray(members) || members.length === 0) invalid('members must list the replicas of the cluster');
   if (members.length > MAX_REPLICAS) invalid(`members lists ${members.length} replicas, more than ${MAX_REPLICAS}`);
@@ -149,6 +164,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   private readonly pendingMax: number;
   private readonly readBarriersMax: number;
   private readonly shmDirectory: string | undefined;
+  private readonly scheduling: BackgroundScheduling | undefined;
   private readonly fabric: VerbsReplicationFabric;
   private readonly exchange: Exchange;
   private readonly statusWords: Uint32Array;
@@ -249,6 +265,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     );
     const { name, profile } = resolveProfile(options.profile, endpoint.isSoftware);
     this.shmDirectory = options.shmDirectory;
+    this.scheduling = checkScheduling(options.backgroundThread);
     this.profileName = name;
     this.profile = profile;
     this.exchange = new Exchange(endpoint.controlMemory.buffer);
@@ -302,6 +319,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       bootId: this.bootId,
       profile: this.profile,
       shmDirectory: this.shmDirectory,
+      scheduling: this.scheduling,
       onWake: () => this.poll(),
       onReport: (message) => this.hear(message),
       onFailure: (error) => this.fail(error),
@@ -387,6 +405,9 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
         break;
       case 'rehearsalFailed':
         this.warn(new QuorateError(message.code, `the background thread could not rehearse: ${message.message}`));
+        break;
+      case 'schedulingRefused':
+        this.warn(new QuorateError(message.code, `the background thread runs as any other thread: ${message.message}`));
         break;
       case 'probeBroken':
         this.links?.broken(message.peer, 'probe');

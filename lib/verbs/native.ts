@@ -600,6 +600,10 @@ export interface NativeAddon {
   setTimerSlack(ns: number): void;
   /** Asks for time slices of `ns` (1e5 .. 1e8) for the calling thread; false if the kernel has no such thing. */
   setSchedulingSlice(ns: number): boolean;
+  /** SCHED_FIFO with this priority (1 .. 99) for the calling thread; QUORATE_SYSTEM without the right. */
+  setRealtimePriority(priority: number): void;
+  /** Processors that the calling thread may run on. */
+  setCpuAffinity(cpus: readonly number[]): void;
   /** CLOCK_MONOTONIC in nanoseconds (exact to the nanosecond for the first 104 days of uptime). */
   monotonicNs(): number;
 

@@ -54,3 +54,25 @@ export const monotonicNs: () => number = addon.monotonicNs;
 export function setSchedulingSlice(ns: number): boolean {
   return addon.setSchedulingSlice(ns);
 }
+
+/**
+ * Real-time scheduling for the calling thread, sched_setscheduler(2) with SCHED_FIFO: whenever it can run, it runs before
+ * everything of ordinary priority on its processor. Not inherited by what the thread starts.
+ *
+ * @param priority 1 .. 99
+ * @throws QuorateError QUORATE_SYSTEM (EPERM: it takes CAP_SYS_NICE, or RLIMIT_RTPRIO of at least the priority); RangeError
+ * QUORATE_OUT_OF_RANGE
+ */
+export function setRealtimePriority(priority: number): void {
+  addon.setRealtimePriority(priority);
+}
+
+/**
+ * Processors that the calling thread may run on, see sched_setaffinity(2).
+ *
+ * @throws QuorateError QUORATE_SYSTEM if none of them is there; TypeError QUORATE_INVALID_ARGUMENT; RangeError
+ * QUORATE_OUT_OF_RANGE
+ */
+export function setCpuAffinity(cpus: readonly number[]): void {
+  addon.setCpuAffinity(cpus);
+}

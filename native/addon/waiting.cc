@@ -144,6 +144,43 @@ Napi::Value setSchedulingSlice(Environment& environment, const Napi::CallbackInf
   return Napi::Boolean::New(environment.env(), done);
 }
 
+Napi::Value setRealtimePriority(Environment& environment, const Napi::CallbackInfo& info) {
+  sched_param parameters{};
+  parameters.sched_priority = static_cast<int>(readInteger(info[0], "priority", 1, 99));
+  // With 0 for the process it is the calling thread's alone. Threads and processes that it starts do not inherit it.
+  if (::sched_setscheduler(0, SCHED_FIFO | SCHED_RESET_ON_FORK, &parameters) != 0) {
+    const int errnum = errno;
+    throw VerbsError("QUORATE_SYSTEM",
+                     "cannot give the thread real-time priority " + std::to_string(parameters.sched_priority) + ": " +
+                         std::generic_category().message(errnum) +
+                         "; it takes CAP_SYS_NICE, or a limit RLIMIT_RTPRIO (ulimit -r) of at least that",
+                     errnum, "sched_setscheduler");
+  }
+  return environment.env().Undefined();
+}
+
+Napi::Value setCpuAffinity(Environment& environment, const Napi::CallbackInfo& info) {
+  if (!info[0].IsArray()) throwInvalidArgument("cpus must be an array");
+  const Napi::Array cpus = info[0].As<Napi::Array>();
+  if (cpus.Length() == 0) throwInvalidArgument("cpus must not be empty");
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  std::string list;
+  for (uint32_t i = 0; i < cpus.Length(); i++) {
+    const uint64_t cpu = readInteger(cpus.Get(i), "cpus[" + std::to_string(i) + "]", 0, CPU_SETSIZE - 1);
+    CPU_SET(cpu, &set);
+    list += (i == 0 ? "" : ", ") + std::to_string(cpu);
+  }
+  if (::sched_setaffinity(0, sizeof(set), &set) != 0) {
+    const int errnum = errno;
+    throw VerbsError("QUORATE_SYSTEM",
+                     "cannot keep the thread on processors " + list + ": " + std::generic_category().message(errnum) +
+                         "; none of them is there, or the process may not use them (see taskset(1))",
+                     errnum, "sched_setaffinity");
+  }
+  return environment.env().Undefined();
+}
+
 napi_value monotonicNsCallback(napi_env env, napi_callback_info) {
   napi_value result = nullptr;
   napi_create_double(env, static_cast<double>(monotonicNs()), &result);
@@ -159,6 +196,8 @@ std::vector<napi_property_descriptor> waitFunctions(Environment* environment) {
       function<addWord>(environment, "addWord"),
       function<setTimerSlack>(environment, "setTimerSlack"),
       function<setSchedulingSlice>(environment, "setSchedulingSlice"),
+      function<setRealtimePriority>(environment, "setRealtimePriority"),
+      function<setCpuAffinity>(environment, "setCpuAffinity"),
       {"monotonicNs", nullptr, monotonicNsCallback, nullptr, nullptr, nullptr, napi_enumerable, environment},
   };
 }

@@ -1,0 +1,48 @@
+// One replica of bench/failover.mjs: nothing but a replica and a state machine that counts. When it becomes leader it
+// proposes a command at once and tells when that was committed; under --load it goes on proposing.
+import { Replica } from '#lib/index.js';
+import { monotonicNs } from '#lib/verbs/index.js';
+
+const { id, members, clusterKey, device, profile, realtimePriority, load } = JSON.parse(process.argv[2] ?? '{}');
+const PAYLOAD = new Uint8Array(64);
+
+let applied = 0;
+const replica = await Replica.open({
+  id,
+  members,
+  clusterKey,
+  device,
+  profile,
+  openTimeoutMs: 60_000,
+  ...(realtimePriority === null ? {} : { backgroundThread: { realtimePriority } }),
+  stateMachine: {
+    apply: () => ++applied,
+    snapshot: () => new Uint8Array(0),
+    restore: () => {},
+  },
+});
+const warnings = [];
+replica.on('warning', ({ code, message }) => warnings.push(`${code}: ${message}`));
+
+async function lead() {
+  try {
+    await replica.propose(PAYLOAD);
+    const firstCommitAtNs = monotonicNs();
+    process.send?.({ type: 'leads', id, firstCommitAtNs, stages: replica.status().lastTakeover, warnings });
+    while (load && replica.status().role === 'leader') await replica.propose(PAYLOAD);
+  } catch {
+    // Deposed: whoever leads now says so itself.
+  }
+}
+
+replica.on('leader', (leader) => {
+  if (leader === id) void lead();
+});
+process.on('message', () => {
+  const { role, peers, profile: name, device: deviceName, permissionStrategy } = replica.status();
+  const isWhole = role === 'leader' && peers.every(({ phase, voter }) => voter && phase === 'active');
+  process.send?.({ type: 'status', id, isWhole, profile: name, device: deviceName, permissionStrategy });
+});
+process.on('disconnect', () => process.exit(0));
+if (replica.status().role === 'leader') void lead();
+process.send?.({ type: 'open', id });
