@@ -3,7 +3,7 @@ import type { NativeCompletionQueue, WorkCompletion } from './native.js';
 import { existingFace, VerbsObject } from './verbs-object.js';
 
 export type { WorkCompletion } from './native.js';
-export { WC_WITH_IMM, WcOpcode } from './native.js';
+export { GRH_BYTES, WC_GRH, WC_WITH_IMM, WcOpcode } from './native.js';
 
 /** Completions that poll() takes at most when it is not told otherwise. */
 const DEFAULT_POLL = 32;

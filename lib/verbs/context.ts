@@ -1,8 +1,18 @@
 // An open device, from which everything else is made.
+import { type AsyncEvent, publicEvent } from './async-events.js';
 import { CompletionChannel } from './completion-channel.js';
 import { CompletionQueue } from './completion-queue.js';
+import { normalizeGid } from './gid.js';
 import { Memory } from './memory.js';
-import type { DeviceAttributes, DeviceInfo, GidEntry, MemoryOptions, NativeContext, PortAttributes } from './native.js';
+import type {
+  AddressVector,
+  DeviceAttributes,
+  DeviceInfo,
+  GidEntry,
+  MemoryOptions,
+  NativeContext,
+  PortAttributes,
+} from './native.js';
 import { ProtectionDomain } from './protection-domain.js';
 import { existingFace, VerbsObject } from './verbs-object.js';
 import { PeerProcess } from './waiter.js';
@@ -12,6 +22,7 @@ export type { MemoryOptions } from './native.js';
 /** An open device, see ibv_open_device(3). Closing it closes everything that was made from it. */
 export class Context extends VerbsObject<NativeContext> {
   #attributes: DeviceAttributes | undefined;
+  readonly #closeListeners = new Set<() => void>();
 
   /** @internal */
   static of(native: NativeContext): Context {
@@ -76,6 +87,23 @@ export class Context extends VerbsObject<NativeContext> {
   }
 
   /**
+   * The address vector of a peer whose endpoint is known, for ProtectionDomain.createAddressHandle().
+   *
+   * @param remote what QueuePair.endpoint() of the peer says
+   * @param portNum own port, default 1
+   * @param sgidIndex own GID; default: what chooseGid() chooses
+   * @throws QuorateError QUORATE_NO_GID; TypeError QUORATE_INVALID_ARGUMENT if the GID is none
+   */
+  addressVectorFor(remote: { gid: string; lid: number }, portNum = 1, sgidIndex?: number): AddressVector {
+    if (this.queryPort(portNum).linkLayer === 'InfiniBand') return { isGlobal: false, dlid: remote.lid, portNum };
+    return {
+      dgid: normalizeGid(remote.gid),
+      sgidIndex: sgidIndex ?? this.chooseGid(portNum).index,
+      portNum,
+    };
+  }
+
+  /**
    * Page-aligned, pre-faulted memory that can be registered, see {@link Memory}. It is not kept by the context: it
    * lives while it, its `buffer` or a memory region over it is referenced.
    *
@@ -83,6 +111,45 @@ export class Context extends VerbsObject<NativeContext> {
    */
   allocateMemory(options: MemoryOptions): Memory {
     return Memory.of(this.native.allocateMemory(options));
+  }
+
+  /**
+   * Takes and acknowledges one asynchronous event, see ibv_get_async_event(3): null if none is pending. Never waits.
+   */
+  getAsyncEvent(): AsyncEvent | null {
+    const event = this.native.getAsyncEvent();
+    return event === null ? null : publicEvent(event);
+  }
+
+  /**
+   * Watches the asynchronous events in this thread's event loop: each is taken, acknowledged and handed to the callback.
+   * A second call replaces the callback, null stops watching. What the callback throws is an uncaught exception. The
+   * context does not hold the event loop open unless ref() is called. See asyncEvents() for `for await`.
+   */
+  onAsyncEvent(callback: ((event: AsyncEvent) => void) | null): void {
+    this.native.onAsyncEvent(typeof callback === 'function' ? (event) => callback(publicEvent(event)) : callback);
+  }
+
+  /** Holds the event loop open while events are watched. @throws TypeError QUORATE_INVALID_ARGUMENT if they are not */
+  ref(): void {
+    this.native.ref();
+  }
+
+  /** Undoes ref(). @throws TypeError QUORATE_INVALID_ARGUMENT if events are not watched */
+  unref(): void {
+    this.native.unref();
+  }
+
+  override close(): void {
+    super.close();
+    for (const listener of [...this.#closeListeners]) listener();
+    this.#closeListeners.clear();
+  }
+
+  /** @internal Calls back when this object is closed in this thread; returns what undoes it. */
+  onceClosed(listener: () => void): () => void {
+    this.#closeListeners.add(listener);
+    return () => this.#closeListeners.delete(listener);
   }
 
   /** See ibv_alloc_pd(3). */

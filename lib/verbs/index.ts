@@ -1,4 +1,6 @@
 // The public face of quorate/verbs: RDMA verbs for Node.js, on libibverbs and on shared memory.
+export * from './address-handle.js';
+export { type AsyncEvent, type AsyncEventsOptions, AsyncEventType, asyncEvents } from './async-events.js';
 export * from './completion-channel.js';
 export * from './completion-events.js';
 export * from './completion-queue.js';
@@ -13,7 +15,8 @@ export * from './notifier.js';
 export * from './post-list.js';
 export * from './protection-domain.js';
 export * from './queue-pair.js';
-export * from './sharing.js';
+export * from './shared-receive-queue.js';
+export { adopt, unshare } from './sharing.js';
 export * from './status.js';
 export { VerbsObject } from './verbs-object.js';
 export * from './waiter.js';

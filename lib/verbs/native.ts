@@ -22,7 +22,7 @@
 /** Doubles per work request in {@link NativePostList.workRequests}. */
 export const WR_STRIDE = 16;
 /** Doubles per completion in {@link NativePostList.completions}. */
-export const WC_STRIDE = 8;
+export const WC_STRIDE = 12;
 
 /** Index of each field of a work request, counted from the start of the request. */
 export const WR = {
@@ -51,6 +51,12 @@ export const WR = {
   /** Fenced copy: goes ahead only if the fence holds exactly this epoch. */
   epoch: 14,
   reserved: 15,
+  /** UD: number of the queue pair that the message is for. Shares its place with an operand of atomics, as the next two. */
+  remoteQpNum: 8,
+  /** UD: the qkey that the message carries; with the highest bit set the sending queue pair's own goes out instead. */
+  remoteQkey: 9,
+  /** UD: slot of the address handle (`bindAddressHandle`). */
+  addressHandle: 10,
 } as const;
 
 /** Index of each field of a completion. */
@@ -67,6 +73,8 @@ export const WC = {
   /** The device's own code; the errno of a request that was refused. */
   vendorErr: 6,
   wcFlags: 7,
+  /** Receives of UD: number of the queue pair that sent the message; else 0. */
+  srcQpNum: 8,
 } as const;
 
 /** Opcode of a copy inside this process that goes ahead only while a fence holds the epoch of the request. */
@@ -75,6 +83,12 @@ export const OP_FENCED_COPY = 100;
 export const POST_REFUSED = 1000;
 /** Status: the fence held another epoch, so this request and all behind it in the same submit were not executed. */
 export const FENCED = 1001;
+/** Bit of wcFlags: the first GRH_BYTES of the receive buffer hold the global routing header (UD). */
+export const WC_GRH = 1;
+/**
+ * Room for the routing header that every receive of UD begins with: the message is behind it, and `byteLen` counts both.
+ */
+export const GRH_BYTES = 40;
 /** Bit of wcFlags: immData is valid. */
 export const WC_WITH_IMM = 2;
 
@@ -127,6 +141,31 @@ export type QpType = (typeof QpType)[keyof typeof QpType];
 
 export const PortState = { NOP: 0, DOWN: 1, INIT: 2, ARMED: 3, ACTIVE: 4, ACTIVE_DEFER: 5 } as const;
 export type PortState = (typeof PortState)[keyof typeof PortState];
+
+/** Kinds of asynchronous events, ibv_event_type. */
+export const AsyncEventType = {
+  CQ_ERR: 0,
+  QP_FATAL: 1,
+  QP_REQ_ERR: 2,
+  QP_ACCESS_ERR: 3,
+  COMM_EST: 4,
+  SQ_DRAINED: 5,
+  PATH_MIG: 6,
+  PATH_MIG_ERR: 7,
+  DEVICE_FATAL: 8,
+  PORT_ACTIVE: 9,
+  PORT_ERR: 10,
+  LID_CHANGE: 11,
+  PKEY_CHANGE: 12,
+  SM_CHANGE: 13,
+  SRQ_ERR: 14,
+  SRQ_LIMIT_REACHED: 15,
+  QP_LAST_WQE_REACHED: 16,
+  CLIENT_REREGISTER: 17,
+  GID_CHANGE: 18,
+  WQ_FATAL: 19,
+} as const;
+export type AsyncEventType = (typeof AsyncEventType)[keyof typeof AsyncEventType];
 
 export const GidType = { IB: 0, ROCE_V1: 1, ROCE_V2: 2, SHM: 100 } as const;
 export type GidType = (typeof GidType)[keyof typeof GidType];
@@ -244,6 +283,8 @@ export interface NativeQpInit {
   cap?: Partial<QpCapabilities>;
   /** Every send request yields a completion, signaled or not. Default false. */
   signalAll?: boolean;
+  /** Where receives come from, instead of a queue of its own. */
+  srq?: NativeSharedReceiveQueue;
 }
 
 export interface AddressVector {
@@ -284,6 +325,8 @@ export interface QpAttributes {
   maxDestRdAtomic?: number;
   minRnrTimer?: number;
   destQpNum?: number;
+  /** UD: 32 bits that each message must carry to be taken. */
+  qkey?: number;
 }
 
 /** One request of {@link NativeQueuePair.postSend}. The hot path is {@link NativePostList}. */
@@ -303,6 +346,12 @@ export interface SendWorkRequest {
   /** Compare value (CAS) or addend (FAA), 64 bits. */
   compareAdd?: bigint | number;
   swap?: bigint | number;
+  /** UD: where the message goes; it must stay open until the request has completed. */
+  addressHandle?: NativeAddressHandle;
+  /** UD: number of the queue pair that the message is for. */
+  remoteQpNum?: number;
+  /** UD: see {@link WR.remoteQkey}. */
+  remoteQkey?: number;
 }
 
 export interface ReceiveWorkRequest {
@@ -323,6 +372,13 @@ export interface WorkCompletion {
   immData: number;
   vendorErr: number;
   wcFlags: number;
+  /** Receives of UD: number of the queue pair that sent the message; else 0. */
+  srcQpNum: number;
+  /** The path of a UD message on InfiniBand, see ibv_poll_cq(3). */
+  pkeyIndex: number;
+  slid: number;
+  sl: number;
+  dlidPathBits: number;
 }
 
 /** What post calls return: how many requests were accepted, and why the next one was not. */
@@ -347,7 +403,9 @@ export type NativeKind =
   | 'Notifier'
   | 'PostList'
   | 'Waiter'
-  | 'PeerProcess';
+  | 'PeerProcess'
+  | 'AddressHandle'
+  | 'SharedReceiveQueue';
 
 export interface NativeObject {
   readonly kind: NativeKind;
@@ -374,12 +432,35 @@ export interface NativeContext extends NativeSharedObject {
   queryGids(portNum: number): GidEntry[];
   /** The RoCE v2 GID to use on a port; QUORATE_NO_GID with the table in the message. */
   chooseGid(portNum: number): GidEntry;
+  /** The way back to the sender of a UD receive, whose routing header is at `offset` of `memory`. */
+  addressVectorFromCompletion(
+    portNum: number,
+    completion: WorkCompletion,
+    memory: NativeMemory,
+    offset: number,
+  ): AddressVector;
   allocateMemory(options: MemoryOptions): NativeMemory;
   allocateProtectionDomain(): NativeProtectionDomain;
   createCompletionChannel(): NativeCompletionChannel;
   createCompletionQueue(depth: number, channel?: NativeCompletionChannel | null): NativeCompletionQueue;
   /** Null where the provider cannot tell whether the peer's process lives. */
   openPeerProcess(gid: string): NativePeerProcess | null;
+  /** Takes and acknowledges one asynchronous event; null if none is pending. Never blocks. */
+  getAsyncEvent(): NativeAsyncEvent | null;
+  /** As {@link NativeCompletionChannel.onEvent}, for asynchronous events. */
+  onAsyncEvent(callback: ((event: NativeAsyncEvent) => void) | null): void;
+  /** Of the watch that onAsyncEvent() began. */
+  ref(): void;
+  unref(): void;
+}
+
+export interface NativeAsyncEvent {
+  /** An {@link AsyncEventType}, or another number that the device reports. */
+  type: number;
+  /** What it is about: a queue pair, completion queue or shared receive queue; null for the others. */
+  object: NativeSharedObject | null;
+  /** Of port events; else 0. */
+  portNum: number;
 }
 
 export interface NativeMemory extends NativeSharedObject {
@@ -407,6 +488,21 @@ export interface NativeProtectionDomain extends NativeSharedObject {
   readonly kind: 'ProtectionDomain';
   registerMemory(memory: NativeMemory, offset: number, length: number, access: number): NativeMemoryRegion;
   createQueuePair(init: NativeQpInit): NativeQueuePair;
+  createAddressHandle(av: AddressVector): NativeAddressHandle;
+  createSharedReceiveQueue(maxWr: number): NativeSharedReceiveQueue;
+}
+
+export interface NativeSharedReceiveQueue extends NativeSharedObject {
+  readonly kind: 'SharedReceiveQueue';
+  readonly maxWr: number;
+  setLimit(limit: number): void;
+  query(): { maxWr: number; limit: number };
+  postReceive(requests: readonly ReceiveWorkRequest[]): PostResult;
+}
+
+export interface NativeAddressHandle extends NativeSharedObject {
+  readonly kind: 'AddressHandle';
+  readonly attributes: Required<AddressVector>;
 }
 
 export interface NativeCompletionChannel extends NativeSharedObject {
@@ -445,6 +541,8 @@ export interface NativeQueuePair extends NativeSharedObject {
   /** At most 65,536 requests per call. */
   postSend(requests: readonly SendWorkRequest[]): PostResult;
   postReceive(requests: readonly ReceiveWorkRequest[]): PostResult;
+  attachMulticast(group: string, lid: number): void;
+  detachMulticast(group: string, lid: number): void;
 }
 
 /**
@@ -522,6 +620,7 @@ export interface NativePostList extends NativeObject {
   readonly completions: Float64Array;
   /** Slots are 0 .. POST_LIST_SLOTS-1; the list holds a reference until the slot is bound to something else or null. */
   bindQueuePair(slot: number, queuePair: NativeQueuePair | null): void;
+  bindAddressHandle(slot: number, addressHandle: NativeAddressHandle | null): void;
   bindFence(slot: number, fence: NativeFence | null): void;
   bindMemory(slot: number, memory: NativeMemory | null): void;
   /**

@@ -1,5 +1,6 @@
 // The hot path: work requests as numbers in a preallocated array, posted and polled by one native call.
 import { invalidArgument } from '../errors.js';
+import type { AddressHandle } from './address-handle.js';
 import { CompletionQueue } from './completion-queue.js';
 import type { Fence } from './fence.js';
 import { addon } from './load-addon.js';
@@ -95,6 +96,11 @@ export class PostList {
   /** Puts a queue pair into a slot (0 .. 63), null empties it. */
   bindQueuePair(slot: number, queuePair: QueuePair | null): void {
     this.native.bindQueuePair(slot, queuePair === null ? null : nativeOf(queuePair, 'queuePair'));
+  }
+
+  /** Puts an address handle into a slot (0 .. 63) of its own kind, for requests to UD queue pairs; null empties it. */
+  bindAddressHandle(slot: number, addressHandle: AddressHandle | null): void {
+    this.native.bindAddressHandle(slot, addressHandle === null ? null : nativeOf(addressHandle, 'addressHandle'));
   }
 
   /** Puts a fence into a slot (0 .. 63) of its own kind, null empties it. */

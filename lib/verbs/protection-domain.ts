@@ -1,11 +1,13 @@
 // A protection domain: queue pairs reach only memory regions of their own domain.
 import { invalidArgument } from '../errors.js';
+import { AddressHandle } from './address-handle.js';
 import { CompletionQueue } from './completion-queue.js';
 import type { Context } from './context.js';
 import { Memory } from './memory.js';
 import { MemoryRegion } from './memory-region.js';
-import type { NativeProtectionDomain, QpCapabilities, QpType } from './native.js';
+import type { AddressVector, NativeProtectionDomain, QpCapabilities, QpType, WorkCompletion } from './native.js';
 import { QueuePair } from './queue-pair.js';
+import { SharedReceiveQueue } from './shared-receive-queue.js';
 import { existingFace, VerbsObject } from './verbs-object.js';
 
 export type { QpCapabilities } from './native.js';
@@ -22,6 +24,11 @@ export interface QueuePairOptions {
   cap?: Partial<QpCapabilities>;
   /** Every send request yields a completion, signaled or not. Default false. */
   signalAll?: boolean;
+  /**
+   * Where receives come from, instead of a queue of its own; `cap.maxRecvWr` does not count then. On RDMA devices recvCq
+   * must have room for all that the shared queue can yield, beside what its other users need.
+   */
+  srq?: SharedReceiveQueue;
 }
 
 /** See ibv_alloc_pd(3). */
@@ -59,10 +66,62 @@ export class ProtectionDomain extends VerbsObject<NativeProtectionDomain> {
    * QUORATE_SYSTEM
    */
   createQueuePair(options: QueuePairOptions): QueuePair {
-    const { sendCq, recvCq = sendCq, ...rest } = options;
+    const { sendCq, recvCq = sendCq, srq, ...rest } = options;
     if (!(sendCq instanceof CompletionQueue)) throw invalidArgument('sendCq must be a CompletionQueue');
     if (!(recvCq instanceof CompletionQueue)) throw invalidArgument('recvCq must be a CompletionQueue');
-    const init = { ...rest, sendCq: sendCq.native, recvCq: recvCq.native };
+    if (srq !== undefined && !(srq instanceof SharedReceiveQueue)) {
+      throw invalidArgument('srq must be a SharedReceiveQueue');
+    }
+    const init = {
+      ...rest,
+      sendCq: sendCq.native,
+      recvCq: recvCq.native,
+      ...(srq === undefined ? {} : { srq: srq.native }),
+    };
     return this.retain(QueuePair.of(this.native.createQueuePair(init), this));
+  }
+
+  /**
+   * Receives that several queue pairs draw from, see ibv_create_srq(3).
+   *
+   * @param maxWr receives that can be posted at once, at least
+   * @throws QuorateError QUORATE_UNSUPPORTED if the device has none (`maxSrq` of Context.queryDevice() is 0);
+   * RangeError QUORATE_OUT_OF_RANGE if it has none as large (`maxSrqWr`)
+   */
+  createSharedReceiveQueue(maxWr: number): SharedReceiveQueue {
+    return this.retain(SharedReceiveQueue.of(this.native.createSharedReceiveQueue(maxWr), this));
+  }
+
+  /**
+   * A destination of UD sends, see ibv_create_ah(3). On RoCE the destination's link address is resolved here, which may
+   * block for about a second.
+   *
+   * @param av `dgid` and `sgidIndex` on Ethernet and shm, `dlid` on InfiniBand; see Context.addressVectorFor()
+   * @throws QuorateError QUORATE_SYSTEM (address cannot be resolved, no such GID); TypeError QUORATE_INVALID_ARGUMENT
+   */
+  createAddressHandle(av: AddressVector): AddressHandle {
+    return this.retain(AddressHandle.of(this.native.createAddressHandle(av), this));
+  }
+
+  /**
+   * The way back to the sender of a datagram, see ibv_create_ah_from_wc(3). Send to `completion.srcQpNum` with it.
+   *
+   * @param completion of a UD receive
+   * @param memory where the message was received: the routing header is at `offset`, the start of the receive buffer
+   * @throws TypeError QUORATE_INVALID_ARGUMENT or QuorateError QUORATE_SYSTEM if there is no routing header; RangeError
+   * QUORATE_OUT_OF_RANGE if it is not inside the memory
+   */
+  createAddressHandleFromCompletion(
+    completion: WorkCompletion,
+    memory: Memory,
+    offset: number,
+    portNum = 1,
+  ): AddressHandle {
+    if (!(memory instanceof Memory)) throw invalidArgument('memory must be a Memory');
+    if (this.context === undefined)
+      throw invalidArgument('this thread adopted the domain and does not know its device');
+    return this.createAddressHandle(
+      this.context.native.addressVectorFromCompletion(portNum, completion, memory.native, offset),
+    );
   }
 }

@@ -1,23 +1,30 @@
 // A queue pair: the two ends of a connection post work requests to it.
 import { randomInt } from 'node:crypto';
 import { invalidArgument } from '../errors.js';
+import type { AddressHandle } from './address-handle.js';
 import type { Context } from './context.js';
 import { normalizeGid } from './gid.js';
 import {
   type NativeQueuePair,
+  type SendWorkRequest as NativeSendWorkRequest,
   type PostResult,
   type QpAttributes,
   type QpCapabilities,
   QpState,
-  type QpType,
+  QpType,
   type ReceiveWorkRequest,
-  type SendWorkRequest,
 } from './native.js';
 import type { ProtectionDomain } from './protection-domain.js';
 import { existingFace, VerbsObject } from './verbs-object.js';
 
-export type { AddressVector, PostResult, QpAttributes, ReceiveWorkRequest, SendWorkRequest } from './native.js';
+export type { AddressVector, PostResult, QpAttributes, ReceiveWorkRequest } from './native.js';
 export { QpState, QpType, SendFlags, WrOpcode } from './native.js';
+
+/** One request of QueuePair.postSend(), see ibv_post_send(3). The hot path is PostList. */
+export interface SendWorkRequest extends Omit<NativeSendWorkRequest, 'addressHandle'> {
+  /** UD: where the message goes; it must stay open until the request has completed. */
+  addressHandle?: AddressHandle;
+}
 
 const PSN_VALUES = 2 ** 24;
 /** READs and atomics in flight per connection that the convenience methods ask for, if the device allows as many. */
@@ -55,6 +62,8 @@ export interface ToInitOptions {
   pkeyIndex?: number;
   /** What the peer may do through this queue pair, bits of Access. Default 0: nothing but SEND. */
   accessFlags?: number;
+  /** UD: 32 bits that each message must carry to be taken. Default 0. */
+  qkey?: number;
 }
 
 export interface ToReadyToReceiveOptions extends EndpointOptions {
@@ -83,6 +92,12 @@ export interface ToReadyToSendOptions {
   rnrRetry?: number;
   /** Own READs and atomics in flight at once. Default 16, or what the device can take. */
   maxRdAtomic?: number;
+}
+
+/** The request with native objects in the place of ours. */
+function toNative(request: SendWorkRequest): NativeSendWorkRequest {
+  const { addressHandle, ...rest } = request;
+  return addressHandle === undefined ? rest : { ...rest, addressHandle: addressHandle.native };
 }
 
 /** A queue pair, see ibv_create_qp(3). A pair that failed is closed and replaced, never reset and used again. */
@@ -150,12 +165,34 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
    * @throws TypeError or RangeError for requests that are malformed; nothing was posted then
    */
   postSend(requests: readonly SendWorkRequest[]): PostResult {
-    return this.native.postSend(requests);
+    if (!Array.isArray(requests)) throw invalidArgument('requests must be an array');
+    const refers = requests.some((request) => request?.addressHandle !== undefined);
+    return this.native.postSend(refers ? requests.map(toNative) : (requests as readonly NativeSendWorkRequest[]));
   }
 
   /** Posts receive requests in order, see ibv_post_recv(3). */
   postReceive(requests: readonly ReceiveWorkRequest[]): PostResult {
     return this.native.postReceive(requests);
+  }
+
+  /**
+   * Attaches a UD queue pair to a multicast group, see ibv_attach_mcast(3): it gets the datagrams sent to the group that
+   * carry its qkey. A sender names the group by an address handle with the group as `dgid`, and 0xffffff as
+   * `remoteQpNum`. On RoCE v2 over IPv4 groups are IPv4 multicast addresses, and the interface must have joined the
+   * address (IP_ADD_MEMBERSHIP, dgram's addMembership()).
+   *
+   * @param group GID in any notation of an IPv6 or IPv4 address
+   * @param lid LID of the group, 0 but on InfiniBand
+   * @throws TypeError QUORATE_INVALID_ARGUMENT if it is no group, the queue pair is not UD, or attached already;
+   * QuorateError QUORATE_SYSTEM if the device refuses, QUORATE_LIMIT
+   */
+  attachMulticast(group: string, lid = 0): void {
+    this.native.attachMulticast(normalizeGid(group), lid);
+  }
+
+  /** Undoes attachMulticast(). @throws TypeError QUORATE_INVALID_ARGUMENT if it is not attached */
+  detachMulticast(group: string, lid = 0): void {
+    this.native.detachMulticast(normalizeGid(group), lid);
   }
 
   #context(why: string): Context {
@@ -192,12 +229,12 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
 
   /** Attributes of the transition RESET to INIT. */
   initAttributes(options: ToInitOptions = {}): QpAttributes {
-    const { portNum = 1, pkeyIndex = 0, accessFlags = 0 } = options;
-    return { state: QpState.INIT, portNum, pkeyIndex, accessFlags };
+    const { portNum = 1, pkeyIndex = 0, accessFlags = 0, qkey = 0 } = options;
+    return { state: QpState.INIT, portNum, pkeyIndex, ...(this.type === QpType.UD ? { qkey } : { accessFlags }) };
   }
 
   /**
-   * RESET to INIT of a reliable connection.
+   * RESET to INIT.
    *
    * @throws QuorateError QUORATE_QP_STATE
    */
@@ -205,7 +242,7 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
     this.modify(this.initAttributes(options));
   }
 
-  /** Attributes of the transition INIT to RTR, connecting to `remote`. */
+  /** Attributes of the transition INIT to RTR, connecting to `remote`. For RC and UC; see {@link toDatagrams} for UD. */
   readyToReceiveAttributes(remote: QueuePairEndpoint, options: ToReadyToReceiveOptions = {}): QpAttributes {
     const { portNum = 1 } = options;
     const port = options.pathMtuBytes === undefined ? this.#context('pathMtuBytes').queryPort(portNum) : undefined;
@@ -217,10 +254,14 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
       pathMtuBytes: options.pathMtuBytes ?? Math.min(port?.activeMtuBytes ?? remote.pathMtuBytes, remote.pathMtuBytes),
       destQpNum: remote.qpNum,
       rqPsn: remote.psn,
-      maxDestRdAtomic:
-        options.maxDestRdAtomic ??
-        Math.min(DEFAULT_READS_IN_FLIGHT, this.#context('maxDestRdAtomic').limits.maxQpRdAtom),
-      minRnrTimer: options.minRnrTimer ?? 12,
+      ...(this.type === QpType.RC
+        ? {
+            maxDestRdAtomic:
+              options.maxDestRdAtomic ??
+              Math.min(DEFAULT_READS_IN_FLIGHT, this.#context('maxDestRdAtomic').limits.maxQpRdAtom),
+            minRnrTimer: options.minRnrTimer ?? 12,
+          }
+        : {}),
       av: {
         isGlobal,
         ...(isGlobal ? { dgid: normalizeGid(remote.gid) } : {}),
@@ -252,6 +293,7 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
   /** Attributes of the transition RTR to RTS. */
   readyToSendAttributes(options: ToReadyToSendOptions = {}): QpAttributes {
     const { psn = this.psn, timeout = 14, retryCnt = 7, rnrRetry = 7 } = options;
+    if (this.type !== QpType.RC) return { state: QpState.RTS, sqPsn: psn };
     return {
       state: QpState.RTS,
       sqPsn: psn,
@@ -270,6 +312,19 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
    */
   toReadyToSend(options: ToReadyToSendOptions = {}): void {
     this.modify(this.readyToSendAttributes(options));
+  }
+
+  /**
+   * The whole way of a UD queue pair, from RESET to RTS: from here on it takes datagrams that carry `qkey`, and sends to
+   * whoever an address handle names.
+   *
+   * @throws QuorateError QUORATE_QP_STATE if it is not a UD queue pair in RESET
+   */
+  toDatagrams(options: { qkey: number; portNum?: number; pkeyIndex?: number; psn?: number }): void {
+    const { psn = this.psn, ...init } = options;
+    this.modify({ ...this.initAttributes(init), qkey: options.qkey });
+    this.modify({ state: QpState.RTR });
+    this.modify({ state: QpState.RTS, sqPsn: psn });
   }
 
   /** To the error state: everything outstanding is flushed. The pair is of no more use after it. */

@@ -1,5 +1,6 @@
 // Handing objects from one thread of the process to another.
 import { invalidArgument } from '../errors.js';
+import { AddressHandle } from './address-handle.js';
 import { CompletionChannel } from './completion-channel.js';
 import { CompletionQueue } from './completion-queue.js';
 import { Context } from './context.js';
@@ -8,6 +9,7 @@ import { addon } from './load-addon.js';
 import { Memory } from './memory.js';
 import { MemoryRegion } from './memory-region.js';
 import type {
+  NativeAddressHandle,
   NativeCompletionChannel,
   NativeCompletionQueue,
   NativeContext,
@@ -18,16 +20,19 @@ import type {
   NativePeerProcess,
   NativeProtectionDomain,
   NativeQueuePair,
+  NativeSharedObject,
+  NativeSharedReceiveQueue,
   NativeWaiter,
 } from './native.js';
 import { Notifier } from './notifier.js';
 import { ProtectionDomain } from './protection-domain.js';
 import { QueuePair } from './queue-pair.js';
+import { SharedReceiveQueue } from './shared-receive-queue.js';
 import type { VerbsObject } from './verbs-object.js';
 import { PeerProcess, Waiter } from './waiter.js';
 
-function face(token: number): VerbsObject {
-  const native = addon.adopt(token);
+/** @internal This thread's object for a native one. */
+export function faceOf(native: NativeSharedObject): VerbsObject {
   switch (native.kind) {
     case 'Context':
       return Context.of(native as NativeContext);
@@ -43,6 +48,10 @@ function face(token: number): VerbsObject {
       return CompletionQueue.of(native as NativeCompletionQueue);
     case 'QueuePair':
       return QueuePair.of(native as NativeQueuePair);
+    case 'AddressHandle':
+      return AddressHandle.of(native as NativeAddressHandle);
+    case 'SharedReceiveQueue':
+      return SharedReceiveQueue.of(native as NativeSharedReceiveQueue);
     case 'Fence':
       return Fence.of(native as NativeFence);
     case 'Notifier':
@@ -72,7 +81,7 @@ export function adopt(
   token: number,
   expected?: { readonly prototype: VerbsObject; readonly name: string },
 ): VerbsObject {
-  const object = face(token);
+  const object = faceOf(addon.adopt(token));
   if (expected !== undefined && !Object.prototype.isPrototypeOf.call(expected.prototype, object)) {
     throw invalidArgument(`token ${token} stands for a ${object.kind}, not for a ${expected.name}`);
   }

@@ -2,9 +2,11 @@
 #include <string>
 #include <utility>
 
+#include "addon/address_vector.h"
 #include "addon/arguments.h"
 #include "addon/devices.h"
 #include "addon/environment.h"
+#include "addon/event_watcher.h"
 #include "addon/memory_ranges.h"
 
 namespace quorate::addon {
@@ -125,6 +127,32 @@ Napi::Value chooseGidOfPort(Environment& environment, const Napi::CallbackInfo& 
   return gidObject(environment.env(), chooseGid(context->queryGids(port), context->queryPort(port)));
 }
 
+// (portNum, completion, memory, offset): the routing header is at `offset` of the memory.
+Napi::Value addressVectorFromCompletion(Environment& environment, const Napi::CallbackInfo& info, Wrapper& self) {
+  const int port = static_cast<int>(readPort(info[0]));
+  const Napi::Object object = readObject(info[1], "completion");
+  WorkCompletion completion;
+  const auto read = [&](const char* name, uint64_t max) { return readIntegerMember(object, name, 0, max, 0); };
+  completion.wcFlags = static_cast<uint32_t>(read("wcFlags", kMaxUint32));
+  completion.srcQpNum = static_cast<uint32_t>(read("srcQpNum", kMaxUint32));
+  completion.slid = static_cast<uint16_t>(read("slid", 0xffff));
+  completion.sl = static_cast<uint8_t>(read("sl", 0xff));
+  completion.dlidPathBits = static_cast<uint8_t>(read("dlidPathBits", 0xff));
+  completion.pkeyIndex = static_cast<uint16_t>(read("pkeyIndex", 0xffff));
+  const auto memory = readHandleAs<Memory>(info[2], "memory", Kind::Memory);
+  const uint64_t offset = readInteger(info[3], "offset", 0, kMaxSafeInteger);
+  if (memory->length() < kGrhBytes || offset > memory->length() - kGrhBytes) {
+    throwOutOfRange("the " + std::to_string(kGrhBytes) + " bytes at offset " + std::to_string(offset) +
+                    " are not inside the memory of " + std::to_string(memory->length()) + " bytes");
+  }
+  return addressVectorObject(environment.env(),
+                             as<Context>(self)->addressVectorFromCompletion(port, completion, memory->data() + offset));
+}
+
+Napi::Value createAddressHandle(Environment& environment, const Napi::CallbackInfo& info, Wrapper& self) {
+  return environment.wrap(as<ProtectionDomain>(self)->createAddressHandle(readAddressVector(info[0])));
+}
+
 Napi::Value allocateMemory(Environment& environment, const Napi::CallbackInfo& info, Wrapper& self) {
   const Napi::Object object = readObject(info[0], "options");
   refuseUnknownMembers(object, "options", {"lengthBytes", "shared", "sharedPath", "hugePages"});
@@ -142,6 +170,38 @@ Napi::Value allocateMemory(Environment& environment, const Napi::CallbackInfo& i
   const std::shared_ptr<Memory> memory = as<Context>(self)->allocateMemory(options);
   rememberMemoryRange(memory);
   return environment.wrap(memory);
+}
+
+Napi::Object asyncEventObject(Environment& environment, const AsyncEvent& event) {
+  Napi::Object object = Napi::Object::New(environment.env());
+  object.Set("type", number(environment.env(), event.type));
+  object.Set("object", event.object == nullptr ? environment.env().Null() : environment.wrap(event.object));
+  object.Set("portNum", number(environment.env(), event.portNum));
+  return object;
+}
+
+Napi::Value getAsyncEvent(Environment& environment, const Napi::CallbackInfo&, Wrapper& self) {
+  AsyncEvent event;
+  if (!as<Context>(self)->getAsyncEvent(&event)) return environment.env().Null();
+  return asyncEventObject(environment, event);
+}
+
+Napi::Value onAsyncEvent(Environment& environment, const Napi::CallbackInfo& info, Wrapper& self) {
+  const std::shared_ptr<Context> context = as<Context>(self);
+  watchEvents(
+      environment, context, info[0], [context] { return context->asyncFd(); },
+      [context](Environment& in, const std::function<void(napi_value)>& deliver) {
+        AsyncEvent event;
+        if (!context->getAsyncEvent(&event)) return false;
+        deliver(asyncEventObject(in, event));
+        return true;
+      });
+  return environment.env().Undefined();
+}
+
+Napi::Value createSharedReceiveQueue(Environment& environment, const Napi::CallbackInfo& info, Wrapper& self) {
+  const uint64_t maxWr = readInteger(info[0], "maxWr", 1, kMaxUint32);
+  return environment.wrap(as<ProtectionDomain>(self)->createSharedReceiveQueue(static_cast<uint32_t>(maxWr)));
 }
 
 Napi::Value allocateProtectionDomain(Environment& environment, const Napi::CallbackInfo&, Wrapper& self) {
@@ -174,12 +234,14 @@ Napi::Value registerMemory(Environment& environment, const Napi::CallbackInfo& i
 
 Napi::Value createQueuePair(Environment& environment, const Napi::CallbackInfo& info, Wrapper& self) {
   const Napi::Object object = readObject(info[0], "init");
-  refuseUnknownMembers(object, "init", {"type", "sendCq", "recvCq", "cap", "signalAll"});
+  refuseUnknownMembers(object, "init", {"type", "sendCq", "recvCq", "cap", "signalAll", "srq"});
   QpInit init;
   init.type = static_cast<QpType>(readIntegerMember(object, "type", 2, 4, static_cast<uint64_t>(QpType::Rc)));
   init.sendCq = readHandleAs<CompletionQueue>(object.Get("sendCq"), "sendCq", Kind::CompletionQueue);
   init.recvCq = readHandleAs<CompletionQueue>(object.Get("recvCq"), "recvCq", Kind::CompletionQueue);
   init.signalAll = readBooleanMember(object, "signalAll", false);
+  const Napi::Value srq = object.Get("srq");
+  if (!isAbsent(srq)) init.srq = readHandleAs<SharedReceiveQueue>(srq, "srq", Kind::SharedReceiveQueue);
   const Napi::Value capValue = object.Get("cap");
   if (!isAbsent(capValue)) {
     const Napi::Object cap = readObject(capValue, "cap");
@@ -258,11 +320,16 @@ std::vector<napi_property_descriptor> contextMembers(Environment* environment) {
       method<k, queryPort>(environment, "queryPort"),
       method<k, queryGids>(environment, "queryGids"),
       method<k, chooseGidOfPort>(environment, "chooseGid"),
+      method<k, addressVectorFromCompletion>(environment, "addressVectorFromCompletion"),
       method<k, allocateMemory>(environment, "allocateMemory"),
       method<k, allocateProtectionDomain>(environment, "allocateProtectionDomain"),
       method<k, createCompletionChannel>(environment, "createCompletionChannel"),
       method<k, createCompletionQueue>(environment, "createCompletionQueue"),
       method<k, openPeerProcess>(environment, "openPeerProcess"),
+      method<k, getAsyncEvent>(environment, "getAsyncEvent"),
+      method<k, onAsyncEvent>(environment, "onAsyncEvent"),
+      method<k, setWatcherRef<true>>(environment, "ref"),
+      method<k, setWatcherRef<false>>(environment, "unref"),
   };
 }
 
@@ -271,6 +338,8 @@ std::vector<napi_property_descriptor> protectionDomainMembers(Environment* envir
   return {
       method<k, registerMemory>(environment, "registerMemory"),
       method<k, createQueuePair>(environment, "createQueuePair"),
+      method<k, createAddressHandle>(environment, "createAddressHandle"),
+      method<k, createSharedReceiveQueue>(environment, "createSharedReceiveQueue"),
   };
 }
 

@@ -16,9 +16,10 @@ namespace {
 // Tells objects of this addon from those that other addons wrapped.
 constexpr napi_type_tag kWrapperTag = {0x6b3f1f0d5a7c4e21ull, 0x9d0c8f3372e14b56ull};
 
-constexpr const char* kKindNames[kKinds] = {"Context",           "Memory",          "MemoryRegion", "ProtectionDomain",
-                                            "CompletionChannel", "CompletionQueue", "QueuePair",    "Fence",
-                                            "Notifier",          "PostList",        "Waiter",       "PeerProcess"};
+constexpr const char* kKindNames[kKinds] = {
+    "Context",         "Memory",      "MemoryRegion",  "ProtectionDomain",  "CompletionChannel",
+    "CompletionQueue", "QueuePair",   "Fence",         "Notifier",          "PostList",
+    "Waiter",          "PeerProcess", "AddressHandle", "SharedReceiveQueue"};
 
 void check(napi_env env, napi_status status) {
   if (status != napi_ok) throw Napi::Error::New(Napi::Env(env));
@@ -34,9 +35,7 @@ Napi::Value getClosed(Environment& environment, const Napi::CallbackInfo&, Wrapp
 
 Napi::Value closeObject(Environment& environment, const Napi::CallbackInfo&, Wrapper& wrapper) {
   const std::shared_ptr<VerbsObject> object = wrapper.object;
-  if (wrapper.kind == Kind::CompletionChannel) {
-    stopWatching(environment, static_cast<const CompletionChannel*>(object.get()));
-  }
+  stopWatching(environment, object.get());
   object->close();
   // Only after a close that succeeded: a MemoryRegion whose right could not be revoked stays usable, and visible.
   if (wrapper.kind == Kind::Memory) environment.detachBuffer(static_cast<const Memory*>(object.get()));
@@ -154,6 +153,9 @@ void Environment::attach(Napi::Env env, Napi::Object exports) {
   self->defineClass(exports, Kind::CompletionQueue, membersOf<Kind::CompletionQueue>(self, completionQueueMembers),
                     false);
   self->defineClass(exports, Kind::QueuePair, membersOf<Kind::QueuePair>(self, queuePairMembers), false);
+  self->defineClass(exports, Kind::AddressHandle, membersOf<Kind::AddressHandle>(self, addressHandleMembers), false);
+  self->defineClass(exports, Kind::SharedReceiveQueue,
+                    membersOf<Kind::SharedReceiveQueue>(self, sharedReceiveQueueMembers), false);
   self->defineClass(exports, Kind::Fence, membersOf<Kind::Fence>(self, fenceMembers), true);
   self->defineClass(exports, Kind::Notifier, membersOf<Kind::Notifier>(self, notifierMembers), true);
   self->defineClass(exports, Kind::PostList, membersOf<Kind::PostList>(self, postListMembers), true);

@@ -32,14 +32,16 @@ enum class Kind : uint8_t {
   PostList,
   Waiter,
   PeerProcess,
+  AddressHandle,
+  SharedReceiveQueue,
 };
-constexpr size_t kKinds = 12;
+constexpr size_t kKinds = 14;
 const char* kindName(Kind kind);
 // The kind that VerbsObject::kind() names.
 Kind kindOf(const VerbsObject& object);
 
 class Environment;
-class ChannelWatcher;
+class EventWatcher;
 
 // What a JavaScript object of this addon points to.
 struct Wrapper {
@@ -77,8 +79,8 @@ class Environment : public std::enable_shared_from_this<Environment> {
   Napi::Value makeError(const VerbsError& error);
   void setErrorClass(Napi::Function errorClass);
 
-  // Watchers of completion channels in this thread's event loop, by channel. A watcher removes itself when it closes.
-  std::unordered_map<const CompletionChannel*, ChannelWatcher*> watchers;
+  // Watchers of events in this thread's event loop, by what they watch. A watcher removes itself when it closes.
+  std::unordered_map<const VerbsObject*, EventWatcher*> watchers;
 
  private:
   void defineClass(Napi::Object exports, Kind kind, const std::vector<napi_property_descriptor>& properties,
@@ -186,8 +188,8 @@ const std::shared_ptr<T> as(const Wrapper& wrapper) {
   return std::static_pointer_cast<T>(wrapper.object);
 }
 
-// Ends this environment's watching of a channel, if it does.
-void stopWatching(Environment& environment, const CompletionChannel* channel);
+// Ends this environment's watching of an object, if it does.
+void stopWatching(Environment& environment, const VerbsObject* source);
 
 // Each file of classes contributes its members. The members of all objects (kind, closed, close, share) come with them.
 std::vector<napi_property_descriptor> contextMembers(Environment* environment);
@@ -197,6 +199,8 @@ std::vector<napi_property_descriptor> protectionDomainMembers(Environment* envir
 std::vector<napi_property_descriptor> completionChannelMembers(Environment* environment);
 std::vector<napi_property_descriptor> completionQueueMembers(Environment* environment);
 std::vector<napi_property_descriptor> queuePairMembers(Environment* environment);
+std::vector<napi_property_descriptor> addressHandleMembers(Environment* environment);
+std::vector<napi_property_descriptor> sharedReceiveQueueMembers(Environment* environment);
 std::vector<napi_property_descriptor> fenceMembers(Environment* environment);
 std::vector<napi_property_descriptor> notifierMembers(Environment* environment);
 std::vector<napi_property_descriptor> postListMembers(Environment* environment);

@@ -32,6 +32,10 @@ enum RequestField : size_t {
   kImmData = 12,
   kSendFlags = 13,
   kEpoch = 14,
+  // UD, in the place of the operands of atomics as in ibv_send_wr.
+  kRemoteQpNum = 8,
+  kRemoteQkey = 9,
+  kAddressHandle = 10,
 };
 enum CompletionField : size_t {
   kcWrId = 0,
@@ -42,6 +46,7 @@ enum CompletionField : size_t {
   kcImmData = 5,
   kcVendorErr = 6,
   kcWcFlags = 7,
+  kcSrcQpNum = 8,
 };
 
 constexpr double kLimit53 = 9007199254740992.0;  // 2^53
@@ -92,6 +97,7 @@ PostList::PostList(std::shared_ptr<CompletionQueue> completionQueue, size_t maxW
 void PostList::close() {
   closed_ = true;
   for (auto& entry : queuePairs_) entry.reset();
+  for (auto& entry : addressHandles_) entry.reset();
   for (auto& entry : fences_) entry.reset();
   for (auto& entry : memories_) entry.reset();
   memorySlotsUsed_ = 0;
@@ -99,7 +105,13 @@ void PostList::close() {
 }
 
 void PostList::bindQueuePair(size_t slot, std::shared_ptr<QueuePair> queuePair) {
+  const bool datagrams = queuePair != nullptr && queuePair->type() == QpType::Ud;
   queuePairs_.at(slot) = std::move(queuePair);
+  datagramSlots_ = (datagramSlots_ & ~(1ull << slot)) | static_cast<uint64_t>(datagrams) << slot;
+}
+
+void PostList::bindAddressHandle(size_t slot, std::shared_ptr<AddressHandle> addressHandle) {
+  addressHandles_.at(slot) = std::move(addressHandle);
 }
 
 void PostList::bindFence(size_t slot, std::shared_ptr<Fence> fence) {
@@ -133,9 +145,10 @@ void PostList::complete(double wrId, int status, int opcode, uint32_t byteLen, u
   completion[kcImmData] = 0;
   completion[kcVendorErr] = vendorErr;
   completion[kcWcFlags] = 0;
+  completion[kcSrcQpNum] = 0;
 }
 
-int PostList::decode(const double* request, SendWorkRequest* out) const {
+int PostList::decode(const double* request, size_t slot, SendWorkRequest* out) const {
   uint64_t op = 0;
   if (!toInteger(request[kOp], 7, &op)) return EINVAL;
   out->opcode = static_cast<WrOpcode>(op);
@@ -151,6 +164,15 @@ int PostList::decode(const double* request, SendWorkRequest* out) const {
   if ((flags & kSendInline) != 0 && out->length > 0 && !inBoundMemory(out->localAddress, out->length)) return EFAULT;
   if (out->opcode == WrOpcode::RdmaWriteWithImm || out->opcode == WrOpcode::SendWithImm) {
     if (!toUint32(request[kImmData], &out->immData)) return EINVAL;
+  }
+  if ((datagramSlots_ >> slot & 1) != 0) {
+    uint64_t handle = 0;
+    if (!toUint32(request[kRemoteQpNum], &out->remoteQpNum) || !toUint32(request[kRemoteQkey], &out->remoteQkey) ||
+        !toInteger(request[kAddressHandle], kPostListSlots, &handle)) {
+      return EINVAL;
+    }
+    out->addressHandle = addressHandles_[handle].get();
+    if (out->addressHandle == nullptr) return EBADF;
   }
   if (out->opcode == WrOpcode::CompareSwap || out->opcode == WrOpcode::FetchAdd) {
     if (!toUint64(request[kCompareAddLow], request[kCompareAddHigh], &out->compareAdd) ||
@@ -226,6 +248,7 @@ void PostList::pollOnce() {
       completion[kcImmData] = from.immData;
       completion[kcVendorErr] = from.vendorErr;
       completion[kcWcFlags] = from.wcFlags;
+      completion[kcSrcQpNum] = from.srcQpNum;
     }
     filled_ += static_cast<size_t>(count);
     if (static_cast<size_t>(count) < polled_.size()) return;  // the queue was emptied
@@ -264,7 +287,7 @@ size_t PostList::submit(size_t count, uint64_t spinNs, size_t wanted) {
       complete(request[kWrId], kStatusPostRefused, 0, 0, 0, static_cast<uint32_t>(refusedErrno_[slot]));
       continue;
     }
-    const int errnum = decode(request, &staged_[batchCount]);
+    const int errnum = decode(request, slot, &staged_[batchCount]);
     if (errnum == 0) {
       batchCount++;
       continue;

@@ -15,7 +15,7 @@
 namespace quorate::addon {
 
 constexpr size_t kWrStride = 16;
-constexpr size_t kWcStride = 8;
+constexpr size_t kWcStride = 12;
 constexpr size_t kPostListSlots = 64;
 constexpr size_t kPostListMaxEntries = 65536;
 constexpr uint64_t kMaxSpinNs = 10'000'000'000;
@@ -38,6 +38,7 @@ class PostList : public VerbsObject {
   size_t maxCompletions() const { return maxCompletions_; }
 
   void bindQueuePair(size_t slot, std::shared_ptr<QueuePair> queuePair);
+  void bindAddressHandle(size_t slot, std::shared_ptr<AddressHandle> addressHandle);
   void bindFence(size_t slot, std::shared_ptr<Fence> fence);
   void bindMemory(size_t slot, std::shared_ptr<Memory> memory);
 
@@ -46,7 +47,7 @@ class PostList : public VerbsObject {
 
  private:
   // Fills staged_[index] from the array; an errno if the request is malformed, else 0.
-  int decode(const double* request, SendWorkRequest* out) const;
+  int decode(const double* request, size_t slot, SendWorkRequest* out) const;
   void postBatch(size_t slot, size_t count);
   // True if the requests behind it may go out.
   bool fencedCopy(const double* request);
@@ -61,8 +62,10 @@ class PostList : public VerbsObject {
   std::vector<WorkCompletion> polled_;
   std::shared_ptr<CompletionQueue> completionQueue_;
   std::array<std::shared_ptr<QueuePair>, kPostListSlots> queuePairs_;
+  std::array<std::shared_ptr<AddressHandle>, kPostListSlots> addressHandles_;
   std::array<std::shared_ptr<Fence>, kPostListSlots> fences_;
   std::array<std::shared_ptr<Memory>, kPostListSlots> memories_;
+  uint64_t datagramSlots_ = 0;  // slots that hold UD queue pairs
   size_t memorySlotsUsed_ = 0;  // slots at and above this are empty
   size_t filled_ = 0;           // completions in the array, during submit
   // Queue pairs that refused a request in this submit, and why.

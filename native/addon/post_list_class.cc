@@ -133,6 +133,8 @@ std::vector<napi_property_descriptor> postListMembers(Environment* environment) 
   constexpr Kind k = Kind::PostList;
   return {
       method<k, bindSlot<QueuePair, Kind::QueuePair, &PostList::bindQueuePair>>(environment, "bindQueuePair"),
+      method<k, bindSlot<AddressHandle, Kind::AddressHandle, &PostList::bindAddressHandle>>(environment,
+                                                                                            "bindAddressHandle"),
       method<k, bindSlot<Fence, Kind::Fence, &PostList::bindFence>>(environment, "bindFence"),
       method<k, bindSlot<Memory, Kind::Memory, &PostList::bindMemory>>(environment, "bindMemory"),
   };

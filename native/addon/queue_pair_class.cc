@@ -1,8 +1,9 @@
-// JavaScript class QueuePair.
+// JavaScript classes QueuePair and SharedReceiveQueue.
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "addon/address_vector.h"
 #include "addon/arguments.h"
 #include "addon/environment.h"
 #include "addon/memory_ranges.h"
@@ -13,6 +14,7 @@ namespace {
 
 constexpr uint64_t kMaxUint32 = 0xffffffff;
 constexpr uint64_t kMaxPsn = 0xffffff;
+constexpr uint64_t kMaxQpNum = 0xffffff;
 constexpr uint64_t kMaxRequestsPerCall = 65536;
 
 Napi::Value number(Environment& environment, double value) {
@@ -53,33 +55,15 @@ constexpr AttributeField kFields[] = {
     field<&QpAttributes::maxDestRdAtomic>("maxDestRdAtomic", kQpMaxDestRdAtomic, 255),
     field<&QpAttributes::minRnrTimer>("minRnrTimer", kQpMinRnrTimer, 31),
     field<&QpAttributes::destQpNum>("destQpNum", kQpDestQpn, kMaxUint32),
+    field<&QpAttributes::qkey>("qkey", kQpQkey, kMaxUint32),
 };
-
-AddressVector readAddressVector(const Napi::Value& value) {
-  const Napi::Object object = readObject(value, "av");
-  refuseUnknownMembers(
-      object, "av",
-      {"isGlobal", "dgid", "sgidIndex", "hopLimit", "trafficClass", "flowLabel", "dlid", "sl", "portNum"});
-  AddressVector av;
-  const Napi::Value dgid = object.Get("dgid");
-  if (!isAbsent(dgid)) av.dgid = parseGid(readString(dgid, "av.dgid"), "av.dgid");
-  av.isGlobal = readBooleanMember(object, "isGlobal", !isAbsent(dgid));
-  av.sgidIndex = static_cast<int>(readIntegerMember(object, "sgidIndex", 0, 255, av.sgidIndex));
-  av.hopLimit = static_cast<int>(readIntegerMember(object, "hopLimit", 0, 255, av.hopLimit));
-  av.trafficClass = static_cast<uint8_t>(readIntegerMember(object, "trafficClass", 0, 255, av.trafficClass));
-  av.flowLabel = static_cast<uint32_t>(readIntegerMember(object, "flowLabel", 0, 0xfffff, av.flowLabel));
-  av.dlid = static_cast<uint16_t>(readIntegerMember(object, "dlid", 0, 0xffff, av.dlid));
-  av.sl = static_cast<uint8_t>(readIntegerMember(object, "sl", 0, 15, av.sl));
-  av.portNum = static_cast<uint8_t>(readIntegerMember(object, "portNum", 1, 255, av.portNum));
-  return av;
-}
 
 QpAttributes readAttributes(const Napi::Value& value) {
   const Napi::Object object = readObject(value, "attributes");
   refuseUnknownMembers(
       object, "attributes",
       {"state", "curState", "accessFlags", "pkeyIndex", "portNum", "av", "pathMtuBytes", "timeout", "retryCnt",
-       "rnrRetry", "rqPsn", "sqPsn", "maxRdAtomic", "maxDestRdAtomic", "minRnrTimer", "destQpNum"});
+       "rnrRetry", "rqPsn", "sqPsn", "maxRdAtomic", "maxDestRdAtomic", "minRnrTimer", "destQpNum", "qkey"});
   QpAttributes attributes;
   for (const AttributeField& entry : kFields) {
     const Napi::Value member = object.Get(entry.name);
@@ -178,18 +162,7 @@ Napi::Value query(Environment& environment, const Napi::CallbackInfo&, Wrapper& 
     }
   }
   if ((attributes.mask & kQpAv) != 0) {
-    const AddressVector& av = attributes.av;
-    Napi::Object vector = Napi::Object::New(env);
-    vector.Set("isGlobal", Napi::Boolean::New(env, av.isGlobal));
-    vector.Set("dgid", av.dgid.toString());
-    vector.Set("sgidIndex", number(environment, av.sgidIndex));
-    vector.Set("hopLimit", number(environment, av.hopLimit));
-    vector.Set("trafficClass", number(environment, av.trafficClass));
-    vector.Set("flowLabel", number(environment, av.flowLabel));
-    vector.Set("dlid", number(environment, av.dlid));
-    vector.Set("sl", number(environment, av.sl));
-    vector.Set("portNum", number(environment, av.portNum));
-    object.Set("av", vector);
+    object.Set("av", addressVectorObject(env, attributes.av));
   }
   return object;
 }
@@ -214,13 +187,14 @@ Napi::Value postResult(Environment& environment, size_t accepted, size_t count, 
 Napi::Value postSend(Environment& environment, const Napi::CallbackInfo& info, Wrapper& self) {
   const Napi::Array array = readRequests(info[0]);
   std::vector<SendWorkRequest> requests(array.Length());
+  std::vector<std::shared_ptr<VerbsObject>> referred;  // stay alive until the provider has looked at them
   std::vector<std::shared_ptr<Memory>> inlineSources;  // stay mapped until the provider has copied from them
   for (uint32_t i = 0; i < requests.size(); i++) {
     Napi::HandleScope scope(environment.env());
     const Napi::Object object = readObject(array.Get(i), "requests[" + std::to_string(i) + "]");
     refuseUnknownMembers(object, "request",
                          {"wrId", "opcode", "sendFlags", "localAddress", "length", "lkey", "remoteAddress", "rkey",
-                          "immData", "compareAdd", "swap"});
+                          "immData", "compareAdd", "swap", "addressHandle", "remoteQpNum", "remoteQkey"});
     SendWorkRequest& request = requests[i];
     request.wrId = readIntegerMember(object, "wrId", 0, kMaxSafeInteger, 0);
     request.opcode = static_cast<WrOpcode>(readInteger(object.Get("opcode"), "opcode", 0, 6));
@@ -235,6 +209,14 @@ Napi::Value postSend(Environment& environment, const Napi::CallbackInfo& info, W
     if (!isAbsent(compareAdd)) request.compareAdd = readUint64(compareAdd, "compareAdd");
     const Napi::Value swap = object.Get("swap");
     if (!isAbsent(swap)) request.swap = readUint64(swap, "swap");
+    const Napi::Value addressHandle = object.Get("addressHandle");
+    if (!isAbsent(addressHandle)) {
+      auto handle = readHandleAs<AddressHandle>(addressHandle, "addressHandle", Kind::AddressHandle);
+      request.addressHandle = handle.get();
+      referred.push_back(std::move(handle));
+      request.remoteQpNum = static_cast<uint32_t>(readIntegerMember(object, "remoteQpNum", 0, kMaxQpNum, 0));
+      request.remoteQkey = static_cast<uint32_t>(readIntegerMember(object, "remoteQkey", 0, kMaxUint32, 0));
+    }
     if ((request.sendFlags & kSendInline) != 0 && request.length > 0) {
       inlineSources.push_back(memoryHolding(request.localAddress, request.length));
       if (inlineSources.back() == nullptr) {
@@ -249,6 +231,8 @@ Napi::Value postSend(Environment& environment, const Napi::CallbackInfo& info, W
   return postResult(environment, accepted, requests.size(), errnum);
 }
 
+// For queue pairs and shared receive queues.
+template <typename Queue>
 Napi::Value postReceive(Environment& environment, const Napi::CallbackInfo& info, Wrapper& self) {
   const Napi::Array array = readRequests(info[0]);
   std::vector<ReceiveWorkRequest> requests(array.Length());
@@ -263,11 +247,45 @@ Napi::Value postReceive(Environment& environment, const Napi::CallbackInfo& info
     request.lkey = static_cast<uint32_t>(readIntegerMember(object, "lkey", 0, kMaxUint32, 0));
   }
   int errnum = 0;
-  const size_t accepted = as<QueuePair>(self)->postReceive(requests.data(), requests.size(), &errnum);
+  const size_t accepted = as<Queue>(self)->postReceive(requests.data(), requests.size(), &errnum);
   return postResult(environment, accepted, requests.size(), errnum);
 }
 
+template <void (QueuePair::*change)(const Gid&, uint16_t)>
+Napi::Value multicast(Environment& environment, const Napi::CallbackInfo& info, Wrapper& self) {
+  const Gid group = parseGid(readString(info[0], "group"), "group");
+  ((*as<QueuePair>(self)).*change)(group, static_cast<uint16_t>(readInteger(info[1], "lid", 0, 0xffff)));
+  return environment.env().Undefined();
+}
+
+Napi::Value getMaxWr(Environment& environment, const Napi::CallbackInfo&, Wrapper& self) {
+  return number(environment, as<SharedReceiveQueue>(self)->maxWr());
+}
+
+Napi::Value setLimit(Environment& environment, const Napi::CallbackInfo& info, Wrapper& self) {
+  as<SharedReceiveQueue>(self)->setLimit(static_cast<uint32_t>(readInteger(info[0], "limit", 0, kMaxUint32)));
+  return environment.env().Undefined();
+}
+
+Napi::Value querySharedReceiveQueue(Environment& environment, const Napi::CallbackInfo&, Wrapper& self) {
+  const SrqAttributes attributes = as<SharedReceiveQueue>(self)->query();
+  Napi::Object object = Napi::Object::New(environment.env());
+  object.Set("maxWr", number(environment, attributes.maxWr));
+  object.Set("limit", number(environment, attributes.limit));
+  return object;
+}
+
 }  // namespace
+
+std::vector<napi_property_descriptor> sharedReceiveQueueMembers(Environment* environment) {
+  constexpr Kind k = Kind::SharedReceiveQueue;
+  return {
+      getter<k, getMaxWr>(environment, "maxWr"),
+      method<k, setLimit>(environment, "setLimit"),
+      method<k, querySharedReceiveQueue>(environment, "query"),
+      method<k, postReceive<SharedReceiveQueue>>(environment, "postReceive"),
+  };
+}
 
 std::vector<napi_property_descriptor> queuePairMembers(Environment* environment) {
   constexpr Kind k = Kind::QueuePair;
@@ -279,7 +297,9 @@ std::vector<napi_property_descriptor> queuePairMembers(Environment* environment)
       method<k, modifyAsync>(environment, "modifyAsync"),
       method<k, query>(environment, "query"),
       method<k, postSend>(environment, "postSend"),
-      method<k, postReceive>(environment, "postReceive"),
+      method<k, postReceive<QueuePair>>(environment, "postReceive"),
+      method<k, multicast<&QueuePair::attachMulticast>>(environment, "attachMulticast"),
+      method<k, multicast<&QueuePair::detachMulticast>>(environment, "detachMulticast"),
   };
 }
 

@@ -174,6 +174,8 @@ struct PortAttributes {
 // ---------------------------------------------------------------------------------------------------------------
 // Work requests and completions. One SGE per request is all that quorate needs so far.
 
+class AddressHandle;
+
 struct SendWorkRequest {
   uint64_t wrId = 0;
   WrOpcode opcode = WrOpcode::RdmaWrite;
@@ -185,6 +187,11 @@ struct SendWorkRequest {
   uint32_t rkey = 0;
   uint32_t immData = 0;               // host byte order here; the provider converts
   uint64_t compareAdd = 0, swap = 0;  // compare (CAS) or addend (FAA) in compareAdd
+  // UD only. The handle is of the queue pair's own domain and must stay open until the request has completed; the
+  // caller keeps it alive during the post. EINVAL without one, EBADF if it is closed.
+  AddressHandle* addressHandle = nullptr;
+  uint32_t remoteQpNum = 0;
+  uint32_t remoteQkey = 0;  // with the highest bit set: the sending queue pair's own qkey goes out instead
 };
 
 struct ReceiveWorkRequest {
@@ -203,8 +210,17 @@ struct WorkCompletion {
   uint32_t immData = 0;  // host byte order; valid if wcFlags has kWcWithImm
   uint32_t qpNum = 0;
   uint32_t wcFlags = 0;
+  // Receives of UD only: who sent it, and the path it came (as far as the link layer has such a thing).
+  uint32_t srcQpNum = 0;
+  uint16_t slid = 0;
+  uint16_t pkeyIndex = 0;
+  uint8_t sl = 0;
+  uint8_t dlidPathBits = 0;
 };
+constexpr uint32_t kWcGrh = 1;  // the first kGrhBytes of a UD receive buffer hold the global routing header
 constexpr uint32_t kWcWithImm = 2;
+// A receive of UD has the message at this offset, behind room for the routing header, and byteLen counts both.
+constexpr uint32_t kGrhBytes = 40;
 
 // ---------------------------------------------------------------------------------------------------------------
 // Queue pair attributes
@@ -266,6 +282,7 @@ struct QpCapabilities {
 
 class Context;
 class ProtectionDomain;
+class SharedReceiveQueue;
 class Memory;
 class MemoryRegion;
 class CompletionChannel;
@@ -277,6 +294,46 @@ struct QpInit {
   std::shared_ptr<CompletionQueue> sendCq, recvCq;
   QpCapabilities cap;
   bool signalAll = false;
+  // Receives come from here instead of a queue of its own; cap.maxRecvWr does not count then. Of the same domain.
+  std::shared_ptr<SharedReceiveQueue> srq;
+};
+
+struct SrqAttributes {
+  uint32_t maxWr = 0;  // as granted
+  uint32_t limit = 0;  // fewer receives than this raise SrqLimitReached once; 0: none is armed
+};
+
+// ---------------------------------------------------------------------------------------------------------------
+// Asynchronous events (values equal those of ibv_event_type)
+
+enum class AsyncEventType : int {
+  CqErr = 0,
+  QpFatal = 1,
+  QpReqErr = 2,
+  QpAccessErr = 3,
+  CommEst = 4,
+  SqDrained = 5,
+  PathMig = 6,
+  PathMigErr = 7,
+  DeviceFatal = 8,
+  PortActive = 9,
+  PortErr = 10,
+  LidChange = 11,
+  PkeyChange = 12,
+  SmChange = 13,
+  SrqErr = 14,
+  SrqLimitReached = 15,
+  QpLastWqeReached = 16,
+  ClientReregister = 17,
+  GidChange = 18,
+  WqFatal = 19,
+};
+
+class VerbsObject;
+struct AsyncEvent {
+  int type = 0;                         // AsyncEventType; kept as int because devices may report others
+  std::shared_ptr<VerbsObject> object;  // the queue pair, completion queue or shared receive queue it is about, or null
+  int portNum = 0;                      // of port events; else 0
 };
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -352,6 +409,47 @@ class PeerProcess : public VerbsObject {
   virtual std::atomic<uint32_t>* livenessWord() const = 0;
 };
 
+// ibv_create_ah(3): a destination of UD sends. Immutable.
+class AddressHandle : public VerbsObject {
+ public:
+  explicit AddressHandle(const ProtectionDomain* domain) : domain_(domain) {}
+  const char* kind() const override { return "AddressHandle"; }
+  virtual const AddressVector& attributes() const = 0;
+  // Tells, without a call, whether a queue pair may use it.
+  const ProtectionDomain* domain() const { return domain_; }
+
+  // Held by a post while it looks at the handle, so that close() in another thread waits for it. False if closed.
+  bool enter() {
+    if ((users_.fetch_add(1, std::memory_order_acquire) & kClosedBit) == 0) return true;
+    leave();
+    return false;
+  }
+  void leave() { users_.fetch_sub(1, std::memory_order_release); }
+
+ protected:
+  // From here on enter() fails, and nobody is inside. reopen() undoes it.
+  void shut();
+  void reopen() { users_.fetch_and(~kClosedBit, std::memory_order_release); }
+  bool isShut() const { return (users_.load(std::memory_order_acquire) & kClosedBit) != 0; }
+
+ private:
+  static constexpr uint32_t kClosedBit = 1u << 31;
+  const ProtectionDomain* const domain_;
+  std::atomic<uint32_t> users_{0};
+};
+
+// ibv_create_srq(3): receives that several queue pairs of one domain draw from.
+class SharedReceiveQueue : public VerbsObject {
+ public:
+  const char* kind() const override { return "SharedReceiveQueue"; }
+  virtual uint32_t maxWr() const = 0;
+  // Arms the limit (ibv_modify_srq(3) with IBV_SRQ_LIMIT): one event SrqLimitReached when fewer receives are left.
+  virtual void setLimit(uint32_t limit) = 0;
+  virtual SrqAttributes query() = 0;
+  // As QueuePair::postReceive().
+  virtual size_t postReceive(const ReceiveWorkRequest* requests, size_t count, int* errnum) = 0;
+};
+
 class QueuePair : public VerbsObject {
  public:
   const char* kind() const override { return "QueuePair"; }
@@ -368,8 +466,11 @@ class QueuePair : public VerbsObject {
   // refused (EINVAL: wrong state, ENOMEM: queue full, ...). Never throws for those: this is the hot path.
   virtual size_t postSend(const SendWorkRequest* requests, size_t count, int* errnum) = 0;
   virtual size_t postReceive(const ReceiveWorkRequest* requests, size_t count, int* errnum) = 0;
-  // close() is ibv_destroy_qp(3): same promise as MemoryRegion::close() for everything that reaches memory
-  // through this QP.
+  // ibv_attach_mcast(3), UD only. Attaching twice, or detaching what is not attached, is QUORATE_INVALID_ARGUMENT.
+  virtual void attachMulticast(const Gid& group, uint16_t lid) = 0;
+  virtual void detachMulticast(const Gid& group, uint16_t lid) = 0;
+  // close() is ibv_destroy_qp(3), after detaching from all multicast groups: same promise as MemoryRegion::close() for
+  // everything that reaches memory through this QP.
 };
 
 class ProtectionDomain : public VerbsObject {
@@ -378,6 +479,9 @@ class ProtectionDomain : public VerbsObject {
   virtual std::shared_ptr<MemoryRegion> registerMemory(std::shared_ptr<Memory> memory, size_t offset, size_t length,
                                                        uint32_t access) = 0;
   virtual std::shared_ptr<QueuePair> createQueuePair(const QpInit& init) = 0;
+  virtual std::shared_ptr<AddressHandle> createAddressHandle(const AddressVector& av) = 0;
+  // At least maxWr receives of one SGE each.
+  virtual std::shared_ptr<SharedReceiveQueue> createSharedReceiveQueue(uint32_t maxWr) = 0;
 };
 
 class Context : public VerbsObject {
@@ -387,11 +491,20 @@ class Context : public VerbsObject {
   virtual DeviceAttributes queryDevice() = 0;
   virtual PortAttributes queryPort(int portNum) = 0;
   virtual std::vector<GidEntry> queryGids(int portNum) = 0;  // the valid entries only
+  // ibv_init_ah_from_wc(3): the way back to the sender of a UD message that was received through `portNum`. `grh`: the
+  // first kGrhBytes of the receive buffer.
+  virtual AddressVector addressVectorFromCompletion(int portNum, const WorkCompletion& completion,
+                                                    const uint8_t* grh) = 0;
   virtual std::shared_ptr<Memory> allocateMemory(const MemoryOptions& options) = 0;
   virtual std::shared_ptr<ProtectionDomain> allocateProtectionDomain() = 0;
   virtual std::shared_ptr<CompletionChannel> createCompletionChannel() = 0;
   virtual std::shared_ptr<CompletionQueue> createCompletionQueue(int depth,
                                                                  std::shared_ptr<CompletionChannel> channel) = 0;
+  // ibv_get_async_event(3). The descriptor is readable while an event is pending. getAsyncEvent() takes and
+  // acknowledges one; false if none is pending. Never blocks. One reader at a time: which of two gets an event is left
+  // to chance.
+  virtual int asyncFd() = 0;
+  virtual bool getAsyncEvent(AsyncEvent* event) = 0;
   // True if removing QP access flags (RTS to RTS) or MR deregistration is synchronous by the device's own rules
   // (not merely by a clean test run); decides which permission strategies are offered. See docs/PROTOCOL.md.
   virtual bool accessFlagsRevocationIsSynchronous() const = 0;

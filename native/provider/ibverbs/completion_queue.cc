@@ -27,7 +27,17 @@ constexpr uint16_t cookieGeneration(uint64_t cookie) {
 constexpr uint32_t cookiePosition(uint64_t cookie) {
   return static_cast<uint32_t>(cookie);
 }
-static_assert(kMaxWorkQueuesPerCompletionQueue <= 0x10000, "a slot number has 16 bits");
+static_assert(kMaxWorkQueuesPerCompletionQueue <= kSharedSlotBit, "a slot number has 16 bits, one of them the mark");
+
+// In wcFlags of completions that were not handed out yet: of which shared queue they are. Their entries are kept back
+// for that queue, so no credit is returned for them.
+constexpr uint32_t kOfSharedQueue = 1u << 31;
+constexpr unsigned kSharedNumberShift = 16;
+constexpr uint32_t sharedMark(uint32_t number) {
+  return kOfSharedQueue | number << kSharedNumberShift;
+}
+constexpr uint32_t kDeviceFlags = (1u << kSharedNumberShift) - 1;
+static_assert(IBV_WC_TM_DATA_VALID <= kDeviceFlags && sharedMark(kMaxSharedQueueNumber) == ~kDeviceFlags);
 
 }  // namespace
 
@@ -91,7 +101,19 @@ void IbvCompletionQueue::attach(std::shared_ptr<WorkQueue> queue) {
 IbvCompletionQueue::Slot& IbvCompletionQueue::giveUp(const std::shared_ptr<WorkQueue>& queue) {
   const auto slot = std::find_if(slots_.begin(), slots_.end(), [&](const Slot& one) { return one.queue == queue; });
   assert(slot != slots_.end());
-  if (usable_) {
+  if (usable_) takeInLocked();
+  returnCredits(queue->retireAll());
+  slot->generation++;
+  return *slot;
+}
+
+void IbvCompletionQueue::takeIn() {
+  std::lock_guard<AdaptiveMutex> lock(pollMutex_);
+  if (usable_) takeInLocked();
+}
+
+void IbvCompletionQueue::takeInLocked() {
+  {
     // Room for all: every completion in the device or here holds one of depth_ credits.
     takenIn_.erase(takenIn_.begin(), takenIn_.begin() + static_cast<ptrdiff_t>(takenInNext_));
     takenInNext_ = 0;
@@ -100,9 +122,38 @@ IbvCompletionQueue::Slot& IbvCompletionQueue::giveUp(const std::shared_ptr<WorkQ
     while ((count = pollDevice(chunk, kPollChunk)) > 0) takenIn_.insert(takenIn_.end(), chunk, chunk + count);
     assert(takenIn_.size() <= static_cast<size_t>(depth_));
   }
-  returnCredits(queue->retireAll());
-  slot->generation++;
-  return *slot;
+}
+
+void IbvCompletionQueue::attachShared(const std::shared_ptr<SharedWorkQueue>& queue) {
+  std::lock_guard<AdaptiveMutex> lock(pollMutex_);
+  Shared& shared = shared_[queue->number()];
+  if (shared.users == 0) {
+    const uint32_t taken = takeCredits(queue->capacity() - shared.late);  // it holds the rest already
+    if (taken < queue->capacity() - shared.late) {
+      returnCredits(taken);
+      if (shared.queue == nullptr) shared_.erase(queue->number());
+      throw VerbsError("QUORATE_LIMIT", "A completion queue of depth " + std::to_string(depth_) + " has room for " +
+                                            std::to_string(taken) +
+                                            " more completions, but the shared receive queue can yield " +
+                                            std::to_string(queue->capacity()) + "; make it deeper.");
+    }
+    shared.queue = queue;
+    shared.late = 0;
+  }
+  shared.users++;
+}
+
+void IbvCompletionQueue::detachShared(const std::shared_ptr<SharedWorkQueue>& queue) {
+  std::lock_guard<AdaptiveMutex> lock(pollMutex_);
+  Shared& shared = shared_.at(queue->number());
+  assert(shared.users > 0);
+  if (--shared.users > 0) return;
+  if (usable_) takeInLocked();
+  shared.late = static_cast<uint32_t>(std::count_if(
+      takenIn_.begin() + static_cast<ptrdiff_t>(takenInNext_), takenIn_.end(),
+      [&](const WorkCompletion& one) { return (one.wcFlags & ~kDeviceFlags) == sharedMark(queue->number()); }));
+  assert(shared.late <= queue->capacity());
+  returnCredits(queue->capacity() - shared.late);
 }
 
 void IbvCompletionQueue::abandon(const std::shared_ptr<WorkQueue>& queue) {
@@ -129,7 +180,20 @@ int IbvCompletionQueue::poll(WorkCompletion* completions, int max) {
     if (got < wanted) break;
   }
   if (count > 0) {
-    returnCredits(static_cast<uint32_t>(count));
+    uint32_t credits = 0;
+    for (int i = 0; i < count; i++) {
+      if ((completions[i].wcFlags & kOfSharedQueue) == 0) [[likely]] {
+        credits++;
+        continue;
+      }
+      Shared& shared = shared_.at((completions[i].wcFlags & ~kOfSharedQueue) >> kSharedNumberShift);
+      completions[i].wcFlags &= kDeviceFlags;
+      if (shared.users == 0 && shared.late > 0) {
+        shared.late--;
+        credits++;
+      }
+    }
+    returnCredits(credits);
   } else if (failure_ != 0) {
     throw VerbsError("QUORATE_SYSTEM",
                      failure_ == EPROTO
@@ -165,6 +229,7 @@ int IbvCompletionQueue::pollDevice(WorkCompletion* completions, int max) {
 // False if there is nothing to hand out.
 bool IbvCompletionQueue::translate(const ibv_wc& raw, WorkCompletion* completion) {
   const size_t slotNumber = cookieSlot(raw.wr_id);
+  if ((slotNumber & kSharedSlotBit) != 0) return translateShared(raw, completion);
   const uint32_t position = cookiePosition(raw.wr_id);
   if (slotNumber >= slots_.size()) {
     failure_ = EPROTO;
@@ -189,6 +254,35 @@ bool IbvCompletionQueue::translate(const ibv_wc& raw, WorkCompletion* completion
   completion->wcFlags = succeeded ? raw.wc_flags : 0;
   completion->immData = (completion->wcFlags & kWcWithImm) != 0 ? be32toh(raw.imm_data) : 0;
   completion->qpNum = raw.qp_num;
+  const bool datagram = (completion->wcFlags & kWcGrh) != 0 || slot.queue->datagrams();
+  completion->srcQpNum = succeeded && datagram ? raw.src_qp : 0;
+  completion->slid = raw.slid;
+  completion->pkeyIndex = raw.pkey_index;
+  completion->sl = raw.sl;
+  completion->dlidPathBits = raw.dlid_path_bits;
+  return true;
+}
+
+bool IbvCompletionQueue::translateShared(const ibv_wc& raw, WorkCompletion* completion) {
+  const auto found = shared_.find(static_cast<uint32_t>(cookieSlot(raw.wr_id)) & ~kSharedSlotBit);
+  if (found == shared_.end() || !found->second.queue->retire(cookiePosition(raw.wr_id), &completion->wrId)) {
+    failure_ = EPROTO;
+    return false;
+  }
+  const bool succeeded = raw.status == IBV_WC_SUCCESS;
+  completion->status = raw.status;
+  completion->opcode = succeeded ? raw.opcode : static_cast<int>(WcOpcode::Recv);
+  completion->vendorErr = raw.vendor_err;
+  completion->byteLen = succeeded ? raw.byte_len : 0;
+  completion->wcFlags = succeeded ? raw.wc_flags : 0;
+  completion->immData = (completion->wcFlags & kWcWithImm) != 0 ? be32toh(raw.imm_data) : 0;
+  completion->qpNum = raw.qp_num;
+  completion->srcQpNum = (completion->wcFlags & kWcGrh) != 0 ? raw.src_qp : 0;
+  completion->slid = raw.slid;
+  completion->pkeyIndex = raw.pkey_index;
+  completion->sl = raw.sl;
+  completion->dlidPathBits = raw.dlid_path_bits;
+  completion->wcFlags = (completion->wcFlags & kDeviceFlags) | sharedMark(found->first);
   return true;
 }
 

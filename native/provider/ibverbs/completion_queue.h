@@ -7,11 +7,13 @@
 
 #include <atomic>
 #include <memory>
+#include <unordered_map>
 #include <vector>
 
 #include "provider/ibverbs/completion_channel.h"
 #include "provider/ibverbs/context.h"
 #include "provider/ibverbs/lifecycle.h"
+#include "provider/ibverbs/shared_work_queue.h"
 #include "provider/ibverbs/work_queue.h"
 #include "verbs/verbs.h"
 
@@ -34,6 +36,13 @@ class IbvCompletionQueue final : public CompletionQueue {
   const std::shared_ptr<IbvContext>& context() const { return context_; }
   ibv_cq* handle() const { return handle_; }
   Lifecycle& lifecycle() { return lifecycle_; }
+
+  // A queue pair with a shared receive queue reports here. Keeps as many entries back as the shared queue has receives,
+  // once for all queue pairs; throws QUORATE_LIMIT if there are not as many. Undone when the last of them has gone.
+  void attachShared(const std::shared_ptr<SharedWorkQueue>& queue);
+  void detachShared(const std::shared_ptr<SharedWorkQueue>& queue);
+  // Fetches what the device has reported so far, to be polled later.
+  void takeIn();
 
   // Gives the queue its cookie. Throws QUORATE_LIMIT.
   void attach(std::shared_ptr<WorkQueue> queue);
@@ -60,9 +69,17 @@ class IbvCompletionQueue final : public CompletionQueue {
     uint16_t generation = 0;  // tells a completion of a queue that is gone from one of its successor
   };
 
+  struct Shared {
+    std::shared_ptr<SharedWorkQueue> queue;
+    uint32_t users = 0;  // 0: kept for completions that come late
+    uint32_t late = 0;   // entries still kept back without users: completions taken in and not handed out
+  };
+
   IbvCompletionQueue(std::shared_ptr<IbvContext> context, std::shared_ptr<IbvCompletionChannel> channel);
   // All under pollMutex_.
   Slot& giveUp(const std::shared_ptr<WorkQueue>& queue);
+  void takeInLocked();
+  bool translateShared(const ibv_wc& raw, WorkCompletion* completion);
   int pollDevice(WorkCompletion* completions, int max);
   bool translate(const ibv_wc& raw, WorkCompletion* completion);
 
@@ -76,7 +93,8 @@ class IbvCompletionQueue final : public CompletionQueue {
   AdaptiveMutex pollMutex_;  // guards what follows
   bool usable_ = true;       // false once closed
   std::vector<Slot> slots_;
-  std::vector<WorkCompletion> takenIn_;  // by giveUp(), to be handed out first; each still holds its credit
+  std::unordered_map<uint32_t, Shared> shared_;  // by number
+  std::vector<WorkCompletion> takenIn_;          // by giveUp(), to be handed out first; each still holds its credit
   size_t takenInNext_ = 0;
   int failure_ = 0;  // errno of the device's refusal to be polled, or EPROTO for a completion that cannot be
 };

@@ -2,17 +2,22 @@
 #include "provider/ibverbs/context.h"
 
 #include <endian.h>
+#include <fcntl.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 #include <string>
 
+#include "provider/ibverbs/address_handle.h"
 #include "provider/ibverbs/completion_channel.h"
 #include "provider/ibverbs/completion_queue.h"
 #include "provider/ibverbs/device_info.h"
 #include "provider/ibverbs/errors.h"
 #include "provider/ibverbs/memory.h"
 #include "provider/ibverbs/protection_domain.h"
+#include "provider/ibverbs/queue_pair.h"
+#include "provider/ibverbs/shared_receive_queue.h"
 
 namespace quorate::ibverbs {
 namespace {
@@ -46,6 +51,8 @@ std::shared_ptr<IbvContext> IbvContext::open(const Library& lib, ibv_device* dev
                                " is installed (package ibverbs-providers).");
   }
   std::shared_ptr<IbvContext> context(new IbvContext(lib, handle, std::move(info)));
+  const int flags = fcntl(handle->async_fd, F_GETFL);
+  if (flags >= 0) fcntl(handle->async_fd, F_SETFL, flags | O_NONBLOCK);  // getAsyncEvent() must not block
   context->limits_ = context->readDeviceAttributes();
   uint32_t least = UINT32_MAX;
   for (int port = 1; port <= context->limits_.physPortCnt; port++) {
@@ -149,6 +156,35 @@ std::vector<GidEntry> IbvContext::queryGids(int portNum) {
   return queryGidTable(lib_, handle_, portNum);
 }
 
+AddressVector IbvContext::addressVectorFromCompletion(int portNum, const WorkCompletion& completion,
+                                                      const uint8_t* grh) {
+  const auto lock = lifecycle_.use();
+  checkPort(portNum);
+  ibv_wc wc{};
+  wc.wc_flags = completion.wcFlags;
+  wc.src_qp = completion.srcQpNum;
+  wc.slid = completion.slid;
+  wc.sl = completion.sl;
+  wc.dlid_path_bits = completion.dlidPathBits;
+  wc.pkey_index = completion.pkeyIndex;
+  static_assert(sizeof(ibv_grh) == kGrhBytes);
+  ibv_grh header;
+  std::memcpy(&header, grh, sizeof(header));
+  ibv_ah_attr raw{};
+  errno = 0;
+  const int result = lib_.initAhFromWc(handle_, static_cast<uint8_t>(portNum), &wc, &header, &raw);
+  if (result != 0) {
+    throwSystemError("ibv_init_ah_from_wc",
+                     result > 0   ? result
+                     : errno != 0 ? errno
+                                  : EINVAL,
+                     "Finding the way back to the sender of a message on " + info_.name,
+                     "The completion and the routing header must be those of one UD receive; the header is the first " +
+                         std::to_string(kGrhBytes) + " bytes of its buffer.");
+  }
+  return fromDevice(raw);
+}
+
 std::shared_ptr<Memory> IbvContext::allocateMemory(const MemoryOptions& options) {
   const auto lock = lifecycle_.useAsParent();
   // No child of the context: memory is the process's and lives as long as its last holder.
@@ -188,6 +224,72 @@ std::shared_ptr<CompletionQueue> IbvContext::createCompletionQueue(int depth,
   auto queue = IbvCompletionQueue::create(std::static_pointer_cast<IbvContext>(shared_from_this()), depth, ownChannel);
   lifecycle_.addChild(queue);
   return queue;
+}
+
+uint32_t IbvContext::nextSharedQueueNumber() {
+  // Never used twice, so that a late completion is never taken for another queue's.
+  const uint32_t number = lastSharedQueue_.fetch_add(1, std::memory_order_relaxed) + 1;
+  if (number > kMaxSharedQueueNumber) {
+    throw VerbsError("QUORATE_LIMIT", "A Context can make " + std::to_string(kMaxSharedQueueNumber) +
+                                          " shared receive queues in its life; open the device anew.");
+  }
+  return number;
+}
+
+int IbvContext::asyncFd() {
+  const auto lock = lifecycle_.use();
+  return handle_->async_fd;
+}
+
+bool IbvContext::getAsyncEvent(AsyncEvent* event) {
+  const auto lock = lifecycle_.use();
+  ibv_async_event raw{};
+  errno = 0;
+  if (lib_.getAsyncEvent(handle_, &raw) != 0) {
+    if (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR || errno == 0) return false;
+    throwSystemError("ibv_get_async_event", errno, "Reading the asynchronous events of " + info_.name, "");
+  }
+  *event = AsyncEvent();
+  event->type = raw.event_type;
+  // The object's destruction waits for the acknowledgement, so what the event points to is still there; it may be in
+  // its destructor, though, and then has no owner to be returned.
+  const auto owner = [](void* context) -> std::shared_ptr<VerbsObject> {
+    return context == nullptr ? nullptr : static_cast<VerbsObject*>(context)->weak_from_this().lock();
+  };
+  switch (raw.event_type) {
+    case IBV_EVENT_CQ_ERR:
+      // Channels' events carry the same cookie, as a completion queue.
+      event->object = owner(static_cast<VerbsObject*>(static_cast<IbvCompletionQueue*>(raw.element.cq->cq_context)));
+      break;
+    case IBV_EVENT_SRQ_ERR:
+    case IBV_EVENT_SRQ_LIMIT_REACHED:
+      event->object =
+          owner(static_cast<VerbsObject*>(static_cast<IbvSharedReceiveQueue*>(raw.element.srq->srq_context)));
+      break;
+    case IBV_EVENT_QP_FATAL:
+    case IBV_EVENT_QP_REQ_ERR:
+    case IBV_EVENT_QP_ACCESS_ERR:
+    case IBV_EVENT_COMM_EST:
+    case IBV_EVENT_SQ_DRAINED:
+    case IBV_EVENT_PATH_MIG:
+    case IBV_EVENT_PATH_MIG_ERR:
+    case IBV_EVENT_QP_LAST_WQE_REACHED:
+      event->object = owner(static_cast<VerbsObject*>(static_cast<IbvQueuePair*>(raw.element.qp->qp_context)));
+      break;
+    case IBV_EVENT_PORT_ACTIVE:
+    case IBV_EVENT_PORT_ERR:
+    case IBV_EVENT_LID_CHANGE:
+    case IBV_EVENT_PKEY_CHANGE:
+    case IBV_EVENT_SM_CHANGE:
+    case IBV_EVENT_CLIENT_REREGISTER:
+    case IBV_EVENT_GID_CHANGE:
+      event->portNum = raw.element.port_num;
+      break;
+    default:
+      break;
+  }
+  lib_.ackAsyncEvent(&raw);
+  return true;
 }
 
 bool IbvContext::accessFlagsRevocationIsSynchronous() const {

@@ -3,6 +3,7 @@
 
 #include <infiniband/verbs.h>
 
+#include <atomic>
 #include <memory>
 #include <string>
 
@@ -21,6 +22,7 @@ class IbvContext final : public Context {
   DeviceAttributes queryDevice() override;
   PortAttributes queryPort(int portNum) override;
   std::vector<GidEntry> queryGids(int portNum) override;
+  AddressVector addressVectorFromCompletion(int portNum, const WorkCompletion& completion, const uint8_t* grh) override;
   std::shared_ptr<Memory> allocateMemory(const MemoryOptions& options) override;
   std::shared_ptr<ProtectionDomain> allocateProtectionDomain() override;
   std::shared_ptr<CompletionChannel> createCompletionChannel() override;
@@ -30,7 +32,12 @@ class IbvContext final : public Context {
   void close() override;
   bool closed() const override { return lifecycle_.closed(); }
 
+  int asyncFd() override;
+  bool getAsyncEvent(AsyncEvent* event) override;
+
   const Library& lib() const { return lib_; }
+  // A number for a new shared receive queue, by which its completions are known. Throws QUORATE_LIMIT.
+  uint32_t nextSharedQueueNumber();
   ibv_context* handle() const { return handle_; }
   // As read when the device was opened: the limits that arguments are checked against.
   const DeviceAttributes& limits() const { return limits_; }
@@ -49,6 +56,7 @@ class IbvContext final : public Context {
   Lifecycle lifecycle_{"Context"};
   DeviceAttributes limits_;
   uint32_t maxMessageBytes_ = 0;  // the smallest of all ports
+  std::atomic<uint32_t> lastSharedQueue_{0};
 };
 
 }  // namespace quorate::ibverbs

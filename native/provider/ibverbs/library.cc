@@ -75,6 +75,17 @@ Library openLibrary(const std::string& soname) {
     resolve(handle, soname, "ibv_modify_qp", true, &lib.modifyQp);
     resolve(handle, soname, "ibv_query_qp", true, &lib.queryQp);
     resolve(handle, soname, "ibv_destroy_qp", true, &lib.destroyQp);
+    resolve(handle, soname, "ibv_create_ah", true, &lib.createAh);
+    resolve(handle, soname, "ibv_destroy_ah", true, &lib.destroyAh);
+    resolve(handle, soname, "ibv_init_ah_from_wc", true, &lib.initAhFromWc);
+    resolve(handle, soname, "ibv_create_srq", true, &lib.createSrq);
+    resolve(handle, soname, "ibv_modify_srq", true, &lib.modifySrq);
+    resolve(handle, soname, "ibv_query_srq", true, &lib.querySrq);
+    resolve(handle, soname, "ibv_destroy_srq", true, &lib.destroySrq);
+    resolve(handle, soname, "ibv_attach_mcast", true, &lib.attachMcast);
+    resolve(handle, soname, "ibv_detach_mcast", true, &lib.detachMcast);
+    resolve(handle, soname, "ibv_get_async_event", true, &lib.getAsyncEvent);
+    resolve(handle, soname, "ibv_ack_async_event", true, &lib.ackAsyncEvent);
     resolve(handle, soname, "_ibv_query_gid_table", false, &lib.queryGidTable);
     resolve(handle, soname, "ibv_get_device_index", false, &lib.getDeviceIndex);
   } catch (...) {

@@ -35,6 +35,17 @@ struct Library {
   decltype(&::ibv_modify_qp) modifyQp = nullptr;
   decltype(&::ibv_query_qp) queryQp = nullptr;
   decltype(&::ibv_destroy_qp) destroyQp = nullptr;
+  decltype(&::ibv_create_ah) createAh = nullptr;
+  decltype(&::ibv_destroy_ah) destroyAh = nullptr;
+  decltype(&::ibv_init_ah_from_wc) initAhFromWc = nullptr;
+  decltype(&::ibv_create_srq) createSrq = nullptr;
+  decltype(&::ibv_modify_srq) modifySrq = nullptr;
+  decltype(&::ibv_query_srq) querySrq = nullptr;
+  decltype(&::ibv_destroy_srq) destroySrq = nullptr;
+  decltype(&::ibv_attach_mcast) attachMcast = nullptr;
+  decltype(&::ibv_detach_mcast) detachMcast = nullptr;
+  decltype(&::ibv_get_async_event) getAsyncEvent = nullptr;
+  decltype(&::ibv_ack_async_event) ackAsyncEvent = nullptr;
   // Younger than the rest (rdma-core 33 and 35); null where the library lacks them.
   decltype(&::_ibv_query_gid_table) queryGidTable = nullptr;
   decltype(&::ibv_get_device_index) getDeviceIndex = nullptr;

@@ -4,10 +4,12 @@
 #include <cerrno>
 #include <string>
 
+#include "provider/ibverbs/address_handle.h"
 #include "provider/ibverbs/errors.h"
 #include "provider/ibverbs/memory.h"
 #include "provider/ibverbs/memory_region.h"
 #include "provider/ibverbs/queue_pair.h"
+#include "provider/ibverbs/shared_receive_queue.h"
 
 namespace quorate::ibverbs {
 
@@ -48,6 +50,20 @@ std::shared_ptr<QueuePair> IbvProtectionDomain::createQueuePair(const QpInit& in
   auto queuePair = IbvQueuePair::create(std::static_pointer_cast<IbvProtectionDomain>(shared_from_this()), init);
   lifecycle_.addChild(queuePair);
   return queuePair;
+}
+
+std::shared_ptr<SharedReceiveQueue> IbvProtectionDomain::createSharedReceiveQueue(uint32_t maxWr) {
+  const auto lock = lifecycle_.useAsParent();
+  auto queue = IbvSharedReceiveQueue::create(std::static_pointer_cast<IbvProtectionDomain>(shared_from_this()), maxWr);
+  lifecycle_.addChild(queue);
+  return queue;
+}
+
+std::shared_ptr<AddressHandle> IbvProtectionDomain::createAddressHandle(const AddressVector& av) {
+  const auto lock = lifecycle_.useAsParent();
+  auto handle = IbvAddressHandle::create(std::static_pointer_cast<IbvProtectionDomain>(shared_from_this()), av);
+  lifecycle_.addChild(handle);
+  return handle;
 }
 
 }  // namespace quorate::ibverbs

@@ -19,6 +19,8 @@ class IbvProtectionDomain final : public ProtectionDomain {
   std::shared_ptr<MemoryRegion> registerMemory(std::shared_ptr<Memory> memory, size_t offset, size_t length,
                                                uint32_t access) override;
   std::shared_ptr<QueuePair> createQueuePair(const QpInit& init) override;
+  std::shared_ptr<AddressHandle> createAddressHandle(const AddressVector& av) override;
+  std::shared_ptr<SharedReceiveQueue> createSharedReceiveQueue(uint32_t maxWr) override;
   void close() override;
   bool closed() const override { return lifecycle_.closed(); }
 

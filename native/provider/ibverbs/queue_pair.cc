@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "provider/ibverbs/address_handle.h"
 #include "provider/ibverbs/errors.h"
 #include "verbs/qp_state_table.h"
 
@@ -18,6 +19,7 @@ namespace quorate::ibverbs {
 namespace {
 
 constexpr size_t kPostChunk = 16;  // requests handed to the device in one ibv_post_send
+constexpr uint32_t kMaxQpNum = 0xffffff;
 constexpr uint32_t kKnownSendFlags = kSendFence | kSendSignaled | kSendSolicited | kSendInline;
 
 // The numbers of verbs.h are the device's own, so values are passed through.
@@ -43,7 +45,8 @@ static_assert(same(kQpState, IBV_QP_STATE) && same(kQpCurState, IBV_QP_CUR_STATE
 static_assert(same(QpState::Rts, IBV_QPS_RTS) && same(QpState::Err, IBV_QPS_ERR) && same(QpType::Rc, IBV_QPT_RC) &&
               same(QpType::Ud, IBV_QPT_UD));
 static_assert(same(WcStatus::RemAccessErr, IBV_WC_REM_ACCESS_ERR) && same(WcOpcode::Recv, IBV_WC_RECV) &&
-              same(WcOpcode::FetchAdd, IBV_WC_FETCH_ADD) && same(kWcWithImm, IBV_WC_WITH_IMM));
+              same(WcOpcode::FetchAdd, IBV_WC_FETCH_ADD) && same(kWcWithImm, IBV_WC_WITH_IMM) &&
+              same(kWcGrh, IBV_WC_GRH));
 
 constexpr uint32_t kAllAttributes = kQpState | kQpCurState | kQpAccessFlags | kQpPkeyIndex | kQpPort | kQpAv |
                                     kQpPathMtu | kQpTimeout | kQpRetryCnt | kQpRnrRetry | kQpRqPsn | kQpMaxQpRdAtomic |
@@ -97,10 +100,12 @@ void checkCapabilities(const IbvContext& context, const QpCapabilities& cap) {
 }  // namespace
 
 IbvQueuePair::IbvQueuePair(std::shared_ptr<IbvProtectionDomain> domain, std::shared_ptr<IbvCompletionQueue> sendCq,
-                           std::shared_ptr<IbvCompletionQueue> receiveCq, QpType type, bool signalAll)
+                           std::shared_ptr<IbvCompletionQueue> receiveCq, std::shared_ptr<IbvSharedReceiveQueue> srq,
+                           QpType type, bool signalAll)
     : domain_(std::move(domain)),
       sendCq_(std::move(sendCq)),
       receiveCq_(std::move(receiveCq)),
+      srq_(std::move(srq)),
       type_(type),
       signalAll_(signalAll) {}
 
@@ -119,15 +124,27 @@ std::shared_ptr<IbvQueuePair> IbvQueuePair::create(std::shared_ptr<IbvProtection
   std::shared_lock<std::shared_mutex> receiveCqLock;
   if (receiveCq != sendCq) receiveCqLock = receiveCq->lifecycle().useAsParent();
 
-  std::shared_ptr<IbvQueuePair> queuePair(new IbvQueuePair(domain, sendCq, receiveCq, init.type, init.signalAll));
+  std::shared_ptr<IbvSharedReceiveQueue> srq;
+  std::shared_lock<std::shared_mutex> srqLock;
+  if (init.srq != nullptr) {
+    srq = std::dynamic_pointer_cast<IbvSharedReceiveQueue>(init.srq);
+    if (srq == nullptr || srq->domain()->context() != domain->context()) {
+      throw VerbsError("QUORATE_INVALID_ARGUMENT",
+                       "srq of a QueuePair is a SharedReceiveQueue of another Context; give one of this Context.");
+    }
+    srqLock = srq->lifecycle().useAsParent();
+  }
+
+  std::shared_ptr<IbvQueuePair> queuePair(new IbvQueuePair(domain, sendCq, receiveCq, srq, init.type, init.signalAll));
   ibv_qp_init_attr raw{};
-  raw.qp_context = nullptr;
+  raw.qp_context = queuePair.get();  // asynchronous events carry it
+  raw.srq = srq != nullptr ? srq->handle() : nullptr;
   raw.send_cq = sendCq->handle();
   raw.recv_cq = receiveCq->handle();
   raw.qp_type = static_cast<ibv_qp_type>(init.type);
   raw.sq_sig_all = init.signalAll ? 1 : 0;
   raw.cap.max_send_wr = init.cap.maxSendWr;
-  raw.cap.max_recv_wr = init.cap.maxRecvWr;
+  raw.cap.max_recv_wr = srq != nullptr ? 0 : init.cap.maxRecvWr;
   raw.cap.max_send_sge = init.cap.maxSendSge;
   raw.cap.max_recv_sge = init.cap.maxRecvSge;
   raw.cap.max_inline_data = init.cap.maxInlineData;
@@ -154,12 +171,17 @@ std::shared_ptr<IbvQueuePair> IbvQueuePair::create(std::shared_ptr<IbvProtection
   queuePair->capabilities_ = {raw.cap.max_send_wr, raw.cap.max_recv_wr, raw.cap.max_send_sge, raw.cap.max_recv_sge,
                               raw.cap.max_inline_data};
   auto sendQueue = std::make_shared<WorkQueue>(false, raw.cap.max_send_wr);
-  auto receiveQueue = std::make_shared<WorkQueue>(true, raw.cap.max_recv_wr);
+  auto receiveQueue = std::make_shared<WorkQueue>(true, raw.cap.max_recv_wr, init.type == QpType::Ud);
   // If attaching fails, the destructor destroys the queue pair and detaches what was attached.
   sendCq->attach(sendQueue);
   queuePair->sendQueue_ = std::move(sendQueue);
   receiveCq->attach(receiveQueue);
   queuePair->receiveQueue_ = std::move(receiveQueue);
+  if (srq != nullptr) {
+    receiveCq->attachShared(srq->queue());
+    queuePair->sharedAttached_ = true;
+    srq->lifecycle().addChild(queuePair);
+  }
   sendCq->lifecycle().addChild(queuePair);
   if (receiveCq != sendCq) receiveCq->lifecycle().addChild(queuePair);
   return queuePair;
@@ -172,6 +194,10 @@ IbvQueuePair::~IbvQueuePair() {
 void IbvQueuePair::close() {
   lifecycle_.close([this] {
     if (handle_ == nullptr) return;  // create() failed
+    detachAllMulticast();
+    // Some devices take a queue pair's completions out of the queue when it is destroyed; the shared receives that they
+    // tell of would never be free again.
+    if (srq_ != nullptr) receiveCq_->takeIn();
     {
       std::lock_guard<AdaptiveMutex> sending(sendMutex_);
       std::lock_guard<AdaptiveMutex> receiving(receiveMutex_);
@@ -189,6 +215,61 @@ void IbvQueuePair::close() {
     }
     if (sendQueue_ != nullptr) sendCq_->detach(sendQueue_);
     if (receiveQueue_ != nullptr) receiveCq_->detach(receiveQueue_);
+    if (sharedAttached_) receiveCq_->detachShared(srq_->queue());
+  });
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Multicast
+
+void IbvQueuePair::attachMulticast(const Gid& group, uint16_t lid) {
+  const auto lock = lifecycle_.use();
+  std::lock_guard<std::mutex> guard(multicastMutex_);
+  const std::pair<Gid, uint16_t> entry(group, lid);
+  const std::string what = "Attaching queue pair " + std::to_string(number_) + " of " +
+                           domain_->context()->device().name + " to multicast group " + group.toString();
+  if (type_ != QpType::Ud) throw VerbsError("QUORATE_INVALID_ARGUMENT", what + " failed: only UD queue pairs can be.");
+  if (std::find(multicastGroups_.begin(), multicastGroups_.end(), entry) != multicastGroups_.end()) {
+    throw VerbsError("QUORATE_INVALID_ARGUMENT", what + " failed: it is attached already.");
+  }
+  ibv_gid raw;
+  std::memcpy(raw.raw, group.raw, sizeof(raw.raw));
+  const int errnum = std::abs(domain_->context()->lib().attachMcast(handle_, &raw, lid));
+  if (errnum != 0) {
+    throwSystemError("ibv_attach_mcast", errnum, what,
+                     errnum == EINVAL ? "A group is ff..., or ::ffff:224.0.0.0 to ::ffff:239.255.255.255 on RoCE v2 "
+                                        "over IPv4; the queue pair must have left RESET."
+                                      : "");
+  }
+  multicastGroups_.push_back(entry);
+}
+
+void IbvQueuePair::detachMulticast(const Gid& group, uint16_t lid) {
+  const auto lock = lifecycle_.use();
+  std::lock_guard<std::mutex> guard(multicastMutex_);
+  const auto found = std::find(multicastGroups_.begin(), multicastGroups_.end(), std::pair<Gid, uint16_t>(group, lid));
+  if (found == multicastGroups_.end()) {
+    throw VerbsError("QUORATE_INVALID_ARGUMENT", "Queue pair " + std::to_string(number_) +
+                                                     " is not attached to multicast group " + group.toString() + ".");
+  }
+  ibv_gid raw;
+  std::memcpy(raw.raw, group.raw, sizeof(raw.raw));
+  const int errnum = std::abs(domain_->context()->lib().detachMcast(handle_, &raw, lid));
+  if (errnum != 0) {
+    throwSystemError("ibv_detach_mcast", errnum,
+                     "Detaching queue pair " + std::to_string(number_) + " from multicast group " + group.toString(),
+                     "");
+  }
+  multicastGroups_.erase(found);
+}
+
+// What cannot be detached makes the device refuse to destroy the queue pair, which says so.
+void IbvQueuePair::detachAllMulticast() {
+  std::lock_guard<std::mutex> guard(multicastMutex_);
+  std::erase_if(multicastGroups_, [this](const std::pair<Gid, uint16_t>& entry) {
+    ibv_gid raw;
+    std::memcpy(raw.raw, entry.first.raw, sizeof(raw.raw));
+    return domain_->context()->lib().detachMcast(handle_, &raw, entry.second) == 0;
   });
 }
 
@@ -214,16 +295,7 @@ ibv_qp_attr IbvQueuePair::toDevice(const QpAttributes& a) const {
   raw.max_dest_rd_atomic = static_cast<uint8_t>(a.maxDestRdAtomic);
   raw.min_rnr_timer = static_cast<uint8_t>(a.minRnrTimer);
   raw.dest_qp_num = a.destQpNum;
-  ibv_ah_attr& ah = raw.ah_attr;
-  ah.is_global = a.av.isGlobal ? 1 : 0;
-  std::memcpy(ah.grh.dgid.raw, a.av.dgid.raw, sizeof(ah.grh.dgid.raw));
-  ah.grh.sgid_index = static_cast<uint8_t>(a.av.sgidIndex);
-  ah.grh.hop_limit = static_cast<uint8_t>(a.av.hopLimit);
-  ah.grh.traffic_class = a.av.trafficClass;
-  ah.grh.flow_label = a.av.flowLabel;
-  ah.dlid = a.av.dlid;
-  ah.sl = a.av.sl;
-  ah.port_num = a.av.portNum;
+  raw.ah_attr = ibverbs::toDevice(a.av);
   return raw;
 }
 
@@ -369,15 +441,7 @@ QpAttributes IbvQueuePair::queryDevice() {
   a.maxDestRdAtomic = raw.max_dest_rd_atomic;
   a.minRnrTimer = raw.min_rnr_timer;
   a.destQpNum = raw.dest_qp_num;
-  a.av.isGlobal = raw.ah_attr.is_global != 0;
-  std::memcpy(a.av.dgid.raw, raw.ah_attr.grh.dgid.raw, sizeof(a.av.dgid.raw));
-  a.av.sgidIndex = raw.ah_attr.grh.sgid_index;
-  a.av.hopLimit = raw.ah_attr.grh.hop_limit;
-  a.av.trafficClass = raw.ah_attr.grh.traffic_class;
-  a.av.flowLabel = raw.ah_attr.grh.flow_label;
-  a.av.dlid = raw.ah_attr.dlid;
-  a.av.sl = raw.ah_attr.sl;
-  a.av.portNum = raw.ah_attr.port_num;
+  a.av = fromDevice(raw.ah_attr);
   return a;
 }
 
@@ -394,6 +458,11 @@ int IbvQueuePair::checkSend(const SendWorkRequest& request) const {
   if ((request.sendFlags & ~kKnownSendFlags) != 0) return EINVAL;
   if (request.length > domain_->context()->maxMessageBytes()) return EINVAL;
   const bool isInline = (request.sendFlags & kSendInline) != 0;
+  if (type_ == QpType::Ud) {
+    if (request.opcode != WrOpcode::Send && request.opcode != WrOpcode::SendWithImm) return EINVAL;
+    if (request.addressHandle == nullptr || request.addressHandle->domain() != domain_.get()) return EINVAL;
+    if (request.remoteQpNum > kMaxQpNum) return EINVAL;
+  }
   switch (request.opcode) {
     case WrOpcode::RdmaWrite:
     case WrOpcode::RdmaWriteWithImm:
@@ -418,8 +487,8 @@ size_t IbvQueuePair::postSend(const SendWorkRequest* requests, size_t count, int
   if (!sendUsable_) throwClosed(kind());
   size_t accepted = 0;
   while (accepted < count) {
-    if (sendStartFailed_ || type_ == QpType::Ud) {
-      *errnum = sendStartFailed_ ? EIO : EOPNOTSUPP;
+    if (sendStartFailed_) {
+      *errnum = EIO;
       return accepted;
     }
     const QpState state = state_.load(std::memory_order_acquire);
@@ -443,6 +512,7 @@ size_t IbvQueuePair::postSend(const SendWorkRequest* requests, size_t count, int
     for (; ready < room; ready++) {
       const SendWorkRequest& request = requests[accepted + ready];
       refusal = checkSend(request);
+      if (refusal == 0 && type_ == QpType::Ud && !request.addressHandle->enter()) refusal = EBADF;
       if (refusal != 0) break;
       ibv_send_wr& wr = chain[ready];
       wr.wr_id = sendQueue_->prepare(first + ready, request.wrId);
@@ -453,7 +523,11 @@ size_t IbvQueuePair::postSend(const SendWorkRequest* requests, size_t count, int
       wr.opcode = static_cast<ibv_wr_opcode>(request.opcode);
       wr.send_flags = request.sendFlags | (signalAll_ ? static_cast<uint32_t>(IBV_SEND_SIGNALED) : 0u);
       wr.imm_data = htobe32(request.immData);
-      if (request.opcode == WrOpcode::CompareSwap || request.opcode == WrOpcode::FetchAdd) {
+      if (type_ == QpType::Ud) {
+        wr.wr.ud.ah = static_cast<const IbvAddressHandle*>(request.addressHandle)->handle();
+        wr.wr.ud.remote_qpn = request.remoteQpNum;
+        wr.wr.ud.remote_qkey = request.remoteQkey;
+      } else if (request.opcode == WrOpcode::CompareSwap || request.opcode == WrOpcode::FetchAdd) {
         wr.wr.atomic.remote_addr = request.remoteAddress;
         wr.wr.atomic.rkey = request.rkey;
         wr.wr.atomic.compare_add = request.compareAdd;
@@ -469,6 +543,9 @@ size_t IbvQueuePair::postSend(const SendWorkRequest* requests, size_t count, int
       sendQueue_->publish(first + ready);
       ibv_send_wr* bad = nullptr;
       const int result = std::abs(ibv_post_send(handle_, chain, &bad));
+      if (type_ == QpType::Ud) {
+        for (uint32_t i = 0; i < ready; i++) requests[accepted + i].addressHandle->leave();
+      }
       posted = ready;
       if (result != 0 && bad >= chain && bad < chain + ready) {
         posted = static_cast<uint32_t>(bad - chain);
@@ -496,7 +573,7 @@ size_t IbvQueuePair::postReceive(const ReceiveWorkRequest* requests, size_t coun
   if (!receiveUsable_) throwClosed(kind());
   size_t accepted = 0;
   while (accepted < count) {
-    if (state_.load(std::memory_order_acquire) == QpState::Reset) {
+    if (srq_ != nullptr || state_.load(std::memory_order_acquire) == QpState::Reset) {
       *errnum = EINVAL;
       break;
     }

@@ -9,10 +9,13 @@
 #include <atomic>
 #include <memory>
 #include <mutex>
+#include <utility>
+#include <vector>
 
 #include "provider/ibverbs/completion_queue.h"
 #include "provider/ibverbs/lifecycle.h"
 #include "provider/ibverbs/protection_domain.h"
+#include "provider/ibverbs/shared_receive_queue.h"
 #include "provider/ibverbs/work_queue.h"
 #include "verbs/verbs.h"
 
@@ -35,8 +38,9 @@ class IbvQueuePair final : public QueuePair {
   // A request counts against maxSendWr (maxRecvWr) until a completion that retires it was polled, and against the
   // depth of the completion queue until it was handed out: ENOMEM beyond either. A send queue whose requests are all
   // unsignaled therefore fills up; signal one in maxSendWr at least.
-  // EINVAL: state, opcode, flags, length or (atomics) alignment that do not fit. EOPNOTSUPP: UD, which needs address
-  // handles. EIO: the device took requests earlier but could not be told to start (the outcome of those is unknown).
+  // EINVAL: state, opcode, flags, length or (atomics) alignment that do not fit, or (UD) an address handle that is
+  // missing or of another domain. EBADF: a closed address handle. EIO: the device took requests earlier but could not
+  // be told to start (the outcome of those is unknown).
   size_t postSend(const SendWorkRequest* requests, size_t count, int* errnum) override;
   // A receive posted after modify() to ERR is flushed. One posted to a queue pair that an error moved to ERR unnoticed
   // is not flushed by rxe: post the receive whose flush is to tell of the end before that.
@@ -45,12 +49,16 @@ class IbvQueuePair final : public QueuePair {
   // ibv_destroy_qp(3). A device that refuses leaves what peers may do through this queue pair in force:
   // QUORATE_REVOKE_FAILED, and the object stays open. Completions that the device had reported before can still be
   // polled; requests that were still outstanding never complete.
+  void attachMulticast(const Gid& group, uint16_t lid) override;
+  void detachMulticast(const Gid& group, uint16_t lid) override;
   void close() override;
   bool closed() const override { return lifecycle_.closed(); }
 
  private:
   IbvQueuePair(std::shared_ptr<IbvProtectionDomain> domain, std::shared_ptr<IbvCompletionQueue> sendCq,
-               std::shared_ptr<IbvCompletionQueue> receiveCq, QpType type, bool signalAll);
+               std::shared_ptr<IbvCompletionQueue> receiveCq, std::shared_ptr<IbvSharedReceiveQueue> srq, QpType type,
+               bool signalAll);
+  void detachAllMulticast();
   int checkSend(const SendWorkRequest& request) const;
   ibv_qp_attr toDevice(const QpAttributes& attributes) const;
   QpAttributes queryDevice();
@@ -60,6 +68,7 @@ class IbvQueuePair final : public QueuePair {
 
   const std::shared_ptr<IbvProtectionDomain> domain_;
   const std::shared_ptr<IbvCompletionQueue> sendCq_, receiveCq_;
+  const std::shared_ptr<IbvSharedReceiveQueue> srq_;  // null: receives of its own
   const QpType type_;
   const bool signalAll_;
   ibv_qp* handle_ = nullptr;  // set once, in create(), like the rest of this group
@@ -67,7 +76,11 @@ class IbvQueuePair final : public QueuePair {
   QpCapabilities capabilities_;
   std::shared_ptr<WorkQueue> sendQueue_, receiveQueue_;
 
+  bool sharedAttached_ = false;  // the receive CQ knows of srq_
+
   Lifecycle lifecycle_{"QueuePair"};
+  std::mutex multicastMutex_;
+  std::vector<std::pair<Gid, uint16_t>> multicastGroups_;  // guarded by multicastMutex_
   std::mutex modifyMutex_;  // one modification at a time, so that state_ follows the device
   // The state of the last modification. The device may have gone to ERR (or SQE) since, on its own.
   std::atomic<QpState> state_{QpState::Reset};

@@ -15,13 +15,15 @@ namespace quorate::ibverbs {
 
 class WorkQueue {
  public:
-  WorkQueue(bool receives, uint32_t capacity)
+  WorkQueue(bool receives, uint32_t capacity, bool datagrams = false)
       : receives_(receives),
+        datagrams_(datagrams),
         capacity_(capacity),
         indexMask_(std::bit_ceil(capacity == 0 ? 1u : capacity) - 1),
         wrIds_(std::make_unique<uint64_t[]>(size_t{indexMask_} + 1)) {}
 
   bool receives() const { return receives_; }
+  bool datagrams() const { return datagrams_; }  // of a UD queue pair
 
   // --- By the poster, who holds the mutex of the queue.
   uint32_t freeEntries() const {
@@ -58,7 +60,7 @@ class WorkQueue {
   void setCookiePrefix(uint64_t prefix) { cookiePrefix_ = prefix; }
 
  private:
-  const bool receives_;
+  const bool receives_, datagrams_;
   const uint32_t capacity_;  // requests posted and not yet retired by a polled completion
   const uint32_t indexMask_;
   const std::unique_ptr<uint64_t[]> wrIds_;

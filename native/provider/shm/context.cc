@@ -10,6 +10,7 @@
 #include <cassert>
 #include <cerrno>
 #include <cinttypes>
+#include <climits>
 #include <cstdio>
 
 #include "provider/shm/completion.h"
@@ -17,6 +18,7 @@
 #include "provider/shm/memory.h"
 #include "provider/shm/queue_pair.h"
 #include "provider/shm/region.h"
+#include "verbs/grh.h"
 
 namespace quorate::shm {
 namespace {
@@ -26,6 +28,15 @@ constexpr uint32_t kArenaUnit = 16;
 constexpr size_t kMaxPeersKept = 256;
 constexpr uint32_t kNumberBits = 24;
 constexpr uint32_t kGenerationMask = (1u << (kNumberBits - kQueuePairIndexBits)) - 1;
+
+// First fit of `units` unused ones in a row, which are then used; the end of the vector if there are none.
+size_t takeRun(std::vector<bool>* used, size_t units) {
+  size_t run = 0, end = 0;
+  while (run < units && end < used->size()) run = (*used)[end++] ? 0 : run + 1;
+  if (run < units) return used->size();
+  for (size_t unit = end - units; unit < end; unit++) (*used)[unit] = true;
+  return end - units;
+}
 
 void requirePort(int portNum) {
   if (portNum != 1) {
@@ -94,7 +105,8 @@ void Children::closeAll() {
   for (const auto& child : living) child->close();
 }
 
-ShmContext::ShmContext() : arenaUsed_(kReceiveArenaEntries / kArenaUnit) {
+ShmContext::ShmContext()
+    : arenaUsed_(kReceiveArenaEntries / kArenaUnit), sharedUsed_(kSharedReceiveEntries / kArenaUnit) {
   for (uint32_t index = 0; index < kMaxQueuePairs; index++) {
     freePlaces_.push_back(index);
     placeGenerations_[index] = static_cast<uint16_t>(random64() & kGenerationMask);
@@ -120,7 +132,7 @@ std::shared_ptr<ShmContext> ShmContext::open(const std::string& directory) {
   context->device_ = describe(context->hcaId_);
 
   // The segment gets its name only when it is alive, so that nobody takes it for a leftover.
-  const ProcessIdentity self = thisProcess();
+  const ProcessIdentity self = context->self_ = thisProcess();
   const int at = context->directory_->fd();
   const std::string name = ShmDirectory::controlName(context->hcaId_);
   const std::string unready =
@@ -170,6 +182,7 @@ void ShmContext::close() {
   if (control_ == nullptr) return;
   children_.closeAll();  // throws if a right could not be revoked: then the context stays open
   closed_.store(true, std::memory_order_release);
+  asyncEvents_.close();
   std::vector<std::shared_ptr<ShmMemory>> memories;
   {
     const std::lock_guard<std::mutex> tables(tablesMutex_);
@@ -210,6 +223,10 @@ DeviceAttributes ShmContext::queryDevice() {
   attributes.maxQpRdAtom = attributes.maxQpInitRdAtom = kMaxRdAtomic;
   attributes.maxResRdAtom = kMaxRdAtomic * static_cast<int>(kMaxQueuePairs);
   attributes.atomicCap = 2;  // global: they are the CPU's own atomics
+  attributes.maxAh = INT_MAX;
+  attributes.maxSrq = kMaxSharedReceiveQueues;
+  attributes.maxSrqWr = kMaxReceiveWr;
+  attributes.maxMcastGrp = kMaxMulticastEntries;
   attributes.maxPkeys = 1;
   attributes.physPortCnt = 1;
   return attributes;
@@ -236,6 +253,26 @@ std::vector<GidEntry> ShmContext::queryGids(int portNum) {
   entry.gid = makeGid(hcaId_);
   entry.type = GidType::Shm;
   return {entry};
+}
+
+AddressVector ShmContext::addressVectorFromCompletion(int portNum, const WorkCompletion& completion,
+                                                      const uint8_t* grh) {
+  requireOpen(kind());
+  requirePort(portNum);
+  Grh header;
+  uint64_t hcaId = 0;
+  if ((completion.wcFlags & kWcGrh) == 0 || !readGrh(grh, &header) || !parseGid(header.sgid, &hcaId)) {
+    throw VerbsError("QUORATE_INVALID_ARGUMENT",
+                     "There is no routing header of a datagram from an shm device: give the completion of a UD receive "
+                     "and the first " +
+                         std::to_string(kGrhBytes) + " bytes of its buffer");
+  }
+  AddressVector av;
+  av.isGlobal = true;
+  av.dgid = header.sgid;
+  av.flowLabel = header.flowLabel;
+  av.trafficClass = header.trafficClass;
+  return av;
 }
 
 std::shared_ptr<Memory> ShmContext::allocateMemory(const MemoryOptions& options) {
@@ -312,15 +349,13 @@ ShmContext::QueuePairPlace ShmContext::takePlace(uint32_t receiveCapacity) {
   QueuePairPlace place;
   place.receiveCapacity = receiveCapacity;
   const size_t units = (receiveCapacity + kArenaUnit - 1) / kArenaUnit;
-  size_t run = 0, end = 0;
-  while (run < units && end < arenaUsed_.size()) run = arenaUsed_[end++] ? 0 : run + 1;
-  if (run < units) {
+  const size_t begin = takeRun(&arenaUsed_, units);
+  if (units > 0 && begin == arenaUsed_.size()) {
     throw VerbsError("QUORATE_LIMIT", "No room for a receive queue of " + std::to_string(receiveCapacity) +
                                           " requests: all queue pairs of an shm context together have " +
                                           std::to_string(kReceiveArenaEntries));
   }
-  for (size_t unit = end - units; unit < end; unit++) arenaUsed_[unit] = true;
-  place.receiveBase = static_cast<uint32_t>((end - units) * kArenaUnit);
+  place.receiveBase = static_cast<uint32_t>(begin * kArenaUnit);
   place.index = freePlaces_.front();
   freePlaces_.pop_front();
   uint16_t& generation = placeGenerations_[place.index];
@@ -329,6 +364,34 @@ ShmContext::QueuePairPlace ShmContext::takePlace(uint32_t receiveCapacity) {
     place.number = uint32_t{generation} << kQueuePairIndexBits | place.index;
   } while (place.number < 2);  // 0 and 1 are the special queue pairs of every HCA
   return place;
+}
+
+uint32_t ShmContext::takeSharedReceives(uint32_t capacity) {
+  const std::lock_guard<std::mutex> guard(tablesMutex_);
+  const size_t begin = takeRun(&sharedUsed_, (capacity + kArenaUnit - 1) / kArenaUnit);
+  if (begin == sharedUsed_.size()) {
+    throw VerbsError("QUORATE_LIMIT", "No room for a shared receive queue of " + std::to_string(capacity) +
+                                          " requests: all of an shm context together have " +
+                                          std::to_string(kSharedReceiveEntries));
+  }
+  return static_cast<uint32_t>(begin * kArenaUnit);
+}
+
+void ShmContext::giveSharedReceives(uint32_t base, uint32_t capacity) {
+  const std::lock_guard<std::mutex> guard(tablesMutex_);
+  const size_t begin = base / kArenaUnit;
+  const size_t units = (capacity + kArenaUnit - 1) / kArenaUnit;
+  for (size_t unit = begin; unit < begin + units; unit++) sharedUsed_[unit] = false;
+}
+
+int ShmContext::asyncFd() {
+  requireOpen(kind());
+  return asyncEvents_.fd();
+}
+
+bool ShmContext::getAsyncEvent(AsyncEvent* event) {
+  requireOpen(kind());
+  return asyncEvents_.get(event);
 }
 
 void ShmContext::givePlace(const QueuePairPlace& place, std::shared_ptr<PeerHca> lastPeer) {
@@ -340,7 +403,10 @@ void ShmContext::givePlace(const QueuePairPlace& place, std::shared_ptr<PeerHca>
 void ShmContext::sweepKeptBack() {
   std::erase_if(keptBack_, [this](const KeptBack& entry) {
     const uint64_t word = control_->queuePairs[entry.place.index].word.load(std::memory_order_acquire);
-    if ((word & word::kStuck) != 0 && (entry.peer == nullptr || !entry.peer->process().hasExited(0))) return false;
+    if ((word & word::kStuck) != 0 && (entry.peer == nullptr || !entry.peer->process().hasExited(0)) &&
+        !senderHasExited(control_->header, control_->queuePairs[entry.place.index])) {
+      return false;
+    }
     releasePlace(entry.place);
     return true;
   });

@@ -16,10 +16,12 @@
 #include <unordered_map>
 #include <vector>
 
+#include "provider/shm/async_events.h"
 #include "provider/shm/directory.h"
 #include "provider/shm/layout.h"
 #include "provider/shm/liveness.h"
 #include "provider/shm/peer_hca.h"
+#include "provider/shm/process_identity.h"
 #include "provider/shm/revoker.h"
 #include "verbs/verbs.h"
 
@@ -75,11 +77,14 @@ class ShmContext final : public Context {
   DeviceAttributes queryDevice() override;
   PortAttributes queryPort(int portNum) override;
   std::vector<GidEntry> queryGids(int portNum) override;
+  AddressVector addressVectorFromCompletion(int portNum, const WorkCompletion& completion, const uint8_t* grh) override;
   std::shared_ptr<Memory> allocateMemory(const MemoryOptions& options) override;
   std::shared_ptr<ProtectionDomain> allocateProtectionDomain() override;
   std::shared_ptr<CompletionChannel> createCompletionChannel() override;
   std::shared_ptr<CompletionQueue> createCompletionQueue(int depth,
                                                          std::shared_ptr<CompletionChannel> channel) override;
+  int asyncFd() override;
+  bool getAsyncEvent(AsyncEvent* event) override;
   bool accessFlagsRevocationIsSynchronous() const override { return true; }  // see revoker.h
   std::shared_ptr<PeerProcess> openPeerProcess(const Gid& gid) override;
   void close() override;
@@ -91,6 +96,7 @@ class ShmContext final : public Context {
   bool forked() const { return forks_ != forkCount(); }
   const std::shared_ptr<ShmDirectory>& directory() const { return directory_; }
   uint64_t hcaId() const { return hcaId_; }
+  const ProcessIdentity& self() const { return self_; }
   ControlSegment* control() const { return control_; }
   Revoker& revoker() { return revoker_; }
   Children& children() { return children_; }
@@ -103,6 +109,11 @@ class ShmContext final : public Context {
   IndexPool& memoryIndices() { return memoryIndices_; }
   IndexPool& regionIndices() { return regionIndices_; }
   IndexPool& completionQueueIndices() { return completionQueueIndices_; }
+  IndexPool& sharedQueueIndices() { return sharedQueueIndices_; }
+  uint32_t takeSharedReceives(uint32_t capacity);  // throws QUORATE_LIMIT
+  void giveSharedReceives(uint32_t base, uint32_t capacity);
+  AsyncEvents& asyncEvents() { return asyncEvents_; }
+  std::mutex& multicastMutex() { return multicastMutex_; }  // who attaches and detaches holds it
   std::array<LocalRegion, kMaxMemoryRegions>& localRegions() { return localRegions_; }
 
   // May a local work request use these bytes? Called under the post lock, which deregistration waits for.
@@ -140,6 +151,7 @@ class ShmContext final : public Context {
   std::shared_ptr<ShmDirectory> directory_;
   const uint64_t forks_ = forkCount();
   uint64_t hcaId_ = 0;
+  ProcessIdentity self_;
   Mapping controlMapping_;
   ControlSegment* control_ = nullptr;
   std::unique_ptr<LivenessHolder> holder_;
@@ -154,6 +166,9 @@ class ShmContext final : public Context {
   IndexPool memoryIndices_{"memories", kMaxMemories};
   IndexPool regionIndices_{"memory regions", kMaxMemoryRegions};
   IndexPool completionQueueIndices_{"completion queues", kMaxCompletionQueues};
+  IndexPool sharedQueueIndices_{"shared receive queues", kMaxSharedReceiveQueues};
+  AsyncEvents asyncEvents_{*this};
+  std::mutex multicastMutex_;
   std::array<LocalRegion, kMaxMemoryRegions> localRegions_;
 
   struct KeptBack {
@@ -164,7 +179,8 @@ class ShmContext final : public Context {
   std::deque<uint32_t> freePlaces_;
   std::array<uint16_t, kMaxQueuePairs> placeGenerations_ = {};
   std::vector<KeptBack> keptBack_;
-  std::vector<bool> arenaUsed_;  // in units of kArenaUnit entries
+  std::vector<bool> arenaUsed_;   // in units of kArenaUnit entries
+  std::vector<bool> sharedUsed_;  // entries of shared receive queues, in the same units
   std::unordered_map<uint64_t, std::shared_ptr<PeerHca>> peers_;
   std::vector<std::weak_ptr<ShmMemory>> memories_;
 

@@ -18,9 +18,9 @@
 namespace quorate::shm {
 
 constexpr uint64_t kControlMagic = 0x314c54434d485351ull;  // "QSHMCTL1"
-constexpr uint32_t kControlVersion = 2;
+constexpr uint32_t kControlVersion = 3;
 
-// Limits of one HCA instance. They fix the size of the control segment (about 3 MiB).
+// Limits of one HCA instance. They fix the size of the control segment (about 3.5 MiB).
 constexpr uint32_t kQueuePairIndexBits = 10;
 constexpr uint32_t kMaxQueuePairs = 1u << kQueuePairIndexBits;
 constexpr uint32_t kRegionIndexBits = 12;
@@ -29,10 +29,15 @@ constexpr uint32_t kMaxMemories = 512;
 constexpr uint32_t kMaxCompletionQueues = 512;
 constexpr uint32_t kMaxReceiveWr = 4096;             // per queue pair
 constexpr uint32_t kReceiveArenaEntries = 1u << 16;  // of all queue pairs together
+constexpr uint32_t kMaxSharedReceiveQueues = 64;
+constexpr uint32_t kSharedReceiveEntries = 1u << 14;  // of all shared receive queues together
+constexpr uint32_t kMaxMulticastEntries = 256;        // attachments of queue pairs to groups
 constexpr uint32_t kMaxSendWr = 16384;
 constexpr int kMaxCqe = 1 << 20;
 constexpr uint32_t kMaxInlineBytes = 1024;
 constexpr uint32_t kMaxMessageBytes = 1u << 30;
+constexpr uint32_t kMaxDatagramBytes = 4096;  // the MTU of the port
+constexpr uint32_t kOwnQkey = 1u << 31;       // in a request: send the queue pair's own qkey
 constexpr uint32_t kMaxPathBytes = 440;
 constexpr int kMaxRdAtomic = 128;
 constexpr uint64_t kMaxMemoryBytes = 1ull << 40;
@@ -95,6 +100,9 @@ constexpr uint64_t taken(uint64_t w, OperationKind operation, uint32_t regionInd
           uint64_t{regionIndex & (kMaxMemoryRegions - 1)} << kRegionShift) +
          kSequenceUnit;
 }
+constexpr uint64_t withRegion(uint64_t w, uint32_t regionIndex) {
+  return (w & ~kRegionMask) | uint64_t{regionIndex & (kMaxMemoryRegions - 1)} << kRegionShift;
+}
 constexpr bool sameOperation(uint64_t a, uint64_t b) {
   return busy(a) && busy(b) && ((a ^ b) & kOperationMask) == 0;
 }
@@ -120,24 +128,53 @@ struct alignas(128) QueuePairSlot {
   std::atomic<uint32_t> receiveBase;      // ring of receive requests: first entry in the arena
   std::atomic<uint32_t> receiveCapacity;  // power of two, or 0
   std::atomic<uint32_t> minRnrTimer;
+  std::atomic<uint32_t> type;            // a QpType
+  std::atomic<uint32_t> qkey;            // UD: what a datagram must carry
+  std::atomic<uint32_t> sharedQueue;     // number of its shared receive queue and 1; 0: none
+  std::atomic<uint32_t> claimedReceive;  // receive of it that is being filled and 1; 0: none. By who holds the word.
+  std::atomic<uint64_t> sender;          // UD: the process that delivers a datagram, see datagram.cc; 0: none
 };
 static_assert(sizeof(QueuePairSlot) == 256);
 
 // A posted receive request (written by the responder) and its completion (written by the requester, published by the
 // word's count of completed receives).
 struct ReceiveEntry {
-  std::atomic<uint64_t> address;
+  std::atomic<uint64_t> address;  // with a shared receive queue: which of its receives this completes
   std::atomic<uint32_t> length;
   std::atomic<uint32_t> lkey;
   std::atomic<uint32_t> byteLen;
   std::atomic<uint32_t> immData;
-  std::atomic<uint32_t> info;  // status | flags
-  std::atomic<uint32_t> reserved;
+  std::atomic<uint32_t> info;   // status | flags
+  std::atomic<uint32_t> srcQp;  // UD: who sent it
 };
 static_assert(sizeof(ReceiveEntry) == 32);
 constexpr uint32_t kReceiveStatusMask = 0xff;
 constexpr uint32_t kReceiveWithImm = 1u << 8;
-constexpr uint32_t kReceiveOfWrite = 1u << 9;  // consumed by WRITE_WITH_IMM, not by SEND
+constexpr uint32_t kReceiveOfWrite = 1u << 9;   // consumed by WRITE_WITH_IMM, not by SEND
+constexpr uint32_t kReceiveWithGrh = 1u << 10;  // a datagram: the routing header is in front of it
+
+// See shared_receive_queue.h.
+struct alignas(128) SharedReceiveQueueSlot {
+  std::atomic<uint32_t> base;
+  std::atomic<uint32_t> capacity;  // power of two; 0: no queue here
+  std::atomic<uint32_t> posted;    // positions of `order` that are filled, modulo 2^32
+  std::atomic<uint32_t> claimed;   // positions that are claimed
+  std::atomic<uint32_t> limit;
+  std::atomic<uint32_t> limitReached;
+};
+struct SharedReceiveEntry {
+  std::atomic<uint64_t> address;
+  std::atomic<uint32_t> length;
+  std::atomic<uint32_t> lkey;
+  std::atomic<uint32_t> owner;  // slot of the queue pair that claimed it and 1; 0: nobody yet; kFreeReceive: not posted
+  std::atomic<uint32_t> order;  // of another entry: the one to be claimed at this position
+};
+constexpr uint32_t kFreeReceive = ~0u;
+
+struct MulticastEntry {
+  std::atomic<uint64_t> groupHigh, groupLow;  // of the GID, in network byte order
+  std::atomic<uint32_t> queuePair;            // number; 0: unused
+};
 
 namespace region_tag {
 constexpr uint64_t kValid = 1u << 0;
@@ -200,10 +237,14 @@ struct ControlHeader {
   std::atomic<uint64_t> pidNamespace;
   std::atomic<uint64_t> hcaId;
   std::atomic<uint64_t> totalBytes;
+  std::atomic<uint32_t> asyncChannel;  // number of the FIFO of asynchronous events; 0: none
   // The id of the thread that holds this HCA instance, as a robust futex: the kernel sets FUTEX_OWNER_DIED when that
   // thread dies without having let go. 0: closed in good order.
   alignas(128) std::atomic<uint32_t> liveness;
 };
+
+// Has the process that claimed this UD queue pair's slot surely exited? (datagram.cc)
+bool senderHasExited(const ControlHeader& header, const QueuePairSlot& slot);
 
 struct ControlSegment {
   alignas(4096) ControlHeader header;
@@ -212,6 +253,9 @@ struct ControlSegment {
   MemorySlot memories[kMaxMemories];
   CompletionQueueSlot completionQueues[kMaxCompletionQueues];
   ReceiveEntry receives[kReceiveArenaEntries];
+  SharedReceiveQueueSlot sharedQueues[kMaxSharedReceiveQueues];
+  SharedReceiveEntry sharedReceives[kSharedReceiveEntries];
+  MulticastEntry multicast[kMaxMulticastEntries];
 };
 
 static_assert(std::atomic<uint64_t>::is_always_lock_free && std::atomic<uint32_t>::is_always_lock_free &&

@@ -86,6 +86,14 @@ bool isAbandoned(const std::string& suffix, uint64_t pidNamespace) {
 
 }  // namespace
 
+std::vector<uint64_t> instancesIn(const ShmDirectory& directory) {
+  std::vector<uint64_t> instances;
+  for (const Name& name : namesIn(directory)) {
+    if (name.suffix == "ctl") instances.push_back(name.hcaId);
+  }
+  return instances;
+}
+
 int removeLeftovers(const ShmDirectory& directory) {
   const std::vector<Name> names = namesIn(directory);
   const uint64_t pidNamespace = thisProcess().pidNamespace;

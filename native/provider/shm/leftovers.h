@@ -1,11 +1,17 @@
 // What dead processes left in the directory.
 #pragma once
 
+#include <cstdint>
+#include <vector>
+
 #include "provider/shm/directory.h"
 
 namespace quorate::shm {
 
 struct QueuePairSlot;
+
+// The HCA instances that have files here, alive or not.
+std::vector<uint64_t> instancesIn(const ShmDirectory& directory);
 
 // Removes the files of HCA instances whose process is provably dead, never those of a running or stopped one. Before
 // that it closes their queue pairs, so that a requester which was in the middle of an operation on them does not

@@ -90,6 +90,11 @@ void PeerHca::ring(uint32_t index, bool solicited) {
                });
 }
 
+void PeerHca::ringAsync() {
+  const uint32_t channel = control_->header.asyncChannel.load(std::memory_order_seq_cst);
+  if (channel != 0) wake(channel, 0, 0);
+}
+
 bool PeerHca::wake(uint32_t channel, uint32_t index, uint32_t generation) {
   if (channel == 0) return true;  // armed without a channel: there is nobody to wake
   const std::lock_guard<std::mutex> guard(channelsMutex_);

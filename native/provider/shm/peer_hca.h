@@ -31,6 +31,8 @@ class PeerHca {
 
   // Tells completion queue `index` that one of its queue pairs has news; wakes its channel if it is armed for that.
   void ring(uint32_t index, bool solicited);
+  // Wakes the reader of its asynchronous events, if there is one.
+  void ringAsync();
 
  private:
   bool wake(uint32_t channel, uint32_t index, uint32_t generation);

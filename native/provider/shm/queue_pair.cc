@@ -29,7 +29,20 @@ std::shared_ptr<ShmCompletionQueue> ownCompletionQueue(const std::shared_ptr<Com
   return own;
 }
 
-QpCapabilities checkedCapabilities(QpCapabilities cap) {
+std::shared_ptr<ShmSharedReceiveQueue> ownSharedQueue(const std::shared_ptr<SharedReceiveQueue>& queue,
+                                                      const std::shared_ptr<ShmProtectionDomain>& domain) {
+  if (queue == nullptr) return nullptr;
+  auto own = std::dynamic_pointer_cast<ShmSharedReceiveQueue>(queue);
+  if (own == nullptr || own->domain() != domain) {
+    throw VerbsError("QUORATE_INVALID_ARGUMENT",
+                     "srq of a queue pair must be a shared receive queue of the same protection domain");
+  }
+  if (own->closed()) throw VerbsError("QUORATE_CLOSED", "srq of the queue pair was closed");
+  return own;
+}
+
+QpCapabilities checkedCapabilities(QpCapabilities cap, bool shared) {
+  if (shared) cap.maxRecvWr = 0;
   if (cap.maxSendWr > kMaxSendWr) throw limitError("maxSendWr", cap.maxSendWr, kMaxSendWr);
   if (cap.maxRecvWr > kMaxReceiveWr) throw limitError("maxRecvWr", cap.maxRecvWr, kMaxReceiveWr);
   if (cap.maxSendSge > 1) throw limitError("maxSendSge", cap.maxSendSge, 1);
@@ -42,23 +55,28 @@ QpCapabilities checkedCapabilities(QpCapabilities cap) {
 }  // namespace
 
 std::shared_ptr<ShmQueuePair> ShmQueuePair::create(std::shared_ptr<ShmProtectionDomain> domain, const QpInit& init) {
-  if (init.type != QpType::Rc) {
-    throw VerbsError("QUORATE_UNSUPPORTED", "The shm provider has RC queue pairs only, not " + qpTypeName(init.type));
+  if (init.type != QpType::Rc && init.type != QpType::Uc && init.type != QpType::Ud) {
+    throw VerbsError("QUORATE_INVALID_ARGUMENT", "A queue pair of type " + std::to_string(static_cast<int>(init.type)) +
+                                                     " is not known; use RC, UC or UD");
   }
   std::shared_ptr<ShmQueuePair> queuePair(new ShmQueuePair(std::move(domain), init));
   queuePair->sendCq_->children().add(queuePair);
   queuePair->receiveCq_->children().add(queuePair);
+  if (queuePair->srq_ != nullptr) queuePair->srq_->children().add(queuePair);
   return queuePair;
 }
 
 ShmQueuePair::ShmQueuePair(std::shared_ptr<ShmProtectionDomain> domain, const QpInit& init)
     : domain_(std::move(domain)),
       context_(*domain_->context()),
+      srq_(ownSharedQueue(init.srq, domain_)),
       sendCq_(ownCompletionQueue(init.sendCq, "sendCq", domain_->context())),
       receiveCq_(ownCompletionQueue(init.recvCq, "recvCq", domain_->context())),
+      type_(init.type),
       signalAll_(init.signalAll),
-      capabilities_(checkedCapabilities(init.cap)),
-      place_(context_.takePlace(capabilities_.maxRecvWr)) {
+      capabilities_(checkedCapabilities(init.cap, srq_ != nullptr)),
+      // With a shared queue the ring takes completions only, and as many as that queue can have outstanding.
+      place_(context_.takePlace(srq_ != nullptr ? srq_->maxWr() : capabilities_.maxRecvWr)) {
   slot_ = &context_.control()->queuePairs[place_.index];
   receives_.resize(capabilities_.maxRecvWr);
   // A new connection number: whoever still remembers the slot's last user cannot take the word any more.
@@ -67,6 +85,11 @@ ShmQueuePair::ShmQueuePair(std::shared_ptr<ShmProtectionDomain> domain, const Qp
   slot_->postedReceives.store(0, std::memory_order_relaxed);
   slot_->peerHca.store(0, std::memory_order_release);
   slot_->peerNumber.store(0, std::memory_order_release);
+  slot_->type.store(static_cast<uint32_t>(type_), std::memory_order_release);
+  slot_->qkey.store(0, std::memory_order_release);
+  slot_->sender.store(0, std::memory_order_release);
+  slot_->sharedQueue.store(srq_ == nullptr ? 0 : srq_->index() + 1, std::memory_order_release);
+  slot_->claimedReceive.store(0, std::memory_order_release);
   slot_->protectionDomain.store(domain_->id(), std::memory_order_release);
   slot_->receiveCq.store(receiveCq_->index(), std::memory_order_release);
   slot_->receiveBase.store(place_.receiveBase, std::memory_order_release);
@@ -75,6 +98,7 @@ ShmQueuePair::ShmQueuePair(std::shared_ptr<ShmProtectionDomain> domain, const Qp
   responder_.slot = slot_;
   responder_.postLock = &postLock_;
   responder_.announce = [this] { announce(); };
+  responder_.datagram = type_ == QpType::Ud;
   try {
     receiveCq_->attachReceiver(this);
   } catch (...) {
@@ -110,6 +134,7 @@ void ShmQueuePair::close() {
     closed_.store(true);
     return;
   }
+  detachAllMulticast();
   closeWord(*slot_);
   std::shared_ptr<PeerHca> lastPeer;
   {
@@ -131,30 +156,31 @@ void ShmQueuePair::close() {
   receiveCq_->forget(this);
   sendCq_->forget(this);
   slot_->number.store(0, std::memory_order_release);
+  if (srq_ != nullptr) srq_->reclaim(place_.index, SIZE_MAX, [](const ReceiveWorkRequest&) {});
   context_.givePlace(place_, std::move(lastPeer));
 }
 
 // ---------------------------------------------------------------------------------------------------------------
 // State machine
 
+// Is the word open in this state, unless an error closed it?
+bool ShmQueuePair::isResponding(QpState state) const {
+  return state == QpState::Rtr || state == QpState::Rts || state == QpState::Sqd || state == QpState::Sqe;
+}
+
 QpState ShmQueuePair::currentState() const {
   const QpState state = static_cast<QpState>(state_.load(std::memory_order_acquire));
-  if ((state == QpState::Rtr || state == QpState::Rts) &&
-      (slot_->word.load(std::memory_order_acquire) & word::kError) != 0) {
+  if (isResponding(state) && (slot_->word.load(std::memory_order_acquire) & word::kError) != 0) {
     return QpState::Err;
   }
   return state;
 }
 
 void ShmQueuePair::validate(QpState from, const QpAttributes& attributes) const {
-  if (const std::optional<std::string> problem = explainQpTransition(QpType::Rc, from, attributes)) {
+  if (const std::optional<std::string> problem = explainQpTransition(type_, from, attributes)) {
     throw VerbsError("QUORATE_QP_STATE", *problem, EINVAL, "ibv_modify_qp");
   }
   const QpState to = (attributes.mask & kQpState) != 0 ? attributes.state : from;
-  if (to == QpState::Sqd || to == QpState::Sqe) {
-    throw VerbsError("QUORATE_UNSUPPORTED", "The shm provider has no state " + qpStateName(to), EINVAL,
-                     "ibv_modify_qp");
-  }
   std::string problem;
   const uint32_t mask = attributes.mask;
   uint64_t ignored = 0;
@@ -166,6 +192,8 @@ void ShmQueuePair::validate(QpState from, const QpAttributes& attributes) const 
     problem = "av must be global with the dgid of an shm device; " + attributes.av.dgid.toString() + " is none";
   } else if ((mask & kQpAv) != 0 && (attributes.av.sgidIndex != 0 || attributes.av.portNum != 1)) {
     problem = "av.sgidIndex must be 0 and av.portNum 1: there is no other GID and port";
+  } else if (from == QpState::Sqd && (mask & kQpAv) != 0 && !(attributes.av.dgid == attributes_.av.dgid)) {
+    problem = "av has another dgid than the connection; a connection to another device takes a new queue pair";
   } else if ((mask & kQpMaxQpRdAtomic) != 0 && attributes.maxRdAtomic > kMaxRdAtomic) {
     problem = "maxRdAtomic is " + std::to_string(attributes.maxRdAtomic) + ", at most " + std::to_string(kMaxRdAtomic);
   } else if ((mask & kQpMaxDestRdAtomic) != 0 && attributes.maxDestRdAtomic > kMaxRdAtomic) {
@@ -195,7 +223,10 @@ void ShmQueuePair::modify(const QpAttributes& attributes) {
     case QpState::Rtr:
       return toReadyToReceive(attributes);
     case QpState::Rts:
+    case QpState::Sqe:  // without a change of state
       return toReadyToSend(attributes);
+    case QpState::Sqd:
+      return toDrained(attributes);
     default:
       assert(to == QpState::Err);
       return toError();
@@ -250,7 +281,9 @@ void ShmQueuePair::toReset() {
   disconnect();
   sendsRetired_.store(sendsPosted_);
   receivesPosted_ = receivesTaken_ = 0;
-  flushing_ = false;
+  flushing_ = lastReceiveTold_ = false;
+  slot_->claimedReceive.store(0, std::memory_order_relaxed);
+  if (srq_ != nullptr) srq_->reclaim(place_.index, SIZE_MAX, [](const ReceiveWorkRequest&) {});
   needsDrain_.store(false);
   slot_->postedReceives.store(0, std::memory_order_relaxed);
   const uint64_t w = slot_->word.load(std::memory_order_seq_cst);
@@ -259,36 +292,51 @@ void ShmQueuePair::toReset() {
   state_.store(static_cast<int>(QpState::Reset), std::memory_order_release);
 }
 
+// Attributes that only have to be remembered or published, whatever the transition. With postLock_ held.
+void ShmQueuePair::applyCommon(const QpAttributes& attributes) {
+  const uint32_t mask = attributes.mask;
+  attributes_.mask |= mask;
+  if ((mask & kQpAccessFlags) != 0) attributes_.accessFlags = attributes.accessFlags;
+  if ((mask & kQpPort) != 0) attributes_.portNum = attributes.portNum;
+  if ((mask & kQpPkeyIndex) != 0) attributes_.pkeyIndex = attributes.pkeyIndex;
+  if ((mask & kQpAv) != 0) attributes_.av = attributes.av;
+  if ((mask & kQpPathMtu) != 0) attributes_.pathMtuBytes = attributes.pathMtuBytes;
+  if ((mask & kQpDestQpn) != 0) attributes_.destQpNum = attributes.destQpNum;
+  if ((mask & kQpRqPsn) != 0) attributes_.rqPsn = attributes.rqPsn;
+  if ((mask & kQpTimeout) != 0) attributes_.timeout = attributes.timeout;
+  if ((mask & kQpRetryCnt) != 0) attributes_.retryCnt = attributes.retryCnt;
+  if ((mask & kQpRnrRetry) != 0) attributes_.rnrRetry = attributes.rnrRetry;
+  if ((mask & kQpMaxQpRdAtomic) != 0) attributes_.maxRdAtomic = attributes.maxRdAtomic;
+  if ((mask & kQpMaxDestRdAtomic) != 0) attributes_.maxDestRdAtomic = attributes.maxDestRdAtomic;
+  if ((mask & kQpMinRnrTimer) != 0) {
+    attributes_.minRnrTimer = attributes.minRnrTimer;
+    slot_->minRnrTimer.store(static_cast<uint32_t>(attributes.minRnrTimer), std::memory_order_relaxed);
+  }
+  if ((mask & kQpQkey) != 0) {
+    attributes_.qkey = attributes.qkey;
+    slot_->qkey.store(attributes.qkey, std::memory_order_release);
+  }
+}
+
 void ShmQueuePair::toInit(const QpAttributes& attributes) {
   const std::lock_guard<SpinLock> posting(postLock_);
-  attributes_.mask |= attributes.mask;
-  if ((attributes.mask & kQpAccessFlags) != 0) attributes_.accessFlags = attributes.accessFlags;
-  if ((attributes.mask & kQpPort) != 0) attributes_.portNum = attributes.portNum;
-  if ((attributes.mask & kQpPkeyIndex) != 0) attributes_.pkeyIndex = attributes.pkeyIndex;
+  applyCommon(attributes);
   state_.store(static_cast<int>(QpState::Init), std::memory_order_release);
 }
 
 void ShmQueuePair::toReadyToReceive(const QpAttributes& attributes) {
   uint64_t peerId = 0;
-  parseGid(attributes.av.dgid, &peerId);
-  {
+  if (type_ != QpType::Ud) {
+    parseGid(attributes.av.dgid, &peerId);
     // Whose process to look at, should it be stopped or killed in the middle of an operation. It may not be there yet.
     const std::lock_guard<std::mutex> guard(context_.revoker().mutex());
     responder_.peer = context_.peer(peerId);
   }
   const std::lock_guard<SpinLock> posting(postLock_);
-  attributes_.mask |= attributes.mask;
-  if ((attributes.mask & kQpAccessFlags) != 0) attributes_.accessFlags = attributes.accessFlags;
-  attributes_.av = attributes.av;
-  attributes_.pathMtuBytes = attributes.pathMtuBytes;
-  attributes_.destQpNum = attributes.destQpNum;
-  attributes_.rqPsn = attributes.rqPsn;
-  attributes_.maxDestRdAtomic = attributes.maxDestRdAtomic;
-  attributes_.minRnrTimer = attributes.minRnrTimer;
+  applyCommon(attributes);
   slot_->peerHca.store(peerId, std::memory_order_release);
-  slot_->peerNumber.store(attributes.destQpNum, std::memory_order_release);
+  slot_->peerNumber.store(type_ == QpType::Ud ? 0 : attributes.destQpNum, std::memory_order_release);
   slot_->expectedPsn.store(attributes.rqPsn, std::memory_order_release);
-  slot_->minRnrTimer.store(static_cast<uint32_t>(attributes.minRnrTimer), std::memory_order_relaxed);
   state_.store(static_cast<int>(QpState::Rtr), std::memory_order_release);
   // Nobody takes a word that is not open, so it can simply be written.
   const uint64_t w = word::withNextConnection(slot_->word.load(std::memory_order_seq_cst));
@@ -299,26 +347,30 @@ void ShmQueuePair::toReadyToReceive(const QpAttributes& attributes) {
 void ShmQueuePair::toReadyToSend(const QpAttributes& attributes) {
   {
     const std::lock_guard<SpinLock> posting(postLock_);
-    const uint32_t mask = attributes.mask;
-    attributes_.mask |= mask;
-    if ((mask & kQpTimeout) != 0) attributes_.timeout = attributes.timeout;
-    if ((mask & kQpRetryCnt) != 0) attributes_.retryCnt = attributes.retryCnt;
-    if ((mask & kQpRnrRetry) != 0) attributes_.rnrRetry = attributes.rnrRetry;
-    if ((mask & kQpMaxQpRdAtomic) != 0) attributes_.maxRdAtomic = attributes.maxRdAtomic;
-    if ((mask & kQpSqPsn) != 0) {
+    applyCommon(attributes);
+    if ((attributes.mask & kQpSqPsn) != 0) {
       attributes_.sqPsn = attributes.sqPsn;
       nextPsn_ = attributes.sqPsn;
     }
-    if ((mask & kQpMinRnrTimer) != 0) {
-      attributes_.minRnrTimer = attributes.minRnrTimer;
-      slot_->minRnrTimer.store(static_cast<uint32_t>(attributes.minRnrTimer), std::memory_order_relaxed);
-    }
-    if ((mask & kQpAccessFlags) != 0) attributes_.accessFlags = attributes.accessFlags;
     // A requester may have put the word into error meanwhile; that is noticed with the next use.
-    int expected = static_cast<int>(QpState::Rtr);
-    state_.compare_exchange_strong(expected, static_cast<int>(QpState::Rts), std::memory_order_acq_rel);
+    const QpState state = static_cast<QpState>(state_.load(std::memory_order_acquire));
+    if ((attributes.mask & kQpState) != 0 && isResponding(state)) {
+      state_.store(static_cast<int>(QpState::Rts), std::memory_order_release);
+      if (!waiting_.empty()) wantAttention();  // what was held back in SQD
+    }
   }
   if ((attributes.mask & kQpAccessFlags) != 0) changeRights();
+}
+
+// Requests that wait and have not begun stay where they are until RTS, and so do those that are posted from now on.
+void ShmQueuePair::toDrained(const QpAttributes& attributes) {
+  {
+    const std::lock_guard<SpinLock> posting(postLock_);
+    applyCommon(attributes);
+    const QpState state = static_cast<QpState>(state_.load(std::memory_order_acquire));
+    if (isResponding(state)) state_.store(static_cast<int>(QpState::Sqd), std::memory_order_release);
+  }
+  if ((attributes.mask & (kQpAccessFlags | kQpMaxDestRdAtomic)) != 0) changeRights();
 }
 
 // Grants and revokes. When it returns, no operation that the rights do not allow can store any more.
@@ -365,7 +417,7 @@ size_t ShmQueuePair::postReceive(const ReceiveWorkRequest* requests, size_t coun
   *errnum = 0;
   size_t posted = 0;
   for (; posted < count; posted++) {
-    if (state == QpState::Reset || requests[posted].length > kMaxMessageBytes) {
+    if (srq_ != nullptr || state == QpState::Reset || requests[posted].length > kMaxMessageBytes) {
       *errnum = EINVAL;
       break;
     }
@@ -390,7 +442,7 @@ size_t ShmQueuePair::postReceive(const ReceiveWorkRequest* requests, size_t coun
 int ShmQueuePair::takeReceives(WorkCompletion* completions, int max, size_t* left) {
   const std::lock_guard<SpinLock> guard(receiveLock_);
   uint64_t w = slot_->word.load(std::memory_order_seq_cst);
-  const uint32_t outstanding = receivesPosted_ - receivesTaken_;
+  const uint32_t outstanding = srq_ != nullptr ? srq_->maxWr() : receivesPosted_ - receivesTaken_;
   if (outstanding == 0) return 0;
   uint32_t done = flushing_ ? 0 : static_cast<uint16_t>(word::received(w) - static_cast<uint16_t>(receivesTaken_));
   if (done > outstanding) {
@@ -404,18 +456,34 @@ int ShmQueuePair::takeReceives(WorkCompletion* completions, int max, size_t* lef
   for (; done > 0 && taken < max; done--) {
     const uint32_t at = receivesTaken_ & (place_.receiveCapacity - 1);
     const ReceiveEntry& entry = context_.control()->receives[place_.receiveBase + at];
+    ReceiveWorkRequest shared;
+    if (srq_ != nullptr) {
+      const uint64_t index = entry.address.load(std::memory_order_relaxed);
+      if (index >= srq_->maxWr() || !srq_->complete(static_cast<uint32_t>(index), place_.index, &shared)) {
+        closeWord(*slot_);  // the same breach as above
+        w = slot_->word.load(std::memory_order_seq_cst);
+        flushing_ = true;
+        done = 0;
+        break;
+      }
+    }
+    const ReceiveWorkRequest& posted = srq_ != nullptr ? shared : receives_[at];
     const uint32_t info = entry.info.load(std::memory_order_relaxed);
     WorkCompletion& completion = completions[taken++];
     completion = WorkCompletion();
-    completion.wrId = receives_[at].wrId;
+    completion.wrId = posted.wrId;
     completion.qpNum = place_.number;
     completion.status = static_cast<int>(info & kReceiveStatusMask);
     completion.opcode = static_cast<int>((info & kReceiveOfWrite) != 0 ? WcOpcode::RecvRdmaWithImm : WcOpcode::Recv);
     // The length is the peer's word for it: whoever uses it to read the buffer must not be led beyond it.
     completion.byteLen = std::min(entry.byteLen.load(std::memory_order_relaxed),
-                                  (info & kReceiveOfWrite) != 0 ? kMaxMessageBytes : receives_[at].length);
+                                  (info & kReceiveOfWrite) != 0 ? kMaxMessageBytes : posted.length);
+    if ((info & kReceiveWithGrh) != 0) {
+      completion.wcFlags = kWcGrh;
+      completion.srcQpNum = entry.srcQp.load(std::memory_order_relaxed);
+    }
     if ((info & kReceiveWithImm) != 0) {
-      completion.wcFlags = kWcWithImm;
+      completion.wcFlags |= kWcWithImm;
       completion.immData = entry.immData.load(std::memory_order_relaxed);
     }
     receivesTaken_++;
@@ -427,6 +495,11 @@ int ShmQueuePair::takeReceives(WorkCompletion* completions, int max, size_t* lef
       wantAttention();
     } else if (!responder_.revoking.load(std::memory_order_seq_cst)) {
       flushing_ = true;
+      if (srq_ != nullptr) {
+        taken += flushShared(completions + taken, max - taken);
+        if (taken == max) announce();  // there may be more: look again
+        return taken;
+      }
       for (; receivesTaken_ != receivesPosted_ && taken < max; receivesTaken_++) {
         WorkCompletion& completion = completions[taken++];
         completion = WorkCompletion();
@@ -439,6 +512,24 @@ int ShmQueuePair::takeReceives(WorkCompletion* completions, int max, size_t* lef
     }
   }
   *left += done;
+  return taken;
+}
+
+// What was claimed for this queue pair and will never be filled. The rest of the shared queue is for the others.
+int ShmQueuePair::flushShared(WorkCompletion* completions, int max) {
+  int taken = 0;
+  srq_->reclaim(place_.index, static_cast<size_t>(max), [&](const ReceiveWorkRequest& posted) {
+    WorkCompletion& completion = completions[taken++];
+    completion = WorkCompletion();
+    completion.wrId = posted.wrId;
+    completion.qpNum = place_.number;
+    completion.status = static_cast<int>(WcStatus::WrFlushErr);
+    completion.opcode = static_cast<int>(WcOpcode::Recv);
+  });
+  if (taken < max && !lastReceiveTold_) {
+    lastReceiveTold_ = true;
+    context_.asyncEvents().post(AsyncEventType::QpLastWqeReached, weak_from_this().lock());
+  }
   return taken;
 }
 
@@ -465,7 +556,10 @@ bool ShmQueuePair::attend(bool mayDrain) {
   if (!postLock_.try_lock()) return true;
   needsAttention_.store(false, std::memory_order_seq_cst);
   retryWaiting();
-  const bool waits = !waiting_.empty() || needsDrain_.load();
+  // What SQD holds back waits for modify(), not for attention.
+  const bool held = static_cast<QpState>(state_.load(std::memory_order_relaxed)) == QpState::Sqd && !waiting_.empty() &&
+                    !waiting_.front().begun();
+  const bool waits = (!waiting_.empty() && !held) || needsDrain_.load();
   if (waits) needsAttention_.store(true, std::memory_order_seq_cst);
   postLock_.unlock();
   return waits;

@@ -1,5 +1,8 @@
-// Queue pairs of the shm provider (RC only). queue_pair.cc holds the state machine and the receive side, requester.cc
-// the operations that this side starts.
+// Queue pairs of the shm provider. queue_pair.cc holds the state machine and the receive side, requester.cc the
+// operations that this side starts, datagram.cc what is special about UD.
+//
+// RC reports what went wrong at the responder and puts both ends into ERR; UC and UD drop the message and report
+// success. A local error stops the send queue of UC and UD (SQE), and an RC queue pair altogether.
 //
 // Two sides that share little: as a *responder* the queue pair is a word in the control segment that its peer takes;
 // as a *requester* it is a send queue, which is almost always empty because postSend() itself carries out the
@@ -18,6 +21,7 @@
 #include "provider/shm/completion.h"
 #include "provider/shm/context.h"
 #include "provider/shm/region.h"
+#include "provider/shm/shared_receive_queue.h"
 #include "provider/shm/spin_lock.h"
 #include "verbs/verbs.h"
 
@@ -29,12 +33,14 @@ class ShmQueuePair final : public QueuePair {
   ~ShmQueuePair() override;
 
   uint32_t number() const override { return place_.number; }
-  QpType type() const override { return QpType::Rc; }
+  QpType type() const override { return type_; }
   const QpCapabilities& capabilities() const override { return capabilities_; }
   void modify(const QpAttributes& attributes) override;
   QpAttributes query() override;
   size_t postSend(const SendWorkRequest* requests, size_t count, int* errnum) override;
   size_t postReceive(const ReceiveWorkRequest* requests, size_t count, int* errnum) override;
+  void attachMulticast(const Gid& group, uint16_t lid) override;
+  void detachMulticast(const Gid& group, uint16_t lid) override;
   void close() override;
   bool closed() const override { return closed_.load(std::memory_order_acquire); }
 
@@ -53,11 +59,15 @@ class ShmQueuePair final : public QueuePair {
   void toInit(const QpAttributes& attributes);
   void toReadyToReceive(const QpAttributes& attributes);
   void toReadyToSend(const QpAttributes& attributes);
+  void toDrained(const QpAttributes& attributes);
+  void applyCommon(const QpAttributes& attributes);
+  bool isResponding(QpState state) const;
   void toError();
   void changeRights();
   void validate(QpState from, const QpAttributes& attributes) const;
   QpState currentState() const;
   uint64_t rights() const;
+  void detachAllMulticast();
   void drainResponder(const Revoker::Concerns& concerns);
   void announce();
 
@@ -74,6 +84,8 @@ class ShmQueuePair final : public QueuePair {
     uint64_t index = 0;
     Progress progress;
     std::vector<uint8_t> inlineData;
+    std::shared_ptr<VerbsObject> addressHandle;  // UD: kept alive while it waits (in SQD only)
+    bool begun() const { return progress.offset != 0 || progress.reason != Step::Finished; }
   };
   int refusal(const SendWorkRequest& request) const;
   void enqueue(const SendWorkRequest& request, uint64_t index, const Progress& progress);
@@ -88,8 +100,22 @@ class ShmQueuePair final : public QueuePair {
   Outcome execute(const SendWorkRequest& request, const uint8_t* inlineData, Progress* progress, WcStatus* status);
   struct Chunk;
   bool connect();
+  bool adoptRemote();
   void disconnect();
+  template <bool kDatagram>
   Step runChunk(const Chunk& chunk, WcStatus* status);
+  Step claimShared(ControlSegment* control, OperationKind kind, uint64_t* taken, uint64_t* address, uint32_t* key,
+                   uint32_t* length);
+  int flushShared(WorkCompletion* completions, int max);
+  void violate(uint64_t word, ReceiveEntry* receive, WcStatus receiveStatus);
+  // UD (datagram.cc; runDatagram() in requester.cc).
+  void sendDatagram(const SendWorkRequest& request, const uint8_t* local);
+  void sendMulticast(const SendWorkRequest& request, const uint8_t* local);
+  void deliverDatagram(const SendWorkRequest& request, uint32_t number, const uint8_t* local);
+  bool addressDatagram(const SendWorkRequest& request, uint32_t number);
+  bool claimDatagramSlot();
+  void releaseDatagramSlot();
+  void runDatagram(const SendWorkRequest& request, const uint8_t* local);
   Step waitOrFail(Step step, Progress* progress, WcStatus* status) const;
   bool releaseWord(uint64_t taken, bool receiveDone);
   bool releaseSlowly(uint64_t taken, bool receiveDone);
@@ -99,7 +125,9 @@ class ShmQueuePair final : public QueuePair {
 
   const std::shared_ptr<ShmProtectionDomain> domain_;
   ShmContext& context_;
+  const std::shared_ptr<ShmSharedReceiveQueue> srq_;  // null: receives of its own
   const std::shared_ptr<ShmCompletionQueue> sendCq_, receiveCq_;
+  const QpType type_;
   const bool signalAll_;
   QpCapabilities capabilities_;
   ShmContext::QueuePairPlace place_;
@@ -108,6 +136,7 @@ class ShmQueuePair final : public QueuePair {
   std::atomic<bool> closed_{false};
 
   std::mutex modifyMutex_;
+  int multicastGroups_ = 0;  // it is attached to
   QpAttributes attributes_;  // what modify() was given, all together; also read under postLock_
 
   SpinLock postLock_;
@@ -122,7 +151,9 @@ class ShmQueuePair final : public QueuePair {
   struct CachedSegment {
     uint32_t region = 0;
     uint64_t segmentId = 0;
+    const PeerHca* peer = nullptr;  // only compared
     std::shared_ptr<Mapping> mapping;
+    std::shared_ptr<PeerHca> owner;  // UD: keeps `peer` from being another instance's address
   };
   bool connected_ = false;
   std::shared_ptr<PeerHca> peer_;
@@ -132,13 +163,19 @@ class ShmQueuePair final : public QueuePair {
   uint32_t remoteReceiveCq_ = 0;
   uint32_t remoteReceiveBase_ = 0;
   uint32_t remoteReceiveCapacity_ = 0;
+  SharedReceiveQueueSlot* remoteShared_ = nullptr;  // null: receives of its own
+  uint32_t remoteSharedBase_ = 0;
+  uint32_t remoteSharedCapacity_ = 0;
   uint32_t nextPsn_ = 0;
   std::array<CachedSegment, 8> segments_;
+  uint64_t datagramClaim_ = 0;
+  uint8_t datagramHeader_[kGrhBytes] = {};
 
   SpinLock receiveLock_;
   std::vector<ReceiveWorkRequest> receives_;  // ring of what was posted: ids are not taken from shared memory
   uint32_t receivesPosted_ = 0, receivesTaken_ = 0;
   bool flushing_ = false;
+  bool lastReceiveTold_ = false;  // the event QpLastWqeReached of this connection was raised
 };
 
 }  // namespace quorate::shm

@@ -3,7 +3,10 @@
 
 #include <cstdio>
 
+#include "provider/shm/address_handle.h"
+#include "provider/shm/multicast.h"
 #include "provider/shm/queue_pair.h"
+#include "provider/shm/shared_receive_queue.h"
 
 namespace quorate::shm {
 namespace {
@@ -51,6 +54,31 @@ std::shared_ptr<QueuePair> ShmProtectionDomain::createQueuePair(const QpInit& in
   auto queuePair = ShmQueuePair::create(std::static_pointer_cast<ShmProtectionDomain>(shared_from_this()), init);
   children_.add(queuePair);
   return queuePair;
+}
+
+std::shared_ptr<AddressHandle> ShmProtectionDomain::createAddressHandle(const AddressVector& av) {
+  requireOpen();
+  uint64_t hcaId = 0;
+  if (!av.isGlobal || (!parseGid(av.dgid, &hcaId) && !isMulticast(av.dgid)) || av.sgidIndex != 0 || av.portNum != 1) {
+    throw VerbsError(
+        "QUORATE_INVALID_ARGUMENT",
+        "An address handle of the shm provider needs av.isGlobal with the dgid of an shm device or a multicast "
+        "group, sgidIndex 0 and portNum 1; got " +
+            av.dgid.toString());
+  }
+  auto handle =
+      std::make_shared<ShmAddressHandle>(std::static_pointer_cast<ShmProtectionDomain>(shared_from_this()), av, hcaId);
+  children_.add(handle);
+  return handle;
+}
+
+std::shared_ptr<SharedReceiveQueue> ShmProtectionDomain::createSharedReceiveQueue(uint32_t maxWr) {
+  requireOpen();
+  auto queue =
+      std::make_shared<ShmSharedReceiveQueue>(std::static_pointer_cast<ShmProtectionDomain>(shared_from_this()), maxWr);
+  context_->asyncEvents().watch(queue);
+  children_.add(queue);
+  return queue;
 }
 
 void ShmProtectionDomain::close() {

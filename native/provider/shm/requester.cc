@@ -17,6 +17,7 @@
 #include <climits>
 #include <cstring>
 
+#include "provider/shm/address_handle.h"
 #include "provider/shm/queue_pair.h"
 #include "provider/shm/test_hooks.h"
 
@@ -27,6 +28,8 @@ constexpr int kMaxAgain = 64;  // attempts in a row before an operation waits fo
 constexpr int64_t kLeastTransportTimeout_ns = 20'000'000;
 constexpr int64_t kMostTransportTimeout_ns = 4'000'000'000;
 constexpr uint32_t kPsnMask = 0xffffff;
+constexpr uint32_t kMaxQpNum = 0xffffff;
+constexpr uint32_t kKnownSendFlags = kSendFence | kSendSignaled | kSendSolicited | kSendInline;
 // Microseconds for each value of minRnrTimer (InfiniBand specification, "Encoding for RNR NAK Timer Field").
 constexpr int64_t kRnrTimer_us[32] = {655360, 10,    20,    30,    40,    60,     80,     120,    160,    240,   320,
                                       480,    640,   960,   1280,  1920,  2560,   3840,   5120,   7680,   10240, 15360,
@@ -94,7 +97,19 @@ struct ShmQueuePair::Chunk {
 
 int ShmQueuePair::refusal(const SendWorkRequest& request) const {
   const OperationTraits* traits = traitsOf(request.opcode);
-  if (traits == nullptr || request.length > kMaxMessageBytes) return EINVAL;
+  if (traits == nullptr || request.length > kMaxMessageBytes || (request.sendFlags & ~kKnownSendFlags) != 0) {
+    return EINVAL;
+  }
+  if (type_ != QpType::Rc) [[unlikely]] {
+    if (traits->kind == OperationKind::Read || traits->kind == OperationKind::Atomic) return EINVAL;
+    if (type_ == QpType::Ud) {
+      if (traits->kind != OperationKind::Send || request.addressHandle == nullptr ||
+          request.addressHandle->domain() != domain_.get() || request.remoteQpNum > kMaxQpNum) {
+        return EINVAL;
+      }
+      if (request.addressHandle->closed()) return EBADF;
+    }
+  }
   if ((request.sendFlags & kSendInline) != 0 &&
       (request.length > capabilities_.maxInlineData || traits->localAccess != 0)) {
     return EINVAL;
@@ -114,7 +129,7 @@ size_t ShmQueuePair::postSend(const SendWorkRequest* requests, size_t count, int
       throw VerbsError("QUORATE_CLOSED", "This QueuePair was closed");
     noticeRemoteError();
     const QpState state = static_cast<QpState>(state_.load(std::memory_order_relaxed));
-    if (state != QpState::Rts && state != QpState::Err) [[unlikely]] {
+    if (state != QpState::Rts && state != QpState::Err && state != QpState::Sqd && state != QpState::Sqe) [[unlikely]] {
       *errnum = EINVAL;
       return i;
     }
@@ -128,12 +143,12 @@ size_t ShmQueuePair::postSend(const SendWorkRequest* requests, size_t count, int
       return i;
     }
     const uint64_t index = ++sendsPosted_;
-    if (state == QpState::Err) [[unlikely]] {
+    if (state == QpState::Err || state == QpState::Sqe) [[unlikely]] {
       complete(request, index, WcStatus::WrFlushErr);
       continue;
     }
     Progress progress;
-    if (!waiting_.empty()) [[unlikely]] {
+    if (!waiting_.empty() || state == QpState::Sqd) [[unlikely]] {
       enqueue(request, index, progress);
       continue;
     }
@@ -154,6 +169,7 @@ void ShmQueuePair::enqueue(const SendWorkRequest& request, uint64_t index, const
   waiting.request = request;
   waiting.index = index;
   waiting.progress = progress;
+  if (type_ == QpType::Ud) waiting.addressHandle = request.addressHandle->shared_from_this();
   if ((request.sendFlags & kSendInline) != 0 && request.length > 0) {
     const auto* data = reinterpret_cast<const uint8_t*>(request.localAddress);
     waiting.inlineData.assign(data, data + request.length);
@@ -165,6 +181,7 @@ void ShmQueuePair::retryWaiting() {
   noticeRemoteError();
   while (!waiting_.empty()) {
     WaitingRequest& head = waiting_.front();
+    if (static_cast<QpState>(state_.load(std::memory_order_relaxed)) == QpState::Sqd && !head.begun()) return;
     WcStatus status = WcStatus::Success;
     const uint8_t* inlineData = head.inlineData.empty() ? nullptr : head.inlineData.data();
     if (execute(head.request, inlineData, &head.progress, &status) == Outcome::Waiting) return;
@@ -185,8 +202,14 @@ void ShmQueuePair::complete(const SendWorkRequest& request, uint64_t index, WcSt
   completion.byteLen = request.length;
   completion.qpNum = place_.number;
   const bool fits = sendCq_->push(completion, this, index);
-  if (status == WcStatus::Success ? !fits : status != WcStatus::WrFlushErr) [[unlikely]]
-    enterError();
+  if (status == WcStatus::Success ? !fits : status != WcStatus::WrFlushErr) [[unlikely]] {
+    if (type_ == QpType::Rc || !fits) {
+      enterError();
+    } else {
+      state_.store(static_cast<int>(QpState::Sqe), std::memory_order_release);
+      flushWaiting();
+    }
+  }
 }
 
 void ShmQueuePair::flushWaiting() {
@@ -210,7 +233,7 @@ void ShmQueuePair::noticeRemoteError() {
   if ((slot_->word.load(std::memory_order_acquire) & word::kError) == 0) [[likely]]
     return;
   const QpState state = static_cast<QpState>(state_.load(std::memory_order_relaxed));
-  if (state == QpState::Rtr || state == QpState::Rts) enterError();
+  if (isResponding(state)) enterError();
 }
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -237,9 +260,23 @@ bool ShmQueuePair::connect() {
   if ((w & word::kOpen) == 0 || remote.number.load(std::memory_order_acquire) != attributes_.destQpNum ||
       remote.peerHca.load(std::memory_order_acquire) != context_.hcaId() ||
       remote.peerNumber.load(std::memory_order_acquire) != place_.number ||
-      remote.expectedPsn.load(std::memory_order_acquire) != nextPsn_) {
+      remote.type.load(std::memory_order_acquire) != static_cast<uint32_t>(type_) ||
+      // The responder of an unreliable connection takes up whatever number a message begins with.
+      (type_ == QpType::Rc && remote.expectedPsn.load(std::memory_order_acquire) != nextPsn_)) {
     return false;
   }
+  remote_ = &remote;
+  peer_ = std::move(peer);
+  connected_ = adoptRemote();
+  if (!connected_) disconnect();
+  return connected_;
+}
+
+// Takes over, bounded, what remote_ says about itself.
+bool ShmQueuePair::adoptRemote() {
+  QueuePairSlot& remote = *remote_;
+  const uint64_t w = remote.word.load(std::memory_order_acquire);
+  if ((w & word::kOpen) == 0) return false;
   remoteReceiveBase_ = remote.receiveBase.load(std::memory_order_acquire);
   remoteReceiveCapacity_ = remote.receiveCapacity.load(std::memory_order_acquire);
   remoteReceiveCq_ = remote.receiveCq.load(std::memory_order_acquire);
@@ -249,13 +286,21 @@ bool ShmQueuePair::connect() {
       remoteReceiveCq_ >= kMaxCompletionQueues) {
     return false;
   }
+  remoteShared_ = nullptr;
+  if (const uint32_t shared = remote.sharedQueue.load(std::memory_order_acquire); shared != 0) {
+    if (shared > kMaxSharedReceiveQueues || remoteReceiveCapacity_ == 0) return false;
+    remoteShared_ = &peer_->control()->sharedQueues[shared - 1];
+    remoteSharedBase_ = remoteShared_->base.load(std::memory_order_acquire);
+    remoteSharedCapacity_ = remoteShared_->capacity.load(std::memory_order_acquire);
+    if (!std::has_single_bit(remoteSharedCapacity_) || remoteSharedCapacity_ > remoteReceiveCapacity_ ||
+        remoteSharedBase_ > kSharedReceiveEntries - remoteSharedCapacity_) {
+      return false;
+    }
+  }
   // All of this was of one connection.
   const uint64_t again = remote.word.load(std::memory_order_acquire);
   if ((again & word::kOpen) == 0 || ((again ^ w) & word::kConnectionMask) != 0) return false;
   remoteConnection_ = w & word::kConnectionMask;
-  remote_ = &remote;
-  peer_ = std::move(peer);
-  connected_ = true;
   return true;
 }
 
@@ -269,14 +314,15 @@ void ShmQueuePair::disconnect() {
 // Remembers the segment; forgets those that their regions no longer use, so that their memory can go.
 bool ShmQueuePair::findMapping(uint32_t region, uint64_t segmentId, uint32_t memory) {
   for (CachedSegment& cached : segments_) {
-    if (cached.mapping != nullptr &&
+    if (cached.mapping != nullptr && cached.peer == peer_.get() &&
         peer_->control()->regions[cached.region].segmentId.load(std::memory_order_relaxed) != cached.segmentId) {
       cached = CachedSegment();
     }
   }
   std::shared_ptr<Mapping> mapping = peer_->mapSegment(memory, segmentId);
   if (mapping == nullptr) return false;
-  segments_[region % segments_.size()] = CachedSegment{region, segmentId, std::move(mapping)};
+  segments_[region % segments_.size()] =
+      CachedSegment{region, segmentId, peer_.get(), std::move(mapping), type_ == QpType::Ud ? peer_ : nullptr};
   return true;
 }
 
@@ -320,7 +366,17 @@ ShmQueuePair::Outcome ShmQueuePair::execute(const SendWorkRequest& request, cons
     }
     local = reinterpret_cast<uint8_t*>(request.localAddress);
   }
+  if (type_ == QpType::Ud) [[unlikely]] {
+    // Whatever becomes of a datagram, its sender is not told.
+    if (request.addressHandle->enter()) {
+      sendDatagram(request, local);
+      request.addressHandle->leave();
+    }
+    *status = WcStatus::Success;
+    return Outcome::Done;
+  }
   if (!connected_ && !connect()) [[unlikely]] {
+    if (type_ == QpType::Uc) return Outcome::Done;
     *status = WcStatus::RetryExcErr;
     return Outcome::Done;
   }
@@ -328,7 +384,7 @@ ShmQueuePair::Outcome ShmQueuePair::execute(const SendWorkRequest& request, cons
     const uint64_t left = request.length - progress->offset;
     const bool last = left <= kChunkBytes;
     const Chunk chunk{request, traits, local, progress->offset, static_cast<uint32_t>(last ? left : kChunkBytes), last};
-    Step step = runChunk(chunk, status);
+    Step step = runChunk<false>(chunk, status);
     if (step == Step::Finished) [[likely]] {
       if (last) return Outcome::Done;
       progress->offset += chunk.bytes;
@@ -340,15 +396,30 @@ ShmQueuePair::Outcome ShmQueuePair::execute(const SendWorkRequest& request, cons
       if (++again < kMaxAgain) continue;
       step = Step::Wait;
     }
-    if (step == Step::Wait || step == Step::NotReady) step = waitOrFail(step, progress, status);
-    if (step == Step::Failed) {
-      assert(*status != WcStatus::Success);
+    if (type_ == QpType::Uc && (step == Step::Failed || step == Step::NotReady)) [[unlikely]] {
+      // The message is lost. The next one finds the responder anew, should this one have left.
+      if (step == Step::Failed) disconnect();
+      *status = WcStatus::Success;
       return Outcome::Done;
     }
-    return Outcome::Waiting;
+    if (step == Step::Wait || step == Step::NotReady) step = waitOrFail(step, progress, status);
+    if (step != Step::Failed) return Outcome::Waiting;
+    if (type_ == QpType::Uc) *status = WcStatus::Success;
+    assert(type_ == QpType::Uc || *status != WcStatus::Success);
+    return Outcome::Done;
   }
 }
 
+void ShmQueuePair::runDatagram(const SendWorkRequest& request, const uint8_t* local) {
+  const Chunk chunk{request, *traitsOf(request.opcode), const_cast<uint8_t*>(local), 0, request.length, true};
+  for (int again = 0; again < kMaxAgain; again++) {
+    WcStatus ignored = WcStatus::Success;
+    if (runChunk<true>(chunk, &ignored) != Step::Again) return;
+  }
+}
+
+// A datagram is one chunk, and its routing header goes in front of it.
+template <bool kDatagram>
 ShmQueuePair::Step ShmQueuePair::runChunk(const Chunk& chunk, WcStatus* status) {
   const SendWorkRequest& request = chunk.request;
   const OperationTraits& traits = chunk.traits;
@@ -366,14 +437,22 @@ ShmQueuePair::Step ShmQueuePair::runChunk(const Chunk& chunk, WcStatus* status) 
   }
   if ((w & traits.right) != traits.right ||
       (traits.kind == OperationKind::Atomic && request.remoteAddress % sizeof(uint64_t) != 0)) [[unlikely]] {
-    failResponder(w, nullptr, WcStatus::Success);
+    violate(w, nullptr, WcStatus::Success);
     return fail(WcStatus::RemInvReqErr);
   }
 
+  const uint64_t needed = kDatagram ? uint64_t{request.length} + kGrhBytes : request.length;
   uint64_t address = request.remoteAddress;
   uint32_t key = request.rkey;
   ReceiveEntry* receive = nullptr;
-  if (traits.consumesReceive) {
+  if (traits.consumesReceive && remoteShared_ != nullptr) [[unlikely]] {
+    receive = &control->receives[remoteReceiveBase_ + (word::received(w) & (remoteReceiveCapacity_ - 1))];
+    if (remote_->claimedReceive.load(std::memory_order_acquire) == 0 &&
+        remoteShared_->claimed.load(std::memory_order_acquire) ==
+            remoteShared_->posted.load(std::memory_order_acquire)) {
+      return Step::NotReady;
+    }
+  } else if (traits.consumesReceive) {
     const uint16_t available = static_cast<uint16_t>(
         static_cast<uint16_t>(remote_->postedReceives.load(std::memory_order_acquire)) - word::received(w));
     if (available == 0) return Step::NotReady;
@@ -382,26 +461,36 @@ ShmQueuePair::Step ShmQueuePair::runChunk(const Chunk& chunk, WcStatus* status) 
     if (traits.kind == OperationKind::Send) {
       address = receive->address.load(std::memory_order_relaxed);
       key = receive->lkey.load(std::memory_order_relaxed);
-      if (request.length > receive->length.load(std::memory_order_relaxed)) {
-        failResponder(w, receive, WcStatus::LocLenErr);
+      if (needed > receive->length.load(std::memory_order_relaxed)) {
+        violate(w, receive, WcStatus::LocLenErr);
         return fail(WcStatus::RemInvReqErr);
       }
     }
   }
 
-  const uint32_t index = key & (kMaxMemoryRegions - 1);
-  const uint64_t taken = word::taken(w, traits.kind, index);
+  uint32_t index = key & (kMaxMemoryRegions - 1);
+  uint64_t taken = word::taken(w, traits.kind, index);
   if (!remote_->word.compare_exchange_strong(w, taken, std::memory_order_seq_cst, std::memory_order_relaxed))
     return Step::Again;
+  if (traits.consumesReceive && remoteShared_ != nullptr) [[unlikely]] {
+    uint32_t room = UINT32_MAX;
+    const Step step = claimShared(control, traits.kind, &taken, &address, &key, &room);
+    if (step != Step::Finished) return step == Step::Failed ? fail(WcStatus::RetryExcErr) : step;
+    index = key & (kMaxMemoryRegions - 1);
+    if (needed > room) {
+      violate(taken, receive, WcStatus::LocLenErr);
+      return fail(WcStatus::RemInvReqErr);
+    }
+  }
   reached(HookPoint::AfterTake);
 
   uint8_t* target = nullptr;
-  if (request.length > 0) [[likely]] {
+  if (needed > 0) [[likely]] {
     RegionSlot& region = control->regions[index];
     const uint64_t tag = region.tag.load(std::memory_order_seq_cst);
     const auto accessViolation = [&] {
       const bool send = traits.kind == OperationKind::Send;
-      failResponder(taken, send ? receive : nullptr, WcStatus::LocProtErr);
+      violate(taken, send ? receive : nullptr, WcStatus::LocProtErr);
       return fail(send ? WcStatus::RemOpErr : WcStatus::RemAccessErr);
     };
     if (region_tag::key(tag) != key || (tag & region_tag::kValid) == 0) [[unlikely]]
@@ -421,12 +510,12 @@ ShmQueuePair::Step ShmQueuePair::runChunk(const Chunk& chunk, WcStatus* status) 
         [[unlikely]] {
       return letGo(Step::Again);
     }
-    if (address < base || request.length > length || address - base > length - request.length ||
+    if (address < base || needed > length || address - base > length - needed ||
         (access & traits.access) != traits.access || domain != remoteProtectionDomain_) [[unlikely]] {
       return accessViolation();
     }
     CachedSegment& cached = segments_[index % segments_.size()];
-    if (cached.segmentId != segmentId || cached.mapping == nullptr) [[unlikely]] {
+    if (cached.segmentId != segmentId || cached.peer != peer_.get() || cached.mapping == nullptr) [[unlikely]] {
       // Not while the word is held: mapping takes long.
       if (!releaseWord(taken, false)) return fail(WcStatus::RetryExcErr);
       return findMapping(index, segmentId, memory) ? Step::Again : Step::Wait;
@@ -434,7 +523,8 @@ ShmQueuePair::Step ShmQueuePair::runChunk(const Chunk& chunk, WcStatus* status) 
     // The region's fields are the peer's: what counts here is the mapping.
     const uint64_t start = address - base + chunk.offset;
     const uint64_t mapped = cached.mapping->size();
-    if (segmentOffset > mapped || start > mapped - segmentOffset || chunk.bytes > mapped - segmentOffset - start)
+    const uint64_t bytes = kDatagram ? needed : chunk.bytes;
+    if (segmentOffset > mapped || start > mapped - segmentOffset || bytes > mapped - segmentOffset - start)
         [[unlikely]] {
       return accessViolation();
     }
@@ -442,6 +532,10 @@ ShmQueuePair::Step ShmQueuePair::runChunk(const Chunk& chunk, WcStatus* status) 
   }
 
   reached(HookPoint::BeforeCopy);
+  if constexpr (kDatagram) {
+    std::memcpy(target, datagramHeader_, kGrhBytes);
+    target += kGrhBytes;
+  }
   uint8_t* const local = chunk.local + chunk.offset;
   switch (traits.kind) {
     case OperationKind::Write:
@@ -453,7 +547,7 @@ ShmQueuePair::Step ShmQueuePair::runChunk(const Chunk& chunk, WcStatus* status) 
       break;
     case OperationKind::Atomic: {
       if (reinterpret_cast<uintptr_t>(target) % sizeof(uint64_t) != 0) {
-        failResponder(taken, nullptr, WcStatus::Success);
+        violate(taken, nullptr, WcStatus::Success);
         return fail(WcStatus::RemInvReqErr);
       }
       std::atomic_ref<uint64_t> value(*reinterpret_cast<uint64_t*>(target));
@@ -471,21 +565,56 @@ ShmQueuePair::Step ShmQueuePair::runChunk(const Chunk& chunk, WcStatus* status) 
   }
 
   const bool receiveDone = chunk.last && receive != nullptr;
+  if (receiveDone && remoteShared_ != nullptr) [[unlikely]] {
+    receive->address.store(remote_->claimedReceive.load(std::memory_order_relaxed) - 1, std::memory_order_relaxed);
+    remote_->claimedReceive.store(0, std::memory_order_relaxed);
+  }
   if (chunk.last) {
     nextPsn_ = (nextPsn_ + 1) & kPsnMask;
-    remote_->expectedPsn.store(nextPsn_, std::memory_order_relaxed);
+    if constexpr (!kDatagram) remote_->expectedPsn.store(nextPsn_, std::memory_order_relaxed);
     if (receiveDone) {
-      receive->byteLen.store(request.length, std::memory_order_relaxed);
+      receive->byteLen.store(static_cast<uint32_t>(needed), std::memory_order_relaxed);
+      if constexpr (kDatagram) receive->srcQp.store(place_.number, std::memory_order_relaxed);
       receive->immData.store(request.immData, std::memory_order_relaxed);
-      receive->info.store(
-          (traits.withImm ? kReceiveWithImm : 0) | (traits.kind == OperationKind::Write ? kReceiveOfWrite : 0),
-          std::memory_order_relaxed);
+      receive->info.store((kDatagram ? kReceiveWithGrh : 0) | (traits.withImm ? kReceiveWithImm : 0) |
+                              (traits.kind == OperationKind::Write ? kReceiveOfWrite : 0),
+                          std::memory_order_relaxed);
     }
   }
   reached(HookPoint::BeforeRelease);
   if (!releaseWord(taken, receiveDone)) [[unlikely]]
     return fail(WcStatus::RetryExcErr);
   if (receiveDone) peer_->ring(remoteReceiveCq_, (request.sendFlags & kSendSolicited) != 0);
+  return Step::Finished;
+}
+
+// With the word taken: gets the receive of the shared queue that this message fills, claimed now or by an earlier
+// attempt, and for a SEND names its region in the word, so that who deregisters that sees this operation. Finished,
+// or the word has been let go.
+ShmQueuePair::Step ShmQueuePair::claimShared(ControlSegment* control, OperationKind kind, uint64_t* taken,
+                                             uint64_t* address, uint32_t* key, uint32_t* length) {
+  const auto letGo = [&](Step step) { return releaseWord(*taken, false) ? step : Step::Failed; };
+  const uint32_t queuePair = static_cast<uint32_t>(remote_ - control->queuePairs);
+  uint32_t claimed = remote_->claimedReceive.load(std::memory_order_acquire);
+  if (claimed == 0) {
+    bool limitReached = false;
+    const uint32_t entry = claimSharedReceive(*control, *remoteShared_, remoteSharedBase_, remoteSharedCapacity_,
+                                              queuePair, &limitReached);
+    if (limitReached) peer_->ringAsync();
+    if (entry == kNoReceive) return letGo(Step::NotReady);
+    claimed = entry + 1;
+    remote_->claimedReceive.store(claimed, std::memory_order_release);
+  }
+  if (claimed > remoteSharedCapacity_) return letGo(Step::Failed);
+  if (kind != OperationKind::Send) return Step::Finished;
+  const SharedReceiveEntry& entry = control->sharedReceives[remoteSharedBase_ + claimed - 1];
+  *address = entry.address.load(std::memory_order_relaxed);
+  *key = entry.lkey.load(std::memory_order_relaxed);
+  *length = entry.length.load(std::memory_order_relaxed);
+  const uint64_t named = word::withRegion(*taken, *key & (kMaxMemoryRegions - 1));
+  uint64_t expected = *taken;
+  if (!remote_->word.compare_exchange_strong(expected, named, std::memory_order_seq_cst)) return letGo(Step::Again);
+  *taken = named;
   return Step::Finished;
 }
 
@@ -513,6 +642,15 @@ bool ShmQueuePair::releaseSlowly(uint64_t taken, bool receiveDone) {
   return false;
 }
 
+// The request broke a rule. `word` is what was seen or, if busy, what we hold.
+void ShmQueuePair::violate(uint64_t word, ReceiveEntry* receive, WcStatus receiveStatus) {
+  if (type_ == QpType::Rc) {
+    failResponder(word, receive, receiveStatus);
+  } else if (word::busy(word)) {
+    releaseWord(word, false);  // the message is dropped, and the posted receive stays for the next
+  }
+}
+
 // The request broke a rule: the responder goes to ERR, too. `word` is what was seen or, if busy, what we hold.
 // `receive`: the request also ends this posted receive, with receiveStatus.
 void ShmQueuePair::failResponder(uint64_t word, ReceiveEntry* receive, WcStatus receiveStatus) {
@@ -521,6 +659,11 @@ void ShmQueuePair::failResponder(uint64_t word, ReceiveEntry* receive, WcStatus 
     const uint64_t taken = word::taken(word, OperationKind::Read, 0);
     if (!remote_->word.compare_exchange_strong(word, taken, std::memory_order_seq_cst)) return;
     word = taken;
+  }
+  if (receive != nullptr && remoteShared_ != nullptr) {
+    const uint32_t claimed = remote_->claimedReceive.exchange(0, std::memory_order_relaxed);
+    if (claimed == 0) receive = nullptr;  // none was claimed, so none ends
+    if (receive != nullptr) receive->address.store(claimed - 1, std::memory_order_relaxed);
   }
   if (receive != nullptr) {
     receive->byteLen.store(0, std::memory_order_relaxed);

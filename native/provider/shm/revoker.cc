@@ -93,6 +93,10 @@ bool Revoker::endWithoutMove(const Pending& entry) {
       return true;
     }
   }
+  if (entry.responder->datagram && senderHasExited(context_.control()->header, *entry.responder->slot)) {
+    if (passOver(*entry.responder->slot, entry.word, true)) counts_.takenOver++;
+    return true;
+  }
   if (!storesIntoTarget(word::kind(entry.word)) || regions_[word::region(entry.word)] == nullptr) {
     if (passOver(*entry.responder->slot, entry.word, false)) counts_.passedOver++;
     return true;

@@ -34,6 +34,7 @@ struct Responder {
   SpinLock* postLock = nullptr;
   std::shared_ptr<PeerHca> peer;      // whose operations these are, as far as known
   std::function<void()> announce;     // "the queue pair has news": called after its word changed
+  bool datagram = false;              // UD: the sender has to be looked for, see datagram.cc
   std::atomic<bool> revoking{false};  // passed over, its memory not yet moved: receives must not be flushed yet
 };
 

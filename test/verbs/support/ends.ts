@@ -10,6 +10,7 @@ import {
   openDevice,
   type ProtectionDomain,
   type QpCapabilities,
+  type QpType,
   type QueuePair,
   type ToReadyToSendOptions,
   type WorkCompletion,
@@ -29,6 +30,8 @@ export interface EndOptions {
   cap?: Partial<QpCapabilities>;
   depth?: number;
   withChannel?: boolean;
+  /** Default RC. */
+  type?: QpType;
 }
 
 export class End {
@@ -50,7 +53,11 @@ export class End {
     this.region = this.domain.registerMemory(this.memory, 0, lengthBytes, access);
     this.channel = options.withChannel ? this.context.createCompletionChannel() : undefined;
     this.queue = this.context.createCompletionQueue(depth, this.channel);
-    this.queuePair = this.domain.createQueuePair({ sendCq: this.queue, cap: options.cap ?? {} });
+    this.queuePair = this.domain.createQueuePair({
+      sendCq: this.queue,
+      cap: options.cap ?? {},
+      ...(options.type === undefined ? {} : { type: options.type }),
+    });
     this.bytes = new Uint8Array(this.memory.buffer);
     this.queuePairAccess = queuePairAccess;
   }

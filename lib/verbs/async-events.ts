@@ -1,0 +1,91 @@
+// Asynchronous events of a device: what goes wrong or changes outside of any work request, see ibv_get_async_event(3).
+import type { Context } from './context.js';
+import { AsyncEventType, type NativeAsyncEvent } from './native.js';
+import { faceOf } from './sharing.js';
+import type { VerbsObject } from './verbs-object.js';
+
+export { AsyncEventType } from './native.js';
+
+export interface AsyncEvent {
+  /** An AsyncEventType, or another number that the device reports. */
+  readonly type: number;
+  /** "SRQ_LIMIT_REACHED", ...; "UNKNOWN_<n>" for a number that the verbs API does not define. */
+  readonly name: string;
+  /** The queue pair, completion queue or shared receive queue that it is about; null for events of ports and devices. */
+  readonly object: VerbsObject | null;
+  /** Of port events; else 0. */
+  readonly portNum: number;
+}
+
+const NAMES = new Map<number, string>(Object.entries(AsyncEventType).map(([name, type]) => [type, name]));
+
+/** @internal */
+export function publicEvent(event: NativeAsyncEvent): AsyncEvent {
+  const { type, object, portNum } = event;
+  return {
+    type,
+    name: NAMES.get(type) ?? `UNKNOWN_${type}`,
+    object: object === null ? null : faceOf(object),
+    portNum,
+  };
+}
+
+export interface AsyncEventsOptions {
+  /** Ends the iteration when it aborts. */
+  signal?: AbortSignal;
+  /** Hold the event loop open while the iteration waits. Default true. */
+  ref?: boolean;
+}
+
+/** Events that are kept for an iteration that does not ask for them; beyond that they stay with the device. */
+const MAX_WAITING = 256;
+
+/**
+ * The asynchronous events of a context, one after the other, until the loop is left, the signal aborts or the context is
+ * closed in this thread (which just ends the iteration). One iteration per context and thread at a time.
+ *
+ * @example
+ * for await (const event of asyncEvents(context, { signal })) {
+ *   if (event.type === AsyncEventType.SRQ_LIMIT_REACHED) refill(event.object as SharedReceiveQueue);
+ * }
+ * @throws QuorateError QUORATE_CLOSED
+ */
+export async function* asyncEvents(
+  context: Context,
+  options: AsyncEventsOptions = {},
+): AsyncGenerator<AsyncEvent, void, void> {
+  const { signal, ref = true } = options;
+  const waiting: AsyncEvent[] = [];
+  let wake: (() => void) | undefined;
+  const onAbort = () => wake?.();
+  const watch = () => {
+    context.onAsyncEvent((event) => {
+      waiting.push(event);
+      if (waiting.length >= MAX_WAITING) context.onAsyncEvent(null);
+      wake?.();
+    });
+    if (ref) context.ref();
+  };
+  const unsubscribe = context.onceClosed(() => wake?.());
+  signal?.addEventListener('abort', onAbort);
+  try {
+    if (signal?.aborted) return;
+    watch();
+    for (;;) {
+      for (let event = waiting.shift(); event !== undefined; event = waiting.shift()) {
+        yield event;
+        if (signal?.aborted) return;
+      }
+      if (signal?.aborted || context.closed) return;
+      watch(); // again, if it had to be ended
+      await new Promise<void>((resolve) => {
+        wake = resolve;
+      });
+      wake = undefined;
+    }
+  } finally {
+    signal?.removeEventListener('abort', onAbort);
+    unsubscribe();
+    if (!context.closed) context.onAsyncEvent(null);
+  }
+}

@@ -1,0 +1,56 @@
+// The receives of a shared receive queue, as seen by the completion queues that report on them. Unlike those of a queue
+// pair they complete in any order, on any of several completion queues.
+#pragma once
+
+#include <cstdint>
+#include <mutex>
+#include <vector>
+
+#include "provider/ibverbs/lifecycle.h"
+
+namespace quorate::ibverbs {
+
+// In the place of the slot number of a cookie (completion_queue.cc) this bit says that the rest numbers a shared queue.
+constexpr uint32_t kSharedSlotBit = 0x8000;
+constexpr uint32_t kMaxSharedQueueNumber = kSharedSlotBit - 1;
+
+class SharedWorkQueue {
+ public:
+  SharedWorkQueue(uint32_t number, uint32_t capacity) : number_(number), wrIds_(capacity), outstanding_(capacity) {
+    free_.reserve(capacity);
+    for (uint32_t index = capacity; index > 0; index--) free_.push_back(index - 1);
+  }
+
+  uint32_t number() const { return number_; }
+  uint32_t capacity() const { return static_cast<uint32_t>(wrIds_.size()); }
+
+  // Takes a free entry for a receive and gives its cookie; false if there is none.
+  bool take(uint64_t wrId, uint64_t* cookie) {
+    std::lock_guard<AdaptiveMutex> lock(mutex_);
+    if (free_.empty()) return false;
+    const uint32_t index = free_.back();
+    free_.pop_back();
+    wrIds_[index] = wrId;
+    outstanding_[index] = true;
+    *cookie = static_cast<uint64_t>(kSharedSlotBit | number_) << 32 | index;
+    return true;
+  }
+  // The entry's receive has completed (or was never posted). False if it is not outstanding.
+  bool retire(uint32_t index, uint64_t* wrId) {
+    std::lock_guard<AdaptiveMutex> lock(mutex_);
+    if (index >= outstanding_.size() || !outstanding_[index]) return false;
+    outstanding_[index] = false;
+    *wrId = wrIds_[index];
+    free_.push_back(index);  // within what was reserved
+    return true;
+  }
+
+ private:
+  const uint32_t number_;
+  AdaptiveMutex mutex_;
+  std::vector<uint64_t> wrIds_;
+  std::vector<bool> outstanding_;
+  std::vector<uint32_t> free_;
+};
+
+}  // namespace quorate::ibverbs

@@ -1,0 +1,173 @@
+// See shared_receive_queue.h.
+#include "provider/shm/shared_receive_queue.h"
+
+#include <algorithm>
+#include <bit>
+#include <cassert>
+#include <cerrno>
+
+namespace quorate::shm {
+namespace {
+
+constexpr int kMaxClaimAttempts = 8192;  // each fails only because another requester got ahead
+
+uint32_t checkedCapacity(uint32_t maxWr) {
+  if (maxWr >= 1 && maxWr <= kMaxReceiveWr) return std::bit_ceil(maxWr);
+  throw VerbsError("QUORATE_OUT_OF_RANGE", "maxWr of a shared receive queue is " + std::to_string(maxWr) +
+                                               ", must be 1 to " + std::to_string(kMaxReceiveWr));
+}
+
+}  // namespace
+
+ShmSharedReceiveQueue::ShmSharedReceiveQueue(std::shared_ptr<ShmProtectionDomain> domain, uint32_t maxWr)
+    : domain_(std::move(domain)), capacity_(checkedCapacity(maxWr)), requests_(capacity_), outstanding_(capacity_) {
+  ShmContext& context = *domain_->context();
+  index_ = context.sharedQueueIndices().take();
+  try {
+    base_ = context.takeSharedReceives(capacity_);
+  } catch (...) {
+    context.sharedQueueIndices().give(index_);
+    throw;
+  }
+  for (uint32_t i = capacity_; i > 0; i--) {
+    free_.push_back(i - 1);
+    entry(i - 1).owner.store(kFreeReceive, std::memory_order_relaxed);
+  }
+  SharedReceiveQueueSlot& slot = this->slot();
+  // Counts go on where the last user of the slot left them: a claim from then cannot succeed.
+  posted_ = slot.claimed.load(std::memory_order_seq_cst);
+  slot.posted.store(posted_, std::memory_order_seq_cst);
+  slot.limit.store(0);
+  slot.limitReached.store(0);
+  slot.base.store(base_, std::memory_order_release);
+  slot.capacity.store(capacity_, std::memory_order_release);
+}
+
+ShmSharedReceiveQueue::~ShmSharedReceiveQueue() {
+  try {
+    close();
+  } catch (const VerbsError&) {
+    // A queue pair whose right is not proven revoked still refers to it: nothing of it is used again.
+  }
+}
+
+void ShmSharedReceiveQueue::close() {
+  if (closed()) return;
+  ShmContext& context = *domain_->context();
+  if (context.forked()) {
+    closed_.store(true);
+    return;
+  }
+  children_.closeAll();
+  {
+    const std::lock_guard<SpinLock> guard(lock_);
+    if (closed_.exchange(true)) return;
+    slot().capacity.store(0, std::memory_order_release);
+  }
+  context.giveSharedReceives(base_, capacity_);
+  context.sharedQueueIndices().give(index_);
+}
+
+void ShmSharedReceiveQueue::setLimit(uint32_t limit) {
+  domain_->context()->requireOpen(kind());
+  const std::lock_guard<SpinLock> guard(lock_);
+  if (closed()) throw VerbsError("QUORATE_CLOSED", "This SharedReceiveQueue was closed");
+  if (limit > capacity_) {
+    throw VerbsError("QUORATE_OUT_OF_RANGE", "The limit of a shared receive queue is " + std::to_string(limit) +
+                                                 ", must be 0 to " + std::to_string(capacity_));
+  }
+  slot().limit.store(limit, std::memory_order_seq_cst);
+}
+
+SrqAttributes ShmSharedReceiveQueue::query() {
+  domain_->context()->requireOpen(kind());
+  if (closed()) throw VerbsError("QUORATE_CLOSED", "This SharedReceiveQueue was closed");
+  return {capacity_, std::min(slot().limit.load(), capacity_)};
+}
+
+bool ShmSharedReceiveQueue::takeLimitReached() {
+  return !closed() && slot().limitReached.exchange(0, std::memory_order_seq_cst) != 0;
+}
+
+size_t ShmSharedReceiveQueue::postReceive(const ReceiveWorkRequest* requests, size_t count, int* errnum) {
+  domain_->context()->requireOpen(kind());
+  const std::lock_guard<SpinLock> guard(lock_);
+  if (closed()) throw VerbsError("QUORATE_CLOSED", "This SharedReceiveQueue was closed");
+  *errnum = 0;
+  for (size_t i = 0; i < count; i++) {
+    if (requests[i].length > kMaxMessageBytes) {
+      *errnum = EINVAL;
+      return i;
+    }
+    if (free_.empty()) {
+      *errnum = ENOMEM;
+      return i;
+    }
+    const uint32_t index = free_.back();
+    free_.pop_back();
+    requests_[index] = requests[i];
+    outstanding_[index] = true;
+    SharedReceiveEntry& entry = this->entry(index);
+    entry.address.store(requests[i].localAddress, std::memory_order_relaxed);
+    entry.length.store(requests[i].length, std::memory_order_relaxed);
+    entry.lkey.store(requests[i].lkey, std::memory_order_relaxed);
+    entry.owner.store(0, std::memory_order_release);
+    this->entry(posted_ & (capacity_ - 1)).order.store(index, std::memory_order_relaxed);
+    slot().posted.store(++posted_, std::memory_order_release);
+  }
+  return count;
+}
+
+void ShmSharedReceiveQueue::free(uint32_t index) {
+  entry(index).owner.store(kFreeReceive, std::memory_order_release);
+  outstanding_[index] = false;
+  free_.push_back(index);
+}
+
+bool ShmSharedReceiveQueue::complete(uint32_t index, uint32_t queuePair, ReceiveWorkRequest* posted) {
+  const std::lock_guard<SpinLock> guard(lock_);
+  if (index >= capacity_ || !outstanding_[index] ||
+      entry(index).owner.load(std::memory_order_acquire) != queuePair + 1) {
+    return false;
+  }
+  *posted = requests_[index];
+  free(index);
+  return true;
+}
+
+void ShmSharedReceiveQueue::reclaim(uint32_t queuePair, size_t max,
+                                    const std::function<void(const ReceiveWorkRequest&)>& each) {
+  const std::lock_guard<SpinLock> guard(lock_);
+  for (uint32_t index = 0; index < capacity_ && max > 0; index++) {
+    if (!outstanding_[index] || entry(index).owner.load(std::memory_order_acquire) != queuePair + 1) continue;
+    each(requests_[index]);
+    free(index);
+    max--;
+  }
+}
+
+uint32_t claimSharedReceive(ControlSegment& control, SharedReceiveQueueSlot& slot, uint32_t base, uint32_t capacity,
+                            uint32_t queuePair, bool* limitReached) {
+  for (int attempt = 0; attempt < kMaxClaimAttempts; attempt++) {
+    uint32_t position = slot.claimed.load(std::memory_order_acquire);
+    if (position == slot.posted.load(std::memory_order_acquire)) return kNoReceive;
+    // Sound also if the position has been passed meanwhile: the entry is then one that was posted later, or not free.
+    const uint32_t index = control.sharedReceives[base + (position & (capacity - 1))].order.load();
+    if (index >= capacity) return kNoReceive;
+    uint32_t unclaimed = 0;
+    const bool mine = control.sharedReceives[base + index].owner.compare_exchange_strong(unclaimed, queuePair + 1,
+                                                                                         std::memory_order_seq_cst);
+    slot.claimed.compare_exchange_strong(position, position + 1, std::memory_order_seq_cst);
+    if (!mine) continue;
+    const uint32_t left = slot.posted.load(std::memory_order_relaxed) - slot.claimed.load(std::memory_order_relaxed);
+    const uint32_t limit = slot.limit.load(std::memory_order_relaxed);
+    if (limit != 0 && left < limit && slot.limit.exchange(0, std::memory_order_seq_cst) != 0) {
+      slot.limitReached.store(1, std::memory_order_seq_cst);
+      *limitReached = true;
+    }
+    return index;
+  }
+  return kNoReceive;
+}
+
+}  // namespace quorate::shm

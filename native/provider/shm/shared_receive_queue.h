@@ -1,0 +1,73 @@
+// Shared receive queues of the shm provider: receives in the control segment that requesters of several queue pairs
+// claim, each for the queue pair that it sends to.
+//
+// A receive is an entry of the queue; `order` says in which order entries are to be claimed. Who claims one first
+// writes into the entry for which queue pair (so that it is known should the claimer die at that moment) and then
+// advances the count of claims; who finds an entry claimed and the count behind helps it on. The queue pair's slot
+// remembers the claim until the message is complete. The completion is published in the queue pair's own ring, as that
+// of any receive.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "provider/shm/region.h"
+#include "provider/shm/spin_lock.h"
+#include "verbs/verbs.h"
+
+namespace quorate::shm {
+
+class ShmSharedReceiveQueue final : public SharedReceiveQueue {
+ public:
+  ShmSharedReceiveQueue(std::shared_ptr<ShmProtectionDomain> domain, uint32_t maxWr);
+  ~ShmSharedReceiveQueue() override;
+
+  uint32_t maxWr() const override { return capacity_; }
+  void setLimit(uint32_t limit) override;
+  SrqAttributes query() override;
+  size_t postReceive(const ReceiveWorkRequest* requests, size_t count, int* errnum) override;
+  void close() override;
+  bool closed() const override { return closed_.load(); }
+
+  // For queue pairs.
+  const std::shared_ptr<ShmProtectionDomain>& domain() const { return domain_; }
+  Children& children() { return children_; }
+  uint32_t index() const { return index_; }
+  // The receive at `entry` was completed for the queue pair in slot `queuePair`: gives what was posted and frees the
+  // entry. False if that cannot be: the peer broke the rules.
+  bool complete(uint32_t entry, uint32_t queuePair, ReceiveWorkRequest* posted);
+  // Frees what was claimed for the queue pair and never completed, at most `max` of them; hands each to `each`.
+  void reclaim(uint32_t queuePair, size_t max, const std::function<void(const ReceiveWorkRequest&)>& each);
+  // The limit was undercut since the last call.
+  bool takeLimitReached();
+
+ private:
+  SharedReceiveQueueSlot& slot() const { return domain_->context()->control()->sharedQueues[index_]; }
+  SharedReceiveEntry& entry(uint32_t index) const {
+    return domain_->context()->control()->sharedReceives[base_ + index];
+  }
+  void free(uint32_t index);
+
+  const std::shared_ptr<ShmProtectionDomain> domain_;
+  const uint32_t capacity_;
+  uint32_t index_ = 0;
+  uint32_t base_ = 0;
+  Children children_;
+  SpinLock lock_;                             // guards what follows
+  std::vector<ReceiveWorkRequest> requests_;  // as posted: nothing of them is taken from shared memory
+  std::vector<bool> outstanding_;
+  std::vector<uint32_t> free_;
+  uint32_t posted_ = 0;
+  std::atomic<bool> closed_{false};
+};
+
+// Requester: claims a receive of the queue at `slot` for the queue pair in slot `queuePair`. `base` and `capacity` are
+// the queue's, bounded. kNoReceive if none is left. Sets *limitReached if that was armed and undercut.
+constexpr uint32_t kNoReceive = ~0u;
+uint32_t claimSharedReceive(ControlSegment& control, SharedReceiveQueueSlot& slot, uint32_t base, uint32_t capacity,
+                            uint32_t queuePair, bool* limitReached);
+
+}  // namespace quorate::shm
