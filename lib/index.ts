@@ -6,6 +6,8 @@ export { PROFILES } from './replica/profiles.js';
 export { NotLeaderError, Replica } from './replica/replica.js';
 export type {
   MemberAddress,
+  MemberStatus,
+  NewMember,
   PeerStatus,
   ProfileName,
   ProposeOptions,

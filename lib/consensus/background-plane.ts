@@ -25,11 +25,13 @@ import {
   STATUS_WORDS,
 } from './limits.js';
 import { LogScanner } from './log-scan.js';
+import { standsBefore } from './membership.js';
 import { readU53, SealedBlockReader, SealedBlockWriter, writeU53 } from './sealed-block.js';
 import {
   BackgroundField,
   GrantField,
   MainField,
+  NOBODY,
   REQUEST_KIND_NONE,
   REQUEST_KIND_PERMISSION,
   RequestField,
@@ -131,6 +133,11 @@ export class BackgroundPlane {
   private takeoverAnnounced = false;
   private standBackUntil_ns = 0;
   private outpromisedSince_ns = Number.POSITIVE_INFINITY;
+  /** Latest epoch that was seen to be ceded, and since when. */
+  private cededEpoch = EPOCH_NONE;
+  private cededSeen_ns = 0;
+  /** This replica ceded the leadership that it had last, rather than losing it. */
+  private hasCededItself = false;
   private nextRequestSequence = 1;
   private lastScore_ns = Number.NEGATIVE_INFINITY;
   private lastTrustedMask = 0;
@@ -389,7 +396,8 @@ export class BackgroundPlane {
       const leaderEpoch = watch.leaderEpoch();
       if (leaderEpoch !== EPOCH_NONE && leaderEpoch >= this.promisedEpoch) return true;
       // A candidate that was granted gets time to complete its takeover.
-      const isProspective = peer === this.promisedTo && watch.promisedEpoch() <= this.promisedEpoch;
+      const isProspective =
+        peer === this.promisedTo && watch.promisedEpoch() <= this.promisedEpoch && !this.hasCeded(watch);
       if (isProspective && now_ns - this.promisedAt_ns < this.options.profile.takeoverTimeout_ns) return true;
     }
     return false;
@@ -406,6 +414,29 @@ export class BackgroundPlane {
       if (leaderEpoch !== EPOCH_NONE && leaderEpoch >= this.promisedEpoch) return true;
     }
     return false;
+  }
+
+  /** The peer gave up the leadership that this replica promised last. */
+  private hasCeded(watch: PeerWatch): boolean {
+    return this.promisedEpoch !== EPOCH_NONE && readU53(watch.main.body, MainField.cededEpoch) === this.promisedEpoch;
+  }
+
+  /** To whom the leader that this replica followed ceded, if that one can lead; -1 if nobody need be waited for. */
+  private successor(now_ns: number): number {
+    const { promisedTo, options } = this;
+    if (promisedTo < 0 || promisedTo === options.id) return -1;
+    const former = this.peers[promisedTo] as PeerWatch;
+    if (!this.hasCeded(former)) return -1;
+    if (this.cededEpoch !== this.promisedEpoch) {
+      this.cededEpoch = this.promisedEpoch;
+      this.cededSeen_ns = now_ns;
+    }
+    const to = former.main.body[MainField.cededTo] as number;
+    if (to === NOBODY || to >= MAX_REPLICAS || this.voterBootId(to) === 0) return -1;
+    if (now_ns - this.cededSeen_ns >= options.profile.takeoverTimeout_ns) return -1;
+    if (to === options.id) return to;
+    const isEligible = (this.peers[to] as PeerWatch).background.body[BackgroundField.eligible] === 1;
+    return isEligible && this.detector.trusts(to) ? to : -1;
   }
 
   /** The own replication plane is the active leader of the epoch promised last. */
@@ -441,7 +472,12 @@ export class BackgroundPlane {
     this.promisedEpoch = epoch;
     this.promisedTo = candidate;
     this.promisedAt_ns = now_ns;
-    if (candidate !== options.id) this.endCandidacy();
+    if (candidate !== options.id) {
+      this.endCandidacy();
+      // It stood back for a successor, and there is one.
+      if (this.hasCededItself) this.standBackUntil_ns = now_ns;
+      this.hasCededItself = false;
+    }
     const toMain = this.toMainWriter.body;
     this.publishHeartbeat(now_ns);
     if (this.logWriter >= 0) {
@@ -505,6 +541,8 @@ export class BackgroundPlane {
     body[GrantField.tailHashLow] = position.hashLow;
     body[GrantField.tailHashHigh] = position.hashHigh;
     body[GrantField.writeKey] = writeKey;
+    body[GrantField.appliedHashLow] = this.ownMain.body[MainField.appliedHashLow] as number;
+    body[GrantField.appliedHashHigh] = this.ownMain.body[MainField.appliedHashHigh] as number;
     body[GrantField.runCount] = this.scanHistory.count;
     for (let run = 0; run < this.scanHistory.count; run++) {
       writeU53(body, GrantField.runs + run * 4, this.scanHistory.epochs[run] as number);
@@ -544,7 +582,7 @@ export class BackgroundPlane {
       if (this.voterBootId(peer) === 0 || !this.detector.trusts(peer)) continue;
       const main = (this.peers[peer] as PeerWatch).main.body;
       const tailLsn = readU53(main, MainField.tailLsn);
-      const beginLsn = Math.max(tailLsn - this.options.logBytes, readU53(main, MainField.intactFromLsn));
+      const beginLsn = Math.max(tailLsn - this.options.logBytes, readU53(main, MainField.foreignBelowLsn));
       if (tailLsn > ownTailLsn && beginLsn > ownAppliedLsn) return true;
     }
     return false;
@@ -563,6 +601,7 @@ export class BackgroundPlane {
     if (this.candidateEpoch !== EPOCH_NONE) {
       if (readU53(fromMain.body, ToBackgroundField.endedEpoch) >= this.candidateEpoch) {
         // The replication plane gave this leadership or takeover up.
+        this.hasCededItself = readU53(this.ownMain.body, MainField.cededEpoch) === this.candidateEpoch;
         this.standBack(now_ns);
         return;
       }
@@ -575,6 +614,11 @@ export class BackgroundPlane {
         return;
       }
       if (this.outpromised(now_ns)) {
+        if (this.ownIncarnation() === 0) {
+          // On its way out of the configuration, it has no epochs to form any more: others take over.
+          this.standBack(now_ns);
+          return;
+        }
         this.endCandidacy();
         this.becomeCandidate(now_ns);
         return;
@@ -583,15 +627,31 @@ export class BackgroundPlane {
       return;
     }
     if (!this.eligible(now_ns) || this.liveLeader(now_ns, options.id) || this.newLeader()) return;
-    for (let peer = 0; peer < options.id; peer++) {
-      // The lowest trusted, eligible voter is the candidate.
-      const watch = this.peers[peer] as PeerWatch;
-      const isVoter = this.voterBootId(peer) !== 0;
-      const mayLead = this.detector.trusts(peer) || this.detector.isUnderReview(peer);
-      if (isVoter && mayLead && watch.background.body[BackgroundField.eligible] === 1) return;
-    }
+    const successor = this.successor(now_ns);
+    if (successor >= 0 ? successor !== options.id : this.isAnotherPreferred()) return;
     if (!this.majorityTrusted()) return;
     this.becomeCandidate(now_ns);
+  }
+
+  /** The candidate is the trusted, eligible voter with the highest priority, at equal priority the lowest id. */
+  private isAnotherPreferred(): boolean {
+    const { id } = this.options;
+    const ownPriority = this.priority(id);
+    for (let peer = 0; peer < MAX_REPLICAS; peer++) {
+      if (this.voterBootId(peer) === 0 || !standsBefore(this.priority(peer), peer, ownPriority, id)) continue;
+      const mayLead = this.detector.trusts(peer) || this.detector.isUnderReview(peer);
+      const isEligible = (this.peers[peer] as PeerWatch).background.body[BackgroundField.eligible] === 1;
+      if (mayLead && isEligible) return true;
+    }
+    return false;
+  }
+
+  private priority(peer: number): number {
+    return this.fromMain.body[ToBackgroundField.priorities + peer] as number;
+  }
+
+  private isSpare(peer: number): boolean {
+    return ((this.fromMain.body[ToBackgroundField.spareMask] as number) & (1 << peer)) !== 0;
   }
 
   /**
@@ -625,6 +685,7 @@ export class BackgroundPlane {
 
   private becomeCandidate(now_ns: number): void {
     const { options } = this;
+    if (this.ownIncarnation() === 0) throw new Error(`replica ${options.id} is no voter and stands for election`);
     let counter = epochCounter(this.promisedEpoch);
     for (const watch of this.peers) counter = Math.max(counter, epochCounter(watch.promisedEpoch()));
     const epoch = makeEpoch(counter + 1, this.ownIncarnation());
@@ -643,13 +704,13 @@ export class BackgroundPlane {
     this.request(now_ns);
   }
 
-  /** Asks every connected replica that has not granted yet, voter or not. */
+  /** Asks every connected replica that has not granted yet, voter or not, but for spares. */
   private request(now_ns: number): void {
     const { fabric, options } = this;
     let queued = false;
     for (let peer = 0; peer < MAX_REPLICAS; peer++) {
       const watch = this.peers[peer] as PeerWatch;
-      if (peer === options.id) continue;
+      if (peer === options.id || this.isSpare(peer)) continue;
       if (fabric.probeConnected(peer)) {
         const generation = fabric.outgoingLogGeneration(peer);
         const regrants = this.fromMain.body[ToBackgroundField.regrants + peer] as number;

@@ -2,9 +2,17 @@
 // read and write in each other's memory, so all members of a cluster must run the same values (LAYOUT_VERSION).
 
 /** Version of the shared memory layout; replicas with different versions refuse to connect. */
-export const LAYOUT_VERSION = 1;
+export const LAYOUT_VERSION = 3;
 /** Replica ids are 0 .. MAX_REPLICAS - 1, so that sets of replicas fit one 32-bit mask. */
 export const MAX_REPLICAS = 16;
+/** Life numbers of processes are 1 .. this; they are drawn at random. */
+export const BOOT_ID_MAX = 2 ** 48 - 1;
+/** Election priorities are 0 .. this. */
+export const PRIORITY_MAX = 1000;
+/** Most characters of a member's host name; DNS names have at most 253. */
+export const HOST_CHARACTERS_MAX = 255;
+/** A learner is promoted only while it lacks at most this of the leader's log, and never more than a sixteenth of it. */
+export const LEARNER_LAG_BYTES_MAX = 64 * 1024;
 /** Entries start at multiples of this; a pad entry therefore always fits before the end of the ring. */
 export const ENTRY_ALIGNMENT_BYTES = 64;
 /** lsn, epoch, length, type, commit LSN, chain hash, origin, sequence. */
@@ -29,7 +37,7 @@ export const REPLICATION_WINDOW_WRITES = 8;
 export const TAKEOVER_READ_BYTES_MAX = 1280 * 1024;
 /** Epoch runs that a grant publishes; a log with more of them is repaired from the last one published. */
 export const EPOCH_RUNS_MAX = 40;
-/** Most bytes of a configuration entry. */
+/** Most bytes of a configuration entry: MAX_REPLICAS members with the longest host names, in ASCII, take 6 KiB. */
 export const CONFIGURATION_BYTES_MAX = 8 * 1024;
 /** Incarnation ordinals are below this, so that (counter, incarnation) fits a double's 53 bits. */
 export const INCARNATION_MAX = 2 ** 20;

@@ -10,12 +10,11 @@
 import { FabricStatus, type ReplicationFabric } from '../fabric/fabric.js';
 import {
   type Configuration,
+  checkSuccessor,
   decodeConfiguration,
   encodeConfiguration,
   majority,
   voterWithId,
-  withoutVoter,
-  withVoter,
 } from './configuration.js';
 import {
   type ChainPosition,
@@ -34,13 +33,17 @@ import {
 import { EPOCH_NONE, formatEpoch } from './epoch.js';
 import { EpochHistory, findDivergence } from './epoch-history.js';
 import type { Exchange } from './exchange.js';
+import { IntactRing } from './intact-ring.js';
 import {
+  BACKGROUND_BLOCK_OFFSET_WORDS,
+  BACKGROUND_BLOCK_WORDS,
   ENTRY_ALIGNMENT_BYTES,
   ENTRY_HEADER_BYTES,
   ENTRY_RING_FRACTION_MAX,
   EPOCH_RUNS_MAX,
   GRANT_BLOCK_OFFSET_WORDS,
   GRANT_BLOCK_WORDS,
+  LEARNER_LAG_BYTES_MAX,
   LOG_BYTES_MAX,
   LOG_BYTES_MIN,
   LOG_RESERVE_FRACTION,
@@ -53,11 +56,23 @@ import {
   TAKEOVER_READ_BYTES_MAX,
 } from './limits.js';
 import { LogPiece, LogScanner } from './log-scan.js';
+import {
+  chooseSuccessor,
+  isCaughtUp,
+  isRefusal,
+  type LeaderView,
+  type MembershipChange,
+  type MembershipRefusal,
+  planChange,
+  planMaintenance,
+} from './membership.js';
 import { ReadRounds } from './read-rounds.js';
 import { readU53, SealedBlockReader, SealedBlockWriter, writeU53 } from './sealed-block.js';
 import {
+  BackgroundField,
   GrantField,
   MainField,
+  NOBODY,
   TO_BACKGROUND_WORDS,
   TO_MAIN_WORDS,
   ToBackgroundField,
@@ -96,6 +111,10 @@ export interface ReplicationHost {
   onDeposed(epoch: number, reason: string): void;
   /** A configuration is in force here (latest in the log, committed or not). */
   onConfiguration(configuration: Configuration): void;
+  /** A configuration was applied, and so is committed; its entry ends at `endLsn`. Not called for a snapshot's. */
+  onConfigurationApplied(configuration: Configuration, endLsn: number): void;
+  /** Leadership was not handed over, for this reason, and this replica goes on leading. */
+  onTransferEnded(reason: string): void;
   /** The log link to the peer failed and must be replaced by a fresh one. */
   onPeerBroken(peer: number): void;
   /** The peer's log is too far behind the ring to be repaired from it; it needs a snapshot from this leader. */
@@ -118,8 +137,6 @@ export interface ReplicationOptions {
   readonly spin_ns: number;
   /** A follower that blocks recycling of the ring for so long is dropped. */
   readonly lagTimeout_ns: number;
-  /** Ids that may be voters. */
-  readonly memberIds: readonly number[];
   /** Most entries that are applied in one go, before the host gets its turn. Default 4096. */
   readonly applyEntriesMax?: number;
 }
@@ -127,6 +144,8 @@ export interface ReplicationOptions {
 /** Results of propose() that are not an LSN; the first one is also one of readBarrier(). */
 export const PROPOSE_NOT_LEADER = -1;
 export const PROPOSE_LOG_FULL = -2;
+/** The leader is about to hand over or to leave; it may also go on. */
+export const PROPOSE_LEAVING = -3;
 
 /** Half of the workspace holds entries under construction, the other half what is read from other logs. */
 export const WORKSPACE_BYTES_MIN = 2 * 2 * 1024 * 1024;
@@ -186,8 +205,8 @@ export class ReplicationPlane {
   private readonly toBackgroundWriter: SealedBlockWriter;
   private readonly toMain = new SealedBlockReader(TO_MAIN_WORDS);
   private readonly followers: Follower[] = [];
-  /** The other members; the hot path looks at no more than these. */
-  private readonly peerIds: readonly number[];
+  /** Replicas that are linked, or to which something is under way; the hot path looks at no more than these. */
+  private peerIds: readonly number[] = [];
   private readonly stagingBytesMax: number;
   private readonly ackScratch = new Float64Array(MAX_REPLICAS);
   private readonly grantHistory = new EpochHistory(EPOCH_RUNS_MAX);
@@ -200,8 +219,10 @@ export class ReplicationPlane {
   private readonly applied: ChainPosition = { lsn: 0, hashLow: 0, hashHigh: 0, epoch: 0 };
   private readonly tail: ChainPosition = { lsn: 0, hashLow: 0, hashHigh: 0, epoch: 0 };
   private readonly history = new EpochHistory(HISTORY_RUNS);
-  /** Below this LSN the own ring holds nothing that could repair others (a snapshot was installed). */
-  private intactFromLsn = 0;
+  /** What the own ring holds for the repair of others. */
+  private readonly ring: IntactRing;
+  /** What the main block says is applied: from there on a grant reads the own log. */
+  private publishedAppliedLsn = 0;
   private commitLsn_ = 0;
   /** Configurations by the LSN at which they stand; the first is in force at the applied LSN, the last at the tail. */
   private configurations: { endLsn: number; configuration: Configuration }[];
@@ -231,6 +252,15 @@ export class ReplicationPlane {
   private blockedSince_ns = -1;
   private dirty = false;
 
+  // Handing over.
+  /** Replica that leadership is being transferred to, -1 if none. */
+  private transferTo = -1;
+  private transferEnd_ns = Number.POSITIVE_INFINITY;
+  /** Takes no commands: leadership is being transferred, or the configuration in force is without this leader. */
+  private isLeaving = false;
+  private readonly view: LeaderView;
+  private readonly peerBackground = new SealedBlockReader(BACKGROUND_BLOCK_WORDS);
+
   constructor(
     private readonly options: ReplicationOptions,
     private readonly fabric: ReplicationFabric,
@@ -247,12 +277,20 @@ export class ReplicationPlane {
       throw new RangeError(`workspace of ${workspaceBytes} bytes is below ${workspaceBytesMin(logBytes)} bytes`);
     }
     this.scanner = new LogScanner(fabric.logWords, logBytes);
+    this.ring = new IntactRing(this.scanner);
     this.stagingBytesMax = fabric.workspaceBytes.length / 2;
     this.applyEntriesMax = options.applyEntriesMax ?? ENTRIES_PER_POLL_MAX;
     this.mainWriter = new SealedBlockWriter(statusWords, MAIN_BLOCK_OFFSET_WORDS, MAIN_BLOCK_WORDS);
     this.toBackgroundWriter = new SealedBlockWriter(exchange.words, exchange.toBackgroundOffset, TO_BACKGROUND_WORDS);
     for (let peer = 0; peer < MAX_REPLICAS; peer++) this.followers.push(new Follower());
-    this.peerIds = options.memberIds.filter((id) => id !== options.id);
+    this.view = {
+      id: options.id,
+      linkedLife: (id) => (id === options.id ? options.bootId : (this.followers[id] as Follower).linkBootId),
+      isActive: (id) => id === options.id || (this.followers[id] as Follower).phase === PHASE_ACTIVE,
+      lagBytes: (id) => (id === options.id ? 0 : this.tail.lsn - (this.followers[id] as Follower).ackedLsn),
+      lagBytesMax: Math.min(LEARNER_LAG_BYTES_MAX, options.logBytes / 16),
+      trusts: (id) => id === options.id || (this.trustedMask & (1 << id)) !== 0,
+    };
     this.configurations = [{ endLsn: 0, configuration: genesis }];
     this.applied.hashLow = genesis.clusterId >>> 0;
     this.applied.hashHigh = Math.floor(genesis.clusterId / 4294967296) >>> 0;
@@ -307,7 +345,8 @@ export class ReplicationPlane {
   get leader(): number {
     if (this.role_ === 'leader') return this.options.id;
     const promisedTo = this.promisedTo;
-    if (promisedTo < 0 || promisedTo === this.options.id) return -1;
+    // Epoch 0 is no epoch: it stands in all memory that nobody has written yet.
+    if (promisedTo < 0 || promisedTo === this.options.id || this.promisedEpoch === EPOCH_NONE) return -1;
     return this.peerLeaderEpoch(promisedTo) === this.promisedEpoch ? promisedTo : -1;
   }
   /** Configuration in force: the latest in the log. */
@@ -339,6 +378,7 @@ export class ReplicationPlane {
   peerLinked(peer: number, bootId: number): void {
     const follower = this.followers[peer] as Follower;
     follower.linkBootId = bootId;
+    this.peersChanged();
     follower.phase = PHASE_NONE;
     follower.hasGrant = false;
     follower.ackedLsn = 0;
@@ -352,8 +392,17 @@ export class ReplicationPlane {
   peerUnlinked(peer: number): void {
     const follower = this.followers[peer] as Follower;
     follower.linkBootId = 0;
+    this.peersChanged();
     if (follower.phase !== PHASE_NONE) follower.phase = PHASE_BROKEN;
     this.afterFollowerLost();
+  }
+
+  private peersChanged(): void {
+    const ids: number[] = [];
+    for (const [id, { linkBootId, writesInFlight }] of this.followers.entries()) {
+      if (linkBootId !== 0 || writesInFlight > 0) ids.push(id);
+    }
+    this.peerIds = ids;
   }
 
   /** The peer installed a snapshot: its permission is asked for again, and it is repaired from there. */
@@ -389,10 +438,11 @@ export class ReplicationPlane {
       throw new RangeError(`snapshot at LSN ${position.lsn} is behind the applied LSN ${this.applied.lsn}`);
     }
     if (configuration.clusterId !== this.options.genesis.clusterId) throw new Error('snapshot of another cluster');
+    this.ring.noteEnd(this.tail.lsn);
+    this.ring.noteForeign(position.lsn);
     copyPosition(position, this.applied);
     copyPosition(position, this.tail);
     this.commitLsn_ = Math.max(this.commitLsn_, position.lsn);
-    this.intactFromLsn = position.lsn;
     this.history.clear();
     this.configurations = [{ endLsn: position.lsn, configuration }];
     const { body } = this.mainWriter;
@@ -428,6 +478,8 @@ export class ReplicationPlane {
       this.relieve(now_ns);
       this.maintainMembership();
       this.flush();
+      this.advanceTransfer(now_ns);
+      this.leaveIfRemoved();
       // Not before the takeover is complete: until then what follows the applied LSN may have to be repaired here, too.
       more = this.role_ === 'leader' && this.applied.lsn < this.commitLsn_ && this.applyCommitted();
       this.advanceReadRound();
@@ -438,6 +490,7 @@ export class ReplicationPlane {
   }
 
   private forgetTail(): void {
+    this.ring.noteEnd(this.tail.lsn);
     copyPosition(this.applied, this.tail);
     this.history.truncateTo(this.applied.lsn);
     if (this.configurations.length > 1) {
@@ -499,6 +552,7 @@ export class ReplicationPlane {
     const start = at * 4 + ENTRY_HEADER_BYTES;
     const payloadBytes = entryPayloadBytes(this.fabric.logWords, at);
     const configuration = decodeConfiguration(this.fabric.logBytes.slice(start, start + payloadBytes));
+    checkSuccessor(this.configuration, configuration);
     this.configurations.push({ endLsn, configuration });
     this.configurationChanged();
   }
@@ -542,6 +596,7 @@ export class ReplicationPlane {
         while (this.configurations.length > 1 && (this.configurations[1] as { endLsn: number }).endLsn <= applied.lsn) {
           this.configurations.shift();
         }
+        host.onConfigurationApplied(this.appliedConfiguration, applied.lsn);
       }
     }
     return false;
@@ -556,6 +611,7 @@ export class ReplicationPlane {
     this.noopEndLsn = Number.POSITIVE_INFINITY;
     this.seenGrantsReceived = -1;
     this.blockedSince_ns = -1;
+    this.readTargetLsn = 0;
     for (const follower of this.followers) {
       follower.hasGrant = false;
       follower.usedGrant = 0;
@@ -563,7 +619,10 @@ export class ReplicationPlane {
       follower.phase = PHASE_NONE;
     }
     this.forgetTail();
+    // From here on this plane alone writes the log, and validates all that it takes; as leader, too, until it is deposed.
+    this.ring.beginTakeover(this.tail);
     this.extendTail(epoch, Number.POSITIVE_INFINITY);
+    this.publish(); // what is adopted may recycle all that is applied
   }
 
   /** Takes new grants out of the exchange; a peer with a fresh grant is repaired from its own log's state. */
@@ -635,14 +694,18 @@ export class ReplicationPlane {
    */
   private advanceTakeover(): void {
     if (this.noopAppended() || this.readOutstanding) return;
-    if (this.countVoters((follower) => follower.hasGrant) < majority(this.configuration)) return;
+    // While a better log is being read, configurations come and go with its pieces: only where it ends they count.
+    const isReading = this.readingFrom >= 0 && this.tail.lsn < this.readTargetLsn;
+    const isMajority = this.countVoters((follower) => follower.hasGrant) >= majority(this.configuration);
+    if (!isReading && !isMajority) return;
     let best = -1;
     let bestEpoch = this.tail.epoch;
     let bestLsn = this.tail.lsn;
+    // Of all that granted, voters or not: who is a voter changes on the way through the log, but a log that ends later
+    // in a later epoch holds whatever the others' do, so that the choice must not depend on it.
     for (let peer = 0; peer < MAX_REPLICAS; peer++) {
       const follower = this.followers[peer] as Follower;
-      // Logs of replicas that are no voters hold nothing that a majority could have needed.
-      if (!follower.hasGrant || voterWithId(this.configuration, peer)?.bootId !== follower.linkBootId) continue;
+      if (!follower.hasGrant) continue;
       const isBetter =
         follower.grantTailEpoch > bestEpoch ||
         (follower.grantTailEpoch === bestEpoch && follower.grantTailLsn > bestLsn);
@@ -653,6 +716,11 @@ export class ReplicationPlane {
       }
     }
     if (best < 0) {
+      if (!isMajority) return;
+      if (!this.isVoter()) {
+        this.depose(`configuration ${this.configuration.version} does not list this replica as a voter`);
+        return;
+      }
       this.appendNoop();
       return;
     }
@@ -707,6 +775,7 @@ export class ReplicationPlane {
       this.depose(`the log of replica ${this.readingFrom} does not continue this one at LSN ${start}`);
       return;
     }
+    this.assertRecyclable(position.lsn);
     fabric.queueAppend(this.epoch, this.stagingBytesMax, scanner.physical(start), validBytes, TOKEN_APPEND);
     this.appendsOutstanding++;
     this.submit(1);
@@ -770,10 +839,17 @@ export class ReplicationPlane {
     ) {
       throw new Error(`log matching: replica ${peer} has other entries below LSN ${divergenceLsn} than the leader`);
     }
-    if (this.tail.lsn - this.options.logBytes > follower.grantAppliedLsn || divergenceLsn < this.intactFromLsn) {
-      follower.phase = PHASE_LAGGING;
-      this.host.onSnapshotNeeded(peer);
+    if (this.tail.lsn - this.options.logBytes > follower.grantAppliedLsn || divergenceLsn < this.ring.foreignBelowLsn) {
+      this.leaveBehind(peer);
       return;
+    }
+    // The hash is known where its applied log ends and where its whole log ends, not where a part of that diverges.
+    if (divergenceLsn === follower.grantTailLsn) {
+      const low = grant[GrantField.tailHashLow] as number;
+      this.ring.beginRepair(peer, divergenceLsn, low, grant[GrantField.tailHashHigh] as number);
+    } else {
+      const low = grant[GrantField.appliedHashLow] as number;
+      this.ring.beginRepair(peer, follower.grantAppliedLsn, low, grant[GrantField.appliedHashHigh] as number);
     }
     this.fabric.setLogWriteKey(peer, grant[GrantField.writeKey] as number);
     follower.phase = PHASE_REPAIRING;
@@ -784,14 +860,21 @@ export class ReplicationPlane {
     this.recycleLsn = 0; // this follower may need more of the ring than those known so far
   }
 
+  /** The follower cannot be repaired from this ring. */
+  private leaveBehind(peer: number): void {
+    (this.followers[peer] as Follower).phase = PHASE_LAGGING;
+    this.host.onSnapshotNeeded(peer);
+  }
+
   // -- leader ------------------------------------------------------------------------------------------------------
 
   /**
-   * Builds a command entry behind the tail; flush() sends it. Returns its LSN, PROPOSE_NOT_LEADER, or
-   * PROPOSE_LOG_FULL when followers have yet to apply what the ring holds (or the staging area needs a flush).
+   * Builds a command entry behind the tail; flush() sends it. Returns its LSN, PROPOSE_NOT_LEADER, PROPOSE_LOG_FULL
+   * when followers have yet to apply what the ring holds (or the staging area needs a flush), or PROPOSE_LEAVING.
    */
   propose(origin: number, sequence: number, payload: Uint8Array): number {
     if (this.role_ !== 'leader') return PROPOSE_NOT_LEADER;
+    if (this.isLeaving) return PROPOSE_LEAVING;
     const reserve = this.options.logBytes * LOG_RESERVE_FRACTION;
     if (!this.hasRoom(entryBytes(payload.length), reserve)) return PROPOSE_LOG_FULL;
     return this.stage(EntryType.command, origin, sequence, payload, payload.length);
@@ -814,6 +897,8 @@ export class ReplicationPlane {
 
   /** What is below may be overwritten: applied here and by every follower that is being written. */
   private lowestNeededLsn(): number {
+    // A grant reads the own log from the LSN that is published as applied, so what is above must still be there.
+    this.publish();
     let lowest = this.applied.lsn;
     for (let peer = 0; peer < MAX_REPLICAS; peer++) {
       const follower = this.followers[peer] as Follower;
@@ -885,9 +970,18 @@ export class ReplicationPlane {
     return at;
   }
 
-  /** Queues the append of the current run. */
+  private assertRecyclable(endLsn: number): void {
+    if (endLsn - this.options.logBytes <= this.publishedAppliedLsn) return;
+    throw new Error(
+      `ring recycling: an append up to LSN ${endLsn} would overwrite what is not known as applied here ` +
+        `(published is LSN ${this.publishedAppliedLsn})`,
+    );
+  }
+
+  /** Queues the append of the current run, which ends where the log does. */
   private endRun(): void {
     if (this.runBytes === 0) return;
+    this.assertRecyclable(this.tail.lsn);
     this.fabric.queueAppend(this.epoch, this.runStagingOffset, this.runLogOffset, this.runBytes, TOKEN_APPEND);
     this.appendsOutstanding++;
     this.runBytes = 0;
@@ -953,9 +1047,14 @@ export class ReplicationPlane {
       if (follower.phase !== PHASE_ACTIVE && follower.phase !== PHASE_REPAIRING) continue;
       const endLsn = this.tail.lsn;
       while (follower.sentLsn < endLsn && follower.writesInFlight < REPLICATION_WINDOW_WRITES) {
+        const sendableLsn = Math.min(endLsn, this.ring.sendableLsn(peer, follower.sentLsn, this.epoch));
+        if (sendableLsn === follower.sentLsn) {
+          this.leaveBehind(peer);
+          break;
+        }
         const offset = this.scanner.physical(follower.sentLsn);
         const lengthBytes = Math.min(
-          endLsn - follower.sentLsn,
+          sendableLsn - follower.sentLsn,
           REPLICATION_BATCH_BYTES_MAX,
           this.options.logBytes - offset,
         );
@@ -1218,38 +1317,168 @@ export class ReplicationPlane {
       if (follower.phase !== PHASE_ACTIVE) continue;
       const others = this.countVoters((other) => other !== follower && other.phase === PHASE_ACTIVE);
       if (others < majority(this.configuration)) continue; // without it nothing commits: backpressure is the answer
-      follower.phase = PHASE_LAGGING;
-      this.host.onSnapshotNeeded(peer);
+      this.leaveBehind(peer);
     }
+  }
+
+  // -- membership --------------------------------------------------------------------------------------------------
+
+  /**
+   * Why this replica may not change the membership now, null if it may: only as active leader, whose noop is committed
+   * and with it the configuration in force (a leader of an earlier epoch may have appended another one that a majority
+   * does not hold), and only one change at a time.
+   */
+  private whyNoChange(): MembershipRefusal | null {
+    if (this.role_ !== 'leader') {
+      return { code: 'QUORATE_NOT_LEADER', message: 'this replica is not the leader; nothing was changed' };
+    }
+    if (this.configurations.length > 1) {
+      const { version } = this.configuration;
+      return {
+        code: 'QUORATE_CHANGE_IN_PROGRESS',
+        message: `configuration ${version} is not committed yet and nothing else was changed: try again when it is`,
+      };
+    }
+    if (this.transferTo >= 0) {
+      return {
+        code: 'QUORATE_TRANSFER_IN_PROGRESS',
+        message: `leadership is being transferred to replica ${this.transferTo}; nothing was changed: ask the next leader`,
+      };
+    }
+    return null;
   }
 
   /**
-   * A replica that is linked in a new life replaces the voter that it was: the old life is removed, and once that is
-   * committed the new one, which is caught up, is added. One change at a time, each only after the last committed.
+   * Appends the configuration that the change leads to. Returns the LSN at which its entry ends, or why it was not
+   * made; onConfigurationApplied() or onDeposed() tells the outcome. The caller calls flush() soon.
    */
-  private maintainMembership(): void {
-    if (this.role_ !== 'leader' || this.configurations.length > 1) return;
-    for (const id of this.options.memberIds) {
-      if (id === this.options.id) continue;
-      const follower = this.followers[id] as Follower;
-      if (follower.phase !== PHASE_ACTIVE || follower.linkBootId === 0) continue;
-      const voter = voterWithId(this.configuration, id);
-      if (voter?.bootId === follower.linkBootId) continue;
-      const next =
-        voter === undefined
-          ? withVoter(this.configuration, id, follower.linkBootId)
-          : withoutVoter(this.configuration, id);
-      this.appendConfiguration(next);
-      return;
+  changeMembership(change: MembershipChange): number | MembershipRefusal {
+    const refusal = this.whyNoChange();
+    if (refusal !== null) return refusal;
+    const next = planChange(this.configuration, change, this.view);
+    if (isRefusal(next)) return next;
+    if (!this.appendConfiguration(next)) {
+      return {
+        code: 'QUORATE_BACKPRESSURE',
+        message: 'the log is full of entries that followers have yet to apply; nothing was changed: try again',
+      };
     }
+    return this.tail.lsn;
   }
 
-  private appendConfiguration(configuration: Configuration): void {
+  /** The learner could be promoted now, as far as its log goes. */
+  isCaughtUp(id: number): boolean {
+    const member = this.configuration.members.find((one) => one.id === id);
+    return this.role_ === 'leader' && member !== undefined && isCaughtUp(member, this.view);
+  }
+
+  /** Keeps the configuration true to the lives that there are: voters that came back, learners that were first seen. */
+  private maintainMembership(): void {
+    if (this.whyNoChange() !== null) return;
+    const next = planMaintenance(this.configuration, this.view);
+    if (next !== null) this.appendConfiguration(next);
+  }
+
+  private appendConfiguration(configuration: Configuration): boolean {
     const payload = encodeConfiguration(configuration);
-    if (!this.hasRoom(entryBytes(payload.length), 0)) return;
+    if (!this.hasRoom(entryBytes(payload.length), 0)) return false;
+    checkSuccessor(this.configuration, configuration);
     this.stage(EntryType.configuration, 0, 0, payload, payload.length);
     this.configurations.push({ endLsn: this.tail.lsn, configuration });
     this.configurationChanged();
+    return true;
+  }
+
+  // -- handing over ------------------------------------------------------------------------------------------------
+
+  /** Replica that leadership is being transferred to, -1 if none. */
+  get transferringTo(): number {
+    return this.transferTo;
+  }
+
+  /**
+   * Hands leadership over to the voter, or to the best successor if none is named: takes no commands from now on,
+   * waits until the log is committed, applied and held by the successor, then cedes to it. If that does not come within
+   * `timeout_ns` this replica goes on leading. Returns the successor, or why nothing was begun; onDeposed() or
+   * onTransferEnded() tells the outcome.
+   */
+  transferLeadership(to: number | undefined, now_ns: number, timeout_ns: number): number | MembershipRefusal {
+    const refusal = this.whyNoChange();
+    if (refusal !== null) return refusal;
+    const successor = to ?? chooseSuccessor(this.configuration, this.view);
+    if (successor === null) {
+      return {
+        code: 'QUORATE_NO_SUCCESSOR',
+        message: 'no other voter is up to date and trusted; leadership stays here',
+      };
+    }
+    const voter = voterWithId(this.configuration, successor);
+    if (voter === undefined || successor === this.options.id) {
+      const why = voter === undefined ? 'is no voter' : 'is this replica, which leads already';
+      return { code: 'QUORATE_NO_SUCCESSOR', message: `replica ${successor} ${why}; leadership stays here` };
+    }
+    this.transferTo = successor;
+    this.transferEnd_ns = now_ns + timeout_ns;
+    this.leavingChanged();
+    return successor;
+  }
+
+  private leavingChanged(): void {
+    this.isLeaving = this.transferTo >= 0 || (this.role_ === 'leader' && !this.isVoter());
+  }
+
+  /** By the configuration in force, and in this life. */
+  private isVoter(): boolean {
+    return voterWithId(this.configuration, this.options.id)?.bootId === this.options.bootId;
+  }
+
+  private advanceTransfer(now_ns: number): void {
+    const { transferTo } = this;
+    if (transferTo < 0 || this.role_ !== 'leader') return;
+    if (this.isReadyToLead(transferTo)) {
+      this.cede(transferTo, `leadership was transferred to replica ${transferTo}`);
+    } else if (now_ns >= this.transferEnd_ns) {
+      this.transferTo = -1;
+      this.leavingChanged();
+      const { phase, ackedLsn } = this.followers[transferTo] as Follower;
+      this.host.onTransferEnded(
+        `replica ${transferTo} (${PHASE_NAMES[phase]}) holds the log up to LSN ${ackedLsn} of ${this.tail.lsn}, of ` +
+          `which ${this.commitLsn_} is committed`,
+      );
+    }
+  }
+
+  /** Nothing is left to do here: all is committed and applied, and the successor holds it. */
+  private isReadyToLead(id: number): boolean {
+    const { phase, ackedLsn, linkBootId } = this.followers[id] as Follower;
+    const isVoter = linkBootId !== 0 && voterWithId(this.configuration, id)?.bootId === linkBootId;
+    const isSettled = this.commitLsn_ === this.tail.lsn && this.applied.lsn === this.tail.lsn;
+    const holdsAll = phase === PHASE_ACTIVE && ackedLsn === this.tail.lsn;
+    return isVoter && isSettled && holdsAll && this.view.trusts(id) && this.isEligible(id);
+  }
+
+  /** The peer says that it can stand for election now. */
+  private isEligible(id: number): boolean {
+    const { peerBackground, exchange } = this;
+    peerBackground.reset();
+    peerBackground.read(exchange.words, exchange.peerViewOffset(id) + BACKGROUND_BLOCK_OFFSET_WORDS);
+    return peerBackground.body[BackgroundField.eligible] === 1;
+  }
+
+  /** A leader that the committed configuration is without has done its last duty. */
+  private leaveIfRemoved(): void {
+    if (this.role_ !== 'leader' || this.configurations.length > 1) return;
+    if (this.isVoter()) return;
+    const { version } = this.configuration;
+    this.cede(-1, `configuration ${version}, which is committed, does not list this replica as a voter`);
+  }
+
+  /** Gives leadership up and says so: nobody waits for a sign of life, and the successor, if any, goes first. */
+  private cede(to: number, reason: string): void {
+    const { body } = this.mainWriter;
+    writeU53(body, MainField.cededEpoch, this.epoch);
+    body[MainField.cededTo] = to < 0 ? NOBODY : to;
+    this.depose(reason);
   }
 
   private depose(reason: string): void {
@@ -1261,6 +1490,8 @@ export class ReplicationPlane {
     this.readingFrom = -1;
     this.noopEndLsn = Number.POSITIVE_INFINITY;
     this.recycleLsn = 0;
+    this.transferTo = -1;
+    this.isLeaving = false;
     this.reads.abandon();
     for (const follower of this.followers) {
       follower.phase = PHASE_NONE;
@@ -1279,15 +1510,21 @@ export class ReplicationPlane {
     const { configuration, options } = this;
     const { body } = this.toBackgroundWriter;
     let incarnation = 0;
-    body.fill(0, ToBackgroundField.voterBootIds, ToBackgroundField.voterBootIds + MAX_REPLICAS * 2);
-    for (const voter of configuration.voters) {
-      writeU53(body, ToBackgroundField.voterBootIds + voter.id * 2, voter.bootId);
-      if (voter.id === options.id && voter.bootId === options.bootId) incarnation = voter.incarnation;
+    let spareMask = 0;
+    body.fill(0, ToBackgroundField.voterBootIds, ToBackgroundField.spareMask);
+    for (const { id, role, bootId, priority, incarnation: given } of configuration.members) {
+      if (role === 'spare') spareMask |= 1 << id;
+      if (role !== 'voter') continue;
+      writeU53(body, ToBackgroundField.voterBootIds + id * 2, bootId);
+      body[ToBackgroundField.priorities + id] = priority;
+      if (id === options.id && bootId === options.bootId) incarnation = given;
     }
+    body[ToBackgroundField.spareMask] = spareMask;
     writeU53(body, ToBackgroundField.incarnation, incarnation);
     body[ToBackgroundField.ready] = 1;
     this.toBackgroundWriter.publish();
     this.dirty = true;
+    this.leavingChanged();
     this.host.onConfiguration(configuration);
   }
 
@@ -1302,8 +1539,9 @@ export class ReplicationPlane {
     writeU53(body, MainField.tailLsn, this.tail.lsn);
     body[MainField.configurationVersion] = this.configuration.version;
     writeU53(body, MainField.bootId, this.options.bootId);
-    writeU53(body, MainField.intactFromLsn, this.intactFromLsn);
+    writeU53(body, MainField.foreignBelowLsn, this.ring.foreignBelowLsn);
     this.mainWriter.publish();
+    this.publishedAppliedLsn = this.applied.lsn;
     this.dirty = false;
   }
 }

@@ -32,9 +32,18 @@ export const MainField = {
   installs: 14,
   /** Life of the replica that wrote the block, so that a successor's peers never take old positions for new ones. */
   bootId: 15,
-  /** Below this LSN the ring holds nothing from which another log could be repaired (a snapshot was installed). */
-  intactFromLsn: 17,
+  /**
+   * Below this LSN the ring does not hold the log, as far as is known: a snapshot was installed, or a log that reached
+   * further, and was truncated, recycled it.
+   */
+  foreignBelowLsn: 17,
+  /** Latest epoch whose leadership this replica gave up of its own accord: nobody waits for it any more. */
+  cededEpoch: 19,
+  /** Replica that shall lead after that epoch, NOBODY if any may. */
+  cededTo: 21,
 } as const;
+/** In a field that names a replica: none. */
+export const NOBODY = 0xffffffff;
 
 /** The voter's answer to a permission request: the state of its log when nobody could write it. */
 export const GrantField = {
@@ -49,9 +58,11 @@ export const GrantField = {
   tailHashLow: 13,
   tailHashHigh: 14,
   writeKey: 15,
-  runCount: 16,
+  appliedHashLow: 16,
+  appliedHashHigh: 17,
+  runCount: 18,
   /** Four words per run: epoch, first LSN. */
-  runs: 17,
+  runs: 19,
 } as const;
 
 /** A candidate's request in the voter's mailbox. */
@@ -95,14 +106,18 @@ export const ToBackgroundField = {
   regrants: 6,
   /** Two words per replica: its bootId as voter by the configuration in force, 0 if it is none. */
   voterBootIds: 6 + MAX_REPLICAS,
+  /** One word per replica: its election priority by the configuration in force. */
+  priorities: 6 + MAX_REPLICAS * 3,
+  /** Replicas that the configuration in force names as spares: their logs are not written. */
+  spareMask: 6 + MAX_REPLICAS * 4,
 } as const;
-export const TO_BACKGROUND_WORDS = 6 + MAX_REPLICAS * 3 + 10;
+export const TO_BACKGROUND_WORDS = 6 + MAX_REPLICAS * 4 + 10;
 
 function assertFits(name: string, endIndex: number, words: number): void {
   if (endIndex > words - 2) throw new Error(`${name} block overflows: ${endIndex} > ${words - 2} words`);
 }
 assertFits('background', BackgroundField.stalledEpoch + 2, BACKGROUND_BLOCK_WORDS);
-assertFits('main', MainField.intactFromLsn + 2, MAIN_BLOCK_WORDS);
+assertFits('main', MainField.cededTo + 1, MAIN_BLOCK_WORDS);
 assertFits('grant', GrantField.runs + EPOCH_RUNS_MAX * 4, GRANT_BLOCK_WORDS);
 assertFits('to-main', ToMainField.majorityAt_ns + 2, TO_MAIN_WORDS);
-assertFits('to-background', ToBackgroundField.voterBootIds + MAX_REPLICAS * 2, TO_BACKGROUND_WORDS);
+assertFits('to-background', ToBackgroundField.spareMask + 1, TO_BACKGROUND_WORDS);

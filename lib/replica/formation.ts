@@ -12,6 +12,7 @@ import {
 } from '../consensus/configuration.js';
 import { QuorateError } from '../errors.js';
 import type { ControlConnection } from './control-channel.js';
+import type { MemberAddress } from './replica-options.js';
 
 const POLL_INTERVAL_MS = 50;
 const REQUEST_TIMEOUT_MS = 2_000;
@@ -19,24 +20,33 @@ const REQUEST_TIMEOUT_MS = 2_000;
 interface FormationReply {
   readonly bootId: number;
   readonly genesis: Configuration | null;
+  /** The latest configuration that the replica knows to be committed. */
+  readonly current: Configuration | null;
 }
 
-function checkReply(value: unknown): FormationReply {
-  const { bootId, genesis } = (value ?? {}) as Record<string, unknown>;
+export function checkReply(value: unknown): FormationReply {
+  const { bootId, genesis, current } = (value ?? {}) as Record<string, unknown>;
   if (typeof bootId !== 'number' || !Number.isSafeInteger(bootId) || bootId <= 0) {
     throw new QuorateError('QUORATE_PROTOCOL', 'formation reply without a bootId');
   }
-  return { bootId, genesis: genesis === null || genesis === undefined ? null : checkConfiguration(genesis) };
+  const checked = (one: unknown): Configuration | null =>
+    one === null || one === undefined ? null : checkConfiguration(one);
+  return { bootId, genesis: checked(genesis), current: checked(current) };
 }
 
 export interface FormationOptions {
   readonly id: number;
   readonly bootId: number;
-  readonly memberIds: readonly number[];
+  /** Founding members, or those that are asked about the cluster that exists. */
+  readonly members: readonly MemberAddress[];
+  /** False: joins a cluster and never founds one. */
+  readonly mayFound: boolean;
+  /** The latest configuration that this replica knows to be committed. */
+  readonly current: () => Configuration | null;
   /** The current outgoing connection to a member, if there is one. */
   readonly connectionTo: (id: number) => ControlConnection | undefined;
-  /** Called once, when the first configuration of the cluster is known. */
-  readonly onFormed: (genesis: Configuration) => void;
+  /** Called once, when the first configuration of the cluster is known, with one that is current. */
+  readonly onFormed: (genesis: Configuration, current: Configuration) => void;
   /** This process must not take part at all (another one with its id is alive). */
   readonly onRefused: (error: QuorateError) => void;
 }
@@ -56,7 +66,8 @@ export class Formation {
 
   /** Members that have not been reached yet, for the error of an open() that timed out. */
   missing(): number[] {
-    return this.options.memberIds.filter((id) => id !== this.options.id && this.options.connectionTo(id) === undefined);
+    const ids = this.options.members.map(({ id }) => id);
+    return ids.filter((id) => id !== this.options.id && this.options.connectionTo(id) === undefined);
   }
 
   start(): void {
@@ -71,34 +82,37 @@ export class Formation {
 
   /** Answer to a member's question. */
   reply(): FormationReply {
-    return { bootId: this.options.bootId, genesis: this.genesis_ };
+    return { bootId: this.options.bootId, genesis: this.genesis_, current: this.options.current() };
   }
 
   /** The founder tells this member of the cluster it founded. */
   accept(value: unknown): FormationReply {
     const genesis = checkConfiguration(value);
     if (this.genesis_ === null) {
+      if (!this.options.mayFound) {
+        throw new QuorateError('QUORATE_NOT_FOUNDER', `replica ${this.options.id} joins a cluster and founds none`);
+      }
       if (voterWithId(genesis, this.options.id)?.bootId !== this.options.bootId) {
         throw new QuorateError('QUORATE_NOT_FOUNDER', 'the first configuration names another life of this replica');
       }
-      this.adopt(genesis);
+      this.adopt(genesis, genesis);
     }
     return this.reply();
   }
 
-  private adopt(genesis: Configuration): void {
+  private adopt(genesis: Configuration, current: Configuration): void {
     if (this.genesis_ !== null || this.closed) return;
     this.genesis_ = genesis;
     this.close();
-    this.options.onFormed(genesis);
+    this.options.onFormed(genesis, current);
   }
 
   private async poll(): Promise<void> {
     if (this.polling) return;
     this.polling = true;
     try {
-      await Promise.all(this.options.memberIds.map((id) => this.ask(id)));
-      if (this.genesis_ === null && !this.closed) this.found();
+      await Promise.all(this.options.members.map(({ id }) => this.ask(id)));
+      if (this.genesis_ === null && !this.closed && this.options.mayFound) this.found();
     } finally {
       this.polling = false;
     }
@@ -111,7 +125,7 @@ export class Formation {
     if (connection === undefined) return;
     try {
       const reply = checkReply(await connection.request('formation', null, REQUEST_TIMEOUT_MS));
-      if (reply.genesis !== null) this.adopt(reply.genesis);
+      if (reply.genesis !== null) this.adopt(reply.genesis, reply.current ?? reply.genesis);
       else this.freshBootIds.set(id, reply.bootId);
     } catch (error) {
       // A member that vanished is asked again at the next round; one that refuses us says so.
@@ -120,11 +134,14 @@ export class Formation {
   }
 
   private found(): void {
-    const { id, bootId, memberIds } = this.options;
-    if (id !== Math.min(...memberIds) || this.freshBootIds.size !== memberIds.length - 1) return;
-    const members = [{ id, bootId }, ...[...this.freshBootIds].map(([peer, boot]) => ({ id: peer, bootId: boot }))];
-    const genesis = genesisConfiguration(randomInt(1, 2 ** 48 - 1), members);
-    this.adopt(genesis);
+    const { id, bootId, members } = this.options;
+    if (id !== Math.min(...members.map((member) => member.id)) || this.freshBootIds.size !== members.length - 1) return;
+    const founders = members.map((member) => ({
+      ...member,
+      bootId: member.id === id ? bootId : (this.freshBootIds.get(member.id) as number),
+    }));
+    const genesis = genesisConfiguration(randomInt(1, 2 ** 48 - 1), founders);
+    this.adopt(genesis, genesis);
     for (const peer of this.freshBootIds.keys()) {
       // A member that misses this asks by itself within the next interval.
       this.options

@@ -87,6 +87,15 @@ export class LinkManager {
     this.options.background.send({ type: 'disconnected', peer: id });
   }
 
+  /** The peer is no member any more: its links end, and none is made until it is connected again. */
+  forget(id: number): void {
+    const links = this.peer(id);
+    links.connection = undefined;
+    this.drop(id, 'probe');
+    this.drop(id, 'log');
+    links.bootId = 0;
+  }
+
   /** A link was found broken: replaces it in a moment. Meanwhile nothing goes over it; the fabric has seen to that. */
   broken(id: number, kind: LinkKind): void {
     const generation = this.peer(id).generation[kind];
@@ -162,7 +171,11 @@ export class LinkManager {
     } catch (error) {
       pending.queuePair.close();
       const code = (error as { code?: string }).code;
-      const isPassing = code === 'QUORATE_NOT_READY' || code === 'QUORATE_CLOSED' || links.connection !== connection;
+      const isPassing =
+        code === 'QUORATE_NOT_READY' ||
+        code === 'QUORATE_NOT_A_MEMBER' || // it has not heard of this replica yet, or that it was added again
+        code === 'QUORATE_CLOSED' ||
+        links.connection !== connection;
       if (!isPassing && !this.closed) onWarning(error as Error);
       return false;
     }

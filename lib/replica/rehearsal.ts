@@ -105,7 +105,6 @@ class RehearsedReplica implements ReplicationHost {
         genesis,
         spin_ns: 0,
         lagTimeout_ns: SCENE_TICKS_MAX * TICK_NS,
-        memberIds: genesis.voters.map((voter) => voter.id),
       },
       this.fabric,
       exchange,
@@ -180,6 +179,8 @@ class RehearsedReplica implements ReplicationHost {
   onLeader(): void {}
   onDeposed(): void {}
   onConfiguration(): void {}
+  onConfigurationApplied(): void {}
+  onTransferEnded(): void {}
   onPeerBroken(peer: number): void {
     // Replicas do not come back in a rehearsal, so the link is not replaced.
     queueMicrotask(() => {

@@ -1,5 +1,6 @@
 // What a user of the package passes to Replica.open() and gets back: options, the state machine contract, status.
 import type { BackgroundProfile } from '../consensus/background-plane.js';
+import type { MemberRole } from '../consensus/configuration.js';
 import type { PeerPhase, Role } from '../consensus/replication-plane.js';
 
 /**
@@ -27,7 +28,15 @@ export interface MemberAddress {
   readonly host: string;
   /** TCP port of the control channel. */
   readonly port: number;
+  /**
+   * Election priority, 0 (default) .. 1000: among the voters that can lead the one with the highest priority stands for
+   * election, at equal priority the one with the lowest id. A leader is not replaced by one of higher priority.
+   */
+  readonly priority?: number;
 }
+
+/** A member to be added: an id that is not in use, and where its process will listen. */
+export type NewMember = MemberAddress;
 
 export type ProfileName = 'fast' | 'balanced' | 'relaxed';
 
@@ -46,10 +55,18 @@ export interface BackgroundScheduling {
 }
 
 export interface ReplicaOptions<Result = unknown> {
-  /** This replica's id; must be one of `members`. */
+  /** This replica's id; must be one of `members`, or, with `join`, the one that it is added with. */
   readonly id: number;
-  /** All founding members, this one included; the same list at every replica. */
-  readonly members: readonly MemberAddress[];
+  /** All founding members, this one included; the same list at every replica. Either this or `join`. */
+  readonly members?: readonly MemberAddress[];
+  /**
+   * Joins a cluster that exists instead of founding one: some members to ask, those that are likely to be up. The
+   * replica waits until the leader has added it (Replica.addLearner() or addSpare(), before or after this starts), and
+   * open() resolves when it follows the leader. A member that was added this way is started this way again.
+   */
+  readonly join?: readonly MemberAddress[];
+  /** With `join`: where this replica's control channel listens; the address that it is added with. */
+  readonly address?: { readonly host: string; readonly port: number };
   /** Pre-shared key of the cluster: at least 16 bytes, the same at every replica. Authenticates the control channel. */
   readonly clusterKey: Uint8Array | string;
   readonly stateMachine: StateMachine<Result>;
@@ -131,6 +148,24 @@ export interface TakeoverStages {
   readonly activeAtNs: number;
 }
 
+/** A member of the configuration in force, as this replica sees it. */
+export interface MemberStatus {
+  readonly id: number;
+  /** Voters decide and may lead; learners get the log and count for nothing; spares get no log. */
+  readonly role: MemberRole;
+  /** Number of the process's present life by the configuration, 0 while none has been seen. */
+  readonly bootId: number;
+  readonly host: string;
+  readonly port: number;
+  readonly priority: number;
+  /** A voter that lost its memory: a learner that is promoted by itself once it has caught up. */
+  readonly returning: boolean;
+  /** Leader's view of the member's log: "active" for itself; "none" elsewhere. */
+  readonly phase: PeerPhase;
+  /** At the leader: up to where the member holds the leader's log. 0 elsewhere. */
+  readonly acknowledgedLsn: number;
+}
+
 export interface ReplicaStatus {
   readonly id: number;
   readonly role: Role;
@@ -149,6 +184,10 @@ export interface ReplicaStatus {
   readonly profile: string;
   readonly voters: readonly number[];
   readonly configurationVersion: number;
+  /** All members of the configuration in force, by id. */
+  readonly members: readonly MemberStatus[];
+  /** Replica to which this leader is handing over, undefined if it is not. */
+  readonly transferringTo: number | undefined;
   readonly pendingProposals: number;
   /** Calls of readBarrier() that wait. */
   readonly pendingReadBarriers: number;
@@ -160,7 +199,8 @@ export interface ReplicaStatus {
 /**
  * Events of a Replica: "leader" (this replica or another became leader), "deposed" (this replica stopped leading or
  * failed a takeover), "configuration", "peer" (a peer was linked or lost), "warning" (an Error that needs attention but
- * not action by the program), "fatal" (the replica stopped: an invariant or the state machine failed).
+ * not action by the program), "fatal" (the replica stopped: an invariant or the state machine failed), "removed" (this
+ * replica is no member any more and closes: an Error with code QUORATE_REMOVED).
  */
 export interface ReplicaEvents {
   leader: [leader: number | undefined, epoch: string];
@@ -169,4 +209,5 @@ export interface ReplicaEvents {
   peer: [id: number, linked: boolean];
   warning: [error: Error];
   fatal: [error: Error];
+  removed: [error: Error];
 }

@@ -3,12 +3,13 @@
 // thread that opened the replica; the background plane has a thread of its own.
 import { randomInt } from 'node:crypto';
 import { EventEmitter } from 'node:events';
-import type { Configuration } from '../consensus/configuration.js';
-import { voterWithId } from '../consensus/configuration.js';
+import { type Configuration, checkConfiguration, memberWithId, voterWithId } from '../consensus/configuration.js';
 import { formatEpoch } from '../consensus/epoch.js';
 import { Exchange } from '../consensus/exchange.js';
-import { LOG_BYTES_MAX, LOG_BYTES_MIN, MAX_REPLICAS } from '../consensus/limits.js';
+import { LOG_BYTES_MAX, LOG_BYTES_MIN, MAX_REPLICAS, PRIORITY_MAX } from '../consensus/limits.js';
+import { MembershipWatch } from '../consensus/membership.js';
 import {
+  PROPOSE_LEAVING,
   PROPOSE_LOG_FULL,
   PROPOSE_NOT_LEADER,
   payloadBytesMax,
@@ -22,9 +23,12 @@ import { SessionTable } from '../rsm/session-table.js';
 import { monotonicNs, setSchedulingSlice } from '../verbs/index.js';
 import type { ToMain } from './background-messages.js';
 import { BackgroundThread } from './background-thread.js';
-import { type ControlConnection, ControlServer, Dialer } from './control-channel.js';
-import { Formation } from './formation.js';
+import { checkAddress, checkInteger, checkMember, checkPlace, checkScheduling, invalid } from './check-options.js';
+import { type ControlConnection, ControlServer } from './control-channel.js';
+import { checkReply, Formation } from './formation.js';
 import { LinkManager } from './link-manager.js';
+import { MemberDirectory, REMOVED_GRACE_MS } from './member-directory.js';
+import { CATCH_UP_TIMEOUT_DEFAULT_MS, MembershipRequests, TRANSFER_TIMEOUT_DEFAULT_MS } from './membership-requests.js';
 import { OutcomeUnknownError, PendingProposals } from './pending-proposals.js';
 import { resolveProfile } from './profiles.js';
 import { ReadBarriers } from './read-barriers.js';
@@ -32,6 +36,8 @@ import { rehearse } from './rehearsal.js';
 import type {
   BackgroundScheduling,
   MemberAddress,
+  MemberStatus,
+  NewMember,
   PeerStatus,
   ProposeOptions,
   ProposeResult,
@@ -45,8 +51,6 @@ import type {
 import { decodeSnapshot, encodeSnapshot } from './snapshot-transfer.js';
 
 const LOG_BYTES_DEFAULT = 16 * 1024 * 1024;
-/** Of CPU_SET(3). */
-const CPU_MAX = 1023;
 const PENDING_PROPOSALS_DEFAULT = 65_536;
 const PENDING_READ_BARRIERS_DEFAULT = 65_536;
 const OPEN_TIMEOUT_DEFAULT_MS = 30_000;
@@ -70,20 +74,29 @@ const SNAPSHOT_TIMEOUT_MS = 120_000;
 const SNAPSHOT_RETRY_MS = 200;
 /** A process that does not answer for so long is not taken for alive when another one comes with its id. */
 const PING_TIMEOUT_MS = 1_000;
+/** Asking a member for the current configuration. */
+const CURRENT_TIMEOUT_MS = 2_000;
+/** A leader that was removed stays for so long, or until another leads, so that others read that it ceded. */
+const REMOVED_LINGER_MS = 2_000;
+/** Any replica may introduce itself; what it may ask for depends on whether it is a member. */
+const ALL_IDS: readonly number[] = Array.from({ length: MAX_REPLICAS }, (_, id) => id);
 
 const RESOLVED = Promise.resolve();
 
 /**
- * This replica does not lead: nothing was proposed, or no read is current here. `leader` is the id of the one that does,
- * if it is known.
+ * This replica does not lead: nothing was proposed or changed, or no read is current here. `leader` is the id of the one
+ * that does, if it is known.
  */
 export class NotLeaderError extends QuorateError {
   constructor(
     readonly leader: number | undefined,
-    what: 'propose' | 'read' = 'propose',
+    what: 'propose' | 'read' | 'change' = 'propose',
   ) {
-    const consequence = what === 'propose' ? 'the command was not proposed' : 'its state may be stale';
-    const remedy = what === 'propose' ? 'propose it' : 'read';
+    const [consequence, remedy] = {
+      propose: ['the command was not proposed', 'propose it'],
+      read: ['its state may be stale', 'read'],
+      change: ['nothing was changed', 'ask'],
+    }[what] as [string, string];
     super(
       'QUORATE_NOT_LEADER',
       leader === undefined
@@ -100,48 +113,6 @@ interface WaitingProposal {
   readonly reject: (error: Error) => void;
 }
 
-function invalid(message: string): never {
-  throw new QuorateError('QUORATE_INVALID_ARGUMENT', message);
-}
-
-function checkInteger(value: number, min: number, max: number, name: string): number {
-  if (!Number.isInteger(value) || value < min || value > max)
-    invalid(`${name} ${value} is not an integer in ${min}..${max}`);
-  return value;
-}
-
-function checkScheduling(scheduling: BackgroundScheduling | undefined): BackgroundScheduling | undefined {
-  if (scheduling === undefined) return undefined;
-  if (typeof scheduling !== 'object' || scheduling === null) invalid('backgroundThread is not an object');
-  const { realtimePriority, cpus } = scheduling;
-  if (realtimePriority !== undefined) checkInteger(realtimePriority, 1, 99, 'backgroundThread.realtimePriority');
-  if (cpus !== undefined) {
-    if (!Array.isArray(cpus) || cpus.length === 0) invalid('backgroundThread.cpus must list processors');
-    for (const cpu of cpus) checkInteger(cpu, 0, CPU_MAX, 'backgroundThread.cpus');
-  }
-  return scheduling;
-}
-
-function checkMembers(id: number, members: readonly MemberAddress[]): MemberAddress {
-  if (!Array.isArray(members) || members.length === 0) invalid('members must list the replicas of the cluster');
-  if (members.length > MAX_REPLICAS) invalid(`members lists ${members.length} replicas, more than ${MAX_REPLICAS}`);
-  const ids = new Set<number>();
-  for (const member of members) {
-    checkInteger(member.id, 0, MAX_REPLICAS - 1, 'members: id');
-    if (ids.has(member.id)) invalid(`members lists id ${member.id} twice`);
-    ids.add(member.id);
-    if (typeof member.host !== 'string' || member.host === '')
-      invalid(`members: host of replica ${member.id} is missing`);
-    checkInteger(member.port, 1, 65535, `members: port of replica ${member.id}`);
-  }
-  const self = members.find((member) => member.id === id);
-  if (self === undefined) {
-    const known = [...ids].sort((a, b) => a - b).join(', ');
-    return invalid(`id ${id} is not in members (${known}); every replica, this one included, must be listed`);
-  }
-  return self;
-}
-
 /**
  * One replica of a replicated state machine. Create it with {@link Replica.open}; see {@link ReplicaOptions}.
  *
@@ -149,7 +120,7 @@ function checkMembers(id: number, members: readonly MemberAddress[]): MemberAddr
  * cluster's), QUORATE_NO_DEVICE, QUORATE_MEMLOCK, QUORATE_ADDRESS_IN_USE and QUORATE_DUPLICATE_ID (another process has
  * this id), QUORATE_OPEN_TIMEOUT, QUORATE_NOT_LEADER, QUORATE_OUTCOME_UNKNOWN, QUORATE_BACKPRESSURE,
  * QUORATE_PAYLOAD_TOO_LARGE, QUORATE_SESSION_GAP, QUORATE_LEADERSHIP_ENDED (of a read, which can be repeated),
- * QUORATE_CLOSED.
+ * QUORATE_REMOVED (this replica is no member any more), QUORATE_CLOSED. Those about the membership are at its calls.
  */
 export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> implements ReplicationHost {
   readonly id: number;
@@ -157,9 +128,11 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   readonly payloadBytesMax: number;
   private readonly bootId = randomInt(1, 2 ** 48 - 1);
   private readonly stateMachine: StateMachine<Result>;
-  private readonly memberIds: readonly number[];
   private readonly logBytes: number;
   private readonly profileName: string;
+  /** Kept, since status() also serves a replica that has closed itself. */
+  private readonly deviceName: string;
+  private readonly fabricName: 'shm' | 'verbs';
   private readonly profile: ReturnType<typeof resolveProfile>['profile'];
   private readonly pendingMax: number;
   private readonly readBarriersMax: number;
@@ -173,12 +146,19 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   private readonly readBarriers = new ReadBarriers();
   /** Proposals that found the ring full, in order. */
   private waiting: WaitingProposal[] = [];
-  private readonly server: ControlServer;
-  private readonly dialers = new Map<number, Dialer>();
+  private server: ControlServer;
+  private readonly makeServer: () => ControlServer;
+  private readonly directory: MemberDirectory;
   private readonly connections = new Map<number, ControlConnection>();
   private readonly incoming = new Map<number, ControlConnection>();
   private readonly formation: Formation;
   private plane: ReplicationPlane | undefined;
+  private requests: MembershipRequests | undefined;
+  private watch: MembershipWatch | undefined;
+  /** The latest configuration that is known to be committed, from the own log or from another member. */
+  private known: Configuration | null = null;
+  private removal: QuorateError | undefined;
+  private lingering: NodeJS.Timeout | undefined;
   private background: BackgroundThread | undefined;
   private links: LinkManager | undefined;
   private housekeeping: NodeJS.Timeout | undefined;
@@ -201,8 +181,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
    */
   static async open<Result = unknown>(options: ReplicaOptions<Result>): Promise<Replica<Result>> {
     if (typeof options !== 'object' || options === null) return invalid('Replica.open() takes an options object');
-    const id = checkInteger(options.id, 0, MAX_REPLICAS - 1, 'id');
-    const self = checkMembers(id, options.members);
+    checkInteger(options.id, 0, MAX_REPLICAS - 1, 'id');
+    const self = checkPlace(options as unknown as ReplicaOptions<never>);
     const logBytes = checkInteger(options.logBytes ?? LOG_BYTES_DEFAULT, LOG_BYTES_MIN, LOG_BYTES_MAX, 'logBytes');
     if ((logBytes & (logBytes - 1)) !== 0) return invalid(`logBytes ${logBytes} is not a power of two`);
     for (const method of ['apply', 'snapshot', 'restore'] as const) {
@@ -248,7 +228,6 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     super();
     this.id = options.id;
     this.stateMachine = options.stateMachine;
-    this.memberIds = options.members.map((member) => member.id).sort((a, b) => a - b);
     this.logBytes = logBytes;
     this.payloadBytesMax = payloadBytesMax(logBytes);
     this.pendingMax = checkInteger(
@@ -267,6 +246,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     this.shmDirectory = options.shmDirectory;
     this.scheduling = checkScheduling(options.backgroundThread);
     this.profileName = name;
+    this.deviceName = endpoint.context.device.name;
+    this.fabricName = endpoint.isShm ? 'shm' : 'verbs';
     this.profile = profile;
     this.exchange = new Exchange(endpoint.controlMemory.buffer);
     this.statusWords = new Uint32Array(endpoint.statusMemory.buffer);
@@ -286,9 +267,11 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     this.formation = new Formation({
       id: this.id,
       bootId: this.bootId,
-      memberIds: this.memberIds,
+      members: options.members ?? options.join ?? [],
+      mayFound: options.members !== undefined,
+      current: () => this.known,
       connectionTo: (peer) => this.connections.get(peer),
-      onFormed: (genesis) => this.join(genesis),
+      onFormed: (genesis, current) => this.join(genesis, current),
       onRefused: (error) => this.opened?.reject(error),
     });
     const hello = () => ({
@@ -296,18 +279,23 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       bootId: this.bootId,
       clusterId: this.formation.genesis?.clusterId ?? null,
     });
-    const identity = { clusterKey: options.clusterKey, memberIds: this.memberIds, hello };
-    this.server = new ControlServer(identity);
-    this.server.on('connection', (connection) => this.serve(connection));
-    this.server.on('warning', (error) => this.warn(error));
-    for (const member of options.members) {
-      if (member.id === this.id) continue;
-      const dialer = new Dialer({ ...identity, peerId: member.id, host: member.host, port: member.port });
-      dialer.on('connected', (connection) => this.dialed(member.id, connection));
-      dialer.on('disconnected', () => this.lost(member.id));
-      dialer.on('warning', (error) => this.warn(error));
-      this.dialers.set(member.id, dialer);
-    }
+    const identity = { clusterKey: options.clusterKey, memberIds: ALL_IDS, hello };
+    this.makeServer = () => {
+      const server = new ControlServer(identity);
+      server.on('connection', (connection) => this.serve(connection));
+      server.on('warning', (error) => this.warn(error));
+      return server;
+    };
+    this.server = this.makeServer();
+    this.directory = new MemberDirectory({
+      id: this.id,
+      identity,
+      contacts: options.members ?? options.join ?? [],
+      onConnected: (peer, connection) => this.dialed(peer, connection),
+      onDisconnected: (peer) => this.lost(peer),
+      onDropped: (peer) => this.links?.forget(peer),
+      onWarning: (error) => this.warn(error),
+    });
   }
 
   // -- life cycle --------------------------------------------------------------------------------------------------
@@ -334,7 +322,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       timer = setTimeout(() => reject(this.openTimeout(timeoutMs)), timeoutMs);
     });
     try {
-      for (const dialer of this.dialers.values()) dialer.start();
+      this.directory.start();
       this.formation.start();
       await opened;
     } finally {
@@ -345,24 +333,28 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
 
   private openTimeout(timeoutMs: number): QuorateError {
     const missing = this.formation.missing();
-    const why =
-      this.formation.genesis !== null
+    const isUnlisted = this.known !== null && memberWithId(this.known, this.id) === undefined;
+    const why = isUnlisted
+      ? `configuration ${this.known?.version} of the cluster does not list it: add it at the leader, with addLearner()`
+      : this.formation.genesis !== null
         ? 'the cluster is formed but has no leader that this replica can see: is a majority of the voters running?'
         : missing.length > 0
           ? `replicas ${missing.join(', ')} could not be reached, and a cluster forms only when all members are there once`
           : 'all members were reached but did not agree on forming a cluster';
-    const last = [...this.dialers.values()].map((dialer) => dialer.lastError?.message).filter(Boolean);
+    const last = this.directory.reasons;
     return new QuorateError(
       'QUORATE_OPEN_TIMEOUT',
       `replica ${this.id} did not become part of a cluster within ${timeoutMs} ms: ${why}` +
-        (last.length > 0 ? ` (${[...new Set(last)].join('; ')})` : ''),
+        (last.length > 0 ? ` (${last.join('; ')})` : ''),
     );
   }
 
   /** The cluster's first configuration is known: from here on this replica has a log and a background plane. */
-  private join(genesis: Configuration): void {
+  private join(genesis: Configuration, current: Configuration): void {
     if (this.closing !== undefined) return;
     this.guard(() => {
+      this.known = current;
+      this.watch = new MembershipWatch(this.id, this.bootId, current);
       this.plane = new ReplicationPlane(
         {
           id: this.id,
@@ -371,7 +363,6 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
           genesis,
           spin_ns: this.endpoint.isSoftware ? SPIN_SOFTWARE_DEVICE_NS : SPIN_NS,
           lagTimeout_ns: LAG_TIMEOUT_NS,
-          memberIds: this.memberIds,
         },
         this.fabric,
         this.exchange,
@@ -387,7 +378,18 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
         onLogUnlinked: (peer) => this.guard(() => this.plane?.peerUnlinked(peer)),
         onWarning: (error) => this.warn(error),
       });
+      this.requests = new MembershipRequests({
+        plane: this.plane,
+        now_ns: monotonicNs,
+        onBegun: () => {
+          this.flushSoon();
+          this.pollSoon();
+        },
+        notLeader: () => new NotLeaderError(this.leaderId(), 'change'),
+      });
       for (const [peer, connection] of this.connections) this.links.connected(peer, connection);
+      this.followMembers();
+      this.noticeSpare(current);
       this.endpoint.channel.onEvent(() => {
         this.armed = false;
         this.poll();
@@ -436,16 +438,19 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   private async shutDown(): Promise<void> {
     clearInterval(this.housekeeping);
     this.forgetLeaderLost();
+    clearTimeout(this.lingering);
     this.formation.close();
-    const error = () => this.failure ?? new QuorateError('QUORATE_CLOSED', `replica ${this.id} was closed`);
+    const error = () =>
+      this.failure ?? this.removal ?? new QuorateError('QUORATE_CLOSED', `replica ${this.id} was closed`);
     this.opened?.reject(error());
     for (const proposal of this.waiting.splice(0)) proposal.reject(error());
     this.pending.rejectAll(
       () => new OutcomeUnknownError(`replica ${this.id} was closed before the command was known to be committed`),
     );
     this.readBarriers.rejectAll(error);
+    this.requests?.close(error());
     this.links?.close();
-    await Promise.all([this.server.close(), ...[...this.dialers.values()].map((dialer) => dialer.close())]);
+    await Promise.all([this.server.close(), this.directory.close()]);
     await this.background?.stop();
     this.endpoint.channel.onEvent(null);
     this.fabric.close();
@@ -483,7 +488,106 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     connection.onRequest('ping', () => null);
     connection.on('warning', (error) => this.warn(error));
     this.links?.connected(peer, connection);
+    if (this.known !== null) {
+      void this.askForConfiguration(connection);
+      this.tellIfApart(peer, this.known);
+    }
     this.emit('peer', peer, true);
+  }
+
+  // -- members -----------------------------------------------------------------------------------------------------
+
+  /** Who was away may have missed what its log will not tell it: that it was removed, or where others are now. */
+  private async askForConfiguration(connection: ControlConnection): Promise<void> {
+    try {
+      const { current } = checkReply(await connection.request('formation', null, CURRENT_TIMEOUT_MS));
+      if (current !== null) this.observeCommitted(current);
+    } catch (error) {
+      // One that has gone again is asked when it is back.
+      if (!connection.isClosed) this.warn(error as Error);
+    }
+  }
+
+  /** A configuration that is committed, from the own log or from another member. */
+  private observeCommitted(configuration: Configuration): void {
+    const { known, watch } = this;
+    if (known === null || watch === undefined || this.closing !== undefined) return;
+    if (configuration.clusterId !== known.clusterId || configuration.version <= known.version) return;
+    this.known = configuration;
+    const before = memberWithId(known, this.id);
+    const now = memberWithId(configuration, this.id);
+    if (before !== undefined && now !== undefined && (before.host !== now.host || before.port !== now.port)) {
+      void this.move(now.host, now.port);
+    }
+    const reason = watch.observe(configuration);
+    this.followMembers();
+    if (reason !== null) this.leave(reason);
+    else this.noticeSpare(configuration);
+  }
+
+  /** A spare has no log to learn from, and who was removed may get nothing any more: they are told. */
+  private tellIfApart(peer: number, configuration: Configuration): void {
+    const member = memberWithId(configuration, peer);
+    if (member === undefined || member.role === 'spare') this.tell(peer, 'configuration', configuration);
+  }
+
+  /** Links and addresses follow the configuration in force and the one that is known to be committed. */
+  private followMembers(): void {
+    const { formation, known, plane } = this;
+    if (formation.genesis === null || known === null) return;
+    const inForce = plane?.configuration ?? known;
+    const [later, earlier] = inForce.version > known.version ? [inForce, known] : [known, inForce];
+    this.directory.follow(formation.genesis, later, earlier);
+  }
+
+  /** A spare has no log from which it could learn who leads: being listed is all that it waits for. */
+  private noticeSpare(configuration: Configuration): void {
+    if (memberWithId(configuration, this.id)?.role === 'spare') this.opened?.resolve();
+  }
+
+  /** Members deal with members; who is none yet, or does not know it, deals with whoever does. */
+  private isMember(id: number): boolean {
+    const { known, plane } = this;
+    const lists = (one: number): boolean =>
+      (known !== null && memberWithId(known, one) !== undefined) ||
+      (plane !== undefined && memberWithId(plane.configuration, one) !== undefined);
+    return lists(id) || !lists(this.id);
+  }
+
+  /** This replica is no member any more. */
+  private leave(reason: string): void {
+    if (this.removal !== undefined || this.closing !== undefined) return;
+    const message = `replica ${this.id} was removed from the cluster: ${reason}; it is closed`;
+    this.removal = new QuorateError('QUORATE_REMOVED', message);
+    this.opened?.reject(this.removal);
+    this.emit('removed', this.removal);
+    // Not inside the plane's own call; and a leader has to cede first, and to be seen to.
+    if (this.plane?.role === 'follower') setImmediate(() => void this.close());
+    else this.lingering = setTimeout(() => void this.close(), REMOVED_LINGER_MS);
+  }
+
+  /** The committed configuration has this replica at another address: it listens there from now on. */
+  private async move(host: string, port: number): Promise<void> {
+    const server = this.makeServer();
+    try {
+      await server.listen(host, port);
+    } catch (error) {
+      await server.close();
+      const { message } = error as Error;
+      const text =
+        `the address of this replica was changed to ${host}:${port}, where it cannot listen (${message}); it goes on ` +
+        'listening where it did: start it there, or change the address again';
+      this.warn(new QuorateError('QUORATE_ADDRESS_CHANGE', text, { cause: error }));
+      return;
+    }
+    if (this.closing !== undefined) {
+      await server.close();
+      return;
+    }
+    const former = this.server;
+    this.server = server;
+    // Members dial the new address as soon as they know it; what is under way on the connections gets time to end.
+    setTimeout(() => void former.close(), REMOVED_GRACE_MS).unref();
   }
 
   /** Best effort: a peer that is not connected makes fresh links anyway when it is again. */
@@ -503,6 +607,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   private serve(connection: ControlConnection): void {
     const { id: peer } = connection.peer;
     connection.on('warning', (error) => this.warn(error));
+    connection.onMessage('configuration', (body) => this.observeCommitted(checkConfiguration(body)));
     connection.on('close', () => {
       if (this.incoming.get(peer) === connection) this.incoming.delete(peer);
     });
@@ -516,12 +621,24 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       if (this.links === undefined) {
         throw new QuorateError('QUORATE_NOT_READY', `replica ${this.id} is not part of a formed cluster yet`);
       }
+      if (!this.isMember(peer)) {
+        throw new QuorateError(
+          'QUORATE_NOT_A_MEMBER',
+          `replica ${peer} is no member as far as replica ${this.id} knows (configuration ${this.known?.version}): add ` +
+            'it at the leader, with addLearner()',
+        );
+      }
       return this.links.accept(peer, request);
     });
     connection.onMessage('logDead', (body) =>
       this.links?.logDeadAtPeer(peer, (body as { generation?: unknown })?.generation),
     );
-    connection.onBlob('snapshot', (bytes) => this.install(peer, bytes));
+    connection.onBlob('snapshot', (bytes) => {
+      if (!this.isMember(peer)) {
+        throw new QuorateError('QUORATE_NOT_A_MEMBER', `replica ${peer} is no member and sends a snapshot`);
+      }
+      this.install(peer, bytes);
+    });
   }
 
   /** Refuses a second process with the id of one that is alive, which is one that answers. */
@@ -550,7 +667,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   // -- snapshots ---------------------------------------------------------------------------------------------------
 
   onSnapshotNeeded(peer: number): void {
-    if (this.installing.has(peer) || this.closing !== undefined) return;
+    // A replica that was removed, and is still linked for a moment, is left behind.
+    if (this.installing.has(peer) || this.closing !== undefined || !this.isMember(peer)) return;
     this.installing.add(peer);
     void this.sendSnapshot(peer).finally(() => this.installing.delete(peer));
   }
@@ -595,6 +713,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       this.stateMachine.restore(snapshot.state);
       this.sessions.restore(snapshot.sessions);
       plane.installSnapshot(snapshot.position, snapshot.configuration);
+      this.observeCommitted(snapshot.configuration);
     });
   }
 
@@ -623,6 +742,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
 
   private afterPlane(plane: ReplicationPlane): void {
     if (this.waiting.length > 0) this.proposeWaiting(plane);
+    if (this.requests?.isWaiting) this.requests.look();
     if (plane.isPublicationDue && !this.publishScheduled) {
       this.publishScheduled = true;
       setImmediate(this.publishNow);
@@ -663,7 +783,11 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     this.forgetLeaderLost();
     this.lastLeader = leader;
     this.lastLeaderEpoch = epoch;
-    if (leader !== undefined) this.opened?.resolve();
+    if (leader !== undefined) {
+      this.opened?.resolve();
+      this.requests?.leaderKnown(leader);
+      if (this.removal !== undefined && leader !== this.id) setImmediate(() => void this.close());
+    }
     this.emit('leader', leader, formatEpoch(epoch));
   }
 
@@ -712,6 +836,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     const error = `leadership of epoch ${formatEpoch(epoch)} ended (${reason}) before the command was known to be committed`;
     this.pending.rejectAll(() => new OutcomeUnknownError(error));
     for (const proposal of this.waiting.splice(0)) proposal.reject(new NotLeaderError(undefined));
+    this.requests?.deposed(`leadership of epoch ${formatEpoch(epoch)} ended (${reason})`);
     this.readBarriers.rejectAll(
       () =>
         new QuorateError(
@@ -729,11 +854,25 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   }
 
   onConfiguration(configuration: Configuration): void {
+    // Not inside the plane's own call, which may be the first one, of its constructor.
+    queueMicrotask(() => this.followMembers());
     this.emit(
       'configuration',
       configuration.voters.map((voter) => voter.id),
       configuration.version,
     );
+  }
+
+  onConfigurationApplied(configuration: Configuration, endLsn: number): void {
+    this.requests?.applied(endLsn);
+    for (const peer of this.connections.keys()) this.tellIfApart(peer, configuration);
+    this.observeCommitted(configuration);
+    this.pollSoon(); // a leader that the configuration is without steps down
+  }
+
+  onTransferEnded(reason: string): void {
+    this.requests?.transferEnded(reason);
+    this.pollSoon();
   }
 
   onPeerBroken(peer: number): void {
@@ -778,11 +917,11 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       }
       const { plane } = this;
       if (this.closing !== undefined) {
-        reject(new QuorateError('QUORATE_CLOSED', `replica ${this.id} is closed`));
+        reject(this.closedError());
         return;
       }
       if (plane === undefined || plane.role !== 'leader') {
-        reject(new NotLeaderError(plane === undefined || plane.leader < 0 ? undefined : plane.leader));
+        reject(this.removal ?? new NotLeaderError(this.leaderId()));
         return;
       }
       if (this.pending.size + this.waiting.length >= this.pendingMax) {
@@ -822,7 +961,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   readBarrier(): Promise<void> {
     const { plane } = this;
     if (this.closing !== undefined) {
-      return Promise.reject(new QuorateError('QUORATE_CLOSED', `replica ${this.id} is closed`));
+      return Promise.reject(this.closedError());
     }
     const round = plane === undefined ? PROPOSE_NOT_LEADER : plane.readBarrier();
     if (round === PROPOSE_NOT_LEADER) {
@@ -850,7 +989,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     reject: (error: Error) => void,
   ): boolean {
     const lsn = plane.propose(session?.origin ?? 0, session?.sequence ?? 0, payload);
-    if (lsn === PROPOSE_LOG_FULL) return false;
+    if (lsn === PROPOSE_LOG_FULL || lsn === PROPOSE_LEAVING) return false;
     if (lsn === PROPOSE_NOT_LEADER) reject(new NotLeaderError(undefined));
     else this.pending.add({ lsn, resolve, reject });
     return true;
@@ -902,11 +1041,141 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     this.flushSoon();
   }
 
-  /** What this replica knows now. */
-  status(): ReplicaStatus {
+  private closedError(): QuorateError {
+    return this.removal ?? new QuorateError('QUORATE_CLOSED', `replica ${this.id} is closed`);
+  }
+
+  private leaderId(): number | undefined {
+    return this.plane === undefined || this.plane.leader < 0 ? undefined : this.plane.leader;
+  }
+
+  // -- membership --------------------------------------------------------------------------------------------------
+
+  /** The requests about the membership, which only a leader serves. */
+  private async leading(): Promise<MembershipRequests> {
+    if (this.closing !== undefined) throw this.closedError();
+    if (this.requests === undefined) throw new NotLeaderError(undefined, 'change');
+    return this.requests;
+  }
+
+  /**
+   * Adds a member that gets the log and counts for nothing, to be promoted once it has caught up; its process is opened
+   * with `join`, before or after. A spare becomes a learner. Like all changes of the membership this works at the leader,
+   * one change at a time, and resolves when the change is committed.
+   *
+   * Rejects with QUORATE_NOT_LEADER (whose `leader` says where to go), QUORATE_CHANGE_IN_PROGRESS (another change,
+   * perhaps one that the leader makes by itself for a replica that came back, is not committed yet: try again),
+   * QUORATE_TRANSFER_IN_PROGRESS, QUORATE_BACKPRESSURE (the log is full), QUORATE_MEMBER_EXISTS (the id or the address is
+   * in use), QUORATE_LIMIT (16 members), QUORATE_INVALID_ARGUMENT, or QUORATE_OUTCOME_UNKNOWN (leadership ended first:
+   * `status().members` at the next leader tells).
+   */
+  async addLearner(member: NewMember): Promise<void> {
+    await this.add('addLearner', member);
+  }
+
+  /** Adds a member that is known and linked, but gets no log until it becomes a learner. See {@link Replica.addLearner}. */
+  async addSpare(member: NewMember): Promise<void> {
+    await this.add('addSpare', member);
+  }
+
+  private async add(kind: 'addLearner' | 'addSpare', member: NewMember): Promise<void> {
+    checkMember(member, 'member');
+    const { id, host, port, priority = 0 } = member;
+    await (await this.leading()).change({ kind, id, host, port, priority });
+  }
+
+  /**
+   * Makes a learner a voter. It must hold the leader's log but for 64 KiB (a sixteenth of the log, if that is less):
+   * otherwise QUORATE_NOT_CAUGHT_UP, at once or after `timeoutMs` (default 0) of waiting for it. Rejects besides with
+   * QUORATE_UNKNOWN_MEMBER, QUORATE_MEMBER_EXISTS (it is a voter already), QUORATE_QUORUM_AT_RISK (fewer than a majority
+   * of the voters that there would be can be written now), and as {@link Replica.addLearner}.
+   */
+  async promote(id: number, options: { readonly timeoutMs?: number } = {}): Promise<void> {
+    checkInteger(id, 0, MAX_REPLICAS - 1, 'id');
+    const timeoutMs = checkInteger(options.timeoutMs ?? 0, 0, 2 ** 31 - 1, 'timeoutMs');
+    await (await this.leading()).promote(id, timeoutMs);
+  }
+
+  /**
+   * Removes a member, which learns of it and closes (event "removed"). A leader that removes itself takes no commands
+   * any more, and steps down when the change is committed. Rejects with QUORATE_UNKNOWN_MEMBER, QUORATE_LAST_VOTER,
+   * QUORATE_QUORUM_AT_RISK, and as {@link Replica.addLearner}.
+   */
+  async remove(id: number): Promise<void> {
+    checkInteger(id, 0, MAX_REPLICAS - 1, 'id');
+    await (await this.leading()).change({ kind: 'remove', id });
+  }
+
+  /**
+   * Puts a new member in the place of another: adds it as learner, promotes it when it has caught up, then removes the
+   * other. Waits for its turn behind other changes, all within `timeoutMs` (default 60,000). If it rejects, the steps
+   * that were done remain; asked for again, here or at the next leader, it goes on where it stopped. The new member has
+   * another id; a process that moves under its id needs {@link Replica.changeAddress} only. Rejects as the single steps.
+   */
+  async replace(id: number, member: NewMember, options: { readonly timeoutMs?: number } = {}): Promise<void> {
+    checkInteger(id, 0, MAX_REPLICAS - 1, 'id');
+    checkMember(member, 'member');
+    if (member.id === id) {
+      invalid(`replica ${id} cannot replace itself: change its address, and start it there with the same id`);
+    }
+    const timeoutMs = checkInteger(options.timeoutMs ?? CATCH_UP_TIMEOUT_DEFAULT_MS, 1, 2 ** 31 - 1, 'timeoutMs');
+    await (await this.leading()).replace(id, member, timeoutMs);
+  }
+
+  /**
+   * Changes where the control channel of a member is reached. The member, if it runs, listens there from then on (or
+   * warns that it cannot); one that is down is started there. Links and commits go on. Rejects with
+   * QUORATE_UNKNOWN_MEMBER, QUORATE_MEMBER_EXISTS (the address is another member's), and as {@link Replica.addLearner}.
+   */
+  async changeAddress(id: number, address: { readonly host: string; readonly port: number }): Promise<void> {
+    checkInteger(id, 0, MAX_REPLICAS - 1, 'id');
+    checkAddress(address, 'address');
+    await (await this.leading()).change({ kind: 'changeAddress', id, host: address.host, port: address.port });
+  }
+
+  /** Changes a member's election priority, 0 .. 1000; it counts in the next election. As {@link Replica.addLearner}. */
+  async setPriority(id: number, priority: number): Promise<void> {
+    checkInteger(id, 0, MAX_REPLICAS - 1, 'id');
+    checkInteger(priority, 0, PRIORITY_MAX, 'priority');
+    await (await this.leading()).change({ kind: 'setPriority', id, priority });
+  }
+
+  /**
+   * Hands leadership over to a voter, by default to the one that would be elected. This leader takes no commands from
+   * now on (they wait), until the successor holds the whole log, all of it committed; then it cedes. Resolves with the
+   * successor's id when that leads; commands that waited are rejected with QUORATE_NOT_LEADER then, and none is left in
+   * doubt. If the successor does not get that far within `timeoutMs` (default 5000) this replica goes on leading, with
+   * the commands that waited.
+   *
+   * Rejects with QUORATE_TRANSFER_FAILED (this replica leads on, or another one was elected: the message says which),
+   * QUORATE_NO_SUCCESSOR, QUORATE_TRANSFER_IN_PROGRESS, QUORATE_CHANGE_IN_PROGRESS and QUORATE_NOT_LEADER.
+   */
+  async transferLeadership(id?: number, options: { readonly timeoutMs?: number } = {}): Promise<number> {
+    if (id !== undefined) checkInteger(id, 0, MAX_REPLICAS - 1, 'id');
+    const timeoutMs = checkInteger(options.timeoutMs ?? TRANSFER_TIMEOUT_DEFAULT_MS, 1, 2 ** 30, 'timeoutMs');
+    return await (await this.leading()).transferLeadership(id, timeoutMs);
+  }
+
+  private memberStatus(configuration: Configuration): MemberStatus[] {
     const { plane } = this;
-    const configuration = plane?.configuration;
-    const peers: PeerStatus[] = this.memberIds
+    return configuration.members.map(({ id, role, bootId, host, port, priority, returning }) => {
+      const leads = plane?.role === 'leader';
+      const isSelf = id === this.id;
+      const phase = isSelf && leads ? 'active' : (plane?.peerPhase(id) ?? 'none');
+      const acknowledgedLsn = !leads ? 0 : isSelf ? plane.tailLsn : plane.peerAckedLsn(id);
+      return { id, role, bootId, host, port, priority, returning, phase, acknowledgedLsn };
+    });
+  }
+
+  /** What this replica knows now; of one that is closed, what it knew last. */
+  status(): ReplicaStatus {
+    const { plane, known } = this;
+    const isClosed = this.closing !== undefined;
+    const inForce = plane?.configuration;
+    // A spare has no log; it knows what it was told.
+    const isTold = known !== null && (inForce === undefined || memberWithId(known, this.id)?.role === 'spare');
+    const configuration = isTold ? known : inForce;
+    const peers: PeerStatus[] = this.directory.ids
       .filter((id) => id !== this.id)
       .map((id) => ({
         id,
@@ -920,19 +1189,21 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       }));
     return {
       id: this.id,
-      role: plane?.role ?? 'follower',
-      leader: plane === undefined || plane.leader < 0 ? undefined : plane.leader,
+      role: isClosed ? 'follower' : (plane?.role ?? 'follower'),
+      leader: isClosed ? undefined : this.leaderId(),
       epoch: formatEpoch(plane?.promisedEpoch ?? 0),
       commitLsn: plane?.commitLsn ?? 0,
       appliedLsn: plane?.appliedLsn ?? 0,
       tailLsn: plane?.tailLsn ?? 0,
       isVoter: configuration !== undefined && voterWithId(configuration, this.id)?.bootId === this.bootId,
-      device: this.endpoint.context.device.name,
-      fabric: this.endpoint.isShm ? 'shm' : 'verbs',
+      device: this.deviceName,
+      fabric: this.fabricName,
       permissionStrategy: this.endpoint.strategy,
       profile: this.profileName,
       voters: configuration?.voters.map((voter) => voter.id) ?? [],
       configurationVersion: configuration?.version ?? 0,
+      members: configuration === undefined ? [] : this.memberStatus(configuration),
+      transferringTo: plane === undefined || plane.transferringTo < 0 ? undefined : plane.transferringTo,
       pendingProposals: this.pending.size + this.waiting.length,
       pendingReadBarriers: this.readBarriers.size,
       peers,

@@ -3,6 +3,7 @@
 import type { SimWorld } from '../fabric/sim/sim-world.js';
 import { AtMostOnceChecker } from './checkers/at-most-once.js';
 import type { CheckContext, Checker } from './checkers/checker.js';
+import { ConfigurationChecker } from './checkers/configurations.js';
 import { DurabilityChecker } from './checkers/durability.js';
 import { GrantGuardChecker } from './checkers/grant-guard.js';
 import { LeaderCompletenessChecker } from './checkers/leader-completeness.js';
@@ -29,6 +30,8 @@ const EVENT_NAMES = [
   'afterBackground',
   'onStarted',
   'onCrashed',
+  'onRemoved',
+  'onTransferEnded',
 ] as const;
 
 /** One observer that passes every event to those who want it, in their order. */
@@ -81,6 +84,7 @@ export function createCheckedCluster(
       new PromiseChecker(context),
       new GrantGuardChecker(context),
       new LogMatchingChecker(context), // before those that look entries up
+      new ConfigurationChecker(context),
       new LeaderCompletenessChecker(context),
       new StateMachineSafetyChecker(context),
       new DurabilityChecker(context),

@@ -5,6 +5,7 @@ import type { Random } from '../fabric/sim/random.js';
 import type { SimWorld } from '../fabric/sim/sim-world.js';
 import type { SimCluster } from './sim-cluster.js';
 import type { SimLife } from './sim-life.js';
+import { SimOperator } from './sim-operator.js';
 import type { FaultRates, SimOptions } from './sim-options.js';
 
 type FaultKind = keyof FaultRates['weights'];
@@ -19,10 +20,13 @@ export class FaultScheduler {
     oneWayCut: 0,
     breakLink: 0,
     slowNetwork: 0,
+    membership: 0,
+    transfer: 0,
   };
   private readonly random: Random;
   private isStopped = false;
   private readonly total: number;
+  private readonly operator: SimOperator;
 
   constructor(
     private readonly world: SimWorld,
@@ -30,6 +34,7 @@ export class FaultScheduler {
     private readonly options: SimOptions,
   ) {
     this.random = world.random.fork();
+    this.operator = new SimOperator(world, cluster, this.random);
     this.total = Object.values(options.faults.weights).reduce((sum, weight) => sum + weight, 0);
     if (this.total > 0) this.scheduleNext();
   }
@@ -96,6 +101,12 @@ export class FaultScheduler {
       world.schedule(random.logBetween(1e6 * options.pace, options.faults.restartDelayMax_ns), () => {
         if (cluster.lives[id] === null) cluster.start(id);
       });
+      return;
+    }
+    if (kind === 'membership' || kind === 'transfer') {
+      this.injected[kind]++;
+      if (kind === 'membership') this.operator.change();
+      else this.operator.transfer();
       return;
     }
     if (kind === 'slowNetwork') {

@@ -2,8 +2,8 @@
 // can read. A script is a text of comments (#) and blocks; a block is one or more commands, a line "----", and what they
 // said, up to the next empty line. Running a script gives the same text with what the commands say now; a test compares.
 //
-//   cluster REPLICAS [log=KIB] [tear=US] [apply=US] [seed=N]    a cluster, all of it started; the first command of a
-//                                            script. With tear, messages are placed in pieces, in any order, up to so
+//   cluster REPLICAS [joiners=N] [log=KIB] [tear=US] [apply=US] [seed=N]    a cluster, all of it started, and so many
+//                                            processes that may be added; the first command of a script. With tear, messages are placed in pieces, in any order, up to so
 //                                            far apart; with apply, a command takes up to so long to apply
 //   trace all | elections | none             what is told from here on
 //   run DURATION                             such as 20us, 5ms, 1s of virtual time
@@ -11,6 +11,8 @@
 //             repairing ID [within DURATION]
 //   propose ID COMMAND... [bytes=N] [times=N]    x=1 writes, x+=1 adds, x? reads; N bytes of filler; so many of each
 //   read ID REGISTER...                      reads registers from the state of a leader, behind a read barrier
+//   add ID, spare ID, promote ID, remove ID, priority ID N, transfer [ID]    the operator asks a leader, the latest one
+//                                            or the one named with at=ID, to change the membership or to hand over
 //   pause ID, stall-main ID, stall-background ID, resume ID    the process, or one of its planes, stands still
 //   crash ID, restart ID                     the memory is lost; the next life begins
 //   partition 0 1 | 2, cut FROM TO, heal     nothing gets through between the groups, or in one direction
@@ -18,6 +20,7 @@
 //   status, log ID, state ID, time           where replicas stand; what a log holds; registers; virtual time
 import { entryBytes, entryEpoch, entryPayloadBytes, entryType } from '../consensus/entry.js';
 import { formatEpoch } from '../consensus/epoch.js';
+import type { MembershipChange } from '../consensus/membership.js';
 import { readU53 } from '../consensus/sealed-block.js';
 import type { Violation } from '../fabric/sim/sim-world.js';
 import { describeEntry, nameOf, ProtocolTrace } from './protocol-trace.js';
@@ -29,6 +32,7 @@ const UNITS_NS: Readonly<Record<string, number>> = { us: 1e3, ms: 1e6, s: 1e9 };
 /** How long "run until" waits, in virtual time. */
 const WAIT_LIMIT_NS = 10e9;
 const REPLICAS_MAX = 7;
+const TRANSFER_TIMEOUT_NS = 100e6;
 const HOLDS: Readonly<Record<string, Held>> = {
   pause: 'paused',
   'stall-main': 'main stalled',
@@ -175,6 +179,14 @@ class Interpreter {
       case 'slow':
         cluster.slowDown(this.count(words[0]));
         return [];
+      case 'add':
+      case 'spare':
+      case 'promote':
+      case 'remove':
+      case 'priority':
+      case 'transfer':
+        this.operate(name, words);
+        return [];
       case 'status':
         return this.status();
       case 'log':
@@ -221,6 +233,7 @@ class Interpreter {
   private newCluster(given: readonly string[]): string[] {
     if (this.script !== null) throw new Error('a script has one cluster');
     const words = [...given];
+    const joiners = this.setting(words, 'joiners', 0);
     const logBytes = this.setting(words, 'log', 64) * 1024;
     const seed = this.setting(words, 'seed', 1);
     const tearGapMax_ns = this.setting(words, 'tear', 0) * 1e3;
@@ -229,6 +242,7 @@ class Interpreter {
     if (replicas < 1 || replicas > REPLICAS_MAX) throw new Error(`${replicas} replicas are not in 1..${REPLICAS_MAX}`);
     const script = new ScriptedCluster({
       replicas,
+      joiners,
       seed,
       observers: [this.trace],
       adjust: (options) => ({
@@ -272,6 +286,28 @@ class Interpreter {
       for (const word of words) cluster.propose(id, word, bytes);
     }
     return [];
+  }
+
+  /** What the operator asks for, and the refusal; what follows from it is in the trace. */
+  private operate(name: string, given: readonly string[]): void {
+    const { cluster } = this.cluster;
+    const words = [...given];
+    const at = this.setting(words, 'at', cluster.leader()?.id ?? -1);
+    const life = cluster.lives[at];
+    if (!life) throw new Error('there is no leader to ask');
+    const id = words[0] === undefined && name === 'transfer' ? undefined : this.id(words[0]);
+    const change = (): MembershipChange => {
+      const member = { id: id as number, host: 'sim', port: 1 + (id as number), priority: 0 };
+      if (name === 'add') return { kind: 'addLearner', ...member };
+      if (name === 'spare') return { kind: 'addSpare', ...member };
+      if (name === 'priority') return { kind: 'setPriority', id: member.id, priority: this.count(words[1]) };
+      return { kind: name as 'promote' | 'remove', id: member.id };
+    };
+    life.postToMain(() => {
+      const code =
+        name === 'transfer' ? life.transferLeadership(id, TRANSFER_TIMEOUT_NS) : life.changeMembership(change());
+      if (code !== '') this.trace.note(`operator: ${[name, ...given].join(' ')} is refused: ${code}`);
+    });
   }
 
   private read(words: readonly string[]): string[] {

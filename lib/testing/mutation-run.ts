@@ -21,12 +21,17 @@ export interface MutationRequest {
 
 export function tryMutation(mutation: Mutation, request: MutationRequest): MutationVerdict {
   const seedsMax = Math.min(mutation.seedsMax, request.seedsMax ?? Number.POSITIVE_INFINITY);
-  const { name, replicas } = mutation;
+  const { name, replicas, adjust } = mutation;
   const mend = mutation.install();
   try {
     for (let seeds = 1; seeds <= seedsMax; seeds++) {
       const seed = request.firstSeed + seeds - 1;
-      const { violation } = runSimulation({ seed, replicas, virtualSeconds: request.virtualSeconds });
+      const { violation } = runSimulation({
+        seed,
+        replicas,
+        virtualSeconds: request.virtualSeconds,
+        ...(adjust === undefined ? {} : { adjust }),
+      });
       if (violation !== null) return { name, caught: true, seeds, seed, violation };
     }
     return { name, caught: false, seeds: seedsMax, seed: request.firstSeed + seedsMax - 1, violation: null };

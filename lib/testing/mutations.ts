@@ -4,6 +4,7 @@
 import { BackgroundPlane } from '../consensus/background-plane.js';
 import type { Configuration } from '../consensus/configuration.js';
 import { type ChainPosition, entryBytes } from '../consensus/entry.js';
+import { IntactRing } from '../consensus/intact-ring.js';
 import { LogScanner } from '../consensus/log-scan.js';
 import { ReadRounds } from '../consensus/read-rounds.js';
 import { ReplicationPlane } from '../consensus/replication-plane.js';
@@ -12,9 +13,14 @@ import { SimBackgroundFabric } from '../fabric/sim/sim-background-fabric.js';
 import type { SimLink } from '../fabric/sim/sim-link.js';
 import { SimNode } from '../fabric/sim/sim-node.js';
 import { SimReplicationFabric } from '../fabric/sim/sim-replication-fabric.js';
+import { MEMBERSHIP_MUTATIONS } from './membership-mutations.js';
+import { all, replace, replaceGetter } from './replace-method.js';
 import { SimCluster } from './sim-cluster.js';
 import { SimLife } from './sim-life.js';
+import type { SimOptions } from './sim-options.js';
 import { decodeCommand, Operation, SimStateMachine, type StateSnapshot, step } from './sim-state-machine.js';
+
+export { replace } from './replace-method.js';
 
 export interface Mutation {
   readonly name: string;
@@ -23,35 +29,10 @@ export interface Mutation {
   /** Seeds within which a simulation must notice. */
   readonly seedsMax: number;
   readonly replicas: number;
+  /** Makes what is broken happen more often than the seeds draw it. */
+  readonly adjust?: (options: SimOptions) => SimOptions;
   /** Breaks the protocol; the function returned mends it. */
   readonly install: () => () => void;
-}
-
-// The replaced methods are private; they are reached by name, and a name that is gone is an error.
-// biome-ignore lint/suspicious/noExplicitAny: see above
-type Internals = any;
-type Method = (this: Internals, ...parameters: Internals[]) => Internals;
-
-/** Replaces a method for as long as a mutation is installed; the function returned puts the original back. */
-export function replace(target: object, name: string, make: (original: Method) => Method): () => void {
-  const descriptor = Object.getOwnPropertyDescriptor(target, name);
-  if (typeof descriptor?.value !== 'function') throw new Error(`there is no method ${name} to replace`);
-  const original = descriptor.value as Method;
-  Object.defineProperty(target, name, { ...descriptor, value: make(original) });
-  return () => Object.defineProperty(target, name, descriptor);
-}
-
-function replaceGetter(target: object, name: string, make: (original: Method) => Method): () => void {
-  const descriptor = Object.getOwnPropertyDescriptor(target, name);
-  if (descriptor?.get === undefined) throw new Error(`there is no getter ${name} to replace`);
-  Object.defineProperty(target, name, { ...descriptor, get: make(descriptor.get as Method) });
-  return () => Object.defineProperty(target, name, descriptor);
-}
-
-function all(...undo: (() => void)[]): () => void {
-  return () => {
-    for (const mend of undo) mend();
-  };
 }
 
 const replication = ReplicationPlane.prototype;
@@ -293,6 +274,18 @@ export const MUTATIONS: readonly Mutation[] = [
       ),
   },
   {
+    name: 'repair-from-overwritten-ring',
+    breaks:
+      'a leader repairs others from its ring as it is: over what a truncated suffix overwrote, or below a snapshot',
+    seedsMax: 100,
+    replicas: 3,
+    install: () =>
+      all(
+        replace(IntactRing.prototype, 'noteForeign', () => () => {}),
+        replace(IntactRing.prototype, 'sendableLsn', () => () => Number.POSITIVE_INFINITY),
+      ),
+  },
+  {
     name: 'promise-not-recorded',
     breaks: 'a voter forgets the epoch that it has just granted',
     seedsMax: 20,
@@ -395,11 +388,11 @@ export const MUTATIONS: readonly Mutation[] = [
           (original) =>
             function (): Configuration {
               const configuration = original.call(this) as Configuration;
-              const voters = configuration.voters.map((voter) => {
-                const linkBootId = this.followers?.[voter.id]?.linkBootId ?? 0;
-                return { ...voter, bootId: linkBootId !== 0 ? linkBootId : voter.bootId };
+              const members = configuration.members.map((member) => {
+                const linkBootId = this.followers?.[member.id]?.linkBootId ?? 0;
+                return { ...member, bootId: linkBootId !== 0 ? linkBootId : member.bootId };
               });
-              return { ...configuration, voters };
+              return { ...configuration, members, voters: members.filter(({ role }) => role === 'voter') };
             },
         ),
         replace(
@@ -629,4 +622,5 @@ export const MUTATIONS: readonly Mutation[] = [
           },
       ),
   },
+  ...MEMBERSHIP_MUTATIONS,
 ];

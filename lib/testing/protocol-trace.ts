@@ -160,6 +160,14 @@ export class ProtocolTrace implements Partial<SimClusterObserver> {
     this.note(`${this.name(life.node)} crashes`);
   }
 
+  onRemoved(life: SimLife): void {
+    this.note(`${this.name(life.node)} learns that it was removed`);
+  }
+
+  onTransferEnded(life: SimLife, reason: string): void {
+    this.note(`${this.name(life.node)} keeps the leadership: ${reason}`);
+  }
+
   // -- who may write -----------------------------------------------------------------------------------------------
 
   onRevoked(node: SimNode, peer: number): void {
@@ -273,8 +281,12 @@ export class ProtocolTrace implements Partial<SimClusterObserver> {
     const { configuration } = replication;
     if (configuration.version !== known.configuration) {
       known.configuration = configuration.version;
-      const voters = configuration.voters.map(({ id, bootId }) => nameOf(id, bootId)).join(' ');
-      this.note(`${this.name(life.node)} holds configuration ${configuration.version}: ${voters}`);
+      const voters = configuration.voters.map(({ id, bootId }) => nameOf(id, bootId));
+      const others = configuration.members.filter(({ role }) => role !== 'voter');
+      const rest = others.map(({ id, bootId, role }) => `, ${role} ${nameOf(id, bootId)}`);
+      this.note(
+        `${this.name(life.node)} holds configuration ${configuration.version}: ${voters.join(' ')}${rest.join('')}`,
+      );
     }
     if (replication.role !== 'follower') this.notePhases(life, known);
     this.noteCommit(life);

@@ -14,6 +14,8 @@ const MS = 1e6;
 
 export interface ScriptedClusterRequest {
   readonly replicas: number;
+  /** Processes beyond these replicas, which can be added; default 0. */
+  readonly joiners?: number;
   /** Default 1. Decides in which order links come up; little else is drawn. */
   readonly seed?: number;
   readonly observers?: readonly Partial<SimClusterObserver>[];
@@ -37,10 +39,12 @@ const HELD_FIELDS = {
   'background stalled': 'backgroundStalledUntil_ns',
 } as const;
 
-function calmOptions(replicas: number, logBytes: number): SimOptions {
+function calmOptions(replicas: number, founders: number, logBytes: number): SimOptions {
   return {
     replicas,
     pace: 1,
+    founders,
+    priorities: [],
     logBytes,
     profile: {
       tick_ns: 5 * MS,
@@ -86,6 +90,8 @@ function calmOptions(replicas: number, logBytes: number): SimOptions {
         oneWayCut: 0,
         breakLink: 0,
         slowNetwork: 0,
+        membership: 0,
+        transfer: 0,
       },
       durationMin_ns: 0,
       durationMax_ns: 0,
@@ -163,7 +169,7 @@ export class ScriptedCluster {
   private nextOrigin = 1;
 
   constructor(request: ScriptedClusterRequest) {
-    const calm = calmOptions(request.replicas, 64 * 1024);
+    const calm = calmOptions(request.replicas + (request.joiners ?? 0), request.replicas, 64 * 1024);
     this.options = request.adjust?.(calm) ?? calm;
     this.world = new SimWorld(request.seed ?? 1);
     this.cluster = createCheckedCluster(this.world, this.options, request.observers ?? []).cluster;

@@ -1,7 +1,7 @@
 // A cluster of simulated replicas: starts and restarts their lives, makes and replaces their links, carries snapshots
 // from the leader to those who need one. It is the host's part, with the same order of steps as the real one and with
 // every step taking its own time, so that lives end, links break and leaders change between any two of them.
-import { type Configuration, genesisConfiguration, majority } from '../consensus/configuration.js';
+import { type Configuration, genesisConfiguration, memberWithId } from '../consensus/configuration.js';
 import type { Random } from '../fabric/sim/random.js';
 import { SimLink, type SimLinkKind } from '../fabric/sim/sim-link.js';
 import { SimNetwork } from '../fabric/sim/sim-network.js';
@@ -19,6 +19,10 @@ const SNAPSHOT_TIMEOUT_NS = 1e9;
 /** How long a cut control connection takes to come back once the cut has ended, at most. */
 const RECONNECT_NS = 50e6;
 const BOOT_IDS_PER_REPLICA = 1000;
+/** A removed replica is told, and its links are kept for so long, that it may learn of it from its log, too. */
+const REMOVED_GRACE_NS = 300e6;
+/** A replica that learned of its removal closes within this time. */
+const RETIRE_NS = 100e6;
 
 /** What a host knows of its links to one peer. */
 class PeerLinks {
@@ -34,7 +38,7 @@ class PeerLinks {
 /** What a checker or a fault scheduler may be told; the cluster itself serves the rest of SimLifeEvents. */
 export type SimClusterObserver = Omit<
   SimLifeEvents,
-  'onPeerBroken' | 'onProbeBroken' | 'onLogLinkDead' | 'onSnapshotNeeded'
+  'onPeerBroken' | 'onProbeBroken' | 'onLogLinkDead' | 'onSnapshotNeeded' | 'onConfiguration' | 'onConfigurationApplied'
 > & {
   onStarted(life: SimLife): void;
   onCrashed(life: SimLife): void;
@@ -49,6 +53,9 @@ export class SimCluster {
   private readonly livesStarted: number[];
   private readonly linkTables = new Map<SimLife, PeerLinks[]>();
   private nextGeneration = 1;
+  /** The latest committed configuration, and those that may yet follow it: majorities of all of them matter. */
+  private committed: Configuration;
+  private readonly pending = new Map<string, Configuration>();
   private readonly events: SimLifeEvents;
 
   constructor(
@@ -62,8 +69,13 @@ export class SimCluster {
     this.livesStarted = new Array<number>(options.replicas).fill(0);
     this.genesis = genesisConfiguration(
       1 + this.random.integer(2 ** 31) * 2 ** 16,
-      this.lives.map((_, id) => ({ id, bootId: this.bootIdOf(id, 1) })),
+      Array.from({ length: options.founders }, (_, id) => ({
+        id,
+        bootId: this.bootIdOf(id, 1),
+        priority: options.priorities[id] ?? 0,
+      })),
     );
+    this.committed = this.genesis;
     this.events = Object.create(observer, {
       onPeerBroken: { value: (life: SimLife, peer: number) => this.broken(life, peer, 'log') },
       onProbeBroken: { value: (life: SimLife, peer: number) => this.broken(life, peer, 'probe') },
@@ -71,6 +83,13 @@ export class SimCluster {
         value: (life: SimLife, peer: number, generation: number) => this.logLinkDied(life, peer, generation),
       },
       onSnapshotNeeded: { value: (life: SimLife, peer: number) => this.sendSnapshot(life, peer) },
+      onConfiguration: {
+        value: (life: SimLife, configuration: Configuration) => this.configured(life, configuration),
+      },
+      onConfigurationApplied: {
+        value: (life: SimLife, configuration: Configuration) => this.configurationApplied(life, configuration),
+      },
+      onRemoved: { value: (life: SimLife, reason: string) => this.removed(life, reason) },
     }) as SimLifeEvents;
   }
 
@@ -87,7 +106,8 @@ export class SimCluster {
     if (this.lives[id] !== null) throw new Error(`replica ${id} is up already`);
     const count = ++(this.livesStarted as number[])[id]!;
     const bootId = this.bootIdOf(id, count);
-    const life = new SimLife(this.world, this.network, id, bootId, this.genesis, this.options, this.events);
+    const { world, network, genesis, committed, options, events } = this;
+    const life = new SimLife(world, network, id, bootId, genesis, committed, options, events);
     this.lives[id] = life;
     life.trace('starts');
     this.observer.onStarted(life);
@@ -133,21 +153,18 @@ export class SimCluster {
 
   /** Replicas that may crash now without a majority of the voters of any configuration in force losing its memory. */
   expendable(): number[] {
-    const configurations: Configuration[] = [];
-    for (const life of this.lives) {
-      if (life === null) continue;
-      configurations.push(life.replication.configuration, life.replication.appliedConfiguration);
-    }
     return this.lives.flatMap((life, id) => {
       if (life === null) return [];
-      const survives = configurations.every((configuration) => {
-        const kept = configuration.voters.filter(
-          (voter) => voter.id !== id && this.lives[voter.id]?.bootId === voter.bootId,
-        );
-        return kept.length >= majority(configuration);
-      });
-      return survives ? [id] : [];
+      return [this.committed, ...this.pending.values()].every(({ voters }) => this.keepsMajority(voters, id))
+        ? [id]
+        : [];
     });
+  }
+
+  /** A majority of these voters is up, in the lives that are meant, without the replica `without`. */
+  keepsMajority(voters: Configuration['voters'], without = -1): boolean {
+    const kept = voters.filter(({ id, bootId }) => id !== without && this.lives[id]?.bootId === bootId);
+    return kept.length > voters.length >> 1;
   }
 
   leader(): SimLife | null {
@@ -168,17 +185,103 @@ export class SimCluster {
     if (replication.appliedConfiguration.version !== replication.configuration.version) {
       return 'a configuration is not committed';
     }
-    for (const [id, life] of this.lives.entries()) {
-      if (life === null) return `replica ${id} is down`;
-      if (!replication.configuration.voters.some((voter) => voter.bootId === life.bootId)) {
-        return `${life.name} is not a voter`;
-      }
-      if (life.replication.appliedLsn !== replication.appliedLsn) {
+    for (const { id, bootId, role, returning } of replication.configuration.members) {
+      const life = this.lives[id];
+      if (!life) return `replica ${id} is down`;
+      if (life.bootId !== bootId) return `${life.name} is not a member in this life`;
+      if (returning) return `${life.name} is not a voter again`;
+      if (role !== 'spare' && life.replication.appliedLsn !== replication.appliedLsn) {
         return `${life.name} has applied LSN ${life.replication.appliedLsn}, the leader ${replication.appliedLsn}`;
       }
-      if (life !== leader && life.replication.role !== 'follower') return `${life.name} is ${life.replication.role}`;
+    }
+    for (const life of this.lives) {
+      if (life === null || life === leader) continue;
+      if (life.replication.role !== 'follower') return `${life.name} is ${life.replication.role}`;
     }
     return null;
+  }
+
+  /** Lives that the leader's configuration lists as voters or learners: those that get its log. */
+  holders(): SimLife[] {
+    const configuration = this.leader()?.replication.configuration;
+    return (configuration?.members ?? []).flatMap(({ id, bootId, role }) => {
+      const life = this.lives[id];
+      return role !== 'spare' && life?.bootId === bootId ? [life as SimLife] : [];
+    });
+  }
+
+  get committedVersion(): number {
+    return this.committed.version;
+  }
+
+  // -- configurations ----------------------------------------------------------------------------------------------
+
+  private configured(life: SimLife, configuration: Configuration): void {
+    if (configuration.version > this.committed.version) {
+      this.pending.set(JSON.stringify(configuration), configuration);
+    }
+    // The constructor of a life tells of its first configuration, before the life is known here.
+    if (this.lives[life.id] === life) this.linkMembers(life);
+  }
+
+  private linkMembers(life: SimLife): void {
+    life.postToMain(() => {
+      for (const peer of this.lives) {
+        if (peer === null || peer === life || this.links(life, peer.id).bootId === peer.bootId) continue;
+        if (this.mayLink(life, peer.id)) this.connect(life, peer);
+      }
+    });
+  }
+
+  private configurationApplied(life: SimLife, configuration: Configuration): void {
+    this.linkMembers(life);
+    if (configuration.version > this.committed.version) {
+      this.committed = configuration;
+      for (const [key, { version }] of this.pending) if (version <= configuration.version) this.pending.delete(key);
+    }
+    for (const peer of this.lives) {
+      if (peer === null || peer === life || this.links(life, peer.id).bootId === 0) continue;
+      const isMember = this.mayLink(life, peer.id);
+      // A spare has no log to learn from, and who was removed may get nothing any more.
+      if (!isMember || memberWithId(configuration, peer.id)?.role === 'spare') this.tell(life, peer, configuration);
+      if (isMember) continue;
+      this.world.schedule(REMOVED_GRACE_NS, () => {
+        if (!life.alive) return;
+        life.postToMain(() => {
+          if (this.mayLink(life, peer.id)) return;
+          this.drop(life, peer.id, 'probe');
+          this.drop(life, peer.id, 'log');
+          this.links(life, peer.id).bootId = 0;
+        });
+      });
+    }
+  }
+
+  private tell(life: SimLife, peer: SimLife, configuration: Configuration): void {
+    const { world, network } = this;
+    if (!life.alive || !peer.alive) return;
+    if (!this.controlIsOpen(life.id, peer.id)) {
+      world.schedule(RECONNECT_NS, () => this.tell(life, peer, configuration));
+      return;
+    }
+    world.schedule(network.latency_ns(), () => {
+      if (peer.alive) peer.postToMain(() => peer.observeCommitted(configuration));
+    });
+  }
+
+  private removed(life: SimLife, reason: string): void {
+    this.observer.onRemoved(life, reason);
+    this.world.schedule(this.random.integer(RETIRE_NS), () => {
+      if (this.lives[life.id] === life) this.crash(life.id);
+    });
+  }
+
+  /** Members link with members. Who is none, or does not know it yet, links with whoever accepts it. */
+  private mayLink(life: SimLife, peer: number): boolean {
+    const { configuration } = life.replication;
+    const lists = (id: number): boolean =>
+      memberWithId(configuration, id) !== undefined || memberWithId(life.known, id) !== undefined;
+    return lists(peer) || !lists(life.id);
   }
 
   // -- links -------------------------------------------------------------------------------------------------------
@@ -199,6 +302,7 @@ export class SimCluster {
 
   /** The control channel reaches a peer, which may be in another life than the links lead to. Main plane. */
   private connected(life: SimLife, peer: SimLife): void {
+    if (!this.mayLink(life, peer.id)) return;
     const links = this.links(life, peer.id);
     if (links.bootId !== peer.bootId) {
       links.bootId = peer.bootId;
@@ -261,12 +365,12 @@ export class SimCluster {
     const again = (): void => {
       if (!isCurrent()) return;
       links.making[kind] = 0;
-      this.ensure(life, peer, kind);
+      if (this.mayLink(life, peer)) this.ensure(life, peer, kind);
     };
     world.schedule(this.random.between(0.2, 1) * this.options.relinkDelayMax_ns, () => {
       if (!isCurrent()) return;
       const target = this.lives[peer];
-      if (!target || !this.controlIsOpen(life.id, peer)) {
+      if (!target || !this.controlIsOpen(life.id, peer) || !this.mayLink(target, life.id)) {
         again();
         return;
       }

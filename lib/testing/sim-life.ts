@@ -4,7 +4,9 @@ import { BackgroundPlane } from '../consensus/background-plane.js';
 import type { Configuration } from '../consensus/configuration.js';
 import { formatEpoch } from '../consensus/epoch.js';
 import { EXCHANGE_BYTES, Exchange } from '../consensus/exchange.js';
+import { type MembershipChange, MembershipWatch } from '../consensus/membership.js';
 import {
+  PROPOSE_LEAVING,
   PROPOSE_LOG_FULL,
   PROPOSE_NOT_LEADER,
   ReplicationPlane,
@@ -46,6 +48,12 @@ export interface SimLifeEvents extends SimFabricObserver {
   onProbeBroken(life: SimLife, peer: number): void;
   onLogLinkDead(life: SimLife, peer: number, generation: number): void;
   onSnapshotNeeded(life: SimLife, peer: number): void;
+  /** A configuration is in force at this life; one is committed, as far as it knows. */
+  onConfiguration(life: SimLife, configuration: Configuration): void;
+  onConfigurationApplied(life: SimLife, configuration: Configuration): void;
+  /** This life is no member any more. */
+  onRemoved(life: SimLife, reason: string): void;
+  onTransferEnded(life: SimLife, reason: string): void;
 }
 
 /** The host calls poll() at least this often at pace 1, for what only time brings about. */
@@ -63,6 +71,10 @@ export class SimLife {
   readonly state: SimStateMachine;
   readonly exchange: Exchange;
   readonly name: string;
+  private readonly membership: MembershipWatch;
+  /** The latest committed configuration that this life has heard of, in its log or from another member. */
+  known: Configuration;
+  private isRemoved = false;
   /** Stopped as by SIGSTOP until then: nothing runs, memory stays reachable. */
   pausedUntil_ns = 0;
   mainStalledUntil_ns = 0;
@@ -86,9 +98,13 @@ export class SimLife {
     readonly id: number,
     readonly bootId: number,
     genesis: Configuration,
+    /** Committed when this life begins. */
+    current: Configuration,
     private readonly options: SimOptions,
     private readonly events: SimLifeEvents,
   ) {
+    this.membership = new MembershipWatch(id, bootId, current);
+    this.known = current;
     this.name = `r${id}/${bootId}`;
     this.node = new SimNode(world, network, id, events, options.logBytes, workspaceBytesMin(options.logBytes));
     this.node.wakeMain = (at_ns) => this.wakeMain(at_ns);
@@ -106,7 +122,6 @@ export class SimLife {
         genesis,
         spin_ns: options.spin_ns,
         lagTimeout_ns: options.lagTimeout_ns,
-        memberIds: Array.from({ length: options.replicas }, (_, index) => index),
         applyEntriesMax: options.applyEntriesMax,
       },
       this.replicationFabric,
@@ -132,8 +147,14 @@ export class SimLife {
         },
         onConfiguration: (configuration) => {
           this.trace(
-            `configuration ${configuration.version}: ${configuration.voters.map(({ id, bootId }) => `r${id}/${bootId}`)}`,
+            `configuration ${configuration.version}: ${configuration.members.map(({ id, bootId, role }) => `${role} r${id}/${bootId}`)}`,
           );
+          events.onConfiguration(this, configuration);
+        },
+        onConfigurationApplied: (configuration) => this.observeCommitted(configuration),
+        onTransferEnded: (reason) => {
+          this.trace(`the transfer of leadership ended: ${reason}`);
+          events.onTransferEnded(this, reason);
         },
         onPeerBroken: (peer) => events.onPeerBroken(this, peer),
         onSnapshotNeeded: (peer) => {
@@ -193,7 +214,7 @@ export class SimLife {
       const lsn = this.replication.propose(origin, sequence, payload);
       if (lsn === PROPOSE_NOT_LEADER) {
         this.answers.push({ answer, outcome: { kind: 'notLeader', leader: this.replication.leader } });
-      } else if (lsn === PROPOSE_LOG_FULL) {
+      } else if (lsn === PROPOSE_LOG_FULL || lsn === PROPOSE_LEAVING) {
         this.answers.push({ answer, outcome: { kind: 'full' } });
       } else {
         const key = `${origin}:${sequence}`;
@@ -234,6 +255,35 @@ export class SimLife {
     this.replication.installSnapshot(position, configuration);
     this.state.restore(state);
     this.events.onSnapshotInstalled(this);
+    this.observeCommitted(configuration);
+  }
+
+  // -- membership --------------------------------------------------------------------------------------------------
+
+  /** A configuration that is committed, from the own log or from another member. */
+  observeCommitted(configuration: Configuration): void {
+    if (configuration.version > this.known.version) this.known = configuration;
+    this.events.onConfigurationApplied(this, configuration);
+    const reason = this.membership.observe(configuration);
+    if (reason === null || this.isRemoved) return;
+    this.isRemoved = true;
+    this.trace(`was removed: ${reason}`);
+    this.events.onRemoved(this, reason);
+  }
+
+  /** An operator's request; refused unless this is a leader that may. Main plane. */
+  changeMembership(change: MembershipChange): string {
+    const result = this.replication.changeMembership(change);
+    const text = typeof result === 'number' ? `up to LSN ${result}` : `refused: ${result.code}`;
+    this.trace(`${JSON.stringify(change)} ${text}`);
+    return typeof result === 'number' ? '' : result.code;
+  }
+
+  transferLeadership(to: number | undefined, timeout_ns: number): string {
+    const result = this.replication.transferLeadership(to, this.world.now_ns, timeout_ns);
+    const text = typeof result === 'number' ? `to r${result}` : `refused: ${result.code}`;
+    this.trace(`transfer of leadership ${text}`);
+    return typeof result === 'number' ? '' : result.code;
   }
 
   trace(text: string): void {

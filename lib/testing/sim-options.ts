@@ -22,6 +22,9 @@ export interface FaultRates {
     readonly oneWayCut: number;
     readonly breakLink: number;
     readonly slowNetwork: number;
+    /** A member is added, promoted, removed or described anew; or leadership is handed over. */
+    readonly membership: number;
+    readonly transfer: number;
   };
   /** Shortest and longest pause, stall and partition. */
   readonly durationMin_ns: number;
@@ -32,9 +35,13 @@ export interface FaultRates {
 }
 
 export interface SimOptions {
+  /** Processes; the first `founders` of them form the cluster, the others may be added to it. */
   readonly replicas: number;
   /** All times, but those of the transport where it keeps its own, are so many times longer than at pace 1. */
   readonly pace: number;
+  readonly founders: number;
+  /** Election priorities of the founders, 0 where there is none. */
+  readonly priorities: readonly number[];
   readonly logBytes: number;
   readonly profile: BackgroundProfile;
   readonly lagTimeout_ns: number;
@@ -171,8 +178,10 @@ function drawAtFullPace(random: Random, replicas: number): SimOptions {
   const latencyMax_ns = random.logBetween(50 * US, 3 * MS);
   const maxPayload = payloadBytesMax(logBytes);
   const drawn: SimOptions = {
-    replicas,
+    replicas: replicas,
     pace: 1,
+    founders: replicas,
+    priorities: [],
     logBytes,
     profile: {
       tick_ns,
@@ -218,6 +227,8 @@ function drawAtFullPace(random: Random, replicas: number): SimOptions {
         oneWayCut: weight(),
         breakLink: weight(),
         slowNetwork: weight() * 0.3,
+        membership: 0,
+        transfer: 0,
       },
       durationMin_ns: 1 * MS,
       durationMax_ns: random.logBetween(50 * MS, 2000 * MS),
@@ -239,7 +250,34 @@ function drawAtFullPace(random: Random, replicas: number): SimOptions {
     faultyTime_ns: FAULTY_TIME_MIN_NS,
     convergenceTime_ns: CONVERGENCE_TIME_NS,
   };
-  return random.chance(0.4) ? drawn : drawReading(random, drawn);
+  return drawMembership(random, random.chance(0.4) ? drawn : drawReading(random, drawn));
+}
+
+/** Most clusters keep their members. Some change them all the time, between the other faults. */
+function drawMembership(random: Random, drawn: SimOptions): SimOptions {
+  const priorities = random.chance(0.7) ? [] : Array.from({ length: drawn.founders }, () => random.integer(3));
+  const transfer = random.chance(0.7) ? 0 : random.between(0.2, 2);
+  const changing = withTransfers({ ...drawn, priorities }, transfer);
+  return random.chance(0.6) ? changing : withJoiners(changing, 1 + random.integer(2), random.between(0.5, 4));
+}
+
+function withTransfers(options: SimOptions, transfer: number): SimOptions {
+  const { faults } = options;
+  return { ...options, faults: { ...faults, weights: { ...faults.weights, transfer } } };
+}
+
+/** Changes of membership with this weight among the faults, and so many processes that can be added. */
+export function withJoiners(options: SimOptions, joiners: number, membership: number): SimOptions {
+  const { faults } = options;
+  return {
+    ...options,
+    replicas: options.founders + joiners,
+    faults: {
+      ...faults,
+      interval_ns: Math.min(faults.interval_ns, 600 * MS),
+      weights: { ...faults.weights, membership },
+    },
+  };
 }
 
 /**
@@ -285,6 +323,8 @@ export const LEAVE_OUT = [
   'oneWayCut',
   'breakLink',
   'slowNetwork',
+  'membership',
+  'transfer',
   'tear',
   'loss',
   'spike',

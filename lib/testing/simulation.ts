@@ -7,6 +7,7 @@ import type { Checker } from './checkers/checker.js';
 import { checkLinearizability, formatHistory, logOrderIsLinearization } from './checkers/linearizability.js';
 import { FaultScheduler } from './fault-scheduler.js';
 import { SimClients } from './sim-clients.js';
+import type { SimLife } from './sim-life.js';
 import { CALM_WITH_CLIENTS, drawOptions, leaveOut, type SimOptions, type SimRequest } from './sim-options.js';
 
 export interface SimulationRequest extends SimRequest {
@@ -34,6 +35,11 @@ export interface SimulationResult {
   readonly snapshots: number;
   /** Faults that were injected, of all kinds. */
   readonly faults: number;
+  /** Changes of the membership that were committed, those that follow crashes included. */
+  readonly configurations: number;
+  /** Transfers of leadership that the leader ceded for, and those that ended at the leader. */
+  readonly transfers: number;
+  readonly transfersEnded: number;
   readonly events: number;
   readonly options: SimOptions;
   readonly trace: readonly string[];
@@ -46,8 +52,16 @@ class Counters implements Checker {
   leaders = 0;
   crashes = 0;
   snapshots = 0;
+  transfers = 0;
+  transfersEnded = 0;
   onLeader(): void {
     this.leaders++;
+  }
+  onDeposed(_life: SimLife, _epoch: number, reason: string): void {
+    if (reason.startsWith('leadership was transferred')) this.transfers++;
+  }
+  onTransferEnded(): void {
+    this.transfersEnded++;
   }
   onCrashed(): void {
     this.crashes++;
@@ -88,10 +102,11 @@ export function runSimulation(request: SimulationRequest): SimulationResult {
     }
   }
   if (world.violation === null) {
-    const digests = new Set(cluster.lives.map((life) => life?.state.digest()));
+    const holders = cluster.holders();
+    const digests = new Set(holders.map((life) => life.state.digest()));
     if (digests.size !== 1) world.fail('state machine safety', 'replicas at the same LSN have different states');
     for (const { origin, sequence } of clients.acknowledged) {
-      const lost = cluster.lives.find((life) => (life?.state.lastSequence(origin) ?? 0) < sequence);
+      const lost = holders.find((life) => life.state.lastSequence(origin) < sequence);
       if (lost) world.fail('durability', `${lost.name} lost command ${origin}:${sequence}, which was acknowledged`);
     }
     const verdict = checkLinearizability(clients.history);
@@ -114,6 +129,9 @@ export function runSimulation(request: SimulationRequest): SimulationResult {
     crashes: counters.crashes,
     snapshots: counters.snapshots,
     faults: Object.values(faults.injected).reduce((sum, count) => sum + count, 0),
+    configurations: cluster.committedVersion - 1,
+    transfers: counters.transfers,
+    transfersEnded: counters.transfersEnded,
     events: world.eventsRun,
     options,
     trace: world.traceLines,

@@ -3,15 +3,23 @@ import { describe, expect, test } from 'vitest';
 import {
   type Configuration,
   checkConfiguration,
+  checkSuccessor,
   decodeConfiguration,
   encodeConfiguration,
   genesisConfiguration,
   majority,
+  memberWithId,
   voterWithId,
-  withoutVoter,
-  withVoter,
+  withMember,
+  withoutMember,
 } from '#lib/consensus/configuration.js';
-import { CONFIGURATION_BYTES_MAX, INCARNATION_MAX, MAX_REPLICAS } from '#lib/consensus/limits.js';
+import {
+  CONFIGURATION_BYTES_MAX,
+  HOST_CHARACTERS_MAX,
+  INCARNATION_MAX,
+  MAX_REPLICAS,
+  PRIORITY_MAX,
+} from '#lib/consensus/limits.js';
 
 const genesis = genesisConfiguration(
   77,
@@ -21,11 +29,13 @@ const genesis = genesisConfiguration(
 describe('configuration', () => {
   test('of the founders lists them by id, each with an incarnation of its own', () => {
     expect(genesis.version).toBe(1);
-    expect(genesis.voters).toEqual([
-      { id: 0, bootId: 100, incarnation: 1 },
-      { id: 1, bootId: 101, incarnation: 2 },
-      { id: 2, bootId: 102, incarnation: 3 },
+    const rest = { role: 'voter', priority: 0, host: '', port: 0, returning: false };
+    expect(genesis.members).toEqual([
+      { id: 0, bootId: 100, incarnation: 1, ...rest },
+      { id: 1, bootId: 101, incarnation: 2, ...rest },
+      { id: 2, bootId: 102, incarnation: 3, ...rest },
     ]);
+    expect(genesis.voters).toEqual(genesis.members);
     expect(genesis.nextIncarnation).toBe(4);
   });
 
@@ -37,7 +47,7 @@ describe('configuration', () => {
         (ids, clusterId) => {
           const configuration = genesisConfiguration(
             clusterId,
-            ids.map((id) => ({ id, bootId: id * 1_000_003 })),
+            ids.map((id) => ({ id, bootId: 1 + id * 1_000_003, priority: id, host: `host${id}`, port: 1 + id })),
           );
           expect(decodeConfiguration(encodeConfiguration(configuration))).toEqual(configuration);
         },
@@ -45,17 +55,16 @@ describe('configuration', () => {
     );
   });
 
-  test('gives a replica that comes back an incarnation that nobody ever had', () => {
-    let configuration = genesis;
-    const used = new Set([1, 2, 3]);
-    for (let life = 1; life <= 50; life++) {
-      const id = life % 3;
-      configuration = withVoter(withoutVoter(configuration, id), id, 1000 + life);
-      const { incarnation } = voterWithId(configuration, id) as { incarnation: number };
-      expect(used.has(incarnation)).toBe(false);
-      used.add(incarnation);
-    }
-    expect(configuration.version).toBe(101);
+  test('of the most members with the longest names fits an entry', () => {
+    const founders = Array.from({ length: MAX_REPLICAS }, (_, id) => ({
+      id,
+      bootId: 2 ** 48 - 1 - id,
+      priority: PRIORITY_MAX,
+      host: 'x'.repeat(HOST_CHARACTERS_MAX),
+      port: 65_535,
+    }));
+    const configuration = genesisConfiguration(2 ** 48, founders);
+    expect(decodeConfiguration(encodeConfiguration(configuration))).toEqual(configuration);
   });
 
   test('changes by one voter at a time, so that majorities of neighbours meet', () => {
@@ -63,22 +72,41 @@ describe('configuration', () => {
       fc.property(fc.integer({ min: 2, max: MAX_REPLICAS }), (size) => {
         const configuration = genesisConfiguration(
           1,
-          Array.from({ length: size }, (_, id) => ({ id, bootId: id })),
+          Array.from({ length: size }, (_, id) => ({ id, bootId: id + 1 })),
         );
-        const smaller = withoutVoter(configuration, 0);
+        const smaller = withoutMember(configuration, 0);
         expect(majority(configuration) + majority(smaller)).toBeGreaterThan(size);
+        expect(() => checkSuccessor(configuration, smaller)).not.toThrow();
       }),
     );
   });
 
-  test('refuses to add a voter that is there and to remove the last one', () => {
-    expect(() => withVoter(genesis, 1, 5)).toThrow('voter already');
-    const alone = withoutVoter(withoutVoter(genesis, 0), 1);
-    expect(() => withoutVoter(alone, 2)).toThrow('voters');
+  test('may follow another only if at most one voter differs and no incarnation is given twice', () => {
+    const learner = { id: 3, incarnation: 4, bootId: 9, role: 'learner', priority: 0, host: '', port: 0 } as const;
+    const grown = withMember(genesis, { ...learner, returning: false });
+    const one = memberWithId(genesis, 1) as (typeof genesis.members)[0];
+    const bad: [Configuration, Configuration, string][] = [
+      [genesis, { ...grown, version: 3 }, 'consecutive'],
+      [genesis, { ...grown, clusterId: 78 }, 'another cluster'],
+      [grown, { ...grown, version: 3, nextIncarnation: 4 }, 'would decrease'],
+      [genesis, { ...withoutMember(withoutMember(genesis, 0), 1), version: 2 }, '2 voters differ'],
+      [genesis, withMember(genesis, { ...one, bootId: 555, incarnation: 4 }), '2 voters differ'],
+      [genesis, withMember(genesis, { ...learner, incarnation: 2, id: 1, returning: false }), 'another life'],
+      [
+        withoutMember(genesis, 2),
+        { ...withMember(withoutMember(genesis, 2), { ...learner, incarnation: 3, returning: false }) },
+        'given before',
+      ],
+    ];
+    expect(() => checkSuccessor(genesis, grown)).not.toThrow();
+    for (const [before, after, message] of bad) expect(() => checkSuccessor(before, after)).toThrow(message);
+    expect(voterWithId(grown, 3)).toBeUndefined();
+    expect(() => withoutMember(withoutMember(withoutMember(genesis, 0), 1), 2)).toThrow('members');
   });
 
   test('refuses whatever breaks a rule, and says which', () => {
-    const voters = genesis.voters;
+    const { members } = genesis;
+    const first = (changed: object) => ({ ...genesis, members: [{ ...members[0], ...changed }] });
     const bad: [unknown, string][] = [
       [null, 'not an object'],
       ['text', 'not an object'],
@@ -87,17 +115,25 @@ describe('configuration', () => {
       [{ ...genesis, version: 0 }, 'version'],
       [{ ...genesis, version: 1.5 }, 'version'],
       [{ ...genesis, nextIncarnation: INCARNATION_MAX }, 'nextIncarnation'],
-      [{ ...genesis, voters: [] }, 'voters'],
-      [{ ...genesis, voters: 'all' }, 'voters'],
-      [{ ...genesis, voters: [null] }, 'voter'],
-      [{ ...genesis, voters: [voters[1], voters[0]] }, 'ascend'],
-      [{ ...genesis, voters: [voters[0], voters[0]] }, 'ascend'],
-      [{ ...genesis, voters: [{ ...voters[0], id: MAX_REPLICAS }] }, 'voter'],
-      [{ ...genesis, voters: [{ ...voters[0], incarnation: 0 }] }, 'incarnation of voter 0'],
-      [{ ...genesis, voters: [{ ...voters[0], incarnation: 4 }] }, 'incarnation of voter 0'],
-      [{ ...genesis, voters: [voters[0], { ...voters[1], incarnation: 1 }] }, 'used twice'],
-      [{ ...genesis, voters: [{ ...voters[0], bootId: -1 }] }, 'bootId of voter 0'],
-      [{ ...genesis, voters: [{ id: 0, incarnation: 1 }] }, 'bootId of voter 0'],
+      [{ ...genesis, members: [] }, 'members'],
+      [{ ...genesis, members: 'all' }, 'members'],
+      [{ ...genesis, members: [null] }, 'member'],
+      [{ ...genesis, members: [members[1], members[0]] }, 'ascend'],
+      [{ ...genesis, members: [members[0], members[0]] }, 'ascend'],
+      [first({ id: MAX_REPLICAS }), 'id of a member'],
+      [first({ incarnation: 0 }), 'incarnation of member 0'],
+      [first({ incarnation: 4 }), 'incarnation of member 0'],
+      [{ ...genesis, members: [members[0], { ...members[1], incarnation: 1 }] }, 'used twice'],
+      [first({ bootId: -1 }), 'bootId of member 0'],
+      [first({ bootId: 0 }), 'bootId of member 0'],
+      [first({ bootId: undefined }), 'bootId of member 0'],
+      [first({ role: 'king' }), 'role of member 0'],
+      [first({ role: 'learner' }), 'no voters'],
+      [first({ priority: PRIORITY_MAX + 1 }), 'priority of member 0'],
+      [first({ host: 'x'.repeat(HOST_CHARACTERS_MAX + 1), port: 1 }), 'host of member 0'],
+      [first({ host: 'x' }), 'port of member 0'],
+      [first({ port: 1 }), 'port of member 0'],
+      [first({ returning: true }), 'returning of member 0'],
     ];
     for (const [value, message] of bad) {
       expect(() => checkConfiguration(value), JSON.stringify(value)).toThrow(message);
@@ -122,5 +158,8 @@ describe('configuration', () => {
   test('refuses bytes that are too many or no JSON', () => {
     expect(() => decodeConfiguration(new Uint8Array(CONFIGURATION_BYTES_MAX + 1))).toThrow(RangeError);
     expect(() => decodeConfiguration(new Uint8Array([0xff, 0x7b]))).toThrow();
+    for (const text of ['7', '{}', '[]', '[1,1,1,[]]', '[1,1,2,[[]]]', '[1,1,2,[null]]']) {
+      expect(() => decodeConfiguration(new TextEncoder().encode(text)), text).toThrow('invalid configuration');
+    }
   });
 });

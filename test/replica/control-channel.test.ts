@@ -4,6 +4,7 @@ import { once } from 'node:events';
 import { createServer, type Socket } from 'node:net';
 import { type ConnectionOptions, connect as connectTls } from 'node:tls';
 import { describe, expect, it } from 'vitest';
+import { LAYOUT_VERSION } from '#lib/consensus/limits.js';
 import { QuorateError } from '#lib/errors.js';
 import { isLoopback } from '#lib/replica/control/address.js';
 import { clientTlsOptions, deriveTransportKey } from '#lib/replica/control/cluster-key.js';
@@ -237,7 +238,7 @@ describe('strangers', () => {
   it('that have the key but do not come to the end of their hello are closed when their time is up', async () => {
     const { server, port } = await startServer({ handshakeTimeoutMs: 2_000 });
     const stranger = await connectKeyHolder(port);
-    stranger.socket.write(frameOf([0, { protocolVersion: 1, layoutVersion: 1, id: 1 }]).subarray(0, -1));
+    stranger.socket.write(frameOf([0, { protocolVersion: 1, layoutVersion: LAYOUT_VERSION, id: 1 }]).subarray(0, -1));
     await stranger.closed;
     await until(() => server.socketCount === 0);
     expect(server.rejectedConnections).toEqual({ QUORATE_TIMEOUT: 1 });
@@ -414,9 +415,9 @@ describe('the hello', () => {
   });
 
   it.each([
-    ['protocol', { protocolVersion: 2, layoutVersion: 1 }],
-    ['memory layout', { protocolVersion: 1, layoutVersion: 2 }],
-    ['protocol, and nothing else that is understood', { protocolVersion: 7, layoutVersion: 1, id: 'one' }],
+    ['protocol', { protocolVersion: 2, layoutVersion: LAYOUT_VERSION }],
+    ['memory layout', { protocolVersion: 1, layoutVersion: LAYOUT_VERSION + 1 }],
+    ['protocol, and nothing else that is understood', { protocolVersion: 7, layoutVersion: LAYOUT_VERSION, id: 'one' }],
   ])('of another version of the %s is refused by its version, whatever else it says', async (_what, versions) => {
     const { server, port } = await startServer();
     const peer = await connectKeyHolder(port);
@@ -430,11 +431,14 @@ describe('the hello', () => {
   it.each([
     ['no hello but a request', [3, 1, 'link', null]],
     ['an acceptance before a hello', [1]],
-    ['a hello without an id', [0, { protocolVersion: 1, layoutVersion: 1, bootId: 1, clusterId: null }]],
-    ['a hello with a huge id', [0, { protocolVersion: 1, layoutVersion: 1, id: 16, bootId: 1, clusterId: null }]],
+    ['a hello without an id', [0, { protocolVersion: 1, layoutVersion: LAYOUT_VERSION, bootId: 1, clusterId: null }]],
+    [
+      'a hello with a huge id',
+      [0, { protocolVersion: 1, layoutVersion: LAYOUT_VERSION, id: 16, bootId: 1, clusterId: null }],
+    ],
     [
       'a hello with a fractional boot id',
-      [0, { protocolVersion: 1, layoutVersion: 1, id: 1, bootId: 0.5, clusterId: null }],
+      [0, { protocolVersion: 1, layoutVersion: LAYOUT_VERSION, id: 1, bootId: 0.5, clusterId: null }],
     ],
     ['a hello that is text', [0, 'hello']],
     ['a hello larger than the limit', [0, { padding: 'x'.repeat(20_000) }]],
@@ -486,7 +490,10 @@ describe('requests', () => {
     const { port, server } = await startServer();
     server.on('connection', (connection) => connection.onRequest('first', () => 'found'));
     const peer = await connectKeyHolder(port);
-    const hello = frameOf([0, { protocolVersion: 1, layoutVersion: 1, id: 1, bootId: 1, clusterId: null }]);
+    const hello = frameOf([
+      0,
+      { protocolVersion: 1, layoutVersion: LAYOUT_VERSION, id: 1, bootId: 1, clusterId: null },
+    ]);
     peer.socket.write(Buffer.concat([hello, frameOf([1]), frameOf([3, 1, 'first', null])]));
     await until(() => peer.frames().length === 3);
     expect(peer.frames()[2]).toMatchObject({ kind: 4, id: 1, body: 'found' });
@@ -633,7 +640,7 @@ describe('messages', () => {
 });
 
 describe('a peer that breaks the protocol', () => {
-  const hello = frameOf([0, { protocolVersion: 1, layoutVersion: 1, id: 1, bootId: 1, clusterId: null }]);
+  const hello = frameOf([0, { protocolVersion: 1, layoutVersion: LAYOUT_VERSION, id: 1, bootId: 1, clusterId: null }]);
 
   it.each([
     ['an oversized frame', Buffer.from([0x00, 0x40, 0x00, 0x01])],

@@ -27,6 +27,10 @@ const QUICK: readonly string[] = [
   'barrier-without-round',
   'barrier-counts-earlier-writes',
   'answer-before-commit',
+  'two-concurrent-changes',
+  'removed-leader-goes-on',
+  'configuration-not-forgotten',
+  'returns-in-one-step',
 ];
 
 describe('mutations', () => {

@@ -3,6 +3,7 @@
 // defects back that were found before (docs/bugs).
 import { BackgroundPlane } from '#lib/consensus/background-plane.js';
 import { FailureDetector } from '#lib/consensus/failure-detector.js';
+import { IntactRing } from '#lib/consensus/intact-ring.js';
 import { ReplicationPlane } from '#lib/consensus/replication-plane.js';
 import { writeU53 } from '#lib/consensus/sealed-block.js';
 import { ToMainField } from '#lib/consensus/status-layout.js';
@@ -121,6 +122,11 @@ export const twoWritesPerEntry: Mutant = {
     ),
 };
 
+export const successorNotWaitedFor: Mutant = {
+  name: 'a successor that nobody gives way to',
+  install: () => replace(background, 'successor', () => () => -1),
+};
+
 export const commitWhenApplied: Mutant = {
   name: 'a commit that waits until followers have applied',
   install: () =>
@@ -236,4 +242,9 @@ export const walkBegunAnew: Mutant = {
 export const candidatesTooFarBehind: Mutant = {
   name: 'candidates whose logs cannot be completed from any other',
   install: () => replace(background, 'isTooFarBehind', () => () => false),
+};
+
+export const ringNotProven: Mutant = {
+  name: 'a repair from a ring of which only a log that validated is known to have overwritten it',
+  install: () => replace(IntactRing.prototype, 'sendableLsn', () => () => Number.POSITIVE_INFINITY),
 };

@@ -1,0 +1,79 @@
+// Checks of what users pass in: each failure is an error with code QUORATE_INVALID_ARGUMENT that names the option.
+import { HOST_CHARACTERS_MAX, MAX_REPLICAS, PRIORITY_MAX } from '../consensus/limits.js';
+import { QuorateError } from '../errors.js';
+import type { BackgroundScheduling, MemberAddress, ReplicaOptions } from './replica-options.js';
+
+export function invalid(message: string): never {
+  throw new QuorateError('QUORATE_INVALID_ARGUMENT', message);
+}
+
+export function checkInteger(value: number, min: number, max: number, name: string): number {
+  if (!Number.isInteger(value) || value < min || value > max)
+    invalid(`${name} ${value} is not an integer in ${min}..${max}`);
+  return value;
+}
+
+export function checkAddress({ host, port }: { readonly host: string; readonly port: number }, what: string): void {
+  if (typeof host !== 'string' || host === '') invalid(`${what}: host is missing`);
+  if (host.length > HOST_CHARACTERS_MAX) invalid(`${what}: host has more than ${HOST_CHARACTERS_MAX} characters`);
+  checkInteger(port, 1, 65535, `${what}: port`);
+}
+
+export function checkMember(member: MemberAddress, what: string): void {
+  if (typeof member !== 'object' || member === null) invalid(`${what} must be an object with id, host and port`);
+  checkInteger(member.id, 0, MAX_REPLICAS - 1, `${what}: id`);
+  checkAddress(member, `${what} (replica ${member.id})`);
+  if (member.priority !== undefined) checkInteger(member.priority, 0, PRIORITY_MAX, `${what}: priority`);
+}
+
+function checkList(members: readonly MemberAddress[], what: string): Set<number> {
+  if (!Array.isArray(members) || members.length === 0) invalid(`${what} must list the replicas of the cluster`);
+  if (members.length > MAX_REPLICAS) invalid(`${what} lists ${members.length} replicas, more than ${MAX_REPLICAS}`);
+  const ids = new Set<number>();
+  for (const member of members) {
+    checkMember(member, what);
+    if (ids.has(member.id)) invalid(`${what} lists id ${member.id} twice`);
+    ids.add(member.id);
+  }
+  return ids;
+}
+
+/** Where this replica listens. */
+export function checkPlace({ id, members, join, address }: ReplicaOptions<never>): MemberAddress {
+  if (join !== undefined) {
+    if (members !== undefined)
+      return invalid('members founds a cluster and join joins one that exists: pass one of them');
+    const ids = checkList(join, 'join');
+    if (ids.size === 1 && ids.has(id)) return invalid('join must list a replica other than this one');
+    if (address === undefined) return invalid('join needs an address: host and port of this replica');
+    checkAddress(address, 'address');
+    return { id, host: address.host, port: address.port };
+  }
+  if (address !== undefined) return invalid('address goes with join; members says where this replica listens');
+  return checkFounders(id, members ?? []);
+}
+
+function checkFounders(id: number, members: readonly MemberAddress[]): MemberAddress {
+  const ids = checkList(members, 'members');
+  const self = members.find((member) => member.id === id);
+  if (self === undefined) {
+    const known = [...ids].sort((a, b) => a - b).join(', ');
+    return invalid(`id ${id} is not in members (${known}); every replica, this one included, must be listed`);
+  }
+  return self;
+}
+
+/** Of CPU_SET(3). */
+const CPU_MAX = 1023;
+
+export function checkScheduling(scheduling: BackgroundScheduling | undefined): BackgroundScheduling | undefined {
+  if (scheduling === undefined) return undefined;
+  if (typeof scheduling !== 'object' || scheduling === null) invalid('backgroundThread is not an object');
+  const { realtimePriority, cpus } = scheduling;
+  if (realtimePriority !== undefined) checkInteger(realtimePriority, 1, 99, 'backgroundThread.realtimePriority');
+  if (cpus !== undefined) {
+    if (!Array.isArray(cpus) || cpus.length === 0) invalid('backgroundThread.cpus must list processors');
+    for (const cpu of cpus) checkInteger(cpu, 0, CPU_MAX, 'backgroundThread.cpus');
+  }
+  return scheduling;
+}

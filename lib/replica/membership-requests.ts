@@ -1,0 +1,228 @@
+// What users ask of a leader about the membership and are waiting for: one change at a time until it is committed, a
+// transfer of leadership until somebody else leads, a learner until it has caught up. Composes the steps of a
+// replacement. Whether a change may be made is decided by the replication plane.
+import { type Configuration, memberWithId } from '../consensus/configuration.js';
+import type { MembershipChange, MembershipRefusal } from '../consensus/membership.js';
+import type { ReplicationPlane } from '../consensus/replication-plane.js';
+import { QuorateError } from '../errors.js';
+import { OutcomeUnknownError } from './pending-proposals.js';
+import type { NewMember } from './replica-options.js';
+
+/** Default bound of everything that waits for another replica to catch up. */
+export const CATCH_UP_TIMEOUT_DEFAULT_MS = 60_000;
+/** Default bound of a transfer: until the successor holds the log, and again until it leads. */
+export const TRANSFER_TIMEOUT_DEFAULT_MS = 5_000;
+/** Requests about the membership that wait at a time. */
+export const MEMBERSHIP_REQUESTS_MAX = 64;
+
+export interface MembershipRequestsOptions {
+  readonly plane: ReplicationPlane;
+  readonly now_ns: () => number;
+  /** Sends what was appended, and looks at what came of it. */
+  readonly onBegun: () => void;
+  /** The error of a call that only the leader serves. */
+  readonly notLeader: () => QuorateError;
+}
+
+interface Wait {
+  /** Settles the wait and returns true if what is waited for is there; may throw what it ends with. */
+  readonly isOver: () => boolean;
+  readonly resolve: () => void;
+  readonly reject: (error: Error) => void;
+  readonly timer: NodeJS.Timeout;
+}
+
+export class MembershipRequests {
+  private pending: { endLsn: number; resolve: () => void; reject: (error: Error) => void } | undefined;
+  private readonly waits = new Set<Wait>();
+  private transfer:
+    | { to: number; isCeded: boolean; resolve: (to: number) => void; reject: (error: Error) => void }
+    | undefined;
+  private transferTimer: NodeJS.Timeout | undefined;
+  private closedBecause: Error | undefined;
+
+  constructor(private readonly options: MembershipRequestsOptions) {}
+
+  private error(refusal: MembershipRefusal): QuorateError {
+    if (refusal.code === 'QUORATE_NOT_LEADER') return this.options.notLeader();
+    return new QuorateError(refusal.code, refusal.message);
+  }
+
+  // -- one change --------------------------------------------------------------------------------------------------
+
+  /** Resolves when the change is committed. Nothing was done if it rejects with anything but an unknown outcome. */
+  change(change: MembershipChange): Promise<void> {
+    if (this.closedBecause !== undefined) return Promise.reject(this.closedBecause);
+    const { plane, onBegun } = this.options;
+    const result = plane.changeMembership(change);
+    if (typeof result !== 'number') return Promise.reject(this.error(result));
+    // One at a time: the plane has refused if there was one.
+    const committed = new Promise<void>((resolve, reject) => {
+      this.pending = { endLsn: result, resolve, reject };
+    });
+    onBegun();
+    return committed;
+  }
+
+  /** The plane applied a configuration whose entry ends at `endLsn`. */
+  applied(endLsn: number): void {
+    const { pending } = this;
+    if (pending === undefined || pending.endLsn !== endLsn) return;
+    this.pending = undefined;
+    pending.resolve();
+  }
+
+  // -- waiting -----------------------------------------------------------------------------------------------------
+
+  /** Whether somebody waits for something that only looking shows. */
+  get isWaiting(): boolean {
+    return this.waits.size > 0;
+  }
+
+  /** Looks whether what is waited for has come. */
+  look(): void {
+    for (const wait of this.waits) {
+      try {
+        if (!wait.isOver()) continue;
+        this.end(wait, undefined);
+      } catch (error) {
+        this.end(wait, error as Error);
+      }
+    }
+  }
+
+  private end(wait: Wait, error: Error | undefined): void {
+    if (!this.waits.delete(wait)) return;
+    clearTimeout(wait.timer);
+    if (error === undefined) wait.resolve();
+    else wait.reject(error);
+  }
+
+  private until(isOver: () => boolean, timeoutMs: number, late: () => QuorateError): Promise<void> {
+    if (this.closedBecause !== undefined) return Promise.reject(this.closedBecause);
+    if (this.waits.size >= MEMBERSHIP_REQUESTS_MAX) {
+      const message = `${MEMBERSHIP_REQUESTS_MAX} requests about the membership wait already: try again later`;
+      return Promise.reject(new QuorateError('QUORATE_BACKPRESSURE', message));
+    }
+    return new Promise((resolve, reject) => {
+      const wait: Wait = { isOver, resolve, reject, timer: setTimeout(() => this.end(wait, late()), timeoutMs) };
+      this.waits.add(wait);
+      this.look();
+    });
+  }
+
+  /** Makes the change as soon as its turn comes: other changes may be under way, and a learner may have to catch up. */
+  private async changeInTurn(change: MembershipChange, endsAt_ms: number): Promise<void> {
+    const { plane } = this.options;
+    for (;;) {
+      try {
+        return await this.change(change);
+      } catch (error) {
+        const code = (error as QuorateError).code;
+        const isPassing =
+          code === 'QUORATE_CHANGE_IN_PROGRESS' || code === 'QUORATE_BACKPRESSURE' || code === 'QUORATE_NOT_CAUGHT_UP';
+        const leftMs = endsAt_ms - performance.now();
+        if (!isPassing || leftMs <= 0) throw error;
+        const { version } = plane.appliedConfiguration;
+        const isNext = (): boolean => {
+          if (plane.role !== 'leader') throw this.options.notLeader();
+          if (code === 'QUORATE_NOT_CAUGHT_UP') return plane.isCaughtUp(change.id);
+          return code === 'QUORATE_BACKPRESSURE' || plane.appliedConfiguration.version > version;
+        };
+        await this.until(isNext, leftMs, () => error as QuorateError);
+      }
+    }
+  }
+
+  /** Promotes the learner now, or as soon as it has caught up within the time. */
+  promote(id: number, timeoutMs: number): Promise<void> {
+    const change: MembershipChange = { kind: 'promote', id };
+    return timeoutMs > 0 ? this.changeInTurn(change, performance.now() + timeoutMs) : this.change(change);
+  }
+
+  /**
+   * Adds the new member, promotes it once it has caught up, removes the old one. Each step is skipped if it was done
+   * before, so that a replacement that was interrupted can be asked for again.
+   */
+  async replace(oldId: number, member: NewMember, timeoutMs: number): Promise<void> {
+    const endsAt_ms = performance.now() + timeoutMs;
+    const { plane } = this.options;
+    const { id, host, port, priority = 0 } = member;
+    const roleOf = (one: number) => memberWithId(plane.configuration, one)?.role;
+    const known: Configuration = plane.configuration;
+    if (memberWithId(known, oldId) === undefined && roleOf(id) !== 'voter') {
+      throw new QuorateError('QUORATE_UNKNOWN_MEMBER', `replica ${oldId} is no member and cannot be replaced`);
+    }
+    const role = roleOf(id);
+    if (role === undefined || role === 'spare') {
+      await this.changeInTurn({ kind: 'addLearner', id, host, port, priority }, endsAt_ms);
+    }
+    if (roleOf(id) !== 'voter') await this.changeInTurn({ kind: 'promote', id }, endsAt_ms);
+    if (roleOf(oldId) !== undefined) await this.changeInTurn({ kind: 'remove', id: oldId }, endsAt_ms);
+  }
+
+  // -- transfer ----------------------------------------------------------------------------------------------------
+
+  /** Resolves with the successor when that leads. */
+  transferLeadership(to: number | undefined, timeoutMs: number): Promise<number> {
+    if (this.closedBecause !== undefined) return Promise.reject(this.closedBecause);
+    const { plane, now_ns, onBegun } = this.options;
+    if (this.transfer !== undefined) {
+      const message = `leadership is being transferred to replica ${this.transfer.to} already`;
+      return Promise.reject(new QuorateError('QUORATE_TRANSFER_IN_PROGRESS', message));
+    }
+    const result = plane.transferLeadership(to, now_ns(), timeoutMs * 1e6);
+    if (typeof result !== 'number') return Promise.reject(this.error(result));
+    const settled = new Promise<number>((resolve, reject) => {
+      this.transfer = { to: result, isCeded: false, resolve, reject };
+      this.transferTimer = setTimeout(() => {
+        this.transferTimer = setTimeout(() => {
+          this.endTransfer(`replica ${result} was not seen to lead within ${2 * timeoutMs} ms; who leads is not known`);
+        }, timeoutMs);
+        onBegun(); // the plane looks whether its time is over
+      }, timeoutMs);
+    });
+    onBegun();
+    return settled;
+  }
+
+  /** The plane gave the transfer up and goes on leading. */
+  transferEnded(reason: string): void {
+    this.endTransfer(`leadership was not transferred and stays here: ${reason}`);
+  }
+
+  private endTransfer(failure: string | null): void {
+    const { transfer } = this;
+    if (transfer === undefined) return;
+    this.transfer = undefined;
+    clearTimeout(this.transferTimer);
+    if (failure === null) transfer.resolve(transfer.to);
+    else transfer.reject(new QuorateError('QUORATE_TRANSFER_FAILED', failure));
+  }
+
+  /** Who leads, as far as is known. */
+  leaderKnown(leader: number): void {
+    const { transfer } = this;
+    if (transfer === undefined || !transfer.isCeded) return;
+    this.endTransfer(leader === transfer.to ? null : `replica ${leader} leads instead of replica ${transfer.to}`);
+  }
+
+  // -- ends --------------------------------------------------------------------------------------------------------
+
+  deposed(why: string): void {
+    if (this.transfer !== undefined) this.transfer.isCeded = true;
+    const { pending } = this;
+    this.pending = undefined;
+    pending?.reject(new OutcomeUnknownError(`${why} before the change of membership was known to be committed`));
+    this.look();
+  }
+
+  close(error: Error): void {
+    this.closedBecause = error;
+    const { pending } = this;
+    this.pending = undefined;
+    pending?.reject(new OutcomeUnknownError('the replica was closed before the change was known to be committed'));
+    for (const wait of [...this.waits]) this.end(wait, error);
+    this.endTransfer('the replica was closed before the next leader was seen');
+  }
+}

@@ -1,0 +1,232 @@
+// Ways to break the rules of membership change, for clusters that change their members all the time.
+import { BackgroundPlane } from '../consensus/background-plane.js';
+import { type Configuration, memberWithId, withMember } from '../consensus/configuration.js';
+import type { MembershipChange } from '../consensus/membership.js';
+import { ReplicationPlane } from '../consensus/replication-plane.js';
+import { readU53 } from '../consensus/sealed-block.js';
+import { GrantField } from '../consensus/status-layout.js';
+import type { Mutation } from './mutations.js';
+import { all, type Internals, replace, replaceGetter } from './replace-method.js';
+import { type SimOptions, withJoiners } from './sim-options.js';
+
+const replication = ReplicationPlane.prototype;
+const background = BackgroundPlane.prototype;
+
+/** Two processes more than the founders, and most faults are changes of membership. */
+const often = (options: SimOptions): SimOptions => withJoiners(options, 2, 6);
+
+/** Shows other voters than there are to whatever runs inside of the methods named. */
+function otherVoters(names: readonly string[], voters: (plane: Internals) => Configuration['voters']): () => void {
+  const inside = new WeakSet<object>();
+  return all(
+    replaceGetter(
+      replication,
+      'configuration',
+      (original) =>
+        function (): Configuration {
+          const configuration = original.call(this) as Configuration;
+          if (!inside.has(this)) return configuration;
+          inside.delete(this);
+          try {
+            return { ...configuration, voters: voters(this) };
+          } finally {
+            inside.add(this);
+          }
+        },
+    ),
+    ...names.map((name) =>
+      replace(
+        replication,
+        name,
+        (original) =>
+          function (...parameters: unknown[]) {
+            if (inside.has(this)) return original.apply(this, parameters);
+            inside.add(this);
+            try {
+              return original.apply(this, parameters);
+            } finally {
+              inside.delete(this);
+            }
+          },
+      ),
+    ),
+  );
+}
+
+const learnersToo = (plane: Internals): Configuration['voters'] =>
+  (plane.configuration as Configuration).members.filter(({ role }) => role !== 'spare');
+
+export const MEMBERSHIP_MUTATIONS: readonly Mutation[] = [
+  {
+    name: 'two-concurrent-changes',
+    breaks: 'a leader changes the membership while the change before is not committed',
+    seedsMax: 40,
+    replicas: 3,
+    adjust: often,
+    install: () =>
+      replace(
+        replication,
+        'whyNoChange',
+        (original) =>
+          function () {
+            const refusal = original.call(this);
+            return refusal?.code === 'QUORATE_CHANGE_IN_PROGRESS' ? null : refusal;
+          },
+      ),
+  },
+  {
+    name: 'change-before-own-noop',
+    breaks: 'a leader changes the membership before the noop of its own epoch is committed',
+    seedsMax: 200,
+    replicas: 3,
+    adjust: often,
+    install: () =>
+      replace(
+        replication,
+        'whyNoChange',
+        (original) =>
+          function () {
+            const isPremature = this.role === 'takingOver' && this.noopAppended() && this.configurations.length === 1;
+            return isPremature ? null : original.call(this);
+          },
+      ),
+  },
+  {
+    name: 'promotion-before-catch-up',
+    breaks: 'a learner becomes a voter as soon as it is asked for, whatever it lacks',
+    seedsMax: 100,
+    replicas: 3,
+    adjust: often,
+    install: () =>
+      replace(
+        replication,
+        'changeMembership',
+        (original) =>
+          function (change: MembershipChange) {
+            const { configuration } = this as { configuration: Configuration };
+            const member = memberWithId(configuration, change.id);
+            const isLearner = member?.role === 'learner' && member.bootId !== 0;
+            if (change.kind !== 'promote' || !isLearner || this.whyNoChange() !== null)
+              return original.call(this, change);
+            this.appendConfiguration(withMember(configuration, { ...member, role: 'voter', returning: false }));
+            return this.tail.lsn;
+          },
+      ),
+  },
+  {
+    name: 'learner-counts',
+    breaks: 'what a learner acknowledges counts towards the majority that commits',
+    seedsMax: 100,
+    replicas: 3,
+    adjust: often,
+    install: () => otherVoters(['advanceCommit'], learnersToo),
+  },
+  {
+    name: 'learner-votes',
+    breaks: 'the grant of a learner counts towards the majority that elects',
+    seedsMax: 400,
+    replicas: 3,
+    adjust: often,
+    install: () =>
+      all(
+        otherVoters(['advanceTakeover'], learnersToo),
+        replace(
+          background,
+          'voterBootId',
+          (original) =>
+            function (peer: number) {
+              return original.call(this, peer) || readU53(this.peers[peer].grant.body, GrantField.bootId);
+            },
+        ),
+      ),
+  },
+  {
+    name: 'old-incarnation-votes',
+    breaks: 'a grant counts by the id of the voter, whichever life of it gave the grant',
+    seedsMax: 400,
+    replicas: 3,
+    install: () =>
+      all(
+        replace(
+          replication,
+          'countVoters',
+          () =>
+            function (predicate: (follower: Internals) => boolean) {
+              const { voters } = this.configuration as Configuration;
+              return voters.filter(({ id }) => id === this.options.id || predicate(this.followers[id])).length;
+            },
+        ),
+        replace(
+          background,
+          'voterBootId',
+          (original) =>
+            function (peer: number) {
+              const bootId = original.call(this, peer);
+              return bootId === 0 ? 0 : readU53(this.peers[peer].grant.body, GrantField.bootId) || bootId;
+            },
+        ),
+      ),
+  },
+  {
+    name: 'removed-leader-goes-on',
+    breaks: 'a leader that a committed configuration is without goes on leading',
+    seedsMax: 60,
+    replicas: 3,
+    adjust: often,
+    install: () =>
+      all(
+        replace(replication, 'leaveIfRemoved', () => () => {}),
+        replace(replication, 'leavingChanged', () => () => {}),
+      ),
+  },
+  {
+    name: 'commit-by-configuration-before',
+    breaks: 'a configuration counts only from its commit on, not from its append on',
+    seedsMax: 400,
+    replicas: 3,
+    adjust: often,
+    install: () => otherVoters(['advanceCommit'], (plane) => plane.appliedConfiguration.voters),
+  },
+  {
+    name: 'configuration-not-forgotten',
+    breaks: 'a configuration stays in force after its entry was overwritten by a later leader',
+    seedsMax: 100,
+    replicas: 3,
+    adjust: often,
+    install: () =>
+      replace(
+        replication,
+        'forgetTail',
+        (original) =>
+          function () {
+            const { configurations } = this;
+            this.configurations = [...configurations];
+            original.call(this);
+            this.configurations = configurations;
+          },
+      ),
+  },
+  {
+    name: 'returns-in-one-step',
+    breaks: 'a voter that lost its memory is a voter in its new life at once, in one configuration',
+    seedsMax: 40,
+    replicas: 3,
+    install: () =>
+      replace(
+        replication,
+        'maintainMembership',
+        (original) =>
+          function () {
+            const { configuration } = this as { configuration: Configuration };
+            const member = configuration.voters.find(({ id, bootId }) => {
+              const life = this.followers[id].linkBootId;
+              return id !== this.options.id && this.peerPhase(id) === 'active' && life !== 0 && life !== bootId;
+            });
+            if (member === undefined || this.whyNoChange() !== null) return original.call(this);
+            const bootId = this.followers[member.id].linkBootId;
+            const incarnation = configuration.nextIncarnation;
+            return this.appendConfiguration(withMember(configuration, { ...member, bootId, incarnation }));
+          },
+      ),
+  },
+];

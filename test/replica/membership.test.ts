@@ -1,0 +1,378 @@
+// Changes of the membership as a service makes them, through the public API, on shm, all members in this process: what
+// was acknowledged survives every change, and who may not change anything is told why.
+import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import {
+  type BackgroundProfile,
+  type MemberAddress,
+  type NotLeaderError,
+  Replica,
+  type ReplicaOptions,
+} from '#lib/index.js';
+import { CommandLog, freePorts, members, optionsFor, waitFor } from './fixture.js';
+
+const LOG_BYTES = 256 * 1024;
+/** Trust comes soon, as these tests wait for it often; silence is suspicious only after 0.4 s, as everything is busy. */
+const PROFILE: BackgroundProfile = {
+  tick_ns: 15e6,
+  electionTick_ns: 5e6,
+  takeoverTimeout_ns: 1e9,
+  scoreMax: 30,
+  failBelow: 2,
+  recoverAbove: 3,
+  stallTimeout_ns: 4e9,
+};
+const bytes = (text: string) => new Uint8Array(Buffer.from(text));
+
+/** Replicas that come and go, by id. */
+let replicas: Map<number, Replica<number>>;
+let machines: Map<number, CommandLog>;
+let places: MemberAddress[];
+let clients: Client[];
+
+beforeEach(() => {
+  replicas = new Map();
+  machines = new Map();
+  clients = [];
+});
+
+afterEach(async () => {
+  for (const client of clients) await client.stop();
+  await Promise.all([...replicas.values()].map((replica) => replica.close()));
+});
+
+async function open(id: number, options: Partial<ReplicaOptions<number>>): Promise<Replica<number>> {
+  const machine = new CommandLog();
+  machines.set(id, machine);
+  const { members: _, ...rest } = optionsFor(id, [], {
+    profile: PROFILE,
+    logBytes: LOG_BYTES,
+    stateMachine: machine,
+  });
+  const replica = await Replica.open<number>({ ...rest, ...options });
+  replicas.set(id, replica);
+  return replica;
+}
+
+/** Founders 0 .. count - 1 of `total` places. */
+async function found(count: number, total = count, priorities: readonly number[] = []): Promise<Replica<number>> {
+  places = await members(total);
+  const founders = places.slice(0, count).map((place) => ({ ...place, priority: priorities[place.id] ?? 0 }));
+  await Promise.all(founders.map(({ id }) => open(id, { members: founders })));
+  return steady();
+}
+
+function join(id: number, more: Partial<ReplicaOptions<number>> = {}): Promise<Replica<number>> {
+  const { host, port } = places[id] as MemberAddress;
+  const others = places.filter((place) => place.id !== id && replicas.has(place.id));
+  return open(id, { join: others, address: { host, port }, ...more });
+}
+
+const leading = () => [...replicas.values()].find((replica) => replica.status().role === 'leader');
+
+/** A leader that counts on all voters and trusts them. */
+function steady(): Promise<Replica<number>> {
+  return waitFor(() => {
+    const leader = leading();
+    if (leader === undefined) return undefined;
+    const { members: all, peers } = leader.status();
+    const voters = all.filter(({ role }) => role === 'voter');
+    const trusts = (id: number) => id === leader.id || peers.some((peer) => peer.id === id && peer.trusted);
+    return voters.every(({ id, phase }) => phase === 'active' && trusts(id)) && leader;
+  }, 'a leader that counts on all voters');
+}
+
+const place = (id: number) => places[id] as MemberAddress;
+
+/** A client that proposes one command after the other, at whoever leads, each until it is known to be applied. */
+class Client {
+  readonly acknowledged: string[] = [];
+  private stopped = false;
+  private readonly finished: Promise<void>;
+  private sequence = 0;
+
+  constructor(private readonly origin: number) {
+    this.finished = this.run();
+    clients.push(this);
+  }
+
+  private async run(): Promise<void> {
+    while (!this.stopped) {
+      const command = `${this.origin}.${++this.sequence}`;
+      const session = { origin: this.origin, sequence: this.sequence };
+      for (;;) {
+        const leader = leading();
+        try {
+          if (leader !== undefined) {
+            await leader.propose(bytes(command.padEnd(200)), { session });
+            this.acknowledged.push(command);
+            break;
+          }
+        } catch (error) {
+          expect((error as { code: string }).code).toMatch(/^QUORATE_(NOT_LEADER|OUTCOME_UNKNOWN|CLOSED|REMOVED)$/);
+        }
+        await new Promise((resolve) => setTimeout(resolve, 1));
+      }
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+  }
+
+  async stop(): Promise<void> {
+    this.stopped = true;
+    await this.finished;
+  }
+}
+
+/** Everything that was acknowledged was applied once at every member, in the same order. */
+async function verify(ids: readonly number[]): Promise<void> {
+  for (const client of clients) await client.stop();
+  const leader = await steady();
+  const { length } = machines.get(leader.id)?.commands ?? [];
+  const expected = machines.get(leader.id)?.commands.slice(0, length);
+  for (const id of ids) {
+    const machine = machines.get(id) as CommandLog;
+    await waitFor(() => machine.commands.length === length, `replica ${id} to apply ${length} commands`);
+    expect(machine.commands).toEqual(expected);
+  }
+  const applied = (expected as string[]).map((command) => command.trim());
+  expect(new Set(applied).size).toBe(applied.length);
+  for (const { acknowledged } of clients) {
+    expect(acknowledged.length).toBeGreaterThan(0);
+    expect(acknowledged.filter((command) => !applied.includes(command))).toEqual([]);
+  }
+}
+
+describe('membership', () => {
+  it('grows from three to five and shrinks back under load, and nothing is lost', async () => {
+    const leader = await found(3, 5);
+    for (const origin of [1, 2, 3]) new Client(origin);
+    for (const id of [3, 4]) {
+      const joining = join(id);
+      await leader.addLearner(place(id));
+      await joining;
+      await leader.promote(id, { timeoutMs: 30_000 });
+    }
+    expect(leader.status().voters).toEqual([0, 1, 2, 3, 4]);
+    await waitFor(
+      () => [3, 4].every((id) => replicas.get(id)?.status().isVoter),
+      'the new ones to know that they are voters',
+    );
+    const gone = [0, 1, 2].filter((id) => id !== leader.id);
+    for (const id of gone) {
+      const removed = new Promise<Error>((resolve) => replicas.get(id)?.once('removed', resolve));
+      await leader.remove(id);
+      expect(await removed).toMatchObject({ code: 'QUORATE_REMOVED' });
+      await expect(replicas.get(id)?.propose(bytes('x'))).rejects.toMatchObject({ code: 'QUORATE_REMOVED' });
+    }
+    expect(leader.status().voters).toEqual([leader.id, 3, 4]);
+    await verify([leader.id, 3, 4]);
+    expect(
+      leader
+        .status()
+        .peers.map(({ id }) => id)
+        .sort(),
+    ).toEqual(expect.arrayContaining([3, 4]));
+  });
+
+  it('lets a leader remove itself, which steps down when that is committed; the rest goes on', async () => {
+    const leader = await found(3);
+    new Client(1);
+    const removed = new Promise<Error>((resolve) => leader.once('removed', resolve));
+    const deposed = new Promise<string>((resolve) => leader.once('deposed', (_epoch, reason) => resolve(reason)));
+    await leader.remove(leader.id);
+    expect(await deposed).toContain('does not list this replica');
+    expect(await removed).toMatchObject({ code: 'QUORATE_REMOVED' });
+    const next = await waitFor(() => leading() !== leader && leading(), 'another leader');
+    expect(next.status().voters).toEqual([0, 1, 2].filter((id) => id !== leader.id));
+    await verify(next.status().voters);
+  });
+
+  it('transfers leadership under load, and no command is left in doubt', async () => {
+    let leader = await found(3);
+    const unknown: unknown[] = [];
+    for (const origin of [1, 2]) new Client(origin);
+    for (const replica of replicas.values()) {
+      const { propose } = replica;
+      replica.propose = async function (...parameters) {
+        try {
+          return await propose.apply(this, parameters);
+        } catch (error) {
+          if ((error as { code: string }).code === 'QUORATE_OUTCOME_UNKNOWN') unknown.push(error);
+          throw error;
+        }
+      };
+    }
+    for (let round = 0; round < 3; round++) {
+      const to = (leader.id + 2) % 3;
+      expect(await leader.transferLeadership(to)).toBe(to);
+      leader = await waitFor(() => leading(), 'the next leader');
+      expect(leader.id).toBe(to);
+      leader = await steady();
+    }
+    await verify([0, 1, 2]);
+    expect(unknown).toEqual([]);
+  });
+
+  it('keeps its leader when a transfer does not come to an end, with the commands that waited', async () => {
+    const leader = await found(3);
+    const [silent] = [...replicas.values()].filter((replica) => replica !== leader) as [Replica<number>];
+    // Its process goes without a word; the leader finds out later than it is asked to hand over.
+    await silent.close();
+    const transfer = leader.transferLeadership(silent.id, { timeoutMs: 50 });
+    const waiting = leader.propose(bytes('waited'));
+    await expect(transfer).rejects.toMatchObject({ code: 'QUORATE_TRANSFER_FAILED' });
+    expect(await waiting).toMatchObject({ result: 1 });
+    expect(leader.status()).toMatchObject({ role: 'leader', transferringTo: undefined });
+  });
+
+  it('replaces a voter that is gone by a new member', async () => {
+    const leader = await found(3, 4);
+    new Client(1);
+    const victim = [2, 1, 0].find((id) => id !== leader.id) as number;
+    await replicas.get(victim)?.close();
+    replicas.delete(victim);
+    const joining = join(3);
+    await leader.replace(victim, place(3));
+    await joining;
+    expect(leader.status().voters).toEqual([0, 1, 2, 3].filter((id) => id !== victim));
+    await verify(leader.status().voters);
+  });
+
+  it('changes the address of a member that runs, of one that is down, and of the leader', async () => {
+    const leader = await found(3);
+    const [one, other] = [...replicas.values()].filter((replica) => replica !== leader) as [
+      Replica<number>,
+      Replica<number>,
+    ];
+    const ports = await freePorts(3);
+    const moved = (index: number) => ({ host: '127.0.0.1', port: ports[index] as number });
+    await leader.changeAddress(one.id, moved(0));
+    await leader.changeAddress(leader.id, moved(1));
+    // Who comes back finds the others where they are now.
+    await other.close();
+    await leader.changeAddress(other.id, moved(2));
+    const contacts = [{ id: one.id, ...moved(0) }];
+    const back = await open(other.id, { join: contacts, address: moved(2) });
+    await waitFor(() => back.status().isVoter, 'the one that came back to be a voter');
+    await leader.propose(bytes('last'));
+    await waitFor(() => machines.get(other.id)?.commands.at(-1) === 'last', 'the one that came back to apply');
+    expect(leader.status().members).toMatchObject(
+      [
+        { id: one.id, ...moved(0), phase: 'active' },
+        { id: leader.id, ...moved(1), phase: 'active' },
+        { id: other.id, ...moved(2), phase: 'active' },
+      ].sort((a, b) => a.id - b.id),
+    );
+  });
+
+  it('elects by priority, and shows everything in status()', async () => {
+    const leader = await found(3, 4, [7, 8, 9]);
+    const [first, second] = [2, 1, 0].filter((id) => id !== leader.id) as [number, number];
+    // Neither who founded the cluster nor who has the lower id, but who was preferred since.
+    await leader.setPriority(second, 10);
+    await leader.setPriority(first, 11);
+    await leader.addSpare(place(3));
+    const spare = await join(3);
+    await waitFor(() => leader.status().members[3]?.bootId !== 0, 'the process of the spare to be known');
+    expect(spare.status()).toMatchObject({ isVoter: false, appliedLsn: 0 });
+    const { members: seen, tailLsn } = leader.status();
+    expect(seen).toMatchObject([
+      { id: 0, role: 'voter', phase: 'active', returning: false },
+      { role: 'voter', phase: 'active', ...place(1) },
+      { id: 2, role: 'voter', phase: 'active', acknowledgedLsn: tailLsn },
+      { role: 'spare', priority: 0, phase: 'none', acknowledgedLsn: 0, ...place(3) },
+    ]);
+    expect([seen[first]?.priority, seen[second]?.priority]).toEqual([11, 10]);
+    await expect(leader.promote(3)).rejects.toMatchObject({ code: 'QUORATE_NOT_CAUGHT_UP' });
+    await leader.close();
+    const next = await waitFor(() => leading() !== leader && leading(), 'another leader');
+    expect(next.id).toBe(first);
+    await next.addLearner(place(3));
+    await next.promote(3, { timeoutMs: 20_000 });
+    await waitFor(() => spare.status().isVoter, 'the spare to be a voter');
+  });
+
+  it('refuses what cannot be done, by code, and does nothing then', async () => {
+    const leader = await found(3, 5);
+    const follower = [...replicas.values()].find((replica) => replica !== leader) as Replica<number>;
+    await waitFor(() => follower.status().leader === leader.id, 'the follower to know the leader');
+    const notLeader = (await follower.remove(leader.id).catch((error: unknown) => error)) as NotLeaderError;
+    expect(notLeader).toMatchObject({ code: 'QUORATE_NOT_LEADER', leader: leader.id });
+    const version = leader.status().configurationVersion;
+    const refused: [Promise<unknown>, string][] = [
+      [leader.addLearner(place(1)), 'QUORATE_MEMBER_EXISTS'],
+      [leader.addLearner({ ...place(1), id: 3 }), 'QUORATE_MEMBER_EXISTS'],
+      [leader.addLearner({ ...place(3), id: 16 }), 'QUORATE_INVALID_ARGUMENT'],
+      [leader.addLearner({ ...place(3), priority: 1001 }), 'QUORATE_INVALID_ARGUMENT'],
+      [leader.promote(3), 'QUORATE_UNKNOWN_MEMBER'],
+      [leader.promote(1), 'QUORATE_MEMBER_EXISTS'],
+      [leader.remove(4), 'QUORATE_UNKNOWN_MEMBER'],
+      [leader.replace(4, place(3)), 'QUORATE_UNKNOWN_MEMBER'],
+      [leader.replace(1, place(1)), 'QUORATE_INVALID_ARGUMENT'],
+      [leader.changeAddress(0, { host: '127.0.0.1', port: place(1).port }), 'QUORATE_MEMBER_EXISTS'],
+      [leader.setPriority(4, 1), 'QUORATE_UNKNOWN_MEMBER'],
+      [leader.transferLeadership(4), 'QUORATE_NO_SUCCESSOR'],
+      [leader.transferLeadership(leader.id), 'QUORATE_NO_SUCCESSOR'],
+    ].map(([promise, code]) => [(promise as Promise<unknown>).catch((error: unknown) => error), code as string]);
+    for (const [error, code] of refused) expect(await error).toMatchObject({ code });
+    expect(leader.status().configurationVersion).toBe(version);
+    // One at a time: the second of two finds the first under way.
+    const [first, second] = await Promise.allSettled([leader.addLearner(place(3)), leader.addLearner(place(4))]);
+    expect(first.status).toBe('fulfilled');
+    expect(second).toMatchObject({ reason: { code: 'QUORATE_CHANGE_IN_PROGRESS' } });
+    // Nobody has started that process.
+    await expect(leader.promote(3)).rejects.toMatchObject({ code: 'QUORATE_NOT_CAUGHT_UP' });
+    await expect(leader.promote(3, { timeoutMs: 20 })).rejects.toMatchObject({ code: 'QUORATE_NOT_CAUGHT_UP' });
+    const lost = [...replicas.values()].find((one) => one !== leader && one !== follower) as Replica<number>;
+    await lost.close();
+    const peer = () => leader.status().peers.find(({ id }) => id === lost.id);
+    await waitFor(() => peer()?.trusted === false, 'its loss to be seen');
+    await expect(leader.remove(follower.id)).rejects.toMatchObject({ code: 'QUORATE_QUORUM_AT_RISK' });
+  });
+
+  it('tells a process that nobody has added, and that stays so, what is missing', async () => {
+    await found(1, 2);
+    const error = await join(1, { openTimeoutMs: 1000 }).then(
+      () => new Error('it opened'),
+      (failure: Error) => failure,
+    );
+    expect(error).toMatchObject({ code: 'QUORATE_OPEN_TIMEOUT', message: expect.stringContaining('addLearner') });
+  });
+
+  it('tells a member that was cut off when it was removed, as soon as it is back', async () => {
+    const leader = await found(3);
+    const away = [...replicas.values()].find((replica) => replica !== leader) as Replica<number>;
+    const removed = new Promise<Error>((resolve) => away.once('removed', resolve));
+    // What a partition does: no link and no connection, in both directions, and none can be made.
+    const { directory, links, server } = away as unknown as {
+      directory: { places: Map<number, { dialer: { close(): Promise<void> } }> };
+      links: { forget(id: number): void };
+      server: { close(): Promise<void> };
+    };
+    await server.close();
+    for (const [id, { dialer }] of directory.places) {
+      await dialer.close();
+      links.forget(id);
+    }
+    await leader.remove(away.id);
+    directory.places.clear();
+    const follow = away as unknown as { followMembers(): void };
+    follow.followMembers();
+    expect(await removed).toMatchObject({ code: 'QUORATE_REMOVED' });
+  });
+});
+
+describe('options of a replica that joins', () => {
+  const contact = { id: 0, host: '127.0.0.1', port: 1 };
+  const address = { host: '127.0.0.1', port: 2 };
+  it.each([
+    ['members and join', { members: [contact], join: [contact], address }],
+    ['no address', { join: [contact] }],
+    ['an address without join', { members: [{ ...contact, id: 5 }], address }],
+    ['no other replica', { join: [{ ...contact, id: 5 }], address }],
+    ['an empty list', { join: [], address }],
+    ['a host that is too long', { join: [contact], address: { ...address, host: 'x'.repeat(256) } }],
+    ['a priority that is no number', { members: [{ ...contact, id: 5, priority: -1 }] }],
+  ])('are refused: %s', async (_what, options) => {
+    await expect(open(5, options)).rejects.toMatchObject({ code: 'QUORATE_INVALID_ARGUMENT' });
+  });
+});
