@@ -62,11 +62,11 @@ const ours =
   ];
 
 test.each([
-  ['ibv_rc_pingpong', theirs('ibv_rc_pingpong'), 'rc-pingpong', ours('examples/rc-pingpong.mjs'), 4096, 18_601],
-  ['rc-pingpong', ours('examples/rc-pingpong.mjs'), 'ibv_rc_pingpong', theirs('ibv_rc_pingpong'), 4096, 18_602],
-  ['ibv_ud_pingpong', theirs('ibv_ud_pingpong'), 'ud-pingpong', ours('examples/ud-pingpong.mjs'), 1000, 18_603],
-  ['ud-pingpong', ours('examples/ud-pingpong.mjs'), 'ibv_ud_pingpong', theirs('ibv_ud_pingpong'), 1000, 18_604],
-])('%s serves %s', async (_server, server, _clientName, client, size, port) => {
+  ['ibv_rc_pingpong', 'rc-pingpong', theirs('ibv_rc_pingpong'), ours('examples/rc-pingpong.mjs'), 4096, 18_601],
+  ['rc-pingpong', 'ibv_rc_pingpong', ours('examples/rc-pingpong.mjs'), theirs('ibv_rc_pingpong'), 4096, 18_602],
+  ['ibv_ud_pingpong', 'ud-pingpong', theirs('ibv_ud_pingpong'), ours('examples/ud-pingpong.mjs'), 1000, 18_603],
+  ['ud-pingpong', 'ibv_ud_pingpong', ours('examples/ud-pingpong.mjs'), theirs('ibv_ud_pingpong'), 1000, 18_604],
+])('%s serves %s', async (_serverName, _clientName, server, client, size, port) => {
   const serving = start(...server(first, port, size, []));
   await expect.poll(() => serving.child.exitCode !== null || listens(port), { timeout: 60_000 }).toBe(true);
   const [clientCommand, clientArguments] = client(second, port, size, ['127.0.0.1']);
