@@ -49,6 +49,8 @@ export interface Scale {
    * devices in an emulated machine; without this most of a run would be starts.
    */
   readonly weights: Partial<Record<FaultKind, number>>;
+  /** Range of Phase.leaderBias. */
+  readonly leaderBias: readonly [number, number];
   readonly phaseMs: number;
   readonly intervalMs: readonly [number, number];
   readonly pauseMs: readonly [number, number];
@@ -61,6 +63,7 @@ export interface Scale {
 export const SCALES: Readonly<Record<'shm' | 'verbs', Scale>> = {
   shm: {
     weights: { kill: 0.5, pause: 1.5, pauseMajority: 0.3, exhaust: 0.15 },
+    leaderBias: [0.6, 0.95],
     phaseMs: 15_000,
     intervalMs: [40, 500],
     pauseMs: [2, 1500],
@@ -70,12 +73,13 @@ export const SCALES: Readonly<Record<'shm' | 'verbs', Scale>> = {
     networkMs: [50, 2000],
   },
   verbs: {
-    weights: { kill: 0.1, pause: 1.5, pauseMajority: 0.3, exhaust: 0.1, degrade: 0.5 },
+    weights: { kill: 0.1, pause: 2, pauseMajority: 0.2, exhaust: 0.1, degrade: 0.3, breakLinks: 0.5 },
+    leaderBias: [0.8, 0.98],
     phaseMs: 25_000,
-    intervalMs: [200, 2000],
-    pauseMs: [300, 4000],
-    majorityPauseMs: [50, 1500],
-    blockMs: [50, 3000],
+    intervalMs: [200, 1200],
+    pauseMs: [800, 3000],
+    majorityPauseMs: [50, 1000],
+    blockMs: [50, 7000],
     restartDelayMs: [10, 2000],
     networkMs: [500, 5000],
   },
@@ -116,7 +120,7 @@ export function drawPhase(random: Random, kinds: readonly FaultKind[], scale: Sc
   if (weights.size === 0) weights.set(random.pick(kinds), 1);
   return {
     weights,
-    leaderBias: random.between(0.6, 0.95),
+    leaderBias: random.between(...scale.leaderBias),
     patience: random.between(0.3, 1),
     intervalMs: random.logBetween(...scale.intervalMs),
   };

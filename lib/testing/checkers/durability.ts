@@ -2,7 +2,7 @@
 // commit forward, a majority of the voters of its configuration must hold the log up to there, in memory that can be
 // looked at here; a voter that died since may have held it. And each follower that the leader counts on must hold what
 // the leader believes it acknowledged, whether or not the majority needs it.
-import { majority } from '../../consensus/configuration.js';
+import { type Configuration, majority } from '../../consensus/configuration.js';
 import { formatEpoch } from '../../consensus/epoch.js';
 import { ancestorAt, type LogNode } from '../log-tree.js';
 import type { SimCluster } from '../sim-cluster.js';
@@ -34,20 +34,27 @@ export class DurabilityChecker implements Checker {
     const commit = this.context.tree.find(position.lsn, position.hashLow, position.hashHigh);
     if (commit === undefined) return; // reported by the state machine safety checker
     const cluster = this.context.cluster();
-    const { voters } = replication.configuration;
-    let holders = 0;
-    for (const voter of voters) {
-      const voterLife = cluster.lives[voter.id];
-      if (voterLife?.bootId !== voter.bootId || this.holds(cluster, voterLife, commit)) holders++;
-    }
     const ownTip = this.tipOf(cluster, life) ?? null;
     for (let peer = 0; peer < cluster.options.replicas; peer++) this.checkAcknowledged(cluster, life, ownTip, peer);
-    if (holders >= majority(replication.configuration)) return;
+    // The next configuration may have been appended since, in the same turn, behind what was committed without it.
+    const { configuration, appliedConfiguration } = replication;
+    const holders = this.holders(cluster, configuration, commit);
+    if (holders >= majority(configuration)) return;
+    if (this.holders(cluster, appliedConfiguration, commit) >= majority(appliedConfiguration)) return;
     this.context.world.fail(
       this.invariant,
       `${life.name} committed LSN ${commit.startLsn} in epoch ${formatEpoch(epoch)}; ` +
-        `${holders} of ${voters.length} voters hold it`,
+        `${holders} of ${configuration.voters.length} voters hold it`,
     );
+  }
+
+  private holders(cluster: SimCluster, { voters }: Configuration, commit: LogNode): number {
+    let holders = 0;
+    for (const voter of voters) {
+      const life = cluster.lives[voter.id];
+      if (life?.bootId !== voter.bootId || this.holds(cluster, life, commit)) holders++;
+    }
+    return holders;
   }
 
   private checkAcknowledged(cluster: SimCluster, life: SimLife, ownTip: LogNode | null, peer: number): void {
