@@ -1,6 +1,6 @@
 // npm run test:rxe: runs the tests of test/rxe, or the named test files, where there are RDMA devices in software, in
 // one boot. What takes long in an emulated machine is in test/rxe/long and runs when it is named. Options in front of
-// the files are those of `npm run rxe`, e.g. `npm run test:rxe -- --pin test/rxe/revocation-race.test.ts`.
+// the files are those of `npm run rxe`, e.g. `npm run test:rxe -- --pin test/rxe/long/revocation-race.test.ts`.
 import { rmSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
