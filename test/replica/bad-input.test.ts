@@ -76,8 +76,8 @@ describe('Replica.open() refuses', () => {
 
   it('another cluster key than its peers have, naming the key, not only a timeout', async () => {
     const list = await members(2);
-    const wrong = Replica.open(optionsFor(0, list, { clusterKey: `${CLUSTER_KEY}!`, openTimeoutMs: 3_000 }));
-    const right = Replica.open(optionsFor(1, list, { openTimeoutMs: 3_000 }));
+    const wrong = Replica.open(optionsFor(0, list, { clusterKey: `${CLUSTER_KEY}!`, openTimeoutMs: 8_000 }));
+    const right = Replica.open(optionsFor(1, list, { openTimeoutMs: 8_000 }));
     const errors = await Promise.all([failure(wrong), failure(right)]);
     for (const error of errors) expect(`${error.code} ${error.message}`).toMatch(/cluster key/);
   });
