@@ -69,8 +69,8 @@ async function vitestTests(name, selection, env = {}) {
   const file = `${name}.json`;
   rmSync(join(RESULTS, file), { force: true });
   const args = [...VITEST, `--outputFile.json=${join(RESULTS, file)}`, ...selection];
-  const { code, timedOut } = await run(process.execPath, args, { cwd: root, env, timeoutMs: 10 * MINUTE_MS });
-  if (timedOut) console.log('stopped after 10 minutes');
+  const { code, timedOut } = await run(process.execPath, args, { cwd: root, env, timeoutMs: 15 * MINUTE_MS });
+  if (timedOut) console.log('stopped after 15 minutes');
   return readVitestCounts(RESULTS, file, code);
 }
 
@@ -100,9 +100,9 @@ async function rxeTests() {
   rmSync(join(RXE_RESULTS, RXE_RESULTS_FILE), { force: true });
   const { code, timedOut } = await run(process.execPath, ['scripts/test-rxe.mjs'], {
     cwd: root,
-    timeoutMs: 12 * MINUTE_MS,
+    timeoutMs: 16 * MINUTE_MS,
   });
-  if (timedOut) console.log('stopped after 12 minutes');
+  if (timedOut) console.log('stopped after 16 minutes');
   return readVitestCounts(RXE_RESULTS, RXE_RESULTS_FILE, code);
 }
 
