@@ -48,7 +48,7 @@ export class MemberDirectory {
 
   /** Why members are not connected, each reason once. */
   get reasons(): readonly string[] {
-    const reasons = [...this.places.values()].map(({ dialer }) => dialer.lastError?.message);
+    const reasons = [...this.places.values()].map(({ dialer }) => dialer.reason?.message);
     return [...new Set(reasons.filter((reason): reason is string => reason !== undefined))];
   }
 

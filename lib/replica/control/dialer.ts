@@ -48,6 +48,7 @@ export class Dialer extends EventEmitter<DialerEvents> {
   private readonly cancel = new AbortController();
   private connection_: ControlConnection | undefined;
   private lastError_: QuorateError | undefined;
+  private lastFault: QuorateError | undefined;
   /** Code of the last "warning". */
   private warnedCode: string | undefined;
   /** Attempts since the peer was last reached for long enough. */
@@ -74,6 +75,14 @@ export class Dialer extends EventEmitter<DialerEvents> {
   /** Why the last attempt failed or the last connection ended; undefined while connected. */
   get lastError(): QuorateError | undefined {
     return this.lastError_;
+  }
+
+  /**
+   * What explains best why there is no connection; undefined while there is one. A peer that has gone since does not
+   * hide that the two could not agree, such as on the cluster key.
+   */
+  get reason(): QuorateError | undefined {
+    return this.connection_ === undefined ? (this.lastFault ?? this.lastError_) : undefined;
   }
 
   /** Begins to dial. */
@@ -113,9 +122,12 @@ export class Dialer extends EventEmitter<DialerEvents> {
     this.failures++;
     this.lastError_ = error;
     const { code } = error;
-    if (!PASSING_CODES.has(code) && code !== this.warnedCode) {
-      this.warnedCode = code;
-      this.emit('warning', error);
+    if (!PASSING_CODES.has(code)) {
+      this.lastFault = error;
+      if (code !== this.warnedCode) {
+        this.warnedCode = code;
+        this.emit('warning', error);
+      }
     }
     this.emit('failed', error, this.failures);
     this.retry();
@@ -126,6 +138,7 @@ export class Dialer extends EventEmitter<DialerEvents> {
     const since_ms = performance.now();
     this.connection_ = connection;
     this.lastError_ = undefined;
+    this.lastFault = undefined;
     connection.on('close', (error) => {
       this.connection_ = undefined;
       this.lastError_ = error;
