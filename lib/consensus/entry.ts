@@ -38,6 +38,12 @@ export function copyPosition(from: ChainPosition, to: ChainPosition): void {
   to.epoch = from.epoch;
 }
 
+/** Whether two logs that end at these positions are the same log up to there. */
+export function isSamePosition(one: ChainPosition, other: ChainPosition): boolean {
+  const hasSameHash = one.hashLow === other.hashLow && one.hashHigh === other.hashHigh;
+  return hasSameHash && one.lsn === other.lsn && one.epoch === other.epoch;
+}
+
 /** Writes all of the header but the hash. A pad's length is the rest of the ring after its header. */
 export function writeEntryHeader(
   words: Uint32Array,

@@ -27,6 +27,7 @@ import {
   entryPayloadBytes,
   entrySequence,
   entryType,
+  isSamePosition,
   sealEntry,
   writeEntryHeader,
 } from './entry.js';
@@ -218,6 +219,8 @@ export class ReplicationPlane {
   private epoch = EPOCH_NONE;
   private readonly applied: ChainPosition = { lsn: 0, hashLow: 0, hashHigh: 0, epoch: 0 };
   private readonly tail: ChainPosition = { lsn: 0, hashLow: 0, hashHigh: 0, epoch: 0 };
+  /** How far the part of the log from the applied LSN to the tail was validated again: see recheckTail(). */
+  private readonly recheckedTail: ChainPosition = { lsn: 0, hashLow: 0, hashHigh: 0, epoch: 0 };
   private readonly history = new EpochHistory(HISTORY_RUNS);
   /** What the own ring holds for the repair of others. */
   private readonly ring: IntactRing;
@@ -295,6 +298,7 @@ export class ReplicationPlane {
     this.applied.hashLow = genesis.clusterId >>> 0;
     this.applied.hashHigh = Math.floor(genesis.clusterId / 4294967296) >>> 0;
     copyPosition(this.applied, this.tail);
+    copyPosition(this.applied, this.recheckedTail);
     this.configurationChanged();
     this.publishMain();
   }
@@ -442,6 +446,7 @@ export class ReplicationPlane {
     this.ring.noteForeign(position.lsn);
     copyPosition(position, this.applied);
     copyPosition(position, this.tail);
+    copyPosition(position, this.recheckedTail);
     this.commitLsn_ = Math.max(this.commitLsn_, position.lsn);
     this.history.clear();
     this.configurations = [{ endLsn: position.lsn, configuration }];
@@ -492,6 +497,7 @@ export class ReplicationPlane {
   private forgetTail(): void {
     this.ring.noteEnd(this.tail.lsn);
     copyPosition(this.applied, this.tail);
+    copyPosition(this.applied, this.recheckedTail);
     this.history.truncateTo(this.applied.lsn);
     if (this.configurations.length > 1) {
       this.configurations.length = 1;
@@ -511,11 +517,17 @@ export class ReplicationPlane {
   private follow(): boolean {
     const promisedEpoch = this.promisedEpoch;
     const before = this.tail.lsn;
-    const more = this.extendTail(promisedEpoch, ENTRIES_PER_POLL_MAX);
+    let more = this.extendTail(promisedEpoch, ENTRIES_PER_POLL_MAX);
     // Until an entry of the promised epoch stands in the log, its leader may still repair what follows the applied LSN,
     // under a tail that was validated before. What it puts there does not chain to that tail: then the walk begins anew.
-    const isStuck = this.tail.lsn === before && this.tail.lsn !== this.applied.lsn;
-    if (this.tail.epoch !== promisedEpoch && isStuck) this.forgetTail();
+    if (this.tail.epoch !== promisedEpoch && this.tail.lsn === before && this.tail.lsn !== this.applied.lsn) {
+      if (this.recheckTail(promisedEpoch)) {
+        this.forgetTail();
+        more = this.extendTail(promisedEpoch, ENTRIES_PER_POLL_MAX);
+      } else {
+        more = this.recheckedTail.lsn !== this.applied.lsn;
+      }
+    }
     const promisedTo = this.promisedTo;
     if (promisedTo >= 0 && promisedTo !== this.options.id && this.peerLeaderEpoch(promisedTo) === promisedEpoch) {
       const leader = this.followers[promisedTo] as Follower;
@@ -524,6 +536,23 @@ export class ReplicationPlane {
     // Only an entry of the epoch in which the commit LSN was learned proves that what precedes it is the leader's log.
     if (this.tail.epoch !== promisedEpoch || promisedEpoch === EPOCH_NONE) return more;
     return this.applyCommitted() || more;
+  }
+
+  /**
+   * Validates again what lies between the applied LSN and the tail, some entries at a time, and returns whether it has
+   * changed. Nothing is forgotten as long as it has not: configurations in that part stay in force meanwhile, and the
+   * host is not told of the same ones again and again.
+   */
+  private recheckTail(epochMax: number): boolean {
+    const { applied, tail, recheckedTail, scanner } = this;
+    if (recheckedTail.lsn < applied.lsn) copyPosition(applied, recheckedTail); // it was applied since
+    for (let count = 0; recheckedTail.lsn < tail.lsn; count++) {
+      if (count === ENTRIES_PER_POLL_MAX) return false;
+      if (scanner.step(recheckedTail, epochMax) < 0) return true;
+    }
+    if (!isSamePosition(recheckedTail, tail)) return true;
+    copyPosition(applied, recheckedTail);
+    return false;
   }
 
   private raiseCommit(lsn: number): void {

@@ -262,7 +262,8 @@ export class SimLife {
 
   /** A configuration that is committed, from the own log or from another member. */
   observeCommitted(configuration: Configuration): void {
-    if (configuration.version > this.known.version) this.known = configuration;
+    if (configuration.version <= this.known.version) return; // or two that are not linked any more tell each other for ever
+    this.known = configuration;
     this.events.onConfigurationApplied(this, configuration);
     const reason = this.membership.observe(configuration);
     if (reason === null || this.isRemoved) return;
@@ -354,6 +355,7 @@ export class SimLife {
   private runMain(): void {
     const { world, replication, options } = this;
     if (!this.alive) return;
+    if (this.lastWake_ns <= world.now_ns) this.lastWake_ns = -1; // this is it: what happens from now on needs another
     if (this.isMainRunning) {
       this.mustRunAgain = true;
       return;

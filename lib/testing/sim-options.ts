@@ -92,8 +92,8 @@ export const CALM_WITH_CLIENTS = 0.1;
 const FAULTY_TIME_MIN_NS = 1e9;
 
 /** A run is slowed down only as far as it still holds as much as so many seconds at pace 1 do. */
-const PACED_SECONDS_MIN = 4.5;
-const PACE_MIN = 12;
+const PACED_SECONDS_MIN = 9;
+const PACE_MIN = 4;
 /** Part of the long runs that are at pace 1. */
 const FULL_PACE_PROBABILITY = 0.01;
 

@@ -239,6 +239,11 @@ export const walkBegunAnew: Mutant = {
     ),
 };
 
+export const forgetsWhatHasNotChanged: Mutant = {
+  name: 'a follower that forgets its tail whenever nothing new is behind it',
+  install: () => replace(replication, 'recheckTail', () => () => true),
+};
+
 export const candidatesTooFarBehind: Mutant = {
   name: 'candidates whose logs cannot be completed from any other',
   install: () => replace(background, 'isTooFarBehind', () => () => false),

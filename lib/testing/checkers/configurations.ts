@@ -86,7 +86,10 @@ export class ConfigurationChecker implements Checker {
     let shared = tip;
     while (shared !== null && ancestorAt(entry, shared.endLsn) !== shared) shared = shared.parent;
     const begin = entry.parent?.type === EntryType.pad ? entry.parent.startLsn : entry.startLsn;
-    const lagBytes = begin - (shared?.endLsn ?? 0);
+    // It may have all but the end of the entry behind that: WRITEs carry bytes, not entries.
+    let next = entry;
+    while (next.parent !== null && next.parent !== shared) next = next.parent;
+    const lagBytes = begin - Math.min(begin, next.endLsn);
     if (lagBytes <= Math.min(LEARNER_LAG_BYTES_MAX, logBytes / 16)) return;
     this.fail(`${what} makes ${life.name} a voter, which lacks ${lagBytes} bytes of the log`);
   }
