@@ -55,6 +55,10 @@ export interface BackgroundProfile extends DetectorThresholds {
   readonly stallTimeout_ns: number;
 }
 
+/** See BackgroundPlane.mainNotice. */
+const MAIN_NOTICE_NONE = 0;
+const MAIN_NOTICE_NEXT_TICK = 1;
+const MAIN_NOTICE_NOW = 2;
 /** See stallTimeout_ns. */
 const STALL_GAPS_MAX = 8;
 /** Weight of the newest gap in their moving average. */
@@ -148,6 +152,12 @@ export class BackgroundPlane {
   private progressAt_ns = Number.NaN;
   private progressGap_ns = 0;
   private isStalled = false;
+  /**
+   * Whether the replication plane is to be woken. At the end of a tick, and not before: on a busy host the woken thread
+   * may take the processor over at once, for longer than an election takes, while a request or a grant is half told. What
+   * it can do nothing about for the moment waits for the next tick: the processors are the election's until then.
+   */
+  private mainNotice = MAIN_NOTICE_NONE;
 
   constructor(
     private readonly options: BackgroundOptions,
@@ -183,6 +193,7 @@ export class BackgroundPlane {
   /** One round of everything. Returns after how many nanoseconds the next one is due. */
   tick(now_ns: number): number {
     const { fabric, options } = this;
+    if (this.mainNotice === MAIN_NOTICE_NEXT_TICK) this.mainNotice = MAIN_NOTICE_NOW;
     this.fromMain.read(this.exchange.words, this.exchange.toBackgroundOffset);
     this.ownMain.read(fabric.statusWords, MAIN_BLOCK_OFFSET_WORDS);
     this.drain();
@@ -202,6 +213,10 @@ export class BackgroundPlane {
     if (this.detector.trustedMask !== this.lastTrustedMask) {
       this.lastTrustedMask = this.detector.trustedMask;
       this.publishToMain();
+      this.mainNotice ||= MAIN_NOTICE_NEXT_TICK;
+    }
+    if (this.mainNotice === MAIN_NOTICE_NOW) {
+      this.mainNotice = MAIN_NOTICE_NONE;
       options.notifyMain();
     }
     this.isElectionOn = this.electionIsOn(now_ns);
@@ -292,7 +307,7 @@ export class BackgroundPlane {
           const body = this.toMainWriter.body;
           body[ToMainField.grantsReceived] = ((body[ToMainField.grantsReceived] as number) + 1) >>> 0;
           this.publishToMain();
-          if (this.takeoverAnnounced) this.options.notifyMain();
+          if (this.takeoverAnnounced) this.mainNotice = MAIN_NOTICE_NOW;
         }
       }
     }
@@ -345,7 +360,7 @@ export class BackgroundPlane {
     const grown = readU53(this.fabric.logWords, at) === tailLsn && this.fabric.logWords[at + 5] !== 0;
     if (grown || (commitLsn > readU53(main, MainField.appliedLsn) && commitLsn !== this.lastNotifiedCommitLsn)) {
       this.lastNotifiedCommitLsn = commitLsn;
-      this.options.notifyMain();
+      this.mainNotice = MAIN_NOTICE_NOW;
     }
   }
 
@@ -507,7 +522,7 @@ export class BackgroundPlane {
     this.publishGrant(candidate, epoch, requestSequence, writeKey);
     toMain[ToMainField.grants] = ((toMain[ToMainField.grants] as number) + 1) >>> 0;
     this.publishToMain();
-    options.notifyMain();
+    this.mainNotice ||= MAIN_NOTICE_NEXT_TICK;
     return true;
   }
 
@@ -714,10 +729,13 @@ export class BackgroundPlane {
       if (fabric.probeConnected(peer)) {
         const generation = fabric.outgoingLogGeneration(peer);
         const regrants = this.fromMain.body[ToBackgroundField.regrants + peer] as number;
-        const isNew = watch.requestLinkGeneration !== generation || watch.requestRegrants !== regrants;
+        const isFirst =
+          watch.requestSequence === 0 ||
+          watch.requestLinkGeneration !== generation ||
+          watch.requestRegrants !== regrants;
         const isStale = !watch.granted && now_ns - watch.requestSentAt_ns > options.profile.takeoverTimeout_ns / 4;
-        if (generation !== 0 && !watch.mailboxWriteOutstanding && (watch.requestSequence === 0 || isNew || isStale)) {
-          if (watch.requestSequence === 0 || isNew) {
+        if (generation !== 0 && !watch.mailboxWriteOutstanding && (isFirst || isStale)) {
+          if (isFirst) {
             watch.requestSequence = this.nextRequestSequence++;
             watch.granted = false;
           }
@@ -732,7 +750,7 @@ export class BackgroundPlane {
           writer.body[RequestField.requestSequence] = watch.requestSequence;
           writer.body[RequestField.linkGeneration] = generation;
           writer.publish();
-          fabric.queueMailboxWrite(peer, KIND_MAILBOX_WRITE, !isStale);
+          fabric.queueMailboxWrite(peer, KIND_MAILBOX_WRITE, isFirst); // what is only repeated wakes nobody
           queued = true;
         }
       }
@@ -759,7 +777,7 @@ export class BackgroundPlane {
     writeU53(body, ToMainField.takeoverEpoch, this.candidateEpoch);
     writeU53(body, ToMainField.majorityAt_ns, now_ns);
     this.publishToMain();
-    options.notifyMain();
+    this.mainNotice = MAIN_NOTICE_NOW;
   }
 
   /**
@@ -797,7 +815,7 @@ export class BackgroundPlane {
     this.endCandidacy();
     this.standBackUntil_ns = now_ns + this.options.profile.takeoverTimeout_ns * (0.25 + this.options.random());
     this.publishToMain();
-    this.options.notifyMain();
+    this.mainNotice = MAIN_NOTICE_NOW;
   }
 
   private publishToMain(): void {

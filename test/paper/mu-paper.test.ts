@@ -130,21 +130,18 @@ describe('4.1 and 5.2: one replica at a time may write a log', () => {
   claim(
     'once a permission is taken away no byte of an earlier WRITE lands',
     () => {
-      let since_ns = Number.POSITIVE_INFINITY;
+      const revoked = new Set<number>();
       let late = 0;
       let refused = 0;
       const script = led(3, {
-        onRevoked(node, peer) {
-          if (node.id === 2 && peer === 0) since_ns = node.world.now_ns;
-        },
-        onPlaced(node, initiator) {
-          if (node.id === 2 && initiator.id === 0 && node.world.now_ns >= since_ns) late++;
-        },
-        onRefused: (node, initiator) => void (node.id === 2 && initiator.id === 0 && refused++),
+        onRevoked: (node, peer) => void (peer === 0 && revoked.add(node.id)),
+        onPlaced: (node, initiator) => void (initiator.id === 0 && revoked.has(node.id) && late++),
+        onRefused: (node, initiator) => void (initiator.id === 0 && revoked.has(node.id) && refused++),
       });
       script.hold(0, 'background stalled'); // goes on writing, and does not learn that it was replaced
       script.run(60 * MS);
-      // One WRITE sets out while replica 0 still leads, and is on its way for 40 ms, over the change of leaders.
+      // A WRITE to each sets out while replica 0 still leads, and is on its way for 40 ms, over the change of leaders: it
+      // lands before the revocation, or never.
       script.slowDown(4000);
       script.propose(0, 'x=9');
       script.run(0.1 * MS);
@@ -153,7 +150,7 @@ describe('4.1 and 5.2: one replica at a time may write a log', () => {
       script.run(200 * MS);
       expect(writersOf(script.life(2))).toEqual([1]);
       expect(late).toBe(0);
-      expect(refused, 'the WRITE arrived, and was refused').toBe(1);
+      expect(refused, 'a WRITE arrived, and was refused').toBeGreaterThanOrEqual(1);
     },
     [mutation('grant-without-drain'), /VIOLATION of single writer/],
     [mutation('writer-not-revoked'), /VIOLATION of single writer/],

@@ -7,7 +7,7 @@ import { drawOptions, LEAVE_OUT } from '#lib/testing/sim-options.js';
 import { runSimulation, type SimulationRequest, type SimulationResult } from '#lib/testing/simulation.js';
 
 /** Wall-clock time for the fresh seeds of one cluster size; as many are run as fit. */
-const BUDGET_MS = { 3: 60_000, 5: 40_000, 7: 20_000 } as const;
+const BUDGET_MS = { 3: 40_000, 5: 25_000, 7: 15_000 } as const;
 const SEEDS_MAX = { 3: 240, 5: 100, 7: 40 } as const;
 /** In turns: a short run of a fast cluster, and a long one, which mostly is of a slow one. */
 const VIRTUAL_SECONDS = [13, 180] as const;

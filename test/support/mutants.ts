@@ -239,6 +239,22 @@ export const walkBegunAnew: Mutant = {
     ),
 };
 
+/** The token of requests in background-plane.ts. */
+const KIND_MAILBOX_WRITE = 2;
+
+export const requestsWakeNobody: Mutant = {
+  name: 'requests that wait for the next tick of the voter',
+  install: () =>
+    replace(
+      SimBackgroundFabric.prototype,
+      'queueMailboxWrite',
+      (original) =>
+        function (peer: number, token: number, wake: boolean) {
+          original.call(this, peer, token, wake && token !== KIND_MAILBOX_WRITE);
+        },
+    ),
+};
+
 export const forgetsWhatHasNotChanged: Mutant = {
   name: 'a follower that forgets its tail whenever nothing new is behind it',
   install: () => replace(replication, 'recheckTail', () => () => true),
