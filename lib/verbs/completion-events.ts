@@ -68,6 +68,10 @@ export class CompletionEvents {
     this.#channel.unref();
   }
 
+  [Symbol.dispose](): void {
+    this.close();
+  }
+
   /** Stops watching all queues. The channel and the queues stay open. */
   close(): void {
     this.#watched.clear();

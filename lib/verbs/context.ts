@@ -1,7 +1,8 @@
 // An open device, from which everything else is made.
 import { type AsyncEvent, publicEvent } from './async-events.js';
+import { type DeviceCapabilities, probeCapabilities } from './capabilities.js';
 import { CompletionChannel } from './completion-channel.js';
-import { CompletionQueue } from './completion-queue.js';
+import { CompletionQueue, type CompletionQueueOptions, nativeQueueOptions } from './completion-queue.js';
 import { normalizeGid } from './gid.js';
 import { Memory } from './memory.js';
 import type {
@@ -22,7 +23,7 @@ export type { MemoryOptions } from './native.js';
 /** An open device, see ibv_open_device(3). Closing it closes everything that was made from it. */
 export class Context extends VerbsObject<NativeContext> {
   #attributes: DeviceAttributes | undefined;
-  readonly #closeListeners = new Set<() => void>();
+  #capabilities: DeviceCapabilities | undefined;
 
   /** @internal */
   static of(native: NativeContext): Context {
@@ -57,6 +58,17 @@ export class Context extends VerbsObject<NativeContext> {
     return this.#attributes;
   }
 
+  /**
+   * What the device can do of that which not every device can. What is false here is refused with QUORATE_UNSUPPORTED.
+   * Found out at the first use, by trying it on small objects that are closed again.
+   *
+   * @throws QuorateError QUORATE_CLOSED
+   */
+  get capabilities(): DeviceCapabilities {
+    this.#capabilities ??= probeCapabilities(this);
+    return this.#capabilities;
+  }
+
   /** @internal The limits as queried before; they do not change while a device is open. */
   get limits(): DeviceAttributes {
     return this.#attributes ?? this.queryDevice();
@@ -74,6 +86,16 @@ export class Context extends VerbsObject<NativeContext> {
   /** The valid entries of the port's GID table, see ibv_query_gid_table(3). */
   queryGids(portNum = 1): GidEntry[] {
     return this.native.queryGids(portNum);
+  }
+
+  /**
+   * An entry of the port's table of partition keys, see ibv_query_pkey(3): 15 bits, and the highest one for full
+   * membership. 0xffff is the default partition; RoCE and shm have no other.
+   *
+   * @throws RangeError QUORATE_OUT_OF_RANGE beyond `pkeyTblLen` of the port
+   */
+  queryPkey(portNum = 1, index = 0): number {
+    return this.native.queryPkey(portNum, index);
   }
 
   /**
@@ -140,18 +162,6 @@ export class Context extends VerbsObject<NativeContext> {
     this.native.unref();
   }
 
-  override close(): void {
-    super.close();
-    for (const listener of [...this.#closeListeners]) listener();
-    this.#closeListeners.clear();
-  }
-
-  /** @internal Calls back when this object is closed in this thread; returns what undoes it. */
-  onceClosed(listener: () => void): () => void {
-    this.#closeListeners.add(listener);
-    return () => this.#closeListeners.delete(listener);
-  }
-
   /** See ibv_alloc_pd(3). */
   allocateProtectionDomain(): ProtectionDomain {
     return this.retain(ProtectionDomain.of(this.native.allocateProtectionDomain(), this));
@@ -163,15 +173,24 @@ export class Context extends VerbsObject<NativeContext> {
   }
 
   /**
-   * See ibv_create_cq(3).
+   * See ibv_create_cq(3), and ibv_create_cq_ex(3) for what the options ask for.
    *
    * @param depth completions that the queue holds at least; one that overflows is lost for good
    * @param channel where events of the queue go, see requestNotify(); default none
-   * @throws RangeError QUORATE_OUT_OF_RANGE if the device has no queues of that depth; QuorateError QUORATE_MEMLOCK
+   * @throws RangeError QUORATE_OUT_OF_RANGE if the device has no queues of that depth; QuorateError QUORATE_MEMLOCK;
+   * QUORATE_UNSUPPORTED if the device lacks what the options ask for, see Context.capabilities
    */
-  createCompletionQueue(depth: number, channel?: CompletionChannel | null): CompletionQueue {
-    const native = this.native.createCompletionQueue(depth, channel?.native ?? null);
-    return this.retain(CompletionQueue.of(native, this));
+  createCompletionQueue(
+    depth: number,
+    channel?: CompletionChannel | null,
+    options?: CompletionQueueOptions,
+  ): CompletionQueue {
+    const native = this.native.createCompletionQueue(
+      depth,
+      channel?.native ?? null,
+      ...(options === undefined ? [] : [nativeQueueOptions(options)]),
+    );
+    return this.retain(CompletionQueue.of(native, this, channel ?? undefined));
   }
 
   /**

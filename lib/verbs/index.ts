@@ -1,6 +1,7 @@
 // The public face of quorate/verbs: RDMA verbs for Node.js, on libibverbs and on shared memory.
 export * from './address-handle.js';
 export { type AsyncEvent, type AsyncEventsOptions, AsyncEventType, asyncEvents } from './async-events.js';
+export type { DeviceCapabilities } from './capabilities.js';
 export * from './completion-channel.js';
 export * from './completion-events.js';
 export * from './completion-queue.js';
@@ -11,6 +12,7 @@ export * from './fence.js';
 export * from './gid.js';
 export * from './memory.js';
 export * from './memory-region.js';
+export * from './memory-window.js';
 export * from './notifier.js';
 export * from './post-list.js';
 export * from './protection-domain.js';

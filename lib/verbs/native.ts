@@ -57,6 +57,8 @@ export const WR = {
   remoteQkey: 9,
   /** UD: slot of the address handle (`bindAddressHandle`). */
   addressHandle: 10,
+  /** LOCAL_INV and SEND_WITH_INV: key of the memory window. Shares its place with immData. */
+  invalidateRkey: 12,
 } as const;
 
 /** Index of each field of a completion. */
@@ -68,7 +70,7 @@ export const WC = {
   opcode: 2,
   byteLen: 3,
   qpNum: 4,
-  /** Valid if wcFlags has {@link WC_WITH_IMM}. */
+  /** Valid if wcFlags has {@link WC_WITH_IMM}; with {@link WC_WITH_INV} the key that the sender invalidated. */
   immData: 5,
   /** The device's own code; the errno of a request that was refused. */
   vendorErr: 6,
@@ -92,6 +94,9 @@ export const GRH_BYTES = 40;
 /** Bit of wcFlags: immData is valid. */
 export const WC_WITH_IMM = 2;
 
+/** Bit of wcFlags: the sender invalidated a memory window of this side, whose key comes with the completion. */
+export const WC_WITH_INV = 8;
+
 /** Slots of each kind (queue pairs, fences, memories) of one PostList. */
 export const POST_LIST_SLOTS = 64;
 /** Upper limit of `maxWorkRequests` and `maxCompletions` of a PostList. */
@@ -109,6 +114,11 @@ export const WrOpcode = {
   RDMA_READ: 4,
   COMPARE_SWAP: 5,
   FETCH_ADD: 6,
+  /** Takes back a memory window of type 2. */
+  LOCAL_INV: 7,
+  /** Binds a memory window of type 2; not in a PostList. */
+  BIND_MW: 8,
+  SEND_WITH_INV: 9,
 } as const;
 export type WrOpcode = (typeof WrOpcode)[keyof typeof WrOpcode];
 
@@ -118,6 +128,8 @@ export const WcOpcode = {
   RDMA_READ: 2,
   COMPARE_SWAP: 3,
   FETCH_ADD: 4,
+  BIND_MW: 5,
+  LOCAL_INV: 6,
   RECV: 128,
   RECV_RDMA_WITH_IMM: 129,
 } as const;
@@ -130,7 +142,18 @@ export const Access = {
   REMOTE_WRITE: 2,
   REMOTE_READ: 4,
   REMOTE_ATOMIC: 8,
+  /** Memory windows may be bound to the region. */
   MW_BIND: 16,
+  /** Addresses count from 0, the first byte of the region or of the window of type 2. */
+  ZERO_BASED: 32,
+  /** Pages may be missing until they are used, see ibv_reg_mr(3). */
+  ON_DEMAND: 64,
+  /** The memory is known to be of huge pages. */
+  HUGETLB: 128,
+  FLUSH_GLOBAL: 256,
+  FLUSH_PERSISTENT: 512,
+  /** The device may place the bytes of a request in any order. One that cannot ignores it. */
+  RELAXED_ORDERING: 1_048_576,
 } as const;
 
 export const QpState = { RESET: 0, INIT: 1, RTR: 2, RTS: 3, SQD: 4, SQE: 5, ERR: 6, UNKNOWN: 7 } as const;
@@ -209,6 +232,8 @@ export interface DeviceAttributes {
   maxQp: number;
   maxQpWr: number;
   maxSge: number;
+  /** Of READs. */
+  maxSgeRd: number;
   maxCq: number;
   maxCqe: number;
   maxMr: number;
@@ -220,12 +245,18 @@ export interface DeviceAttributes {
   atomicCap: number;
   maxSrq: number;
   maxSrqWr: number;
+  maxSrqSge: number;
   maxMw: number;
   maxAh: number;
   maxMcastGrp: number;
   maxPkeys: number;
+  /** ibv_device_cap_flags. */
   deviceCapFlags: number;
   physPortCnt: number;
+  /** Bits of raw time stamps of completions that count; 0: the device has none. */
+  completionTimestampMask: bigint;
+  /** Ticks of the clock of raw time stamps per millisecond; 0 if not known. */
+  hcaCoreClockKhz: number;
 }
 
 /** See ibv_query_port(3). */
@@ -329,6 +360,23 @@ export interface QpAttributes {
   qkey?: number;
 }
 
+/** A scatter/gather element: a buffer of a request. */
+export interface ScatterGatherElement {
+  address: number;
+  /** Bytes. */
+  length: number;
+  /** Not needed by INLINE requests. */
+  lkey?: number;
+}
+
+/** What a memory window is bound to. */
+export interface NativeWindowBinding {
+  region?: NativeMemoryRegion | null;
+  address?: number;
+  length?: number;
+  access?: number;
+}
+
 /** One request of {@link NativeQueuePair.postSend}. The hot path is {@link NativePostList}. */
 export interface SendWorkRequest {
   /** Integer below 2^53. Default 0. */
@@ -340,9 +388,18 @@ export interface SendWorkRequest {
   /** Bytes; 0 means no scatter/gather element. Default 0. */
   length?: number;
   lkey?: number;
+  /**
+   * Several buffers in the place of localAddress, length and lkey: gathered by WRITE and SEND, scattered to by READ. At
+   * most `cap.maxSendSge` of the queue pair.
+   */
+  sges?: readonly ScatterGatherElement[];
   remoteAddress?: number;
   rkey?: number;
   immData?: number;
+  /** LOCAL_INV: key of an own memory window of type 2; SEND_WITH_INV: of one of the peer's. */
+  invalidateRkey?: number;
+  /** BIND_MW: what to bind, under which new key (see ibv_inc_rkey(3)), to what. */
+  bind?: NativeWindowBinding & { memoryWindow: NativeMemoryWindow; rkey: number };
   /** Compare value (CAS) or addend (FAA), 64 bits. */
   compareAdd?: bigint | number;
   swap?: bigint | number;
@@ -359,6 +416,8 @@ export interface ReceiveWorkRequest {
   localAddress?: number;
   length?: number;
   lkey?: number;
+  /** Several buffers, filled one after the other; at most `cap.maxRecvSge` of the queue pair. */
+  sges?: readonly ScatterGatherElement[];
 }
 
 export interface WorkCompletion {
@@ -370,8 +429,12 @@ export interface WorkCompletion {
   qpNum: number;
   /** Valid if wcFlags has {@link WC_WITH_IMM}. */
   immData: number;
+  /** Valid if wcFlags has {@link WC_WITH_INV}, else 0: the own memory window that the sender invalidated. */
+  invalidatedRkey: number;
   vendorErr: number;
   wcFlags: number;
+  /** Of queues with time stamps: when the device completed it; see {@link CompletionQueueOptions.timestamps}. */
+  timestamp?: bigint;
   /** Receives of UD: number of the queue pair that sent the message; else 0. */
   srcQpNum: number;
   /** The path of a UD message on InfiniBand, see ibv_poll_cq(3). */
@@ -405,7 +468,8 @@ export type NativeKind =
   | 'Waiter'
   | 'PeerProcess'
   | 'AddressHandle'
-  | 'SharedReceiveQueue';
+  | 'SharedReceiveQueue'
+  | 'MemoryWindow';
 
 export interface NativeObject {
   readonly kind: NativeKind;
@@ -430,6 +494,7 @@ export interface NativeContext extends NativeSharedObject {
   queryDevice(): DeviceAttributes;
   queryPort(portNum: number): PortAttributes;
   queryGids(portNum: number): GidEntry[];
+  queryPkey(portNum: number, index: number): number;
   /** The RoCE v2 GID to use on a port; QUORATE_NO_GID with the table in the message. */
   chooseGid(portNum: number): GidEntry;
   /** The way back to the sender of a UD receive, whose routing header is at `offset` of `memory`. */
@@ -442,7 +507,12 @@ export interface NativeContext extends NativeSharedObject {
   allocateMemory(options: MemoryOptions): NativeMemory;
   allocateProtectionDomain(): NativeProtectionDomain;
   createCompletionChannel(): NativeCompletionChannel;
-  createCompletionQueue(depth: number, channel?: NativeCompletionChannel | null): NativeCompletionQueue;
+  /** `timestamps`: 0 none, 1 raw, 2 wall clock. */
+  createCompletionQueue(
+    depth: number,
+    channel?: NativeCompletionChannel | null,
+    options?: { extended?: boolean; timestamps?: number },
+  ): NativeCompletionQueue;
   /** Null where the provider cannot tell whether the peer's process lives. */
   openPeerProcess(gid: string): NativePeerProcess | null;
   /** Takes and acknowledges one asynchronous event; null if none is pending. Never blocks. */
@@ -482,6 +552,21 @@ export interface NativeMemoryRegion extends NativeSharedObject {
   readonly address: number;
   readonly length: number;
   readonly access: number;
+  reregister(changes: {
+    protectionDomain?: NativeProtectionDomain;
+    memory?: NativeMemory;
+    offset?: number;
+    length?: number;
+    access?: number;
+  }): void;
+}
+
+export interface NativeMemoryWindow extends NativeSharedObject {
+  readonly kind: 'MemoryWindow';
+  /** 1 or 2. */
+  readonly type: number;
+  /** As of the last binding that was posted. */
+  readonly rkey: number;
 }
 
 export interface NativeProtectionDomain extends NativeSharedObject {
@@ -489,7 +574,8 @@ export interface NativeProtectionDomain extends NativeSharedObject {
   registerMemory(memory: NativeMemory, offset: number, length: number, access: number): NativeMemoryRegion;
   createQueuePair(init: NativeQpInit): NativeQueuePair;
   createAddressHandle(av: AddressVector): NativeAddressHandle;
-  createSharedReceiveQueue(maxWr: number): NativeSharedReceiveQueue;
+  createSharedReceiveQueue(maxWr: number, maxSge?: number): NativeSharedReceiveQueue;
+  allocateMemoryWindow(type: number): NativeMemoryWindow;
 }
 
 export interface NativeSharedReceiveQueue extends NativeSharedObject {
@@ -525,6 +611,7 @@ export interface NativeCompletionQueue extends NativeSharedObject {
   readonly depth: number;
   /** At most `max` (1 .. 65,536) completions. Throws on a CQ that overflowed. */
   poll(max: number): WorkCompletion[];
+  resize(depth: number): void;
   requestNotify(solicitedOnly: boolean): void;
 }
 
@@ -541,6 +628,11 @@ export interface NativeQueuePair extends NativeSharedObject {
   /** At most 65,536 requests per call. */
   postSend(requests: readonly SendWorkRequest[]): PostResult;
   postReceive(requests: readonly ReceiveWorkRequest[]): PostResult;
+  /** Type 1 only: posts the binding and gives the window its next key. */
+  bindMemoryWindow(
+    memoryWindow: NativeMemoryWindow,
+    binding: NativeWindowBinding & { wrId?: number; sendFlags?: number },
+  ): PostResult;
   attachMulticast(group: string, lid: number): void;
   detachMulticast(group: string, lid: number): void;
 }

@@ -5,6 +5,7 @@ import { CompletionQueue } from './completion-queue.js';
 import type { Context } from './context.js';
 import { Memory } from './memory.js';
 import { MemoryRegion } from './memory-region.js';
+import { MemoryWindow } from './memory-window.js';
 import type { AddressVector, NativeProtectionDomain, QpCapabilities, QpType, WorkCompletion } from './native.js';
 import { QueuePair } from './queue-pair.js';
 import { SharedReceiveQueue } from './shared-receive-queue.js';
@@ -82,14 +83,27 @@ export class ProtectionDomain extends VerbsObject<NativeProtectionDomain> {
   }
 
   /**
+   * A memory window, see ibv_alloc_mw(3): a right on a part of a region that work requests give and take, without
+   * registering anything. It is bound to nothing yet.
+   *
+   * @param type 1: bound by QueuePair.bindMemoryWindow(), for all queue pairs of the domain. 2: bound by BIND_MW requests,
+   * for the queue pair that bound it
+   * @throws QuorateError QUORATE_UNSUPPORTED if the device has none of that type, see Context.capabilities; QUORATE_LIMIT
+   */
+  allocateMemoryWindow(type: 1 | 2): MemoryWindow {
+    return this.retain(MemoryWindow.of(this.native.allocateMemoryWindow(type), this));
+  }
+
+  /**
    * Receives that several queue pairs draw from, see ibv_create_srq(3).
    *
    * @param maxWr receives that can be posted at once, at least
+   * @param maxSge buffers of each, at most; default 1
    * @throws QuorateError QUORATE_UNSUPPORTED if the device has none (`maxSrq` of Context.queryDevice() is 0);
    * RangeError QUORATE_OUT_OF_RANGE if it has none as large (`maxSrqWr`)
    */
-  createSharedReceiveQueue(maxWr: number): SharedReceiveQueue {
-    return this.retain(SharedReceiveQueue.of(this.native.createSharedReceiveQueue(maxWr), this));
+  createSharedReceiveQueue(maxWr: number, maxSge = 1): SharedReceiveQueue {
+    return this.retain(SharedReceiveQueue.of(this.native.createSharedReceiveQueue(maxWr, maxSge), this));
   }
 
   /**

@@ -4,6 +4,8 @@ import { invalidArgument } from '../errors.js';
 import type { AddressHandle } from './address-handle.js';
 import type { Context } from './context.js';
 import { normalizeGid } from './gid.js';
+import type { MemoryRegion } from './memory-region.js';
+import { MemoryWindow } from './memory-window.js';
 import {
   type NativeQueuePair,
   type SendWorkRequest as NativeSendWorkRequest,
@@ -17,13 +19,36 @@ import {
 import type { ProtectionDomain } from './protection-domain.js';
 import { existingFace, VerbsObject } from './verbs-object.js';
 
-export type { AddressVector, PostResult, QpAttributes, ReceiveWorkRequest } from './native.js';
+export type {
+  AddressVector,
+  PostResult,
+  QpAttributes,
+  ReceiveWorkRequest,
+  ScatterGatherElement,
+} from './native.js';
 export { QpState, QpType, SendFlags, WrOpcode } from './native.js';
 
+/** What a memory window is bound to, see ibv_bind_mw(3). */
+export interface WindowBinding {
+  /** Of the window's domain, registered with MW_BIND (and LOCAL_WRITE, if the window shall be written to). */
+  region?: MemoryRegion;
+  /** First byte of the window, as the region counts. */
+  address?: number;
+  /** Bytes. 0 binds a window of type 1 to nothing. */
+  length?: number;
+  /** What peers may do, bits of Access: REMOTE_READ, REMOTE_WRITE, REMOTE_ATOMIC; ZERO_BASED for type 2. */
+  access?: number;
+}
+
 /** One request of QueuePair.postSend(), see ibv_post_send(3). The hot path is PostList. */
-export interface SendWorkRequest extends Omit<NativeSendWorkRequest, 'addressHandle'> {
+export interface SendWorkRequest extends Omit<NativeSendWorkRequest, 'addressHandle' | 'bind'> {
   /** UD: where the message goes; it must stay open until the request has completed. */
   addressHandle?: AddressHandle;
+  /**
+   * BIND_MW: a window of type 2 that is bound to nothing, its new key (see nextRkey()), and what to bind it to. The
+   * window is bound when the request has completed, and can be used through this queue pair only.
+   */
+  bind?: WindowBinding & { memoryWindow: MemoryWindow; rkey: number };
 }
 
 const PSN_VALUES = 2 ** 24;
@@ -94,10 +119,24 @@ export interface ToReadyToSendOptions {
   maxRdAtomic?: number;
 }
 
+function nativeBinding<Binding extends WindowBinding>(binding: Binding) {
+  const { region, ...rest } = binding;
+  return region === undefined || region === null ? rest : { ...rest, region: region.native };
+}
+
 /** The request with native objects in the place of ours. */
 function toNative(request: SendWorkRequest): NativeSendWorkRequest {
-  const { addressHandle, ...rest } = request;
-  return addressHandle === undefined ? rest : { ...rest, addressHandle: addressHandle.native };
+  const { addressHandle, bind, ...rest } = request;
+  const native: NativeSendWorkRequest = rest;
+  if (addressHandle !== undefined) native.addressHandle = addressHandle.native;
+  if (bind !== undefined && (typeof bind !== 'object' || bind === null))
+    throw invalidArgument('bind must be an object');
+  if (bind !== undefined) {
+    const { memoryWindow, ...binding } = bind;
+    if (!(memoryWindow instanceof MemoryWindow)) throw invalidArgument('memoryWindow must be a MemoryWindow');
+    native.bind = { ...nativeBinding(binding), memoryWindow: memoryWindow.native, rkey: binding.rkey };
+  }
+  return native;
 }
 
 /** A queue pair, see ibv_create_qp(3). A pair that failed is closed and replaced, never reset and used again. */
@@ -166,13 +205,31 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
    */
   postSend(requests: readonly SendWorkRequest[]): PostResult {
     if (!Array.isArray(requests)) throw invalidArgument('requests must be an array');
-    const refers = requests.some((request) => request?.addressHandle !== undefined);
+    const refers = requests.some((request) => request?.addressHandle !== undefined || request?.bind !== undefined);
     return this.native.postSend(refers ? requests.map(toNative) : (requests as readonly NativeSendWorkRequest[]));
   }
 
   /** Posts receive requests in order, see ibv_post_recv(3). */
   postReceive(requests: readonly ReceiveWorkRequest[]): PostResult {
     return this.native.postReceive(requests);
+  }
+
+  /**
+   * Posts the binding of a memory window of type 1, see ibv_bind_mw(3), and gives it a new key at once; what it was bound
+   * to before, if anything, ends. The binding is in force when the request has completed: MW_BIND_ERR if the region does
+   * not allow it. With `length` 0 (or absent) the window is unbound.
+   *
+   * @returns the new key, or the errno that refused the request (EINVAL: wrong state or type; ENOMEM: queue full)
+   * @throws TypeError QUORATE_INVALID_ARGUMENT, RangeError QUORATE_OUT_OF_RANGE
+   */
+  bindMemoryWindow(
+    memoryWindow: MemoryWindow,
+    binding: WindowBinding & { wrId?: number; sendFlags?: number } = {},
+  ): PostResult & { rkey: number } {
+    if (!(memoryWindow instanceof MemoryWindow)) throw invalidArgument('memoryWindow must be a MemoryWindow');
+    if (typeof binding !== 'object' || binding === null) throw invalidArgument('binding must be an object');
+    const result = this.native.bindMemoryWindow(memoryWindow.native, nativeBinding(binding));
+    return { ...result, rkey: memoryWindow.rkey };
   }
 
   /**

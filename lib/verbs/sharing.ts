@@ -8,6 +8,7 @@ import { Fence } from './fence.js';
 import { addon } from './load-addon.js';
 import { Memory } from './memory.js';
 import { MemoryRegion } from './memory-region.js';
+import { MemoryWindow } from './memory-window.js';
 import type {
   NativeAddressHandle,
   NativeCompletionChannel,
@@ -16,6 +17,7 @@ import type {
   NativeFence,
   NativeMemory,
   NativeMemoryRegion,
+  NativeMemoryWindow,
   NativeNotifier,
   NativePeerProcess,
   NativeProtectionDomain,
@@ -40,6 +42,8 @@ export function faceOf(native: NativeSharedObject): VerbsObject {
       return Memory.of(native as NativeMemory);
     case 'MemoryRegion':
       return MemoryRegion.of(native as NativeMemoryRegion);
+    case 'MemoryWindow':
+      return MemoryWindow.of(native as NativeMemoryWindow);
     case 'ProtectionDomain':
       return ProtectionDomain.of(native as NativeProtectionDomain);
     case 'CompletionChannel':

@@ -9,8 +9,9 @@ const faces = new WeakMap<NativeObject, VerbsObject>();
 export abstract class VerbsObject<Native extends NativeSharedObject = NativeSharedObject> {
   /** @internal */
   readonly native: Native;
-  readonly #parent: VerbsObject | undefined;
+  #parent: VerbsObject | undefined;
   readonly #children = new Set<VerbsObject>();
+  readonly #closeListeners = new Set<() => void>();
 
   /** @internal Objects are made by openDevice(), by methods of their parent, and by adopt(). */
   constructor(native: Native, parent?: VerbsObject) {
@@ -40,13 +41,34 @@ export abstract class VerbsObject<Native extends NativeSharedObject = NativeShar
    */
   close(): void {
     this.native.close();
-    this.#children.clear();
     this.#parent?.release(this);
+    this.announceClosed();
   }
 
   /** The same as close(), for `using` declarations. */
   [Symbol.dispose](): void {
     this.close();
+  }
+
+  /** The same as close(), for `await using` declarations. Rejects where close() throws. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.close();
+  }
+
+  /** @internal Calls back when this object is closed in this thread, alone or with a parent; returns what undoes it. */
+  onceClosed(listener: () => void): () => void {
+    this.#closeListeners.add(listener);
+    return () => this.#closeListeners.delete(listener);
+  }
+
+  /** @internal After it was closed: tells whoever waits for that, of this object and of those that went with it. */
+  announceClosed(): void {
+    const children = [...this.#children];
+    this.#children.clear();
+    for (const child of children) child.announceClosed();
+    const listeners = [...this.#closeListeners];
+    this.#closeListeners.clear();
+    for (const listener of listeners) listener();
   }
 
   /**
@@ -66,7 +88,15 @@ export abstract class VerbsObject<Native extends NativeSharedObject = NativeShar
     return child;
   }
 
-  private release(child: VerbsObject): void {
+  /** @internal Another parent keeps it from now on. */
+  moveTo(parent: VerbsObject): void {
+    this.#parent?.release(this);
+    this.#parent = parent;
+    parent.retain(this);
+  }
+
+  /** @internal */
+  release(child: VerbsObject): void {
     this.#children.delete(child);
   }
 }

@@ -59,7 +59,9 @@ Napi::Value poll(Environment& environment, const Napi::CallbackInfo& info, Wrapp
     object.Set("opcode", number(environment, completion.opcode));
     object.Set("byteLen", number(environment, completion.byteLen));
     object.Set("qpNum", number(environment, completion.qpNum));
-    object.Set("immData", number(environment, completion.immData));
+    const bool invalidated = (completion.wcFlags & kWcWithInv) != 0;
+    object.Set("immData", number(environment, invalidated ? 0 : completion.immData));
+    object.Set("invalidatedRkey", number(environment, invalidated ? completion.immData : 0));
     object.Set("vendorErr", number(environment, completion.vendorErr));
     object.Set("wcFlags", number(environment, completion.wcFlags));
     object.Set("srcQpNum", number(environment, completion.srcQpNum));
@@ -67,6 +69,9 @@ Napi::Value poll(Environment& environment, const Napi::CallbackInfo& info, Wrapp
     object.Set("slid", number(environment, completion.slid));
     object.Set("sl", number(environment, completion.sl));
     object.Set("dlidPathBits", number(environment, completion.dlidPathBits));
+    if (completionQueue->timestamps() != Timestamps::None) {
+      object.Set("timestamp", Napi::BigInt::New(environment.env(), completion.timestamp));
+    }
     array.Set(static_cast<uint32_t>(i), object);
   }
   return array;
@@ -74,6 +79,11 @@ Napi::Value poll(Environment& environment, const Napi::CallbackInfo& info, Wrapp
 
 Napi::Value requestNotify(Environment& environment, const Napi::CallbackInfo& info, Wrapper& self) {
   as<CompletionQueue>(self)->requestNotify(readBoolean(info[0], "solicitedOnly"));
+  return environment.env().Undefined();
+}
+
+Napi::Value resize(Environment& environment, const Napi::CallbackInfo& info, Wrapper& self) {
+  as<CompletionQueue>(self)->resize(static_cast<int>(readInteger(info[0], "depth", 1, 0x7fffffff)));
   return environment.env().Undefined();
 }
 
@@ -95,6 +105,7 @@ std::vector<napi_property_descriptor> completionQueueMembers(Environment* enviro
   return {
       getter<k, getDepth>(environment, "depth"),
       method<k, poll>(environment, "poll"),
+      method<k, resize>(environment, "resize"),
       method<k, requestNotify>(environment, "requestNotify"),
   };
 }

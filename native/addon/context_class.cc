@@ -69,6 +69,7 @@ Napi::Value queryDevice(Environment& environment, const Napi::CallbackInfo&, Wra
       {"maxQp", a.maxQp},
       {"maxQpWr", a.maxQpWr},
       {"maxSge", a.maxSge},
+      {"maxSgeRd", a.maxSgeRd},
       {"maxCq", a.maxCq},
       {"maxCqe", a.maxCqe},
       {"maxMr", a.maxMr},
@@ -79,14 +80,17 @@ Napi::Value queryDevice(Environment& environment, const Napi::CallbackInfo&, Wra
       {"atomicCap", a.atomicCap},
       {"maxSrq", a.maxSrq},
       {"maxSrqWr", a.maxSrqWr},
+      {"maxSrqSge", a.maxSrqSge},
       {"maxMw", a.maxMw},
       {"maxAh", a.maxAh},
       {"maxMcastGrp", a.maxMcastGrp},
       {"maxPkeys", a.maxPkeys},
       {"deviceCapFlags", a.deviceCapFlags},
       {"physPortCnt", a.physPortCnt},
+      {"hcaCoreClockKhz", static_cast<double>(a.hcaCoreClockKhz)},
   };
   for (const auto& [name, value] : numbers) object.Set(name, number(env, value));
+  object.Set("completionTimestampMask", Napi::BigInt::New(env, a.completionTimestampMask));
   return object;
 }
 
@@ -119,6 +123,12 @@ Napi::Value queryGids(Environment& environment, const Napi::CallbackInfo& info, 
   Napi::Array array = Napi::Array::New(environment.env(), gids.size());
   for (uint32_t i = 0; i < gids.size(); i++) array.Set(i, gidObject(environment.env(), gids[i]));
   return array;
+}
+
+Napi::Value queryPkey(Environment& environment, const Napi::CallbackInfo& info, Wrapper& self) {
+  const int port = static_cast<int>(readPort(info[0]));
+  return number(environment.env(),
+                as<Context>(self)->queryPkey(port, static_cast<int>(readInteger(info[1], "index", 0, 0xffff))));
 }
 
 Napi::Value chooseGidOfPort(Environment& environment, const Napi::CallbackInfo& info, Wrapper& self) {
@@ -201,7 +211,14 @@ Napi::Value onAsyncEvent(Environment& environment, const Napi::CallbackInfo& inf
 
 Napi::Value createSharedReceiveQueue(Environment& environment, const Napi::CallbackInfo& info, Wrapper& self) {
   const uint64_t maxWr = readInteger(info[0], "maxWr", 1, kMaxUint32);
-  return environment.wrap(as<ProtectionDomain>(self)->createSharedReceiveQueue(static_cast<uint32_t>(maxWr)));
+  const uint64_t maxSge = isAbsent(info[1]) ? 1 : readInteger(info[1], "maxSge", 1, kMaxUint32);
+  return environment.wrap(as<ProtectionDomain>(self)->createSharedReceiveQueue(static_cast<uint32_t>(maxWr),
+                                                                               static_cast<uint32_t>(maxSge)));
+}
+
+Napi::Value allocateMemoryWindow(Environment& environment, const Napi::CallbackInfo& info, Wrapper& self) {
+  const int type = static_cast<int>(readInteger(info[0], "type", 1, 2));
+  return environment.wrap(as<ProtectionDomain>(self)->allocateMemoryWindow(type));
 }
 
 Napi::Value allocateProtectionDomain(Environment& environment, const Napi::CallbackInfo&, Wrapper& self) {
@@ -216,14 +233,21 @@ Napi::Value createCompletionQueue(Environment& environment, const Napi::Callback
   const uint64_t depth = readInteger(info[0], "depth", 1, kMaxInt32);
   std::shared_ptr<CompletionChannel> channel;
   if (!isNothing(info[1])) channel = readHandleAs<CompletionChannel>(info[1], "channel", Kind::CompletionChannel);
-  return environment.wrap(as<Context>(self)->createCompletionQueue(static_cast<int>(depth), channel));
+  CqOptions options;
+  if (!isAbsent(info[2])) {
+    const Napi::Object object = readObject(info[2], "options");
+    refuseUnknownMembers(object, "options", {"extended", "timestamps"});
+    options.extended = readBooleanMember(object, "extended", false);
+    options.timestamps = static_cast<Timestamps>(readIntegerMember(object, "timestamps", 0, 2, 0));
+  }
+  return environment.wrap(as<Context>(self)->createCompletionQueue(static_cast<int>(depth), channel, options));
 }
 
 Napi::Value registerMemory(Environment& environment, const Napi::CallbackInfo& info, Wrapper& self) {
   const auto memory = readHandleAs<Memory>(info[0], "memory", Kind::Memory);
   const uint64_t offset = readInteger(info[1], "offset", 0, kMaxSafeInteger);
   const uint64_t length = readInteger(info[2], "length", 1, kMaxSafeInteger);
-  const uint64_t access = readInteger(info[3], "access", 0, 31);
+  const uint64_t access = readInteger(info[3], "access", 0, kAllAccess);
   if (offset > memory->length() || length > memory->length() - offset) {
     throwOutOfRange("offset " + std::to_string(offset) + " and length " + std::to_string(length) +
                     " reach beyond the memory of " + std::to_string(memory->length()) + " bytes");
@@ -319,6 +343,7 @@ std::vector<napi_property_descriptor> contextMembers(Environment* environment) {
       method<k, queryDevice>(environment, "queryDevice"),
       method<k, queryPort>(environment, "queryPort"),
       method<k, queryGids>(environment, "queryGids"),
+      method<k, queryPkey>(environment, "queryPkey"),
       method<k, chooseGidOfPort>(environment, "chooseGid"),
       method<k, addressVectorFromCompletion>(environment, "addressVectorFromCompletion"),
       method<k, allocateMemory>(environment, "allocateMemory"),
@@ -340,6 +365,7 @@ std::vector<napi_property_descriptor> protectionDomainMembers(Environment* envir
       method<k, createQueuePair>(environment, "createQueuePair"),
       method<k, createAddressHandle>(environment, "createAddressHandle"),
       method<k, createSharedReceiveQueue>(environment, "createSharedReceiveQueue"),
+      method<k, allocateMemoryWindow>(environment, "allocateMemoryWindow"),
   };
 }
 

@@ -17,9 +17,9 @@ namespace {
 constexpr napi_type_tag kWrapperTag = {0x6b3f1f0d5a7c4e21ull, 0x9d0c8f3372e14b56ull};
 
 constexpr const char* kKindNames[kKinds] = {
-    "Context",         "Memory",      "MemoryRegion",  "ProtectionDomain",  "CompletionChannel",
-    "CompletionQueue", "QueuePair",   "Fence",         "Notifier",          "PostList",
-    "Waiter",          "PeerProcess", "AddressHandle", "SharedReceiveQueue"};
+    "Context",         "Memory",      "MemoryRegion",  "ProtectionDomain",   "CompletionChannel",
+    "CompletionQueue", "QueuePair",   "Fence",         "Notifier",           "PostList",
+    "Waiter",          "PeerProcess", "AddressHandle", "SharedReceiveQueue", "MemoryWindow"};
 
 void check(napi_env env, napi_status status) {
   if (status != napi_ok) throw Napi::Error::New(Napi::Env(env));
@@ -146,6 +146,7 @@ void Environment::attach(Napi::Env env, Napi::Object exports) {
   self->defineClass(exports, Kind::Context, membersOf<Kind::Context>(self, contextMembers), false);
   self->defineClass(exports, Kind::Memory, membersOf<Kind::Memory>(self, memoryMembers), false);
   self->defineClass(exports, Kind::MemoryRegion, membersOf<Kind::MemoryRegion>(self, memoryRegionMembers), false);
+  self->defineClass(exports, Kind::MemoryWindow, membersOf<Kind::MemoryWindow>(self, memoryWindowMembers), false);
   self->defineClass(exports, Kind::ProtectionDomain, membersOf<Kind::ProtectionDomain>(self, protectionDomainMembers),
                     false);
   self->defineClass(exports, Kind::CompletionChannel,

@@ -34,8 +34,9 @@ enum class Kind : uint8_t {
   PeerProcess,
   AddressHandle,
   SharedReceiveQueue,
+  MemoryWindow,
 };
-constexpr size_t kKinds = 14;
+constexpr size_t kKinds = 15;
 const char* kindName(Kind kind);
 // The kind that VerbsObject::kind() names.
 Kind kindOf(const VerbsObject& object);
@@ -195,6 +196,7 @@ void stopWatching(Environment& environment, const VerbsObject* source);
 std::vector<napi_property_descriptor> contextMembers(Environment* environment);
 std::vector<napi_property_descriptor> memoryMembers(Environment* environment);
 std::vector<napi_property_descriptor> memoryRegionMembers(Environment* environment);
+std::vector<napi_property_descriptor> memoryWindowMembers(Environment* environment);
 std::vector<napi_property_descriptor> protectionDomainMembers(Environment* environment);
 std::vector<napi_property_descriptor> completionChannelMembers(Environment* environment);
 std::vector<napi_property_descriptor> completionQueueMembers(Environment* environment);

@@ -36,6 +36,8 @@ enum RequestField : size_t {
   kRemoteQpNum = 8,
   kRemoteQkey = 9,
   kAddressHandle = 10,
+  // In the place of immediate data, as in ibv_send_wr.
+  kInvalidateRkey = 12,
 };
 enum CompletionField : size_t {
   kcWrId = 0,
@@ -150,7 +152,8 @@ void PostList::complete(double wrId, int status, int opcode, uint32_t byteLen, u
 
 int PostList::decode(const double* request, size_t slot, SendWorkRequest* out) const {
   uint64_t op = 0;
-  if (!toInteger(request[kOp], 7, &op)) return EINVAL;
+  // Not BIND_MW, which names objects.
+  if (!toInteger(request[kOp], 10, &op) || op == static_cast<uint64_t>(WrOpcode::BindMw)) return EINVAL;
   out->opcode = static_cast<WrOpcode>(op);
   uint32_t flags = 0;
   if (!toInteger(request[kWrId], kLimit53, &out->wrId) ||
@@ -164,6 +167,8 @@ int PostList::decode(const double* request, size_t slot, SendWorkRequest* out) c
   if ((flags & kSendInline) != 0 && out->length > 0 && !inBoundMemory(out->localAddress, out->length)) return EFAULT;
   if (out->opcode == WrOpcode::RdmaWriteWithImm || out->opcode == WrOpcode::SendWithImm) {
     if (!toUint32(request[kImmData], &out->immData)) return EINVAL;
+  } else if (out->opcode == WrOpcode::LocalInv || out->opcode == WrOpcode::SendWithInv) {
+    if (!toUint32(request[kInvalidateRkey], &out->invalidateRkey)) return EINVAL;
   }
   if ((datagramSlots_ >> slot & 1) != 0) {
     uint64_t handle = 0;

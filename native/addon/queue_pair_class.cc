@@ -1,4 +1,5 @@
 // JavaScript classes QueuePair and SharedReceiveQueue.
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <vector>
@@ -16,6 +17,7 @@ constexpr uint64_t kMaxUint32 = 0xffffffff;
 constexpr uint64_t kMaxPsn = 0xffffff;
 constexpr uint64_t kMaxQpNum = 0xffffff;
 constexpr uint64_t kMaxRequestsPerCall = 65536;
+constexpr uint32_t kMaxElements = 256;  // of one request; devices take fewer
 
 Napi::Value number(Environment& environment, double value) {
   return Napi::Number::New(environment.env(), value);
@@ -184,27 +186,112 @@ Napi::Value postResult(Environment& environment, size_t accepted, size_t count, 
   return object;
 }
 
+// The buffers of a request: localAddress, length and lkey, or `sges`, whose elements go into *elements. Those of
+// several requests are collected before anything points to them.
+template <typename Request>
+void readBuffers(const Napi::Object& object, const std::string& name, Request* request, std::vector<Sge>* elements) {
+  const Napi::Value value = object.Get("sges");
+  if (isAbsent(value)) {
+    request->localAddress = readIntegerMember(object, "localAddress", 0, kMaxSafeInteger, 0);
+    request->length = static_cast<uint32_t>(readIntegerMember(object, "length", 0, kMaxUint32, 0));
+    request->lkey = static_cast<uint32_t>(readIntegerMember(object, "lkey", 0, kMaxUint32, 0));
+    return;
+  }
+  for (const char* other : {"localAddress", "length", "lkey"}) {
+    if (!isAbsent(object.Get(other))) throwInvalidArgument(name + " has sges, and so no " + other + " of its own");
+  }
+  if (!value.IsArray()) throwInvalidArgument(name + ".sges must be an array");
+  const Napi::Array array = value.As<Napi::Array>();
+  if (array.Length() > kMaxElements) {
+    throwOutOfRange(name + ".sges has " + std::to_string(array.Length()) + " elements, at most " +
+                    std::to_string(kMaxElements));
+  }
+  elements->resize(array.Length());
+  uint64_t sum = 0;
+  for (uint32_t i = 0; i < elements->size(); i++) {
+    const Napi::Object element = readObject(array.Get(i), name + ".sges[" + std::to_string(i) + "]");
+    refuseUnknownMembers(element, "sge", {"address", "length", "lkey"});
+    Sge& sge = (*elements)[i];
+    sge.address = readInteger(element.Get("address"), "address", 0, kMaxSafeInteger);
+    sge.length = static_cast<uint32_t>(readInteger(element.Get("length"), "length", 0, kMaxUint32));
+    sge.lkey = static_cast<uint32_t>(readIntegerMember(element, "lkey", 0, kMaxUint32, 0));
+    sum += sge.length;
+  }
+  if (sum > kMaxUint32)
+    throwOutOfRange(name + ".sges are longer than " + std::to_string(kMaxUint32) + " bytes together");
+  request->length = static_cast<uint32_t>(sum);
+  if (elements->size() == 1) {
+    request->localAddress = elements->front().address;
+    request->lkey = elements->front().lkey;
+  } else if (!elements->empty()) {
+    request->sges = elements->data();
+    request->sgeCount = static_cast<uint32_t>(elements->size());
+  }
+}
+
+// { memoryWindow?, region, address, length, access }
+MwBind readBinding(const Napi::Object& object) {
+  MwBind bind;
+  const Napi::Value region = object.Get("region");
+  if (!isNothing(region)) bind.region = readHandleAs<MemoryRegion>(region, "region", Kind::MemoryRegion);
+  bind.address = readIntegerMember(object, "address", 0, kMaxSafeInteger, 0);
+  bind.length = readIntegerMember(object, "length", 0, kMaxSafeInteger, 0);
+  bind.access = static_cast<uint32_t>(readIntegerMember(object, "access", 0, kAllAccess, 0));
+  if (bind.region == nullptr && bind.length != 0) throwInvalidArgument("a binding of some length needs a region");
+  return bind;
+}
+
+// (memoryWindow, { region?, address?, length?, access?, wrId?, sendFlags? })
+Napi::Value bindMemoryWindow(Environment& environment, const Napi::CallbackInfo& info, Wrapper& self) {
+  const auto window = readHandleAs<MemoryWindow>(info[0], "memoryWindow", Kind::MemoryWindow);
+  const Napi::Object object = readObject(info[1], "binding");
+  refuseUnknownMembers(object, "binding", {"region", "address", "length", "access", "wrId", "sendFlags"});
+  const MwBind bind = readBinding(object);
+  const uint64_t wrId = readIntegerMember(object, "wrId", 0, kMaxSafeInteger, 0);
+  const auto flags = static_cast<uint32_t>(readIntegerMember(object, "sendFlags", 0, 15, kSendSignaled));
+  const int errnum = as<QueuePair>(self)->bindMemoryWindow(*window, bind, wrId, flags);
+  return postResult(environment, errnum == 0 ? 1 : 0, 1, errnum);
+}
+
 Napi::Value postSend(Environment& environment, const Napi::CallbackInfo& info, Wrapper& self) {
   const Napi::Array array = readRequests(info[0]);
   std::vector<SendWorkRequest> requests(array.Length());
   std::vector<std::shared_ptr<VerbsObject>> referred;  // stay alive until the provider has looked at them
   std::vector<std::shared_ptr<Memory>> inlineSources;  // stay mapped until the provider has copied from them
+  std::vector<std::vector<Sge>> elements(requests.size());
+  std::vector<std::unique_ptr<MwBind>> bindings;
   for (uint32_t i = 0; i < requests.size(); i++) {
     Napi::HandleScope scope(environment.env());
     const Napi::Object object = readObject(array.Get(i), "requests[" + std::to_string(i) + "]");
-    refuseUnknownMembers(object, "request",
-                         {"wrId", "opcode", "sendFlags", "localAddress", "length", "lkey", "remoteAddress", "rkey",
-                          "immData", "compareAdd", "swap", "addressHandle", "remoteQpNum", "remoteQkey"});
+    refuseUnknownMembers(
+        object, "request",
+        {"wrId", "opcode", "sendFlags", "localAddress", "length", "lkey", "remoteAddress", "rkey", "immData",
+         "compareAdd", "swap", "addressHandle", "remoteQpNum", "remoteQkey", "sges", "invalidateRkey", "bind"});
     SendWorkRequest& request = requests[i];
     request.wrId = readIntegerMember(object, "wrId", 0, kMaxSafeInteger, 0);
-    request.opcode = static_cast<WrOpcode>(readInteger(object.Get("opcode"), "opcode", 0, 6));
+    request.opcode = static_cast<WrOpcode>(readInteger(object.Get("opcode"), "opcode", 0, 9));
     request.sendFlags = static_cast<uint32_t>(readIntegerMember(object, "sendFlags", 0, 15, kSendSignaled));
-    request.localAddress = readIntegerMember(object, "localAddress", 0, kMaxSafeInteger, 0);
-    request.length = static_cast<uint32_t>(readIntegerMember(object, "length", 0, kMaxUint32, 0));
-    request.lkey = static_cast<uint32_t>(readIntegerMember(object, "lkey", 0, kMaxUint32, 0));
+    const std::string name = "requests[" + std::to_string(i) + "]";
+    readBuffers(object, name, &request, &elements[i]);
     request.remoteAddress = readIntegerMember(object, "remoteAddress", 0, kMaxSafeInteger, 0);
     request.rkey = static_cast<uint32_t>(readIntegerMember(object, "rkey", 0, kMaxUint32, 0));
     request.immData = static_cast<uint32_t>(readIntegerMember(object, "immData", 0, kMaxUint32, 0));
+    request.invalidateRkey = static_cast<uint32_t>(readIntegerMember(object, "invalidateRkey", 0, kMaxUint32, 0));
+    const Napi::Value binding = object.Get("bind");
+    if ((request.opcode == WrOpcode::BindMw) != !isAbsent(binding)) {
+      throwInvalidArgument(name +
+                           (isAbsent(binding) ? " is a BIND_MW and needs `bind`" : " has `bind` but is no BIND_MW"));
+    }
+    if (!isAbsent(binding)) {
+      const Napi::Object bind = readObject(binding, "bind");
+      refuseUnknownMembers(bind, "bind", {"memoryWindow", "rkey", "region", "address", "length", "access"});
+      auto window = readHandleAs<MemoryWindow>(bind.Get("memoryWindow"), "memoryWindow", Kind::MemoryWindow);
+      request.memoryWindow = window.get();
+      referred.push_back(std::move(window));
+      request.bindRkey = static_cast<uint32_t>(readInteger(bind.Get("rkey"), "rkey", 0, kMaxUint32));
+      bindings.push_back(std::make_unique<MwBind>(readBinding(bind)));
+      request.bind = bindings.back().get();
+    }
     const Napi::Value compareAdd = object.Get("compareAdd");
     if (!isAbsent(compareAdd)) request.compareAdd = readUint64(compareAdd, "compareAdd");
     const Napi::Value swap = object.Get("swap");
@@ -218,11 +305,16 @@ Napi::Value postSend(Environment& environment, const Napi::CallbackInfo& info, W
       request.remoteQkey = static_cast<uint32_t>(readIntegerMember(object, "remoteQkey", 0, kMaxUint32, 0));
     }
     if ((request.sendFlags & kSendInline) != 0 && request.length > 0) {
-      inlineSources.push_back(memoryHolding(request.localAddress, request.length));
-      if (inlineSources.back() == nullptr) {
-        throwInvalidArgument("requests[" + std::to_string(i) +
-                             "] is inline, but [localAddress, localAddress + length) " +
-                             "is not inside a Memory of this process");
+      const Sge single{request.localAddress, request.length, 0};
+      const Sge* sources = request.sgeCount == 0 ? &single : request.sges;
+      for (uint32_t k = 0; k < std::max(request.sgeCount, 1u); k++) {
+        if (sources[k].length == 0) continue;
+        inlineSources.push_back(memoryHolding(sources[k].address, sources[k].length));
+        if (inlineSources.back() == nullptr) {
+          throwInvalidArgument(name +
+                               " is inline, but [address, address + length) of its data is not inside a Memory " +
+                               "of this process");
+        }
       }
     }
   }
@@ -236,15 +328,15 @@ template <typename Queue>
 Napi::Value postReceive(Environment& environment, const Napi::CallbackInfo& info, Wrapper& self) {
   const Napi::Array array = readRequests(info[0]);
   std::vector<ReceiveWorkRequest> requests(array.Length());
+  std::vector<std::vector<Sge>> elements(requests.size());
   for (uint32_t i = 0; i < requests.size(); i++) {
     Napi::HandleScope scope(environment.env());
-    const Napi::Object object = readObject(array.Get(i), "requests[" + std::to_string(i) + "]");
-    refuseUnknownMembers(object, "request", {"wrId", "localAddress", "length", "lkey"});
+    const std::string name = "requests[" + std::to_string(i) + "]";
+    const Napi::Object object = readObject(array.Get(i), name);
+    refuseUnknownMembers(object, "request", {"wrId", "localAddress", "length", "lkey", "sges"});
     ReceiveWorkRequest& request = requests[i];
     request.wrId = readIntegerMember(object, "wrId", 0, kMaxSafeInteger, 0);
-    request.localAddress = readIntegerMember(object, "localAddress", 0, kMaxSafeInteger, 0);
-    request.length = static_cast<uint32_t>(readIntegerMember(object, "length", 0, kMaxUint32, 0));
-    request.lkey = static_cast<uint32_t>(readIntegerMember(object, "lkey", 0, kMaxUint32, 0));
+    readBuffers(object, name, &request, &elements[i]);
   }
   int errnum = 0;
   const size_t accepted = as<Queue>(self)->postReceive(requests.data(), requests.size(), &errnum);
@@ -298,6 +390,7 @@ std::vector<napi_property_descriptor> queuePairMembers(Environment* environment)
       method<k, query>(environment, "query"),
       method<k, postSend>(environment, "postSend"),
       method<k, postReceive<QueuePair>>(environment, "postReceive"),
+      method<k, bindMemoryWindow>(environment, "bindMemoryWindow"),
       method<k, multicast<&QueuePair::attachMulticast>>(environment, "attachMulticast"),
       method<k, multicast<&QueuePair::detachMulticast>>(environment, "detachMulticast"),
   };

@@ -59,7 +59,14 @@ enum Access : uint32_t {
   kAccessRemoteRead = 1u << 2,
   kAccessRemoteAtomic = 1u << 3,
   kAccessMwBind = 1u << 4,
+  kAccessZeroBased = 1u << 5,  // addresses of the region (or type 2 window) count from 0
+  kAccessOnDemand = 1u << 6,
+  kAccessHugetlb = 1u << 7,
+  kAccessFlushGlobal = 1u << 8,
+  kAccessFlushPersistent = 1u << 9,
+  kAccessRelaxedOrdering = 1u << 20,  // optional: a device that has no such thing ignores it
 };
+constexpr uint32_t kAllAccess = (1u << 10) - 1 + kAccessRelaxedOrdering;
 
 enum class WrOpcode : int {
   RdmaWrite = 0,
@@ -69,6 +76,9 @@ enum class WrOpcode : int {
   RdmaRead = 4,
   CompareSwap = 5,
   FetchAdd = 6,
+  LocalInv = 7,
+  BindMw = 8,
+  SendWithInv = 9,
 };
 
 enum SendFlags : uint32_t {
@@ -116,6 +126,8 @@ enum class WcOpcode : int {
   RdmaRead = 2,
   CompareSwap = 3,
   FetchAdd = 4,
+  BindMw = 5,
+  LocalInv = 6,
   Recv = 128,
   RecvRdmaWithImm = 129,
 };
@@ -152,12 +164,19 @@ struct DeviceAttributes {
   uint64_t nodeGuid = 0, sysImageGuid = 0;
   uint64_t maxMrSize = 0, pageSizeCap = 0;
   uint32_t vendorId = 0, vendorPartId = 0, hwVersion = 0;
-  int maxQp = 0, maxQpWr = 0, maxSge = 0, maxCq = 0, maxCqe = 0, maxMr = 0, maxPd = 0;
+  int maxQp = 0, maxQpWr = 0, maxSge = 0, maxSgeRd = 0, maxCq = 0, maxCqe = 0, maxMr = 0, maxPd = 0;
   int maxQpRdAtom = 0, maxQpInitRdAtom = 0, maxResRdAtom = 0;
   int atomicCap = 0;  // ibv_atomic_cap: 0 none, 1 HCA, 2 global
-  int maxSrq = 0, maxSrqWr = 0, maxMw = 0, maxAh = 0, maxMcastGrp = 0, maxPkeys = 0;
-  uint32_t deviceCapFlags = 0;
+  int maxSrq = 0, maxSrqWr = 0, maxSrqSge = 0, maxMw = 0, maxAh = 0, maxMcastGrp = 0, maxPkeys = 0;
+  uint32_t deviceCapFlags = 0;  // ibv_device_cap_flags
   int physPortCnt = 0;
+  uint64_t completionTimestampMask = 0;  // 0: no time stamps of completions
+  uint64_t hcaCoreClockKhz = 0;          // ticks of those per millisecond
+};
+enum DeviceCapFlags : uint32_t {
+  kDeviceMemWindow = 1u << 17,
+  kDeviceMemWindowType2a = 1u << 23,
+  kDeviceMemWindowType2b = 1u << 24,
 };
 
 struct PortAttributes {
@@ -172,9 +191,29 @@ struct PortAttributes {
 };
 
 // ---------------------------------------------------------------------------------------------------------------
-// Work requests and completions. One SGE per request is all that quorate needs so far.
+// Work requests and completions
 
 class AddressHandle;
+class MemoryRegion;
+class MemoryWindow;
+
+// A scatter/gather element; the layout is that of ibv_sge.
+struct Sge {
+  uint64_t address = 0;
+  uint32_t length = 0;
+  uint32_t lkey = 0;
+};
+// A request has one buffer (localAddress, length, lkey: what the hot path uses), or, if sgeCount is 2 or more, those
+// that `sges` points to, which must stay valid during the post; `length` is then the sum of theirs. EINVAL otherwise,
+// and for atomics with more than one.
+
+// What a memory window shall be bound to, see ibv_bind_mw(3).
+struct MwBind {
+  std::shared_ptr<MemoryRegion> region;  // null with length 0: bound to nothing (type 1 only)
+  uint64_t address = 0;
+  uint64_t length = 0;
+  uint32_t access = 0;
+};
 
 struct SendWorkRequest {
   uint64_t wrId = 0;
@@ -186,12 +225,20 @@ struct SendWorkRequest {
   uint64_t remoteAddress = 0;
   uint32_t rkey = 0;
   uint32_t immData = 0;               // host byte order here; the provider converts
+  uint32_t invalidateRkey = 0;        // LocalInv: an own window's; SendWithInv: one of the peer's
   uint64_t compareAdd = 0, swap = 0;  // compare (CAS) or addend (FAA) in compareAdd
   // UD only. The handle is of the queue pair's own domain and must stay open until the request has completed; the
   // caller keeps it alive during the post. EINVAL without one, EBADF if it is closed.
   AddressHandle* addressHandle = nullptr;
   uint32_t remoteQpNum = 0;
   uint32_t remoteQkey = 0;  // with the highest bit set: the sending queue pair's own qkey goes out instead
+  const Sge* sges = nullptr;
+  uint32_t sgeCount = 0;
+  // BindMw: a window of type 2 that is bound to nothing, its new key, which differs from the present one in the lowest
+  // 8 bits only, and what to bind it to. Both must stay valid during the post.
+  MemoryWindow* memoryWindow = nullptr;
+  const MwBind* bind = nullptr;
+  uint32_t bindRkey = 0;
 };
 
 struct ReceiveWorkRequest {
@@ -199,6 +246,8 @@ struct ReceiveWorkRequest {
   uint64_t localAddress = 0;
   uint32_t length = 0;
   uint32_t lkey = 0;
+  const Sge* sges = nullptr;
+  uint32_t sgeCount = 0;
 };
 
 struct WorkCompletion {
@@ -207,7 +256,7 @@ struct WorkCompletion {
   int opcode = 0;  // WcOpcode; undefined unless status is Success (as in ibv_poll_cq(3))
   uint32_t vendorErr = 0;
   uint32_t byteLen = 0;
-  uint32_t immData = 0;  // host byte order; valid if wcFlags has kWcWithImm
+  uint32_t immData = 0;  // host byte order; with kWcWithImm in wcFlags; with kWcWithInv the key that was invalidated
   uint32_t qpNum = 0;
   uint32_t wcFlags = 0;
   // Receives of UD only: who sent it, and the path it came (as far as the link layer has such a thing).
@@ -216,9 +265,11 @@ struct WorkCompletion {
   uint16_t pkeyIndex = 0;
   uint8_t sl = 0;
   uint8_t dlidPathBits = 0;
+  uint64_t timestamp = 0;  // of an extended completion queue that was asked for them
 };
 constexpr uint32_t kWcGrh = 1;  // the first kGrhBytes of a UD receive buffer hold the global routing header
 constexpr uint32_t kWcWithImm = 2;
+constexpr uint32_t kWcWithInv = 8;
 // A receive of UD has the message at this offset, behind room for the routing header, and byteLen counts both.
 constexpr uint32_t kGrhBytes = 40;
 
@@ -298,6 +349,17 @@ struct QpInit {
   std::shared_ptr<SharedReceiveQueue> srq;
 };
 
+// ibv_create_cq_ex(3): what completions hold beside the usual.
+enum class Timestamps : int {
+  None = 0,
+  Raw = 1,        // ticks of the device's clock, see DeviceAttributes::hcaCoreClockKhz
+  Wallclock = 2,  // nanoseconds since 1970
+};
+struct CqOptions {
+  bool extended = false;  // made and polled by the extended calls
+  Timestamps timestamps = Timestamps::None;
+};
+
 struct SrqAttributes {
   uint32_t maxWr = 0;  // as granted
   uint32_t limit = 0;  // fewer receives than this raise SrqLimitReached once; 0: none is armed
@@ -371,8 +433,28 @@ class MemoryRegion : public VerbsObject {
   virtual uint64_t address() const = 0;
   virtual size_t length() const = 0;
   virtual uint32_t access() const = 0;
+  // ibv_rereg_mr(3): changes what is set, keeps the rest. The keys may change. When it returns, no byte of a remote
+  // operation that the old registration allowed and the new one does not can still land. QUORATE_UNSUPPORTED where the
+  // device lacks it: then nothing has changed.
+  struct Changes {
+    std::shared_ptr<ProtectionDomain> domain;  // null: as it is
+    std::shared_ptr<Memory> memory;            // null: the same bytes as before
+    size_t offset = 0, length = 0;             // with memory
+    std::optional<uint32_t> access;
+  };
+  virtual void reregister(const Changes& changes) = 0;
   // close() is ibv_dereg_mr(3). When it returns, no byte of any remote WRITE or atomic through this MR can still
   // land (both providers). Throws QUORATE_REVOKE_FAILED when the device refused: then the right is NOT revoked.
+};
+
+// ibv_alloc_mw(3): a right on a part of a region that can be given and taken by work requests.
+class MemoryWindow : public VerbsObject {
+ public:
+  const char* kind() const override { return "MemoryWindow"; }
+  virtual int type() const = 0;  // 1 or 2
+  // As of the last binding that was posted; that a binding failed shows in its completion.
+  virtual uint32_t rkey() const = 0;
+  // close() is ibv_dealloc_mw(3); it unbinds.
 };
 
 class CompletionChannel : public VerbsObject {
@@ -389,6 +471,10 @@ class CompletionQueue : public VerbsObject {
   virtual int depth() const = 0;
   // Fills at most `max` completions, returns how many. Throws on a CQ that overflowed or was closed.
   virtual int poll(WorkCompletion* completions, int max) = 0;
+  // ibv_resize_cq(3): room for at least that many. QUORATE_LIMIT if more completions are outstanding,
+  // QUORATE_UNSUPPORTED where the device lacks it.
+  virtual void resize(int depth) = 0;
+  virtual Timestamps timestamps() const = 0;
   virtual void requestNotify(bool solicitedOnly) = 0;
   // A word that changes with every receive completion, for futex(2) with FUTEX_WAIT (not private), where the provider
   // has one. A waiter counts itself in `sleepers` before it looks at the word a last time and for as long as it sleeps.
@@ -466,6 +552,9 @@ class QueuePair : public VerbsObject {
   // refused (EINVAL: wrong state, ENOMEM: queue full, ...). Never throws for those: this is the hot path.
   virtual size_t postSend(const SendWorkRequest* requests, size_t count, int* errnum) = 0;
   virtual size_t postReceive(const ReceiveWorkRequest* requests, size_t count, int* errnum) = 0;
+  // ibv_bind_mw(3): posts the binding of a window of type 1, which may be bound to something else, and gives it a new
+  // key, at once. 0, or the errno that refuses it, as for postSend().
+  virtual int bindMemoryWindow(MemoryWindow& window, const MwBind& bind, uint64_t wrId, uint32_t sendFlags) = 0;
   // ibv_attach_mcast(3), UD only. Attaching twice, or detaching what is not attached, is QUORATE_INVALID_ARGUMENT.
   virtual void attachMulticast(const Gid& group, uint16_t lid) = 0;
   virtual void detachMulticast(const Gid& group, uint16_t lid) = 0;
@@ -480,8 +569,10 @@ class ProtectionDomain : public VerbsObject {
                                                        uint32_t access) = 0;
   virtual std::shared_ptr<QueuePair> createQueuePair(const QpInit& init) = 0;
   virtual std::shared_ptr<AddressHandle> createAddressHandle(const AddressVector& av) = 0;
-  // At least maxWr receives of one SGE each.
-  virtual std::shared_ptr<SharedReceiveQueue> createSharedReceiveQueue(uint32_t maxWr) = 0;
+  // At least maxWr receives of at most maxSge elements each.
+  virtual std::shared_ptr<SharedReceiveQueue> createSharedReceiveQueue(uint32_t maxWr, uint32_t maxSge = 1) = 0;
+  // QUORATE_UNSUPPORTED where the device has no windows of that type (1 or 2).
+  virtual std::shared_ptr<MemoryWindow> allocateMemoryWindow(int type) = 0;
 };
 
 class Context : public VerbsObject {
@@ -491,6 +582,7 @@ class Context : public VerbsObject {
   virtual DeviceAttributes queryDevice() = 0;
   virtual PortAttributes queryPort(int portNum) = 0;
   virtual std::vector<GidEntry> queryGids(int portNum) = 0;  // the valid entries only
+  virtual uint16_t queryPkey(int portNum, int index) = 0;    // ibv_query_pkey(3), host byte order
   // ibv_init_ah_from_wc(3): the way back to the sender of a UD message that was received through `portNum`. `grh`: the
   // first kGrhBytes of the receive buffer.
   virtual AddressVector addressVectorFromCompletion(int portNum, const WorkCompletion& completion,
@@ -498,8 +590,8 @@ class Context : public VerbsObject {
   virtual std::shared_ptr<Memory> allocateMemory(const MemoryOptions& options) = 0;
   virtual std::shared_ptr<ProtectionDomain> allocateProtectionDomain() = 0;
   virtual std::shared_ptr<CompletionChannel> createCompletionChannel() = 0;
-  virtual std::shared_ptr<CompletionQueue> createCompletionQueue(int depth,
-                                                                 std::shared_ptr<CompletionChannel> channel) = 0;
+  virtual std::shared_ptr<CompletionQueue> createCompletionQueue(int depth, std::shared_ptr<CompletionChannel> channel,
+                                                                 const CqOptions& options = {}) = 0;
   // ibv_get_async_event(3). The descriptor is readable while an event is pending. getAsyncEvent() takes and
   // acknowledges one; false if none is pending. Never blocks. One reader at a time: which of two gets an event is left
   // to chance.

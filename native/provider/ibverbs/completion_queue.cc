@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cassert>
 #include <cerrno>
+#include <cstdlib>
 #include <string>
 
 #include "provider/ibverbs/errors.h"
@@ -42,29 +43,107 @@ static_assert(IBV_WC_TM_DATA_VALID <= kDeviceFlags && sharedMark(kMaxSharedQueue
 }  // namespace
 
 IbvCompletionQueue::IbvCompletionQueue(std::shared_ptr<IbvContext> context,
-                                       std::shared_ptr<IbvCompletionChannel> channel)
-    : context_(std::move(context)), channel_(std::move(channel)) {}
+                                       std::shared_ptr<IbvCompletionChannel> channel, Timestamps timestamps)
+    : context_(std::move(context)), channel_(std::move(channel)), timestamps_(timestamps) {}
 
 std::shared_ptr<IbvCompletionQueue> IbvCompletionQueue::create(std::shared_ptr<IbvContext> context, int depth,
-                                                               std::shared_ptr<IbvCompletionChannel> channel) {
+                                                               std::shared_ptr<IbvCompletionChannel> channel,
+                                                               const CqOptions& options) {
   std::shared_lock<std::shared_mutex> channelLock;
   if (channel != nullptr) channelLock = channel->lifecycle().useAsParent();
-  std::shared_ptr<IbvCompletionQueue> queue(new IbvCompletionQueue(context, channel));
-  errno = 0;
-  // Events of this queue carry its address; getEvent() turns it back into the object.
-  queue->handle_ = context->lib().createCq(context->handle(), depth, queue.get(),
-                                           channel != nullptr ? channel->handle() : nullptr, 0);
-  if (queue->handle_ == nullptr) {
-    throwPinningError("ibv_create_cq", errno,
-                      "Creating a completion queue of depth " + std::to_string(depth) + " on " + context->device().name,
-                      static_cast<uint64_t>(depth) * 64,
-                      "The device allows " + std::to_string(context->limits().maxCq) + " of them.");
+  std::shared_ptr<IbvCompletionQueue> queue(new IbvCompletionQueue(context, channel, options.timestamps));
+  if (options.extended || options.timestamps != Timestamps::None) {
+    queue->createExtended(depth);
+  } else {
+    queue->createPlain(depth);
   }
-  queue->depth_ = queue->handle_->cqe;
-  assert(queue->depth_ >= depth);
-  queue->credits_.store(static_cast<uint32_t>(queue->depth_), std::memory_order_relaxed);
+  const int granted = queue->handle_->cqe;
+  assert(granted >= depth);
+  queue->depth_.store(granted);
+  queue->credits_.store(static_cast<uint32_t>(granted), std::memory_order_relaxed);
   if (channel != nullptr) channel->lifecycle().addChild(queue);
   return queue;
+}
+
+void IbvCompletionQueue::createPlain(int depth) {
+  errno = 0;
+  // Events of this queue carry its address; getEvent() turns it back into the object.
+  handle_ =
+      context_->lib().createCq(context_->handle(), depth, this, channel_ != nullptr ? channel_->handle() : nullptr, 0);
+  if (handle_ == nullptr) {
+    throwPinningError(
+        "ibv_create_cq", errno,
+        "Creating a completion queue of depth " + std::to_string(depth) + " on " + context_->device().name,
+        static_cast<uint64_t>(depth) * 64,
+        "The device allows " + std::to_string(context_->limits().maxCq) + " of them.");
+  }
+}
+
+void IbvCompletionQueue::createExtended(int depth) {
+  ibv_cq_init_attr_ex init{};
+  init.cqe = static_cast<uint32_t>(depth);
+  init.cq_context = this;
+  init.channel = channel_ != nullptr ? channel_->handle() : nullptr;
+  init.wc_flags = IBV_WC_STANDARD_FLAGS;
+  if (timestamps_ == Timestamps::Raw) init.wc_flags |= IBV_WC_EX_WITH_COMPLETION_TIMESTAMP;
+  if (timestamps_ == Timestamps::Wallclock) init.wc_flags |= IBV_WC_EX_WITH_COMPLETION_TIMESTAMP_WALLCLOCK;
+  errno = 0;
+  extended_ = ibv_create_cq_ex(context_->handle(), &init);
+  if (extended_ == nullptr) {
+    const int errnum = errno;
+    const std::string what = "Creating an extended completion queue of depth " + std::to_string(depth) +
+                             (timestamps_ == Timestamps::None  ? ""
+                              : timestamps_ == Timestamps::Raw ? " with raw time stamps"
+                                                               : " with wall-clock time stamps") +
+                             " on " + context_->device().name;
+    if (errnum == EOPNOTSUPP || errnum == ENOSYS || (errnum == EINVAL && timestamps_ != Timestamps::None)) {
+      throw VerbsError("QUORATE_UNSUPPORTED",
+                       what + " failed: the device does not have it (" + errnoText(errnum) +
+                           "). Ask for no time stamps, or take the time when you poll.",
+                       errnum, "ibv_create_cq_ex");
+    }
+    throwPinningError("ibv_create_cq_ex", errnum, what, static_cast<uint64_t>(depth) * 64,
+                      "The device allows " + std::to_string(context_->limits().maxCq) + " of them.");
+  }
+  handle_ = ibv_cq_ex_to_cq(extended_);
+}
+
+void IbvCompletionQueue::resize(int depth) {
+  const auto lock = lifecycle_.use();
+  if (depth < 1 || depth > context_->limits().maxCqe) {
+    throw VerbsError("QUORATE_OUT_OF_RANGE", "The depth of a CompletionQueue is " + std::to_string(depth) +
+                                                 ", must be 1 to " + std::to_string(context_->limits().maxCqe) +
+                                                 ", the most that " + context_->device().name + " allows.");
+  }
+  std::lock_guard<AdaptiveMutex> polling(pollMutex_);
+  const int before = depth_.load();
+  const uint32_t fewer = depth < before ? static_cast<uint32_t>(before - depth) : 0;
+  const uint32_t taken = takeCredits(fewer);
+  if (taken < fewer) {
+    returnCredits(taken);
+    throw VerbsError("QUORATE_LIMIT", "A completion queue of depth " + std::to_string(before) + " cannot shrink to " +
+                                          std::to_string(depth) + ": " +
+                                          std::to_string(static_cast<uint32_t>(before) - taken) +
+                                          " requests are outstanding or kept back for a shared receive queue.");
+  }
+  const auto resizeCq = context_->lib().resizeCq;
+  const int errnum = resizeCq == nullptr ? EOPNOTSUPP : std::abs(resizeCq(handle_, depth));
+  if (errnum != 0) {
+    returnCredits(taken);
+    const std::string what = "Resizing a completion queue from " + std::to_string(before) + " to " +
+                             std::to_string(depth) + " on " + context_->device().name;
+    if (errnum == EOPNOTSUPP || errnum == ENOSYS) {
+      throw VerbsError("QUORATE_UNSUPPORTED",
+                       what + " failed: the device does not have it (" + errnoText(errnum) +
+                           "). Create the queue as deep as it will have to be.",
+                       errnum, "ibv_resize_cq");
+    }
+    throwPinningError("ibv_resize_cq", errnum, what, static_cast<uint64_t>(depth) * 64, "");
+  }
+  const int granted = handle_->cqe;
+  assert(granted >= depth);
+  depth_.store(granted);
+  returnCredits(static_cast<uint32_t>(granted - before + static_cast<int>(taken)));
 }
 
 IbvCompletionQueue::~IbvCompletionQueue() {
@@ -120,7 +199,7 @@ void IbvCompletionQueue::takeInLocked() {
     WorkCompletion chunk[kPollChunk];
     int count;
     while ((count = pollDevice(chunk, kPollChunk)) > 0) takenIn_.insert(takenIn_.end(), chunk, chunk + count);
-    assert(takenIn_.size() <= static_cast<size_t>(depth_));
+    assert(takenIn_.size() <= static_cast<size_t>(depth()));
   }
 }
 
@@ -132,7 +211,7 @@ void IbvCompletionQueue::attachShared(const std::shared_ptr<SharedWorkQueue>& qu
     if (taken < queue->capacity() - shared.late) {
       returnCredits(taken);
       if (shared.queue == nullptr) shared_.erase(queue->number());
-      throw VerbsError("QUORATE_LIMIT", "A completion queue of depth " + std::to_string(depth_) + " has room for " +
+      throw VerbsError("QUORATE_LIMIT", "A completion queue of depth " + std::to_string(depth()) + " has room for " +
                                             std::to_string(taken) +
                                             " more completions, but the shared receive queue can yield " +
                                             std::to_string(queue->capacity()) + "; make it deeper.");
@@ -211,20 +290,71 @@ int IbvCompletionQueue::poll(WorkCompletion* completions, int max) {
 int IbvCompletionQueue::pollDevice(WorkCompletion* completions, int max) {
   assert(max <= kPollChunk);
   ibv_wc raw[kPollChunk];
+  uint64_t times[kPollChunk];
   int count = 0;
   while (count < max && failure_ == 0) {
-    const int got = ibv_poll_cq(handle_, max - count, raw);
+    const int got =
+        extended_ != nullptr ? pollExtended(raw, times, max - count) : ibv_poll_cq(handle_, max - count, raw);
     if (got < 0) {
       failure_ = got == -1 ? EIO : -got;
       break;
     }
     for (int i = 0; i < got && failure_ == 0; i++) {
-      if (translate(raw[i], &completions[count])) count++;
+      if (!translate(raw[i], &completions[count])) continue;
+      completions[count++].timestamp = timestamps_ != Timestamps::None ? times[i] : 0;
     }
     if (got < max - count) break;
   }
   return count;
 }
+
+// As ibv_poll_cq(). Only what the queue was made to report is read.
+int IbvCompletionQueue::pollExtended(ibv_wc* completions, uint64_t* timestamps, int max) {
+  ibv_poll_cq_attr attributes{};
+  int result = ibv_start_poll(extended_, &attributes);
+  if (result == ENOENT) return 0;
+  if (result != 0) return -std::abs(result);
+  int count = 0;
+  for (;;) {
+    ibv_wc& wc = completions[count];
+    wc = {};
+    wc.wr_id = extended_->wr_id;
+    wc.status = extended_->status;
+    wc.vendor_err = ibv_wc_read_vendor_err(extended_);
+    wc.qp_num = ibv_wc_read_qp_num(extended_);
+    timestamps[count] = 0;
+    if (wc.status == IBV_WC_SUCCESS) {
+      wc.opcode = ibv_wc_read_opcode(extended_);
+      wc.wc_flags = ibv_wc_read_wc_flags(extended_);
+      wc.byte_len = ibv_wc_read_byte_len(extended_);
+      if ((wc.wc_flags & IBV_WC_WITH_INV) != 0) {
+        wc.invalidated_rkey = ibv_wc_read_invalidated_rkey(extended_);
+      } else if ((wc.wc_flags & IBV_WC_WITH_IMM) != 0) {
+        wc.imm_data = ibv_wc_read_imm_data(extended_);
+      }
+      wc.src_qp = ibv_wc_read_src_qp(extended_);
+      wc.slid = static_cast<uint16_t>(ibv_wc_read_slid(extended_));
+      wc.sl = ibv_wc_read_sl(extended_);
+      wc.dlid_path_bits = ibv_wc_read_dlid_path_bits(extended_);
+      if (timestamps_ == Timestamps::Raw) timestamps[count] = ibv_wc_read_completion_ts(extended_);
+      if (timestamps_ == Timestamps::Wallclock) timestamps[count] = ibv_wc_read_completion_wallclock_ns(extended_);
+    }
+    if (++count == max) break;
+    result = ibv_next_poll(extended_);
+    if (result != 0) break;  // ENOENT: no more; what else is wrong shows at the next call
+  }
+  ibv_end_poll(extended_);
+  return count;
+}
+
+namespace {
+
+// What comes with a completion in the place of immediate data.
+uint32_t extraData(const ibv_wc& raw, uint32_t wcFlags) {
+  return (wcFlags & kWcWithImm) != 0 ? be32toh(raw.imm_data) : (wcFlags & kWcWithInv) != 0 ? raw.invalidated_rkey : 0;
+}
+
+}  // namespace
 
 // False if there is nothing to hand out.
 bool IbvCompletionQueue::translate(const ibv_wc& raw, WorkCompletion* completion) {
@@ -252,7 +382,7 @@ bool IbvCompletionQueue::translate(const ibv_wc& raw, WorkCompletion* completion
   completion->vendorErr = raw.vendor_err;
   completion->byteLen = succeeded ? raw.byte_len : 0;
   completion->wcFlags = succeeded ? raw.wc_flags : 0;
-  completion->immData = (completion->wcFlags & kWcWithImm) != 0 ? be32toh(raw.imm_data) : 0;
+  completion->immData = extraData(raw, completion->wcFlags);
   completion->qpNum = raw.qp_num;
   const bool datagram = (completion->wcFlags & kWcGrh) != 0 || slot.queue->datagrams();
   completion->srcQpNum = succeeded && datagram ? raw.src_qp : 0;
@@ -275,7 +405,7 @@ bool IbvCompletionQueue::translateShared(const ibv_wc& raw, WorkCompletion* comp
   completion->vendorErr = raw.vendor_err;
   completion->byteLen = succeeded ? raw.byte_len : 0;
   completion->wcFlags = succeeded ? raw.wc_flags : 0;
-  completion->immData = (completion->wcFlags & kWcWithImm) != 0 ? be32toh(raw.imm_data) : 0;
+  completion->immData = extraData(raw, completion->wcFlags);
   completion->qpNum = raw.qp_num;
   completion->srcQpNum = (completion->wcFlags & kWcGrh) != 0 ? raw.src_qp : 0;
   completion->slid = raw.slid;

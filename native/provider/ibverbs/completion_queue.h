@@ -24,10 +24,13 @@ constexpr size_t kMaxWorkQueuesPerCompletionQueue = 4096;
 class IbvCompletionQueue final : public CompletionQueue {
  public:
   static std::shared_ptr<IbvCompletionQueue> create(std::shared_ptr<IbvContext> context, int depth,
-                                                    std::shared_ptr<IbvCompletionChannel> channel);
+                                                    std::shared_ptr<IbvCompletionChannel> channel,
+                                                    const CqOptions& options);
   ~IbvCompletionQueue() override;
 
-  int depth() const override { return depth_; }
+  int depth() const override { return depth_.load(std::memory_order_relaxed); }
+  void resize(int depth) override;
+  Timestamps timestamps() const override { return timestamps_; }
   int poll(WorkCompletion* completions, int max) override;
   void requestNotify(bool solicitedOnly) override;
   void close() override;
@@ -75,7 +78,11 @@ class IbvCompletionQueue final : public CompletionQueue {
     uint32_t late = 0;   // entries still kept back without users: completions taken in and not handed out
   };
 
-  IbvCompletionQueue(std::shared_ptr<IbvContext> context, std::shared_ptr<IbvCompletionChannel> channel);
+  IbvCompletionQueue(std::shared_ptr<IbvContext> context, std::shared_ptr<IbvCompletionChannel> channel,
+                     Timestamps timestamps);
+  void createPlain(int depth);
+  void createExtended(int depth);
+  int pollExtended(ibv_wc* completions, uint64_t* timestamps, int max);
   // All under pollMutex_.
   Slot& giveUp(const std::shared_ptr<WorkQueue>& queue);
   void takeInLocked();
@@ -85,8 +92,10 @@ class IbvCompletionQueue final : public CompletionQueue {
 
   const std::shared_ptr<IbvContext> context_;
   const std::shared_ptr<IbvCompletionChannel> channel_;
-  ibv_cq* handle_ = nullptr;  // set once, in create()
-  int depth_ = 0;
+  ibv_cq* handle_ = nullptr;       // set once, in create()
+  ibv_cq_ex* extended_ = nullptr;  // the same, if it is an extended one
+  const Timestamps timestamps_;
+  std::atomic<int> depth_{0};  // changes under pollMutex_
   std::atomic<uint32_t> credits_{0};
   Lifecycle lifecycle_{"CompletionQueue"};
 

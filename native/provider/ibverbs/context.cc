@@ -89,6 +89,7 @@ DeviceAttributes IbvContext::readDeviceAttributes() {
   attributes.maxQp = raw.max_qp;
   attributes.maxQpWr = raw.max_qp_wr;
   attributes.maxSge = raw.max_sge;
+  attributes.maxSgeRd = raw.max_sge_rd;
   attributes.maxCq = raw.max_cq;
   attributes.maxCqe = raw.max_cqe;
   attributes.maxMr = raw.max_mr;
@@ -99,12 +100,21 @@ DeviceAttributes IbvContext::readDeviceAttributes() {
   attributes.atomicCap = raw.atomic_cap;
   attributes.maxSrq = raw.max_srq;
   attributes.maxSrqWr = raw.max_srq_wr;
+  attributes.maxSrqSge = raw.max_srq_sge;
   attributes.maxMw = raw.max_mw;
   attributes.maxAh = raw.max_ah;
   attributes.maxMcastGrp = raw.max_mcast_grp;
   attributes.maxPkeys = raw.max_pkeys;
   attributes.deviceCapFlags = raw.device_cap_flags;
   attributes.physPortCnt = raw.phys_port_cnt;
+  // Of the extended query only what the plain one lacks; a device without it has none of that.
+  if (verbs_context* extended = verbs_get_ctx_op(handle_, query_device_ex)) {
+    ibv_device_attr_ex more{};
+    if (extended->query_device_ex(handle_, nullptr, &more, sizeof(more)) == 0) {
+      attributes.completionTimestampMask = more.completion_timestamp_mask;
+      attributes.hcaCoreClockKhz = more.hca_core_clock;
+    }
+  }
   return attributes;
 }
 
@@ -154,6 +164,27 @@ std::vector<GidEntry> IbvContext::queryGids(int portNum) {
   const auto lock = lifecycle_.use();
   checkPort(portNum);
   return queryGidTable(lib_, handle_, portNum);
+}
+
+uint16_t IbvContext::queryPkey(int portNum, int index) {
+  const auto lock = lifecycle_.use();
+  checkPort(portNum);
+  const int most = readPortAttributes(portNum).pkeyTblLen;
+  if (index < 0 || index >= most) {
+    throw VerbsError("QUORATE_OUT_OF_RANGE", "Port " + std::to_string(portNum) + " of " + info_.name + " has " +
+                                                 std::to_string(most) + " partition keys, so there is none at index " +
+                                                 std::to_string(index) + ".");
+  }
+  __be16 raw = 0;
+  errno = 0;
+  if (lib_.queryPkey == nullptr || lib_.queryPkey(handle_, static_cast<uint8_t>(portNum), index, &raw) != 0) {
+    throwSystemError("ibv_query_pkey",
+                     lib_.queryPkey == nullptr ? ENOSYS
+                     : errno != 0              ? errno
+                                               : EIO,
+                     "Reading partition key " + std::to_string(index) + " of " + info_.name, "");
+  }
+  return be16toh(raw);
 }
 
 AddressVector IbvContext::addressVectorFromCompletion(int portNum, const WorkCompletion& completion,
@@ -206,7 +237,8 @@ std::shared_ptr<CompletionChannel> IbvContext::createCompletionChannel() {
 }
 
 std::shared_ptr<CompletionQueue> IbvContext::createCompletionQueue(int depth,
-                                                                   std::shared_ptr<CompletionChannel> channel) {
+                                                                   std::shared_ptr<CompletionChannel> channel,
+                                                                   const CqOptions& options) {
   const auto lock = lifecycle_.useAsParent();
   if (depth < 1 || depth > limits_.maxCqe) {
     throw VerbsError("QUORATE_OUT_OF_RANGE", "The depth of a CompletionQueue is " + std::to_string(depth) +
@@ -221,7 +253,8 @@ std::shared_ptr<CompletionQueue> IbvContext::createCompletionQueue(int depth,
                        "The CompletionChannel belongs to another Context; use one made by this Context.");
     }
   }
-  auto queue = IbvCompletionQueue::create(std::static_pointer_cast<IbvContext>(shared_from_this()), depth, ownChannel);
+  auto queue =
+      IbvCompletionQueue::create(std::static_pointer_cast<IbvContext>(shared_from_this()), depth, ownChannel, options);
   lifecycle_.addChild(queue);
   return queue;
 }

@@ -22,12 +22,13 @@ class IbvContext final : public Context {
   DeviceAttributes queryDevice() override;
   PortAttributes queryPort(int portNum) override;
   std::vector<GidEntry> queryGids(int portNum) override;
+  uint16_t queryPkey(int portNum, int index) override;
   AddressVector addressVectorFromCompletion(int portNum, const WorkCompletion& completion, const uint8_t* grh) override;
   std::shared_ptr<Memory> allocateMemory(const MemoryOptions& options) override;
   std::shared_ptr<ProtectionDomain> allocateProtectionDomain() override;
   std::shared_ptr<CompletionChannel> createCompletionChannel() override;
-  std::shared_ptr<CompletionQueue> createCompletionQueue(int depth,
-                                                         std::shared_ptr<CompletionChannel> channel) override;
+  std::shared_ptr<CompletionQueue> createCompletionQueue(int depth, std::shared_ptr<CompletionChannel> channel,
+                                                         const CqOptions& options) override;
   bool accessFlagsRevocationIsSynchronous() const override;
   void close() override;
   bool closed() const override { return lifecycle_.closed(); }

@@ -86,6 +86,10 @@ Library openLibrary(const std::string& soname) {
     resolve(handle, soname, "ibv_detach_mcast", true, &lib.detachMcast);
     resolve(handle, soname, "ibv_get_async_event", true, &lib.getAsyncEvent);
     resolve(handle, soname, "ibv_ack_async_event", true, &lib.ackAsyncEvent);
+    resolve(handle, soname, "ibv_reg_mr_iova2", false, &lib.regMrIova2);
+    resolve(handle, soname, "ibv_rereg_mr", false, &lib.reregMr);
+    resolve(handle, soname, "ibv_resize_cq", false, &lib.resizeCq);
+    resolve(handle, soname, "ibv_query_pkey", false, &lib.queryPkey);
     resolve(handle, soname, "_ibv_query_gid_table", false, &lib.queryGidTable);
     resolve(handle, soname, "ibv_get_device_index", false, &lib.getDeviceIndex);
   } catch (...) {

@@ -46,7 +46,11 @@ struct Library {
   decltype(&::ibv_detach_mcast) detachMcast = nullptr;
   decltype(&::ibv_get_async_event) getAsyncEvent = nullptr;
   decltype(&::ibv_ack_async_event) ackAsyncEvent = nullptr;
-  // Younger than the rest (rdma-core 33 and 35); null where the library lacks them.
+  // Null where the library lacks them: younger than the rest, or not needed to be a libibverbs.
+  decltype(&::ibv_reg_mr_iova2) regMrIova2 = nullptr;
+  decltype(&::ibv_rereg_mr) reregMr = nullptr;
+  decltype(&::ibv_resize_cq) resizeCq = nullptr;
+  decltype(&::ibv_query_pkey) queryPkey = nullptr;
   decltype(&::_ibv_query_gid_table) queryGidTable = nullptr;
   decltype(&::ibv_get_device_index) getDeviceIndex = nullptr;
 

@@ -76,6 +76,11 @@ class Lifecycle {
     children_.push_back(std::move(child));
   }
 
+  void removeChild(const VerbsObject* child) {
+    std::lock_guard<std::mutex> lock(childrenMutex_);
+    std::erase_if(children_, [child](const std::weak_ptr<VerbsObject>& one) { return one.lock().get() == child; });
+  }
+
   // Idempotent. `destroy` runs with no call in progress and no child alive; it throws to refuse. In a child process
   // made by fork() it does not run: the device object is the parent's.
   template <typename Destroy>
@@ -109,9 +114,13 @@ class Lifecycle {
       std::lock_guard<std::mutex> lock(childrenMutex_);
       children = children_;
     }
-    // Youngest first: what was made later may use what was made earlier.
-    for (auto child = children.rbegin(); child != children.rend(); ++child) {
-      if (const std::shared_ptr<VerbsObject> object = child->lock()) object->close();
+    // Youngest first: what was made later may use what was made earlier. Memory windows before all others, since they
+    // keep the regions and queue pairs that they are bound to in use, whatever was made first.
+    for (const bool windows : {true, false}) {
+      for (auto child = children.rbegin(); child != children.rend(); ++child) {
+        const std::shared_ptr<VerbsObject> object = child->lock();
+        if (object != nullptr && (dynamic_cast<MemoryWindow*>(object.get()) != nullptr) == windows) object->close();
+      }
     }
     std::lock_guard<std::mutex> lock(childrenMutex_);
     children_.clear();

@@ -8,6 +8,7 @@
 #include "provider/ibverbs/errors.h"
 #include "provider/ibverbs/memory.h"
 #include "provider/ibverbs/memory_region.h"
+#include "provider/ibverbs/memory_window.h"
 #include "provider/ibverbs/queue_pair.h"
 #include "provider/ibverbs/shared_receive_queue.h"
 
@@ -52,11 +53,19 @@ std::shared_ptr<QueuePair> IbvProtectionDomain::createQueuePair(const QpInit& in
   return queuePair;
 }
 
-std::shared_ptr<SharedReceiveQueue> IbvProtectionDomain::createSharedReceiveQueue(uint32_t maxWr) {
+std::shared_ptr<SharedReceiveQueue> IbvProtectionDomain::createSharedReceiveQueue(uint32_t maxWr, uint32_t maxSge) {
   const auto lock = lifecycle_.useAsParent();
-  auto queue = IbvSharedReceiveQueue::create(std::static_pointer_cast<IbvProtectionDomain>(shared_from_this()), maxWr);
+  auto queue =
+      IbvSharedReceiveQueue::create(std::static_pointer_cast<IbvProtectionDomain>(shared_from_this()), maxWr, maxSge);
   lifecycle_.addChild(queue);
   return queue;
+}
+
+std::shared_ptr<MemoryWindow> IbvProtectionDomain::allocateMemoryWindow(int type) {
+  const auto lock = lifecycle_.useAsParent();
+  auto window = IbvMemoryWindow::allocate(std::static_pointer_cast<IbvProtectionDomain>(shared_from_this()), type);
+  lifecycle_.addChild(window);
+  return window;
 }
 
 std::shared_ptr<AddressHandle> IbvProtectionDomain::createAddressHandle(const AddressVector& av) {

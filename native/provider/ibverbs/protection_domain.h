@@ -20,12 +20,14 @@ class IbvProtectionDomain final : public ProtectionDomain {
                                                uint32_t access) override;
   std::shared_ptr<QueuePair> createQueuePair(const QpInit& init) override;
   std::shared_ptr<AddressHandle> createAddressHandle(const AddressVector& av) override;
-  std::shared_ptr<SharedReceiveQueue> createSharedReceiveQueue(uint32_t maxWr) override;
+  std::shared_ptr<SharedReceiveQueue> createSharedReceiveQueue(uint32_t maxWr, uint32_t maxSge) override;
+  std::shared_ptr<MemoryWindow> allocateMemoryWindow(int type) override;
   void close() override;
   bool closed() const override { return lifecycle_.closed(); }
 
   const std::shared_ptr<IbvContext>& context() const { return context_; }
   ibv_pd* handle() const { return handle_; }
+  Lifecycle& lifecycle() { return lifecycle_; }
 
  private:
   IbvProtectionDomain(std::shared_ptr<IbvContext> context, ibv_pd* handle)

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "provider/ibverbs/address_handle.h"
+#include "provider/ibverbs/elements.h"
 #include "provider/ibverbs/errors.h"
 #include "verbs/qp_state_table.h"
 
@@ -31,7 +32,8 @@ static_assert(same(WrOpcode::RdmaWrite, IBV_WR_RDMA_WRITE) &&
               same(WrOpcode::RdmaWriteWithImm, IBV_WR_RDMA_WRITE_WITH_IMM) && same(WrOpcode::Send, IBV_WR_SEND) &&
               same(WrOpcode::SendWithImm, IBV_WR_SEND_WITH_IMM) && same(WrOpcode::RdmaRead, IBV_WR_RDMA_READ) &&
               same(WrOpcode::CompareSwap, IBV_WR_ATOMIC_CMP_AND_SWP) &&
-              same(WrOpcode::FetchAdd, IBV_WR_ATOMIC_FETCH_AND_ADD));
+              same(WrOpcode::FetchAdd, IBV_WR_ATOMIC_FETCH_AND_ADD) && same(WrOpcode::LocalInv, IBV_WR_LOCAL_INV) &&
+              same(WrOpcode::BindMw, IBV_WR_BIND_MW) && same(WrOpcode::SendWithInv, IBV_WR_SEND_WITH_INV));
 static_assert(same(kSendFence, IBV_SEND_FENCE) && same(kSendSignaled, IBV_SEND_SIGNALED) &&
               same(kSendSolicited, IBV_SEND_SOLICITED) && same(kSendInline, IBV_SEND_INLINE));
 static_assert(same(kQpState, IBV_QP_STATE) && same(kQpCurState, IBV_QP_CUR_STATE) &&
@@ -46,7 +48,8 @@ static_assert(same(QpState::Rts, IBV_QPS_RTS) && same(QpState::Err, IBV_QPS_ERR)
               same(QpType::Ud, IBV_QPT_UD));
 static_assert(same(WcStatus::RemAccessErr, IBV_WC_REM_ACCESS_ERR) && same(WcOpcode::Recv, IBV_WC_RECV) &&
               same(WcOpcode::FetchAdd, IBV_WC_FETCH_ADD) && same(kWcWithImm, IBV_WC_WITH_IMM) &&
-              same(kWcGrh, IBV_WC_GRH));
+              same(kWcGrh, IBV_WC_GRH) && same(kWcWithInv, IBV_WC_WITH_INV) && same(WcOpcode::BindMw, IBV_WC_BIND_MW) &&
+              same(WcOpcode::LocalInv, IBV_WC_LOCAL_INV));
 
 constexpr uint32_t kAllAttributes = kQpState | kQpCurState | kQpAccessFlags | kQpPkeyIndex | kQpPort | kQpAv |
                                     kQpPathMtu | kQpTimeout | kQpRetryCnt | kQpRnrRetry | kQpRqPsn | kQpMaxQpRdAtomic |
@@ -195,6 +198,7 @@ void IbvQueuePair::close() {
   lifecycle_.close([this] {
     if (handle_ == nullptr) return;  // create() failed
     detachAllMulticast();
+    closeWindows();
     // Some devices take a queue pair's completions out of the queue when it is destroyed; the shared receives that they
     // tell of would never be free again.
     if (srq_ != nullptr) receiveCq_->takeIn();
@@ -271,6 +275,88 @@ void IbvQueuePair::detachAllMulticast() {
     std::memcpy(raw.raw, entry.first.raw, sizeof(raw.raw));
     return domain_->context()->lib().detachMcast(handle_, &raw, entry.second) == 0;
   });
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Memory windows
+
+// A queue pair with windows of type 2 bound through it cannot be destroyed (rxe waits for them in vain).
+void IbvQueuePair::closeWindows() {
+  std::vector<std::weak_ptr<IbvMemoryWindow>> windows;
+  {
+    std::lock_guard<AdaptiveMutex> sending(sendMutex_);
+    windows.swap(windows_);
+  }
+  for (const auto& entry : windows) {
+    const std::shared_ptr<IbvMemoryWindow> window = entry.lock();
+    if (window != nullptr && window->boundThrough(number_)) window->close();
+  }
+}
+
+// With sendMutex_ held.
+int IbvQueuePair::postBinding(IbvMemoryWindow& window, const MwBind& bind, uint32_t rkey, uint64_t wrId,
+                              uint32_t sendFlags) {
+  if (sendStartFailed_) return EIO;
+  if (window.domain()->context() != domain_->context() || (sendFlags & ~kKnownSendFlags) != 0) return EINVAL;
+  if (bind.region != nullptr && std::dynamic_pointer_cast<IbvMemoryRegion>(bind.region) == nullptr) return EINVAL;
+  if (sendQueue_->freeEntries() == 0 || sendCq_->takeCredits(1) == 0) return ENOMEM;
+  const uint32_t position = sendQueue_->nextPosition();
+  const uint64_t cookie = sendQueue_->prepare(position, wrId);
+  const auto flags = sendFlags | (signalAll_ ? static_cast<uint32_t>(IBV_SEND_SIGNALED) : 0u);
+  int result = EBADF;
+  try {
+    ibv_mw_bind_info info;
+    IbvMemoryWindow::Posting posting(window, bind, &info);
+    sendQueue_->publish(position + 1);
+    if (window.type() == 1) {
+      ibv_mw_bind request{};
+      request.wr_id = cookie;
+      request.send_flags = flags;
+      request.bind_info = info;
+      result = std::abs(ibv_bind_mw(handle_, posting.handle(), &request));
+      if (result == 0) posting.accepted(posting.handle()->rkey, number_);
+    } else {
+      ibv_send_wr request{};
+      request.wr_id = cookie;
+      request.opcode = IBV_WR_BIND_MW;
+      request.send_flags = flags;
+      request.bind_mw.mw = posting.handle();
+      request.bind_mw.rkey = rkey;
+      request.bind_mw.bind_info = info;
+      ibv_send_wr* bad = nullptr;
+      result = std::abs(ibv_post_send(handle_, &request, &bad));
+      if (result == 0) posting.accepted(rkey, number_);
+    }
+  } catch (const VerbsError&) {
+    // closed: EBADF
+  }
+  if (result != 0) {
+    sendQueue_->publish(position);
+    sendCq_->returnCredits(1);
+    return result;
+  }
+  if (window.type() == 2) {
+    std::erase_if(windows_, [this](const std::weak_ptr<IbvMemoryWindow>& entry) {
+      const std::shared_ptr<IbvMemoryWindow> one = entry.lock();
+      return one == nullptr || one->closed() || !one->boundThrough(number_);
+    });
+    const auto known = std::find_if(windows_.begin(), windows_.end(),
+                                    [&window](const auto& entry) { return entry.lock().get() == &window; });
+    if (known == windows_.end()) {
+      windows_.push_back(std::static_pointer_cast<IbvMemoryWindow>(window.shared_from_this()));
+    }
+  }
+  return 0;
+}
+
+int IbvQueuePair::bindMemoryWindow(MemoryWindow& window, const MwBind& bind, uint64_t wrId, uint32_t sendFlags) {
+  auto* own = dynamic_cast<IbvMemoryWindow*>(&window);
+  if (own == nullptr || own->type() != 1 || type_ == QpType::Ud || (sendFlags & kSendInline) != 0) return EINVAL;
+  std::lock_guard<AdaptiveMutex> lock(sendMutex_);
+  if (!sendUsable_) throwClosed(kind());
+  const QpState state = state_.load(std::memory_order_acquire);
+  if (state != QpState::Rts && state != QpState::Sqd && state != QpState::Sqe && state != QpState::Err) return EINVAL;
+  return postBinding(*own, bind, 0, wrId, sendFlags);
 }
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -458,6 +544,7 @@ int IbvQueuePair::checkSend(const SendWorkRequest& request) const {
   if ((request.sendFlags & ~kKnownSendFlags) != 0) return EINVAL;
   if (request.length > domain_->context()->maxMessageBytes()) return EINVAL;
   const bool isInline = (request.sendFlags & kSendInline) != 0;
+  if (!soundElements(request, capabilities_.maxSendSge)) return EINVAL;
   if (type_ == QpType::Ud) {
     if (request.opcode != WrOpcode::Send && request.opcode != WrOpcode::SendWithImm) return EINVAL;
     if (request.addressHandle == nullptr || request.addressHandle->domain() != domain_.get()) return EINVAL;
@@ -469,11 +556,21 @@ int IbvQueuePair::checkSend(const SendWorkRequest& request) const {
     case WrOpcode::Send:
     case WrOpcode::SendWithImm:
       return isInline && request.length > capabilities_.maxInlineData ? EINVAL : 0;
+    case WrOpcode::SendWithInv:
+      return type_ != QpType::Rc || (isInline && request.length > capabilities_.maxInlineData) ? EINVAL : 0;
+    case WrOpcode::LocalInv:
+      return isInline || request.length != 0 ? EINVAL : 0;
+    case WrOpcode::BindMw: {
+      const auto* window = dynamic_cast<const IbvMemoryWindow*>(request.memoryWindow);
+      return isInline || request.length != 0 || window == nullptr || window->type() != 2 || request.bind == nullptr
+                 ? EINVAL
+                 : 0;
+    }
     case WrOpcode::RdmaRead:
       return isInline || type_ != QpType::Rc ? EINVAL : 0;
     case WrOpcode::CompareSwap:
     case WrOpcode::FetchAdd:
-      return isInline || type_ != QpType::Rc || request.length != sizeof(uint64_t) ||
+      return isInline || type_ != QpType::Rc || request.length != sizeof(uint64_t) || request.sgeCount != 0 ||
                      request.remoteAddress % sizeof(uint64_t) != 0
                  ? EINVAL
                  : 0;
@@ -496,6 +593,20 @@ size_t IbvQueuePair::postSend(const SendWorkRequest* requests, size_t count, int
       *errnum = EINVAL;
       return accepted;
     }
+    if (requests[accepted].opcode == WrOpcode::BindMw) [[unlikely]] {
+      const SendWorkRequest& request = requests[accepted];
+      int refused = checkSend(request);
+      if (refused == 0) {
+        refused = postBinding(*static_cast<IbvMemoryWindow*>(request.memoryWindow), *request.bind, request.bindRkey,
+                              request.wrId, request.sendFlags);
+      }
+      if (refused != 0) {
+        *errnum = refused;
+        return accepted;
+      }
+      accepted++;
+      continue;
+    }
     // Room in the send queue and in the completion queue, then a chain of requests that are all sound.
     uint32_t room = static_cast<uint32_t>(std::min<size_t>(count - accepted, kPostChunk));
     room = std::min(room, sendQueue_->freeEntries());
@@ -511,18 +622,22 @@ size_t IbvQueuePair::postSend(const SendWorkRequest* requests, size_t count, int
     int refusal = 0;
     for (; ready < room; ready++) {
       const SendWorkRequest& request = requests[accepted + ready];
+      if (request.opcode == WrOpcode::BindMw) [[unlikely]]
+        break;  // goes alone
       refusal = checkSend(request);
       if (refusal == 0 && type_ == QpType::Ud && !request.addressHandle->enter()) refusal = EBADF;
       if (refusal != 0) break;
       ibv_send_wr& wr = chain[ready];
       wr.wr_id = sendQueue_->prepare(first + ready, request.wrId);
       wr.next = &chain[ready + 1];
-      buffers[ready] = {request.localAddress, request.length, request.lkey};
-      wr.sg_list = &buffers[ready];
-      wr.num_sge = request.length == 0 ? 0 : 1;
+      wr.sg_list = elementsOf(request, &buffers[ready], &wr.num_sge);
       wr.opcode = static_cast<ibv_wr_opcode>(request.opcode);
       wr.send_flags = request.sendFlags | (signalAll_ ? static_cast<uint32_t>(IBV_SEND_SIGNALED) : 0u);
-      wr.imm_data = htobe32(request.immData);
+      if (request.opcode == WrOpcode::SendWithInv || request.opcode == WrOpcode::LocalInv) [[unlikely]] {
+        wr.invalidate_rkey = request.invalidateRkey;
+      } else {
+        wr.imm_data = htobe32(request.immData);
+      }
       if (type_ == QpType::Ud) {
         wr.wr.ud.ah = static_cast<const IbvAddressHandle*>(request.addressHandle)->handle();
         wr.wr.ud.remote_qpn = request.remoteQpNum;
@@ -587,13 +702,23 @@ size_t IbvQueuePair::postReceive(const ReceiveWorkRequest* requests, size_t coun
     ibv_recv_wr chain[kPostChunk];
     ibv_sge buffers[kPostChunk];
     const uint32_t first = receiveQueue_->nextPosition();
-    for (uint32_t i = 0; i < room; i++) {
+    uint32_t sound = 0;
+    for (uint32_t i = 0; i < room; i++, sound++) {
       const ReceiveWorkRequest& request = requests[accepted + i];
-      buffers[i] = {request.localAddress, request.length, request.lkey};
+      if (!soundElements(request, capabilities_.maxRecvSge)) break;
       chain[i].wr_id = receiveQueue_->prepare(first + i, request.wrId);
-      chain[i].next = i + 1 < room ? &chain[i + 1] : nullptr;
-      chain[i].sg_list = &buffers[i];
-      chain[i].num_sge = request.length == 0 ? 0 : 1;
+      chain[i].next = nullptr;
+      if (i > 0) chain[i - 1].next = &chain[i];
+      chain[i].sg_list = elementsOf(request, &buffers[i], &chain[i].num_sge);
+    }
+    const bool malformed = sound < room;
+    if (malformed) {
+      receiveCq_->returnCredits(room - sound);
+      room = sound;
+      if (room == 0) {
+        *errnum = EINVAL;
+        break;
+      }
     }
     receiveQueue_->publish(first + room);
     ibv_recv_wr* bad = nullptr;
@@ -605,8 +730,8 @@ size_t IbvQueuePair::postReceive(const ReceiveWorkRequest* requests, size_t coun
       receiveCq_->returnCredits(room - posted);
     }
     accepted += posted;
-    if (result != 0) {
-      *errnum = result;
+    if (result != 0 || malformed) {
+      *errnum = result != 0 ? result : EINVAL;
       break;
     }
   }

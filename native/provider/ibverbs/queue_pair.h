@@ -14,6 +14,7 @@
 
 #include "provider/ibverbs/completion_queue.h"
 #include "provider/ibverbs/lifecycle.h"
+#include "provider/ibverbs/memory_window.h"
 #include "provider/ibverbs/protection_domain.h"
 #include "provider/ibverbs/shared_receive_queue.h"
 #include "provider/ibverbs/work_queue.h"
@@ -49,6 +50,7 @@ class IbvQueuePair final : public QueuePair {
   // ibv_destroy_qp(3). A device that refuses leaves what peers may do through this queue pair in force:
   // QUORATE_REVOKE_FAILED, and the object stays open. Completions that the device had reported before can still be
   // polled; requests that were still outstanding never complete.
+  int bindMemoryWindow(MemoryWindow& window, const MwBind& bind, uint64_t wrId, uint32_t sendFlags) override;
   void attachMulticast(const Gid& group, uint16_t lid) override;
   void detachMulticast(const Gid& group, uint16_t lid) override;
   void close() override;
@@ -60,6 +62,8 @@ class IbvQueuePair final : public QueuePair {
                bool signalAll);
   void detachAllMulticast();
   int checkSend(const SendWorkRequest& request) const;
+  int postBinding(IbvMemoryWindow& window, const MwBind& bind, uint32_t rkey, uint64_t wrId, uint32_t sendFlags);
+  void closeWindows();
   ibv_qp_attr toDevice(const QpAttributes& attributes) const;
   QpAttributes queryDevice();
   std::string beyondDeviceLimits(const QpAttributes& attributes) const;
@@ -81,6 +85,7 @@ class IbvQueuePair final : public QueuePair {
   Lifecycle lifecycle_{"QueuePair"};
   std::mutex multicastMutex_;
   std::vector<std::pair<Gid, uint16_t>> multicastGroups_;  // guarded by multicastMutex_
+  std::vector<std::weak_ptr<IbvMemoryWindow>> windows_;    // of type 2, bound through it; guarded by sendMutex_
   std::mutex modifyMutex_;  // one modification at a time, so that state_ follows the device
   // The state of the last modification. The device may have gone to ERR (or SQE) since, on its own.
   std::atomic<QpState> state_{QpState::Reset};

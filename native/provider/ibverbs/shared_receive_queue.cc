@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <string>
 
+#include "provider/ibverbs/elements.h"
 #include "provider/ibverbs/errors.h"
 
 namespace quorate::ibverbs {
@@ -16,7 +17,7 @@ constexpr size_t kPostChunk = 16;  // receives handed to the device in one ibv_p
 }  // namespace
 
 std::shared_ptr<IbvSharedReceiveQueue> IbvSharedReceiveQueue::create(std::shared_ptr<IbvProtectionDomain> domain,
-                                                                     uint32_t maxWr) {
+                                                                     uint32_t maxWr, uint32_t maxSge) {
   const IbvContext& context = *domain->context();
   const DeviceAttributes& limits = context.limits();
   if (limits.maxSrq <= 0) {
@@ -29,12 +30,17 @@ std::shared_ptr<IbvSharedReceiveQueue> IbvSharedReceiveQueue::create(std::shared
                                                  ", must be 1 to " + std::to_string(limits.maxSrqWr) + " on " +
                                                  context.device().name + ".");
   }
+  if (maxSge < 1 || maxSge > static_cast<uint32_t>(std::max(limits.maxSrqSge, 1))) {
+    throw VerbsError("QUORATE_OUT_OF_RANGE", "maxSge of a SharedReceiveQueue is " + std::to_string(maxSge) +
+                                                 ", must be 1 to " + std::to_string(limits.maxSrqSge) + " on " +
+                                                 context.device().name + ".");
+  }
   std::shared_ptr<IbvSharedReceiveQueue> queue(new IbvSharedReceiveQueue(domain));
   const uint32_t number = domain->context()->nextSharedQueueNumber();
   ibv_srq_init_attr init{};
   init.srq_context = queue.get();  // events carry it
   init.attr.max_wr = maxWr;
-  init.attr.max_sge = 1;
+  init.attr.max_sge = maxSge;
   errno = 0;
   queue->handle_ = context.lib().createSrq(domain->handle(), &init);
   if (queue->handle_ == nullptr) {
@@ -43,6 +49,7 @@ std::shared_ptr<IbvSharedReceiveQueue> IbvSharedReceiveQueue::create(std::shared
                       uint64_t{maxWr} * 64, "The device allows " + std::to_string(limits.maxSrq) + " of them.");
   }
   queue->maxWr_ = std::max(init.attr.max_wr, maxWr);
+  queue->maxSge_ = std::max(init.attr.max_sge, maxSge);
   queue->queue_ = std::make_shared<SharedWorkQueue>(number, queue->maxWr_);
   return queue;
 }
@@ -100,15 +107,18 @@ size_t IbvSharedReceiveQueue::postReceive(const ReceiveWorkRequest* requests, si
     for (; ready < wanted; ready++) {
       const ReceiveWorkRequest& request = requests[accepted + ready];
       uint64_t cookie = 0;
+      if (!soundElements(request, maxSge_)) {
+        *errnum = EINVAL;
+        break;
+      }
       if (!queue_->take(request.wrId, &cookie)) break;
       buffers[ready] = {request.localAddress, request.length, request.lkey};
       chain[ready].wr_id = cookie;
       chain[ready].next = nullptr;
-      chain[ready].sg_list = &buffers[ready];
-      chain[ready].num_sge = request.length == 0 ? 0 : 1;
+      chain[ready].sg_list = elementsOf(request, &buffers[ready], &chain[ready].num_sge);
       if (ready > 0) chain[ready - 1].next = &chain[ready];
     }
-    if (ready < wanted) *errnum = ENOMEM;
+    if (ready < wanted && *errnum == 0) *errnum = ENOMEM;
     if (ready == 0) break;
     ibv_recv_wr* bad = nullptr;
     const int result = std::abs(ibv_post_srq_recv(handle_, chain, &bad));

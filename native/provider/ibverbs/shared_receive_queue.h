@@ -14,7 +14,8 @@ namespace quorate::ibverbs {
 
 class IbvSharedReceiveQueue final : public SharedReceiveQueue {
  public:
-  static std::shared_ptr<IbvSharedReceiveQueue> create(std::shared_ptr<IbvProtectionDomain> domain, uint32_t maxWr);
+  static std::shared_ptr<IbvSharedReceiveQueue> create(std::shared_ptr<IbvProtectionDomain> domain, uint32_t maxWr,
+                                                       uint32_t maxSge);
   ~IbvSharedReceiveQueue() override;
 
   uint32_t maxWr() const override { return maxWr_; }
@@ -35,7 +36,7 @@ class IbvSharedReceiveQueue final : public SharedReceiveQueue {
 
   const std::shared_ptr<IbvProtectionDomain> domain_;
   ibv_srq* handle_ = nullptr;  // set once, in create(), like the rest of this group
-  uint32_t maxWr_ = 0;
+  uint32_t maxWr_ = 0, maxSge_ = 1;
   std::shared_ptr<SharedWorkQueue> queue_;
   Lifecycle lifecycle_{"SharedReceiveQueue"};
   AdaptiveMutex postMutex_;

@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -100,28 +101,43 @@ bool ShmCompletionChannel::write(uint32_t index, uint32_t generation) {
 // ---------------------------------------------------------------------------------------------------------------
 // Queue
 
+uint64_t timestampNow(Timestamps kind) {
+  timespec now{};
+  clock_gettime(kind == Timestamps::Wallclock ? CLOCK_REALTIME : CLOCK_MONOTONIC, &now);
+  return static_cast<uint64_t>(now.tv_sec) * 1'000'000'000u + static_cast<uint64_t>(now.tv_nsec);
+}
+
+namespace {
+
+void requireDepth(int depth) {
+  if (depth >= 1 && depth <= kMaxCqe) return;
+  throw VerbsError("QUORATE_OUT_OF_RANGE", "The depth of a completion queue is " + std::to_string(depth) +
+                                               ", must be 1 to " + std::to_string(kMaxCqe));
+}
+
+}  // namespace
+
 ShmCompletionQueue::ShmCompletionQueue(std::shared_ptr<ShmContext> context, int depth,
-                                       std::shared_ptr<ShmCompletionChannel> channel)
-    : context_(std::move(context)), channel_(std::move(channel)), depth_(depth) {
+                                       std::shared_ptr<ShmCompletionChannel> channel, Timestamps timestamps)
+    : context_(std::move(context)), channel_(std::move(channel)), depth_(depth), timestamps_(timestamps) {
   ring_.resize(static_cast<size_t>(depth));
 }
 
 std::shared_ptr<ShmCompletionQueue> ShmCompletionQueue::create(std::shared_ptr<ShmContext> context, int depth,
-                                                               std::shared_ptr<CompletionChannel> channel) {
-  if (depth < 1 || depth > kMaxCqe) {
-    throw VerbsError("QUORATE_OUT_OF_RANGE", "The depth of a completion queue is " + std::to_string(depth) +
-                                                 ", must be 1 to " + std::to_string(kMaxCqe));
-  }
+                                                               std::shared_ptr<CompletionChannel> channel,
+                                                               Timestamps timestamps) {
+  requireDepth(depth);
   auto own = std::dynamic_pointer_cast<ShmCompletionChannel>(channel);
   if (channel != nullptr && own == nullptr) {
     throw VerbsError("QUORATE_INVALID_ARGUMENT", "The completion channel belongs to another provider");
   }
-  std::shared_ptr<ShmCompletionQueue> queue(new ShmCompletionQueue(context, depth, own));
+  std::shared_ptr<ShmCompletionQueue> queue(new ShmCompletionQueue(context, depth, own, timestamps));
   queue->index_ = context->completionQueueIndices().take();
   CompletionQueueSlot& slot = queue->slot();
   queue->generation_ = slot.generation.load() + 1;
   slot.armed.fetch_and(~kArmedMask, std::memory_order_seq_cst);
   slot.sleepers.store(0, std::memory_order_seq_cst);
+  slot.timestamps.store(static_cast<uint32_t>(timestamps), std::memory_order_seq_cst);
   slot.generation.store(queue->generation_, std::memory_order_seq_cst);
   slot.channel.store(own == nullptr ? 0 : own->number(), std::memory_order_seq_cst);
   if (own != nullptr) own->attach(queue->index_, queue);
@@ -162,7 +178,7 @@ int ShmCompletionQueue::poll(WorkCompletion* completions, int max) {
   if (taken < max && !overflowed_) taken += takeReceives(completions + taken, max - taken);
   if (overflowed_) [[unlikely]] {
     throw VerbsError("QUORATE_LIMIT",
-                     "A completion queue of depth " + std::to_string(depth_) +
+                     "A completion queue of depth " + std::to_string(depth()) +
                          " overflowed: completions were lost, and its queue pairs are of no more use. Create it "
                          "deeper than all requests that can be outstanding on its queue pairs, or poll more often.");
   }
@@ -192,8 +208,25 @@ int ShmCompletionQueue::takeReceives(WorkCompletion* completions, int max) {
   for (ShmQueuePair* queuePair : receivers_) taken += queuePair->takeReceives(completions + taken, max - taken, &left);
   lookAgain_ = left > 0;
   // A device would have had to hold all of these at once.
-  if (count_ + static_cast<size_t>(taken) + left > static_cast<size_t>(depth_)) overflowed_ = true;
+  if (count_ + static_cast<size_t>(taken) + left > static_cast<size_t>(depth())) overflowed_ = true;
   return taken;
+}
+
+void ShmCompletionQueue::resize(int depth) {
+  context_->requireOpen(kind());
+  requireDepth(depth);
+  std::vector<Entry> larger(static_cast<size_t>(depth));
+  const std::lock_guard<SpinLock> guard(lock_);
+  if (closed()) throw VerbsError("QUORATE_CLOSED", "This CompletionQueue was closed");
+  if (count_ > larger.size()) {
+    throw VerbsError("QUORATE_LIMIT", "The completion queue holds " + std::to_string(count_) +
+                                          " completions, which do not fit into " + std::to_string(depth) +
+                                          "; poll them first.");
+  }
+  for (size_t i = 0; i < count_; i++) larger[i] = ring_[(head_ + i) % ring_.size()];
+  ring_.swap(larger);
+  head_ = 0;
+  depth_.store(depth, std::memory_order_relaxed);
 }
 
 void ShmCompletionQueue::requestNotify(bool solicitedOnly) {
@@ -221,6 +254,8 @@ bool ShmCompletionQueue::push(const WorkCompletion& completion, ShmQueuePair* qu
       size_t tail = head_ + count_;
       if (tail >= ring_.size()) tail -= ring_.size();
       ring_[tail] = Entry{completion, queuePair, sendIndex};
+      if (timestamps_ != Timestamps::None) [[unlikely]]
+        ring_[tail].completion.timestamp = timestampNow(timestamps_);
       count_++;
     }
   }

@@ -49,10 +49,12 @@ class ShmCompletionChannel final : public CompletionChannel {
 class ShmCompletionQueue final : public CompletionQueue {
  public:
   static std::shared_ptr<ShmCompletionQueue> create(std::shared_ptr<ShmContext> context, int depth,
-                                                    std::shared_ptr<CompletionChannel> channel);
+                                                    std::shared_ptr<CompletionChannel> channel, Timestamps timestamps);
   ~ShmCompletionQueue() override;
 
-  int depth() const override { return depth_; }
+  int depth() const override { return depth_.load(std::memory_order_relaxed); }
+  void resize(int depth) override;
+  Timestamps timestamps() const override { return timestamps_; }
   int poll(WorkCompletion* completions, int max) override;
   void requestNotify(bool solicitedOnly) override;
   Doorbell doorbell() override { return {&slot().doorbell, &slot().sleepers}; }
@@ -78,7 +80,8 @@ class ShmCompletionQueue final : public CompletionQueue {
     uint64_t sendIndex = 0;
   };
 
-  ShmCompletionQueue(std::shared_ptr<ShmContext> context, int depth, std::shared_ptr<ShmCompletionChannel> channel);
+  ShmCompletionQueue(std::shared_ptr<ShmContext> context, int depth, std::shared_ptr<ShmCompletionChannel> channel,
+                     Timestamps timestamps);
   int takeLocal(WorkCompletion* completions, int max);
   int takeReceives(WorkCompletion* completions, int max);
   bool wake(uint32_t generation);
@@ -86,7 +89,8 @@ class ShmCompletionQueue final : public CompletionQueue {
 
   const std::shared_ptr<ShmContext> context_;
   const std::shared_ptr<ShmCompletionChannel> channel_;
-  const int depth_;
+  std::atomic<int> depth_;  // changes under lock_
+  const Timestamps timestamps_;
   uint32_t index_ = 0;
   uint32_t generation_ = 0;
   Children children_;
@@ -103,5 +107,8 @@ class ShmCompletionQueue final : public CompletionQueue {
   std::atomic<bool> eventWanted_{false};
   std::atomic<bool> closed_{false};
 };
+
+// The time that a completion gets, in the unit that its queue was made for.
+uint64_t timestampNow(Timestamps kind);
 
 }  // namespace quorate::shm

@@ -94,6 +94,11 @@ void Children::add(const std::shared_ptr<VerbsObject>& child) {
   children_.push_back(child);
 }
 
+void Children::remove(const VerbsObject* child) {
+  const std::lock_guard<std::mutex> guard(mutex_);
+  std::erase_if(children_, [child](const auto& entry) { return entry.lock().get() == child; });
+}
+
 void Children::closeAll() {
   std::vector<std::shared_ptr<VerbsObject>> living;
   {
@@ -102,11 +107,15 @@ void Children::closeAll() {
       if (std::shared_ptr<VerbsObject> child = entry->lock()) living.push_back(std::move(child));
     }
   }
+  std::stable_partition(living.begin(), living.end(),
+                        [](const auto& child) { return dynamic_cast<MemoryWindow*>(child.get()) != nullptr; });
   for (const auto& child : living) child->close();
 }
 
 ShmContext::ShmContext()
-    : arenaUsed_(kReceiveArenaEntries / kArenaUnit), sharedUsed_(kSharedReceiveEntries / kArenaUnit) {
+    : arenaUsed_(kReceiveArenaEntries / kArenaUnit),
+      sharedUsed_(kSharedReceiveEntries / kArenaUnit),
+      scatterUsed_(kScatterEntries / kArenaUnit) {
   for (uint32_t index = 0; index < kMaxQueuePairs; index++) {
     freePlaces_.push_back(index);
     placeGenerations_[index] = static_cast<uint16_t>(random64() & kGenerationMask);
@@ -215,7 +224,7 @@ DeviceAttributes ShmContext::queryDevice() {
   attributes.pageSizeCap = roundUpToPage(1);
   attributes.maxQp = kMaxQueuePairs;
   attributes.maxQpWr = kMaxReceiveWr;
-  attributes.maxSge = 1;
+  attributes.maxSge = attributes.maxSgeRd = attributes.maxSrqSge = kMaxSge;
   attributes.maxCq = kMaxCompletionQueues;
   attributes.maxCqe = kMaxCqe;
   attributes.maxMr = kMaxMemoryRegions;
@@ -224,6 +233,10 @@ DeviceAttributes ShmContext::queryDevice() {
   attributes.maxResRdAtom = kMaxRdAtomic * static_cast<int>(kMaxQueuePairs);
   attributes.atomicCap = 2;  // global: they are the CPU's own atomics
   attributes.maxAh = INT_MAX;
+  attributes.maxMw = kMaxMemoryRegions;
+  attributes.deviceCapFlags = kDeviceMemWindow | kDeviceMemWindowType2b;
+  attributes.completionTimestampMask = ~uint64_t{0};
+  attributes.hcaCoreClockKhz = 1'000'000;  // CLOCK_MONOTONIC in nanoseconds
   attributes.maxSrq = kMaxSharedReceiveQueues;
   attributes.maxSrqWr = kMaxReceiveWr;
   attributes.maxMcastGrp = kMaxMulticastEntries;
@@ -253,6 +266,16 @@ std::vector<GidEntry> ShmContext::queryGids(int portNum) {
   entry.gid = makeGid(hcaId_);
   entry.type = GidType::Shm;
   return {entry};
+}
+
+uint16_t ShmContext::queryPkey(int portNum, int index) {
+  requireOpen(kind());
+  requirePort(portNum);
+  if (index != 0) {
+    throw VerbsError("QUORATE_OUT_OF_RANGE",
+                     "Port 1 of device shm has one partition key, index 0, not " + std::to_string(index));
+  }
+  return 0xffff;  // the default partition, full membership
 }
 
 AddressVector ShmContext::addressVectorFromCompletion(int portNum, const WorkCompletion& completion,
@@ -294,10 +317,11 @@ std::shared_ptr<CompletionChannel> ShmContext::createCompletionChannel() {
 }
 
 std::shared_ptr<CompletionQueue> ShmContext::createCompletionQueue(int depth,
-                                                                   std::shared_ptr<CompletionChannel> channel) {
+                                                                   std::shared_ptr<CompletionChannel> channel,
+                                                                   const CqOptions& options) {
   requireOpen(kind());
-  auto completionQueue =
-      ShmCompletionQueue::create(std::static_pointer_cast<ShmContext>(shared_from_this()), depth, std::move(channel));
+  auto completionQueue = ShmCompletionQueue::create(std::static_pointer_cast<ShmContext>(shared_from_this()), depth,
+                                                    std::move(channel), options.timestamps);
   children_.add(completionQueue);
   return completionQueue;
 }
@@ -335,7 +359,7 @@ std::shared_ptr<PeerProcess> ShmContext::openPeerProcess(const Gid& gid) {
 // ---------------------------------------------------------------------------------------------------------------
 // Places of queue pairs
 
-ShmContext::QueuePairPlace ShmContext::takePlace(uint32_t receiveCapacity) {
+ShmContext::QueuePairPlace ShmContext::takePlace(uint32_t receiveCapacity, uint32_t maxSge) {
   assert(receiveCapacity == 0 || std::has_single_bit(receiveCapacity));
   const std::lock_guard<std::mutex> guard(tablesMutex_);
   sweepKeptBack();
@@ -356,6 +380,15 @@ ShmContext::QueuePairPlace ShmContext::takePlace(uint32_t receiveCapacity) {
                                           std::to_string(kReceiveArenaEntries));
   }
   place.receiveBase = static_cast<uint32_t>(begin * kArenaUnit);
+  if (maxSge > 1 && receiveCapacity > 0) {
+    place.scatterEntries = receiveCapacity * maxSge;
+    try {
+      place.scatterBase = takeScatterLocked(place.scatterEntries);
+    } catch (...) {
+      for (size_t unit = begin; unit < begin + units; unit++) arenaUsed_[unit] = false;
+      throw;
+    }
+  }
   place.index = freePlaces_.front();
   freePlaces_.pop_front();
   uint16_t& generation = placeGenerations_[place.index];
@@ -364,6 +397,32 @@ ShmContext::QueuePairPlace ShmContext::takePlace(uint32_t receiveCapacity) {
     place.number = uint32_t{generation} << kQueuePairIndexBits | place.index;
   } while (place.number < 2);  // 0 and 1 are the special queue pairs of every HCA
   return place;
+}
+
+uint32_t ShmContext::takeScatterLocked(uint32_t entries) {
+  const size_t begin = takeRun(&scatterUsed_, (entries + kArenaUnit - 1) / kArenaUnit);
+  if (begin == scatterUsed_.size()) {
+    throw VerbsError("QUORATE_LIMIT", "No room for receives with " + std::to_string(entries) +
+                                          " scatter elements: all queues of an shm context together have " +
+                                          std::to_string(kScatterEntries));
+  }
+  return static_cast<uint32_t>(begin * kArenaUnit);
+}
+
+uint32_t ShmContext::takeScatter(uint32_t entries) {
+  const std::lock_guard<std::mutex> guard(tablesMutex_);
+  return takeScatterLocked(entries);
+}
+
+void ShmContext::giveScatterLocked(uint32_t base, uint32_t entries) {
+  const size_t begin = base / kArenaUnit;
+  const size_t units = (entries + kArenaUnit - 1) / kArenaUnit;
+  for (size_t unit = begin; unit < begin + units; unit++) scatterUsed_[unit] = false;
+}
+
+void ShmContext::giveScatter(uint32_t base, uint32_t entries) {
+  const std::lock_guard<std::mutex> guard(tablesMutex_);
+  giveScatterLocked(base, entries);
 }
 
 uint32_t ShmContext::takeSharedReceives(uint32_t capacity) {
@@ -419,6 +478,7 @@ void ShmContext::releasePlace(const QueuePairPlace& place) {
     assert(arenaUsed_[unit]);
     arenaUsed_[unit] = false;
   }
+  giveScatterLocked(place.scatterBase, place.scatterEntries);
   freePlaces_.push_back(place.index);
 }
 

@@ -28,6 +28,7 @@
 namespace quorate::shm {
 
 class ShmMemory;
+class ShmMemoryWindow;
 class ShmQueuePair;
 
 // Hands out the indices of a table, the longest unused one first, so that stale names stay invalid for long.
@@ -50,7 +51,8 @@ class IndexPool {
 class Children {
  public:
   void add(const std::shared_ptr<VerbsObject>& child);
-  // Closes those that still live, the newest first.
+  void remove(const VerbsObject* child);
+  // Closes those that still live, the newest first; memory windows before all others, since they keep regions in use.
   void closeAll();
 
  private:
@@ -62,7 +64,8 @@ class Children {
 // A region as local work requests see it: private to this process, so trusted.
 struct LocalRegion {
   std::atomic<uint64_t> tag{0};  // key << 32 | 1 while valid; the rest is only written while it is not
-  uint64_t address = 0;
+  uint8_t* bytes = nullptr;
+  uint64_t address = 0;  // by which requests name the first byte: 0 in a zero-based region
   uint64_t length = 0;
   uint32_t access = 0;
   uint32_t protectionDomain = 0;
@@ -77,12 +80,13 @@ class ShmContext final : public Context {
   DeviceAttributes queryDevice() override;
   PortAttributes queryPort(int portNum) override;
   std::vector<GidEntry> queryGids(int portNum) override;
+  uint16_t queryPkey(int portNum, int index) override;
   AddressVector addressVectorFromCompletion(int portNum, const WorkCompletion& completion, const uint8_t* grh) override;
   std::shared_ptr<Memory> allocateMemory(const MemoryOptions& options) override;
   std::shared_ptr<ProtectionDomain> allocateProtectionDomain() override;
   std::shared_ptr<CompletionChannel> createCompletionChannel() override;
-  std::shared_ptr<CompletionQueue> createCompletionQueue(int depth,
-                                                         std::shared_ptr<CompletionChannel> channel) override;
+  std::shared_ptr<CompletionQueue> createCompletionQueue(int depth, std::shared_ptr<CompletionChannel> channel,
+                                                         const CqOptions& options) override;
   int asyncFd() override;
   bool getAsyncEvent(AsyncEvent* event) override;
   bool accessFlagsRevocationIsSynchronous() const override { return true; }  // see revoker.h
@@ -112,16 +116,24 @@ class ShmContext final : public Context {
   IndexPool& sharedQueueIndices() { return sharedQueueIndices_; }
   uint32_t takeSharedReceives(uint32_t capacity);  // throws QUORATE_LIMIT
   void giveSharedReceives(uint32_t base, uint32_t capacity);
+  uint32_t takeScatter(uint32_t entries);  // throws QUORATE_LIMIT
+  void giveScatter(uint32_t base, uint32_t entries);
+  // By index; guarded by the revoker's mutex.
+  std::unordered_map<uint32_t, ShmMemoryWindow*>& memoryWindows() { return memoryWindows_; }
   AsyncEvents& asyncEvents() { return asyncEvents_; }
   std::mutex& multicastMutex() { return multicastMutex_; }  // who attaches and detaches holds it
   std::array<LocalRegion, kMaxMemoryRegions>& localRegions() { return localRegions_; }
 
-  // May a local work request use these bytes? Called under the post lock, which deregistration waits for.
-  bool checkLocal(uint32_t key, uint64_t address, uint64_t length, uint32_t access, uint32_t protectionDomain) const {
-    const LocalRegion& region = localRegions_[key & (kMaxMemoryRegions - 1)];
-    if (region.tag.load(std::memory_order_acquire) != (uint64_t{key} << 32 | 1)) return false;
-    return address >= region.address && length <= region.length && address - region.address <= region.length - length &&
-           (region.access & access) == access && region.protectionDomain == protectionDomain;
+  // The bytes that a local work request names, null if it may not use them. Called under the post lock, which
+  // deregistration waits for.
+  uint8_t* localBytes(uint32_t key, uint64_t address, uint64_t length, uint32_t access,
+                      uint32_t protectionDomain) const {
+    const LocalRegion& region = localRegions_[regionIndexOf(key)];
+    if (region.tag.load(std::memory_order_acquire) != (uint64_t{key} << 32 | 1)) return nullptr;
+    const bool allowed = address >= region.address && length <= region.length &&
+                         address - region.address <= region.length - length && (region.access & access) == access &&
+                         region.protectionDomain == protectionDomain;
+    return allowed ? region.bytes + (address - region.address) : nullptr;
   }
 
   // Slots of queue pairs, with their part of the receive arena. A slot whose last operation was passed over while its
@@ -131,8 +143,11 @@ class ShmContext final : public Context {
     uint32_t number = 0;
     uint32_t receiveBase = 0;
     uint32_t receiveCapacity = 0;
+    uint32_t scatterBase = 0;
+    uint32_t scatterEntries = 0;
   };
-  QueuePairPlace takePlace(uint32_t receiveCapacity);
+  // maxSge: elements of each receive
+  QueuePairPlace takePlace(uint32_t receiveCapacity, uint32_t maxSge);
   void givePlace(const QueuePairPlace& place, std::shared_ptr<PeerHca> lastPeer);
 
   // Queue pairs that the service thread and pollers look after: stalled requests, deferred drains.
@@ -145,6 +160,8 @@ class ShmContext final : public Context {
  private:
   ShmContext();
   void releasePlace(const QueuePairPlace& place);
+  uint32_t takeScatterLocked(uint32_t entries);
+  void giveScatterLocked(uint32_t base, uint32_t entries);
   void sweepKeptBack();
 
   DeviceInfo device_;
@@ -170,6 +187,7 @@ class ShmContext final : public Context {
   AsyncEvents asyncEvents_{*this};
   std::mutex multicastMutex_;
   std::array<LocalRegion, kMaxMemoryRegions> localRegions_;
+  std::unordered_map<uint32_t, ShmMemoryWindow*> memoryWindows_;
 
   struct KeptBack {
     QueuePairPlace place;
@@ -179,8 +197,9 @@ class ShmContext final : public Context {
   std::deque<uint32_t> freePlaces_;
   std::array<uint16_t, kMaxQueuePairs> placeGenerations_ = {};
   std::vector<KeptBack> keptBack_;
-  std::vector<bool> arenaUsed_;   // in units of kArenaUnit entries
-  std::vector<bool> sharedUsed_;  // entries of shared receive queues, in the same units
+  std::vector<bool> arenaUsed_;    // in units of kArenaUnit entries
+  std::vector<bool> sharedUsed_;   // entries of shared receive queues, in the same units
+  std::vector<bool> scatterUsed_;  // in the same units
   std::unordered_map<uint64_t, std::shared_ptr<PeerHca>> peers_;
   std::vector<std::weak_ptr<ShmMemory>> memories_;
 

@@ -18,17 +18,25 @@
 namespace quorate::shm {
 
 constexpr uint64_t kControlMagic = 0x314c54434d485351ull;  // "QSHMCTL1"
-constexpr uint32_t kControlVersion = 3;
+constexpr uint32_t kControlVersion = 4;
 
-// Limits of one HCA instance. They fix the size of the control segment (about 3.5 MiB).
+// Limits of one HCA instance. They fix the size of the control segment (about 4 MiB).
 constexpr uint32_t kQueuePairIndexBits = 10;
 constexpr uint32_t kMaxQueuePairs = 1u << kQueuePairIndexBits;
 constexpr uint32_t kRegionIndexBits = 12;
 constexpr uint32_t kMaxMemoryRegions = 1u << kRegionIndexBits;
+// A key is random:12 | index:12 | key:8; the lowest 8 bits of a memory window's key are its user's to choose.
+constexpr uint32_t kKeyBits = 8;
+constexpr uint32_t kKeyMask = (1u << kKeyBits) - 1;
+constexpr uint32_t regionIndexOf(uint32_t key) {
+  return key >> kKeyBits & (kMaxMemoryRegions - 1);
+}
 constexpr uint32_t kMaxMemories = 512;
 constexpr uint32_t kMaxCompletionQueues = 512;
 constexpr uint32_t kMaxReceiveWr = 4096;             // per queue pair
 constexpr uint32_t kReceiveArenaEntries = 1u << 16;  // of all queue pairs together
+constexpr uint32_t kMaxSge = 16;                     // scatter/gather elements of a request
+constexpr uint32_t kScatterEntries = 1u << 14;       // elements of receives that have several, all queues together
 constexpr uint32_t kMaxSharedReceiveQueues = 64;
 constexpr uint32_t kSharedReceiveEntries = 1u << 14;  // of all shared receive queues together
 constexpr uint32_t kMaxMulticastEntries = 256;        // attachments of queue pairs to groups
@@ -132,6 +140,8 @@ struct alignas(128) QueuePairSlot {
   std::atomic<uint32_t> qkey;            // UD: what a datagram must carry
   std::atomic<uint32_t> sharedQueue;     // number of its shared receive queue and 1; 0: none
   std::atomic<uint32_t> claimedReceive;  // receive of it that is being filled and 1; 0: none. By who holds the word.
+  std::atomic<uint32_t> scatterBase;     // elements of receives: first entry in the arena
+  std::atomic<uint32_t> maxSge;          // elements of each receive; 1: none is in the arena
   std::atomic<uint64_t> sender;          // UD: the process that delivers a datagram, see datagram.cc; 0: none
 };
 static_assert(sizeof(QueuePairSlot) == 256);
@@ -140,11 +150,11 @@ static_assert(sizeof(QueuePairSlot) == 256);
 // word's count of completed receives).
 struct ReceiveEntry {
   std::atomic<uint64_t> address;  // with a shared receive queue: which of its receives this completes
-  std::atomic<uint32_t> length;
-  std::atomic<uint32_t> lkey;
+  std::atomic<uint32_t> length;   // of all elements together; in the completion: its time, low half
+  std::atomic<uint32_t> lkey;     // in the completion: its time, high half
   std::atomic<uint32_t> byteLen;
   std::atomic<uint32_t> immData;
-  std::atomic<uint32_t> info;   // status | flags
+  std::atomic<uint32_t> info;   // posted: number of elements; completed: status | flags
   std::atomic<uint32_t> srcQp;  // UD: who sent it
 };
 static_assert(sizeof(ReceiveEntry) == 32);
@@ -152,6 +162,16 @@ constexpr uint32_t kReceiveStatusMask = 0xff;
 constexpr uint32_t kReceiveWithImm = 1u << 8;
 constexpr uint32_t kReceiveOfWrite = 1u << 9;   // consumed by WRITE_WITH_IMM, not by SEND
 constexpr uint32_t kReceiveWithGrh = 1u << 10;  // a datagram: the routing header is in front of it
+constexpr uint32_t kReceiveWithInv = 1u << 11;  // immData is the key that was invalidated
+
+// One element of a receive that has several: those of the receive at position p of its queue begin at
+// scatterBase + p * maxSge.
+struct ScatterEntry {
+  std::atomic<uint64_t> address;
+  std::atomic<uint32_t> length;
+  std::atomic<uint32_t> lkey;
+};
+static_assert(sizeof(ScatterEntry) == 16);
 
 // See shared_receive_queue.h.
 struct alignas(128) SharedReceiveQueueSlot {
@@ -161,6 +181,8 @@ struct alignas(128) SharedReceiveQueueSlot {
   std::atomic<uint32_t> claimed;   // positions that are claimed
   std::atomic<uint32_t> limit;
   std::atomic<uint32_t> limitReached;
+  std::atomic<uint32_t> scatterBase;  // as for queue pairs
+  std::atomic<uint32_t> maxSge;
 };
 struct SharedReceiveEntry {
   std::atomic<uint64_t> address;
@@ -168,6 +190,7 @@ struct SharedReceiveEntry {
   std::atomic<uint32_t> lkey;
   std::atomic<uint32_t> owner;  // slot of the queue pair that claimed it and 1; 0: nobody yet; kFreeReceive: not posted
   std::atomic<uint32_t> order;  // of another entry: the one to be claimed at this position
+  std::atomic<uint32_t> sgeCount;
 };
 constexpr uint32_t kFreeReceive = ~0u;
 
@@ -198,6 +221,8 @@ struct alignas(64) RegionSlot {
   std::atomic<uint32_t> access;
   std::atomic<uint32_t> protectionDomain;
   std::atomic<uint32_t> memory;  // index of the memory slot
+  // A memory window of type 2: number of the queue pair that it was bound through, and may be used through. Else 0.
+  std::atomic<uint32_t> queuePair;
 };
 static_assert(sizeof(RegionSlot) == 64);
 
@@ -225,7 +250,8 @@ struct alignas(128) CompletionQueueSlot {
   std::atomic<uint32_t> armed;
   std::atomic<uint32_t> channel;  // number of the channel's FIFO; 0: none
   std::atomic<uint32_t> generation;
-  std::atomic<uint32_t> sleepers;  // threads of the owner that sleep on the doorbell, or are about to
+  std::atomic<uint32_t> sleepers;    // threads of the owner that sleep on the doorbell, or are about to
+  std::atomic<uint32_t> timestamps;  // a Timestamps: what requesters leave in completions
 };
 static_assert(sizeof(CompletionQueueSlot) == 128);
 
@@ -256,6 +282,7 @@ struct ControlSegment {
   SharedReceiveQueueSlot sharedQueues[kMaxSharedReceiveQueues];
   SharedReceiveEntry sharedReceives[kSharedReceiveEntries];
   MulticastEntry multicast[kMaxMulticastEntries];
+  ScatterEntry scatter[kScatterEntries];
 };
 
 static_assert(std::atomic<uint64_t>::is_always_lock_free && std::atomic<uint32_t>::is_always_lock_free &&

@@ -45,8 +45,8 @@ QpCapabilities checkedCapabilities(QpCapabilities cap, bool shared) {
   if (shared) cap.maxRecvWr = 0;
   if (cap.maxSendWr > kMaxSendWr) throw limitError("maxSendWr", cap.maxSendWr, kMaxSendWr);
   if (cap.maxRecvWr > kMaxReceiveWr) throw limitError("maxRecvWr", cap.maxRecvWr, kMaxReceiveWr);
-  if (cap.maxSendSge > 1) throw limitError("maxSendSge", cap.maxSendSge, 1);
-  if (cap.maxRecvSge > 1) throw limitError("maxRecvSge", cap.maxRecvSge, 1);
+  if (cap.maxSendSge > kMaxSge) throw limitError("maxSendSge", cap.maxSendSge, kMaxSge);
+  if (cap.maxRecvSge > kMaxSge) throw limitError("maxRecvSge", cap.maxRecvSge, kMaxSge);
   if (cap.maxInlineData > kMaxInlineBytes) throw limitError("maxInlineData", cap.maxInlineData, kMaxInlineBytes);
   if (cap.maxRecvWr > 0) cap.maxRecvWr = std::bit_ceil(cap.maxRecvWr);
   return cap;
@@ -76,7 +76,8 @@ ShmQueuePair::ShmQueuePair(std::shared_ptr<ShmProtectionDomain> domain, const Qp
       signalAll_(init.signalAll),
       capabilities_(checkedCapabilities(init.cap, srq_ != nullptr)),
       // With a shared queue the ring takes completions only, and as many as that queue can have outstanding.
-      place_(context_.takePlace(srq_ != nullptr ? srq_->maxWr() : capabilities_.maxRecvWr)) {
+      place_(context_.takePlace(srq_ != nullptr ? srq_->maxWr() : capabilities_.maxRecvWr,
+                                srq_ != nullptr ? 1 : capabilities_.maxRecvSge)) {
   slot_ = &context_.control()->queuePairs[place_.index];
   receives_.resize(capabilities_.maxRecvWr);
   // A new connection number: whoever still remembers the slot's last user cannot take the word any more.
@@ -90,6 +91,8 @@ ShmQueuePair::ShmQueuePair(std::shared_ptr<ShmProtectionDomain> domain, const Qp
   slot_->sender.store(0, std::memory_order_release);
   slot_->sharedQueue.store(srq_ == nullptr ? 0 : srq_->index() + 1, std::memory_order_release);
   slot_->claimedReceive.store(0, std::memory_order_release);
+  slot_->scatterBase.store(place_.scatterBase, std::memory_order_release);
+  slot_->maxSge.store(place_.scatterEntries > 0 ? capabilities_.maxRecvSge : 1, std::memory_order_release);
   slot_->protectionDomain.store(domain_->id(), std::memory_order_release);
   slot_->receiveCq.store(receiveCq_->index(), std::memory_order_release);
   slot_->receiveBase.store(place_.receiveBase, std::memory_order_release);
@@ -135,6 +138,16 @@ void ShmQueuePair::close() {
     return;
   }
   detachAllMulticast();
+  std::vector<std::shared_ptr<ShmMemoryWindow>> windows;
+  {
+    const std::lock_guard<std::mutex> guard(context_.revoker().mutex());
+    for (const auto& entry : windows_) {
+      std::shared_ptr<ShmMemoryWindow> window = entry.lock();
+      if (window != nullptr && window->boundThrough(place_.number)) windows.push_back(std::move(window));
+    }
+    windows_.clear();
+  }
+  for (const auto& window : windows) window->close();
   closeWord(*slot_);
   std::shared_ptr<PeerHca> lastPeer;
   {
@@ -417,7 +430,9 @@ size_t ShmQueuePair::postReceive(const ReceiveWorkRequest* requests, size_t coun
   *errnum = 0;
   size_t posted = 0;
   for (; posted < count; posted++) {
-    if (srq_ != nullptr || state == QpState::Reset || requests[posted].length > kMaxMessageBytes) {
+    const uint32_t sges = requests[posted].sgeCount;
+    if (srq_ != nullptr || state == QpState::Reset || requests[posted].length > kMaxMessageBytes || sges == 1 ||
+        sges > capabilities_.maxRecvSge) {
       *errnum = EINVAL;
       break;
     }
@@ -426,11 +441,18 @@ size_t ShmQueuePair::postReceive(const ReceiveWorkRequest* requests, size_t coun
       break;
     }
     const uint32_t at = receivesPosted_ & (place_.receiveCapacity - 1);
-    const ReceiveWorkRequest& request = receives_[at] = requests[posted];
+    if (sges > 0 && !publishScatter(*context_.control(), place_.scatterBase, capabilities_.maxRecvSge, at,
+                                    requests[posted])) [[unlikely]] {
+      *errnum = EINVAL;
+      break;
+    }
+    ReceiveWorkRequest& request = receives_[at] = requests[posted];
+    request.sges = nullptr;
     ReceiveEntry& entry = context_.control()->receives[place_.receiveBase + at];
     entry.address.store(request.localAddress, std::memory_order_relaxed);
     entry.length.store(request.length, std::memory_order_relaxed);
     entry.lkey.store(request.lkey, std::memory_order_relaxed);
+    entry.info.store(sges, std::memory_order_relaxed);
     receivesPosted_++;
     slot_->postedReceives.store(receivesPosted_, std::memory_order_release);
   }
@@ -485,6 +507,14 @@ int ShmQueuePair::takeReceives(WorkCompletion* completions, int max, size_t* lef
     if ((info & kReceiveWithImm) != 0) {
       completion.wcFlags |= kWcWithImm;
       completion.immData = entry.immData.load(std::memory_order_relaxed);
+    } else if ((info & kReceiveWithInv) != 0) {
+      completion.wcFlags |= kWcWithInv;
+      completion.immData = entry.immData.load(std::memory_order_relaxed);
+    }
+    if (receiveCq_->timestamps() != Timestamps::None) [[unlikely]] {
+      completion.timestamp = completion.status == 0 ? uint64_t{entry.lkey.load(std::memory_order_relaxed)} << 32 |
+                                                          entry.length.load(std::memory_order_relaxed)
+                                                    : timestampNow(receiveCq_->timestamps());
     }
     receivesTaken_++;
   }
@@ -553,9 +583,16 @@ bool ShmQueuePair::attend(bool mayDrain) {
       return true;  // no room to move the memory just now: the receives stay unflushed, and it is tried again
     }
   }
+  // The revoker's mutex comes before a post lock.
+  std::vector<ShmMemoryWindow::Held> old;
+  std::unique_lock<std::mutex> revoking;
+  if (needsRevoker_.load(std::memory_order_acquire)) {
+    if (!mayDrain) return true;
+    revoking = std::unique_lock<std::mutex>(context_.revoker().mutex());
+  }
   if (!postLock_.try_lock()) return true;
   needsAttention_.store(false, std::memory_order_seq_cst);
-  retryWaiting();
+  retryWaiting(revoking.owns_lock(), &old);
   // What SQD holds back waits for modify(), not for attention.
   const bool held = static_cast<QpState>(state_.load(std::memory_order_relaxed)) == QpState::Sqd && !waiting_.empty() &&
                     !waiting_.front().begun();

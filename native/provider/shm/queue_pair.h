@@ -39,6 +39,7 @@ class ShmQueuePair final : public QueuePair {
   QpAttributes query() override;
   size_t postSend(const SendWorkRequest* requests, size_t count, int* errnum) override;
   size_t postReceive(const ReceiveWorkRequest* requests, size_t count, int* errnum) override;
+  int bindMemoryWindow(MemoryWindow& window, const MwBind& bind, uint64_t wrId, uint32_t sendFlags) override;
   void attachMulticast(const Gid& group, uint16_t lid) override;
   void detachMulticast(const Gid& group, uint16_t lid) override;
   void close() override;
@@ -84,16 +85,27 @@ class ShmQueuePair final : public QueuePair {
     uint64_t index = 0;
     Progress progress;
     std::vector<uint8_t> inlineData;
+    std::vector<Sge> sges;
+    std::shared_ptr<VerbsObject> memoryWindow;
+    MwBind bind;
     std::shared_ptr<VerbsObject> addressHandle;  // UD: kept alive while it waits (in SQD only)
     bool begun() const { return progress.offset != 0 || progress.reason != Step::Finished; }
   };
   int refusal(const SendWorkRequest& request) const;
-  void enqueue(const SendWorkRequest& request, uint64_t index, const Progress& progress);
+  int refusalOfWindowRequest(const SendWorkRequest& request) const;
+  void enqueue(const SendWorkRequest& request, uint64_t index, const Progress& progress, const uint8_t* inlineData);
+  // `windowType`: of what a BIND_MW may bind.
+  int post(const SendWorkRequest& request, int windowType, std::unique_lock<SpinLock>& posting,
+           std::vector<ShmMemoryWindow::Held>* old);
+  bool headNeedsRevoker() const;
+  WcStatus executeOnWindow(const SendWorkRequest& request, std::vector<ShmMemoryWindow::Held>* old);
+  const uint8_t* inlineDataOf(const SendWorkRequest& request);
+  bool findPieces(const SendWorkRequest& request, uint32_t access);
   void complete(const SendWorkRequest& request, uint64_t index, WcStatus status);
   void enterError();
   void noticeRemoteError();
   void flushWaiting();
-  void retryWaiting();
+  void retryWaiting(bool revokerHeld, std::vector<ShmMemoryWindow::Held>* old);
   void wantAttention();
 
   // One operation (requester.cc). On Done, *status is how it ended.
@@ -103,9 +115,23 @@ class ShmQueuePair final : public QueuePair {
   bool adoptRemote();
   void disconnect();
   template <bool kDatagram>
-  Step runChunk(const Chunk& chunk, WcStatus* status);
-  Step claimShared(ControlSegment* control, OperationKind kind, uint64_t* taken, uint64_t* address, uint32_t* key,
-                   uint32_t* length);
+  Step runChunk(Chunk& chunk, WcStatus* status);
+  // The receive that a message fills, as its queue says.
+  struct Target {
+    uint64_t address = 0;
+    uint32_t key = 0;
+    uint32_t length = 0;     // of all its elements
+    uint32_t scatterAt = 0;  // its first element in the arena, if it has several
+    uint32_t sgeCount = 0;
+    // The range that is stored to, and where in it.
+    uint64_t rangeLength = 0;
+    uint64_t rangeOffset = 0;
+  };
+  Step claimShared(ControlSegment* control, Chunk* chunk, uint64_t total, uint64_t* taken, Target* target);
+  static bool narrow(ControlSegment* control, uint64_t total, Target* target, Chunk* chunk);
+  bool invalidateRemoteWindow(ControlSegment* control, uint32_t rkey);
+  void copyPieces(const Chunk& chunk, uint8_t* target) const;
+  void copyDatagram(const Chunk& chunk, uint8_t* target) const;
   int flushShared(WorkCompletion* completions, int max);
   void violate(uint64_t word, ReceiveEntry* receive, WcStatus receiveStatus);
   // UD (datagram.cc; runDatagram() in requester.cc).
@@ -136,7 +162,8 @@ class ShmQueuePair final : public QueuePair {
   std::atomic<bool> closed_{false};
 
   std::mutex modifyMutex_;
-  int multicastGroups_ = 0;  // it is attached to
+  std::vector<std::weak_ptr<ShmMemoryWindow>> windows_;  // bound through it; guarded by the revoker's mutex
+  int multicastGroups_ = 0;                              // it is attached to
   QpAttributes attributes_;  // what modify() was given, all together; also read under postLock_
 
   SpinLock postLock_;
@@ -146,6 +173,15 @@ class ShmQueuePair final : public QueuePair {
   std::deque<WaitingRequest> waiting_;
   std::atomic<bool> needsAttention_{false};
   std::atomic<bool> needsDrain_{false};
+  std::atomic<bool> needsRevoker_{false};  // a waiting request binds or invalidates a window
+  // The local buffers of the request that is being executed, if they are several; and of one that is inline, gathered.
+  struct Piece {
+    uint8_t* bytes;
+    uint32_t length;
+  };
+  std::array<Piece, kMaxSge> pieces_;
+  uint32_t pieceCount_ = 0;
+  std::vector<uint8_t> gathered_;
 
   // The connection as a requester; all but nextPsn_ taken from the responder's slot, and bounded.
   struct CachedSegment {
@@ -166,6 +202,8 @@ class ShmQueuePair final : public QueuePair {
   SharedReceiveQueueSlot* remoteShared_ = nullptr;  // null: receives of its own
   uint32_t remoteSharedBase_ = 0;
   uint32_t remoteSharedCapacity_ = 0;
+  uint32_t remoteScatterBase_ = 0;
+  uint32_t remoteMaxSge_ = 1;
   uint32_t nextPsn_ = 0;
   std::array<CachedSegment, 8> segments_;
   uint64_t datagramClaim_ = 0;

@@ -10,6 +10,7 @@
 //      not a success whatever was copied.
 #include <time.h>
 
+#include <algorithm>
 #include <atomic>
 #include <bit>
 #include <cassert>
@@ -76,6 +77,9 @@ const OperationTraits* traitsOf(WrOpcode opcode) {
       {OperationKind::Atomic, word::kAtomic, kAccessRemoteAtomic, kAccessLocalWrite, false, false,
        WcOpcode::CompareSwap},
       {OperationKind::Atomic, word::kAtomic, kAccessRemoteAtomic, kAccessLocalWrite, false, false, WcOpcode::FetchAdd},
+      {OperationKind::None, 0, 0, 0, false, false, WcOpcode::LocalInv},
+      {OperationKind::None, 0, 0, 0, false, false, WcOpcode::BindMw},
+      {OperationKind::Send, 0, kAccessLocalWrite, 0, true, false, WcOpcode::Send},  // with invalidate
   };
   const int index = static_cast<int>(opcode);
   return index >= 0 && index < static_cast<int>(std::size(kTraits)) ? &kTraits[index] : nullptr;
@@ -86,9 +90,9 @@ const OperationTraits* traitsOf(WrOpcode opcode) {
 struct ShmQueuePair::Chunk {
   const SendWorkRequest& request;
   const OperationTraits& traits;
-  uint8_t* local;
-  uint64_t offset;
-  uint32_t bytes;
+  uint8_t* local;   // null if the buffers are pieces_
+  uint64_t offset;  // in the message; with its routing header in front if it is a datagram
+  uint32_t bytes;   // may become fewer: as many as fit into one element of the receive
   bool last;
 };
 
@@ -114,82 +118,189 @@ int ShmQueuePair::refusal(const SendWorkRequest& request) const {
       (request.length > capabilities_.maxInlineData || traits->localAccess != 0)) {
     return EINVAL;
   }
+  if (request.sgeCount != 0) [[unlikely]] {
+    if (request.sgeCount == 1 || request.sgeCount > capabilities_.maxSendSge || traits->kind == OperationKind::Atomic)
+      return EINVAL;
+    uint64_t sum = 0;
+    for (uint32_t i = 0; i < request.sgeCount; i++) sum += request.sges[i].length;
+    if (sum != request.length) return EINVAL;
+  }
+  if (request.opcode == WrOpcode::SendWithInv && type_ != QpType::Rc) [[unlikely]]
+    return EINVAL;
+  if (traits->kind == OperationKind::None) [[unlikely]]
+    return refusalOfWindowRequest(request);
   return 0;
+}
+
+int ShmQueuePair::refusalOfWindowRequest(const SendWorkRequest& request) const {
+  if (type_ == QpType::Ud || request.length != 0 || (request.sendFlags & kSendInline) != 0) return EINVAL;
+  if (request.opcode == WrOpcode::LocalInv) return 0;
+  const auto* window = dynamic_cast<ShmMemoryWindow*>(request.memoryWindow);
+  if (window == nullptr || request.bind == nullptr || window->domain() != domain_) return EINVAL;
+  return window->closed() ? EBADF : 0;
 }
 
 size_t ShmQueuePair::postSend(const SendWorkRequest* requests, size_t count, int* errnum) {
   if (context_.forked()) [[unlikely]]
     context_.requireOpen(kind());
-  const std::lock_guard<SpinLock> guard(postLock_);
+  std::vector<ShmMemoryWindow::Held> old;
+  std::unique_lock<SpinLock> guard(postLock_);
   *errnum = 0;
   for (size_t i = 0; i < count; i++) {
     if (i > 0 && postLock_.contended()) [[unlikely]]
       postLock_.letOthersIn();
-    if (closed_.load(std::memory_order_relaxed)) [[unlikely]]
-      throw VerbsError("QUORATE_CLOSED", "This QueuePair was closed");
-    noticeRemoteError();
-    const QpState state = static_cast<QpState>(state_.load(std::memory_order_relaxed));
-    if (state != QpState::Rts && state != QpState::Err && state != QpState::Sqd && state != QpState::Sqe) [[unlikely]] {
-      *errnum = EINVAL;
-      return i;
-    }
-    const SendWorkRequest& request = requests[i];
-    if (const int refused = refusal(request)) [[unlikely]] {
+    if (const int refused = post(requests[i], 2, guard, &old)) [[unlikely]] {
       *errnum = refused;
       return i;
-    }
-    if (sendsPosted_ - sendsRetired_.load(std::memory_order_acquire) >= capabilities_.maxSendWr) [[unlikely]] {
-      *errnum = ENOMEM;
-      return i;
-    }
-    const uint64_t index = ++sendsPosted_;
-    if (state == QpState::Err || state == QpState::Sqe) [[unlikely]] {
-      complete(request, index, WcStatus::WrFlushErr);
-      continue;
-    }
-    Progress progress;
-    if (!waiting_.empty() || state == QpState::Sqd) [[unlikely]] {
-      enqueue(request, index, progress);
-      continue;
-    }
-    WcStatus status = WcStatus::Success;
-    const uint8_t* inlineData =
-        (request.sendFlags & kSendInline) != 0 ? reinterpret_cast<const uint8_t*>(request.localAddress) : nullptr;
-    if (execute(request, inlineData, &progress, &status) == Outcome::Waiting) [[unlikely]] {
-      enqueue(request, index, progress);
-    } else {
-      complete(request, index, status);
     }
   }
   return count;
 }
 
-void ShmQueuePair::enqueue(const SendWorkRequest& request, uint64_t index, const Progress& progress) {
+// Posts one request; 0, or the errno that refuses it. The lock is let go for a moment if it is about a memory window.
+inline int ShmQueuePair::post(const SendWorkRequest& request, int windowType, std::unique_lock<SpinLock>& posting,
+                              std::vector<ShmMemoryWindow::Held>* old) {
+  std::unique_lock<std::mutex> revoking;
+  if (request.opcode == WrOpcode::LocalInv || request.opcode == WrOpcode::BindMw) [[unlikely]] {
+    if (request.opcode == WrOpcode::BindMw &&
+        (request.memoryWindow == nullptr || request.memoryWindow->type() != windowType)) {
+      return EINVAL;
+    }
+    posting.unlock();  // the revoker's mutex comes before a post lock
+    revoking = std::unique_lock<std::mutex>(context_.revoker().mutex());
+    posting.lock();
+  }
+  if (closed_.load(std::memory_order_relaxed)) [[unlikely]]
+    throw VerbsError("QUORATE_CLOSED", "This QueuePair was closed");
+  noticeRemoteError();
+  const QpState state = static_cast<QpState>(state_.load(std::memory_order_relaxed));
+  if (state != QpState::Rts && state != QpState::Err && state != QpState::Sqd && state != QpState::Sqe) [[unlikely]]
+    return EINVAL;
+  if (const int refused = refusal(request)) [[unlikely]]
+    return refused;
+  if (sendsPosted_ - sendsRetired_.load(std::memory_order_acquire) >= capabilities_.maxSendWr) [[unlikely]]
+    return ENOMEM;
+  const uint64_t index = ++sendsPosted_;
+  if (state == QpState::Err || state == QpState::Sqe) [[unlikely]] {
+    complete(request, index, WcStatus::WrFlushErr);
+    return 0;
+  }
+  Progress progress;
+  const uint8_t* inlineData = inlineDataOf(request);
+  if (!waiting_.empty() || state == QpState::Sqd) [[unlikely]] {
+    enqueue(request, index, progress, inlineData);
+    return 0;
+  }
+  if (revoking.owns_lock()) [[unlikely]] {
+    complete(request, index, executeOnWindow(request, old));
+    return 0;
+  }
+  WcStatus status = WcStatus::Success;
+  if (execute(request, inlineData, &progress, &status) == Outcome::Waiting) [[unlikely]] {
+    enqueue(request, index, progress, inlineData);
+  } else {
+    complete(request, index, status);
+  }
+  return 0;
+}
+
+// Null if the request is not inline.
+inline const uint8_t* ShmQueuePair::inlineDataOf(const SendWorkRequest& request) {
+  if ((request.sendFlags & kSendInline) == 0) [[likely]]
+    return nullptr;
+  if (request.sgeCount == 0) return reinterpret_cast<const uint8_t*>(request.localAddress);
+  gathered_.clear();
+  for (uint32_t i = 0; i < request.sgeCount; i++) {
+    const auto* bytes = reinterpret_cast<const uint8_t*>(request.sges[i].address);
+    gathered_.insert(gathered_.end(), bytes, bytes + request.sges[i].length);
+  }
+  return gathered_.data();
+}
+
+int ShmQueuePair::bindMemoryWindow(MemoryWindow& window, const MwBind& bind, uint64_t wrId, uint32_t sendFlags) {
+  context_.requireOpen(kind());
+  auto* own = dynamic_cast<ShmMemoryWindow*>(&window);
+  if (own == nullptr || own->type() != 1) return EINVAL;
+  SendWorkRequest request;
+  request.opcode = WrOpcode::BindMw;
+  request.wrId = wrId;
+  request.sendFlags = sendFlags;
+  request.memoryWindow = &window;
+  request.bind = &bind;
+  request.bindRkey = own->takeNextKey();
+  std::vector<ShmMemoryWindow::Held> old;
+  std::unique_lock<SpinLock> guard(postLock_);
+  return post(request, 1, guard, &old);
+}
+
+// With the revoker's mutex held.
+WcStatus ShmQueuePair::executeOnWindow(const SendWorkRequest& request, std::vector<ShmMemoryWindow::Held>* old) {
+  if (request.opcode == WrOpcode::LocalInv) {
+    const auto found = context_.memoryWindows().find(regionIndexOf(request.invalidateRkey));
+    if (found == context_.memoryWindows().end() || found->second->rkey() != request.invalidateRkey)
+      return WcStatus::LocQpOpErr;
+    return found->second->invalidate(domain_->id(), place_.number);
+  }
+  auto* window = static_cast<ShmMemoryWindow*>(request.memoryWindow);
+  const WcStatus status =
+      window->bind(*request.bind, request.bindRkey, domain_->id(), place_.number, &old->emplace_back());
+  if (status == WcStatus::Success && window->type() == 2) {
+    std::erase_if(windows_, [this](const std::weak_ptr<ShmMemoryWindow>& entry) {
+      const std::shared_ptr<ShmMemoryWindow> one = entry.lock();
+      return one == nullptr || !one->boundThrough(place_.number);
+    });
+    windows_.push_back(std::static_pointer_cast<ShmMemoryWindow>(window->shared_from_this()));
+  }
+  return status;
+}
+
+void ShmQueuePair::enqueue(const SendWorkRequest& request, uint64_t index, const Progress& progress,
+                           const uint8_t* inlineData) {
   WaitingRequest& waiting = waiting_.emplace_back();
   waiting.request = request;
   waiting.index = index;
   waiting.progress = progress;
   if (type_ == QpType::Ud) waiting.addressHandle = request.addressHandle->shared_from_this();
-  if ((request.sendFlags & kSendInline) != 0 && request.length > 0) {
-    const auto* data = reinterpret_cast<const uint8_t*>(request.localAddress);
-    waiting.inlineData.assign(data, data + request.length);
+  if (inlineData != nullptr && request.length > 0) {
+    waiting.inlineData.assign(inlineData, inlineData + request.length);
   }
+  waiting.sges.assign(request.sges, request.sges + request.sgeCount);
+  waiting.request.sges = waiting.sges.data();
+  if (request.opcode == WrOpcode::BindMw) {
+    waiting.memoryWindow = request.memoryWindow->shared_from_this();
+    waiting.bind = *request.bind;
+    waiting.request.bind = &waiting.bind;
+  }
+  if (headNeedsRevoker()) needsRevoker_.store(true, std::memory_order_release);
   wantAttention();
 }
 
-void ShmQueuePair::retryWaiting() {
+bool ShmQueuePair::headNeedsRevoker() const {
+  const WrOpcode opcode = waiting_.front().request.opcode;
+  return opcode == WrOpcode::LocalInv || opcode == WrOpcode::BindMw;
+}
+
+void ShmQueuePair::retryWaiting(bool revokerHeld, std::vector<ShmMemoryWindow::Held>* old) {
   noticeRemoteError();
   while (!waiting_.empty()) {
     WaitingRequest& head = waiting_.front();
     if (static_cast<QpState>(state_.load(std::memory_order_relaxed)) == QpState::Sqd && !head.begun()) return;
+    const bool ofWindow = headNeedsRevoker();
+    needsRevoker_.store(ofWindow, std::memory_order_release);
+    if (ofWindow && !revokerHeld) return;
     WcStatus status = WcStatus::Success;
     const uint8_t* inlineData = head.inlineData.empty() ? nullptr : head.inlineData.data();
-    if (execute(head.request, inlineData, &head.progress, &status) == Outcome::Waiting) return;
+    if (ofWindow) {
+      status = executeOnWindow(head.request, old);
+    } else if (execute(head.request, inlineData, &head.progress, &status) == Outcome::Waiting) {
+      return;
+    }
     const SendWorkRequest request = head.request;
     const uint64_t index = head.index;
     waiting_.pop_front();
     complete(request, index, status);
   }
+  needsRevoker_.store(false, std::memory_order_release);
 }
 
 void ShmQueuePair::complete(const SendWorkRequest& request, uint64_t index, WcStatus status) {
@@ -281,6 +392,8 @@ bool ShmQueuePair::adoptRemote() {
   remoteReceiveCapacity_ = remote.receiveCapacity.load(std::memory_order_acquire);
   remoteReceiveCq_ = remote.receiveCq.load(std::memory_order_acquire);
   remoteProtectionDomain_ = remote.protectionDomain.load(std::memory_order_acquire);
+  remoteScatterBase_ = remote.scatterBase.load(std::memory_order_acquire);
+  remoteMaxSge_ = remote.maxSge.load(std::memory_order_acquire);
   if (remoteReceiveCapacity_ > kMaxReceiveWr || remoteReceiveBase_ > kReceiveArenaEntries - remoteReceiveCapacity_ ||
       (remoteReceiveCapacity_ != 0 && !std::has_single_bit(remoteReceiveCapacity_)) ||
       remoteReceiveCq_ >= kMaxCompletionQueues) {
@@ -296,7 +409,14 @@ bool ShmQueuePair::adoptRemote() {
         remoteSharedBase_ > kSharedReceiveEntries - remoteSharedCapacity_) {
       return false;
     }
+    remoteScatterBase_ = remoteShared_->scatterBase.load(std::memory_order_acquire);
+    remoteMaxSge_ = remoteShared_->maxSge.load(std::memory_order_acquire);
   }
+  const uint32_t receives = remoteShared_ != nullptr ? remoteSharedCapacity_ : remoteReceiveCapacity_;
+  if (remoteMaxSge_ > kMaxSge ||
+      (remoteMaxSge_ > 1 &&
+       (receives * remoteMaxSge_ > kScatterEntries || remoteScatterBase_ > kScatterEntries - receives * remoteMaxSge_)))
+    return false;
   // All of this was of one connection.
   const uint64_t again = remote.word.load(std::memory_order_acquire);
   if ((again & word::kOpen) == 0 || ((again ^ w) & word::kConnectionMask) != 0) return false;
@@ -359,16 +479,32 @@ ShmQueuePair::Outcome ShmQueuePair::execute(const SendWorkRequest& request, cons
     return Outcome::Done;
   }
   auto* local = const_cast<uint8_t*>(inlineData);
+  pieceCount_ = 0;
   if (local == nullptr && request.length > 0) {
-    if (!context_.checkLocal(request.lkey, request.localAddress, request.length, traits.localAccess, domain_->id())) {
-      *status = WcStatus::LocProtErr;
-      return Outcome::Done;
+    if (request.sgeCount > 0) [[unlikely]] {
+      if (!findPieces(request, traits.localAccess)) {
+        *status = WcStatus::LocProtErr;
+        return Outcome::Done;
+      }
+    } else {
+      local =
+          context_.localBytes(request.lkey, request.localAddress, request.length, traits.localAccess, domain_->id());
+      if (local == nullptr) [[unlikely]] {
+        *status = WcStatus::LocProtErr;
+        return Outcome::Done;
+      }
     }
-    local = reinterpret_cast<uint8_t*>(request.localAddress);
   }
   if (type_ == QpType::Ud) [[unlikely]] {
     // Whatever becomes of a datagram, its sender is not told.
     if (request.addressHandle->enter()) {
+      if (pieceCount_ > 0) {
+        gathered_.clear();
+        for (uint32_t i = 0; i < pieceCount_; i++) {
+          gathered_.insert(gathered_.end(), pieces_[i].bytes, pieces_[i].bytes + pieces_[i].length);
+        }
+        local = gathered_.data();
+      }
       sendDatagram(request, local);
       request.addressHandle->leave();
     }
@@ -383,10 +519,10 @@ ShmQueuePair::Outcome ShmQueuePair::execute(const SendWorkRequest& request, cons
   for (int again = 0;;) {
     const uint64_t left = request.length - progress->offset;
     const bool last = left <= kChunkBytes;
-    const Chunk chunk{request, traits, local, progress->offset, static_cast<uint32_t>(last ? left : kChunkBytes), last};
+    Chunk chunk{request, traits, local, progress->offset, static_cast<uint32_t>(last ? left : kChunkBytes), last};
     Step step = runChunk<false>(chunk, status);
     if (step == Step::Finished) [[likely]] {
-      if (last) return Outcome::Done;
+      if (chunk.last) return Outcome::Done;
       progress->offset += chunk.bytes;
       progress->reason = Step::Finished;
       again = 0;
@@ -410,17 +546,96 @@ ShmQueuePair::Outcome ShmQueuePair::execute(const SendWorkRequest& request, cons
   }
 }
 
+// Resolves the local buffers. False if one of them may not be used so.
+bool ShmQueuePair::findPieces(const SendWorkRequest& request, uint32_t access) {
+  for (uint32_t i = 0; i < request.sgeCount; i++) {
+    const Sge& sge = request.sges[i];
+    if (sge.length == 0) continue;
+    uint8_t* bytes = context_.localBytes(sge.lkey, sge.address, sge.length, access, domain_->id());
+    if (bytes == nullptr) return false;
+    pieces_[pieceCount_++] = {bytes, sge.length};
+  }
+  return true;
+}
+
+// Between the local pieces and `target`, in the direction of the operation.
+void ShmQueuePair::copyPieces(const Chunk& chunk, uint8_t* target) const {
+  uint64_t skip = chunk.offset;
+  uint32_t left = chunk.bytes;
+  for (uint32_t i = 0; i < pieceCount_ && left > 0; i++) {
+    if (skip >= pieces_[i].length) {
+      skip -= pieces_[i].length;
+      continue;
+    }
+    uint8_t* const local = pieces_[i].bytes + skip;
+    const uint32_t bytes = std::min(left, static_cast<uint32_t>(pieces_[i].length - skip));
+    if (chunk.traits.kind == OperationKind::Read) {
+      copy(local, target, bytes);
+    } else {
+      copy(target, local, bytes);
+    }
+    target += bytes;
+    left -= bytes;
+    skip = 0;
+  }
+  assert(left == 0);
+}
+
+void ShmQueuePair::copyDatagram(const Chunk& chunk, uint8_t* target) const {
+  uint64_t offset = chunk.offset;
+  uint32_t left = chunk.bytes;
+  if (offset < kGrhBytes) {
+    const uint32_t bytes = std::min(left, static_cast<uint32_t>(kGrhBytes - offset));
+    std::memcpy(target, datagramHeader_ + offset, bytes);
+    target += bytes;
+    offset += bytes;
+    left -= bytes;
+  }
+  if (left > 0) copy(target, chunk.local + (offset - kGrhBytes), left);
+}
+
 void ShmQueuePair::runDatagram(const SendWorkRequest& request, const uint8_t* local) {
-  const Chunk chunk{request, *traitsOf(request.opcode), const_cast<uint8_t*>(local), 0, request.length, true};
+  const uint32_t total = request.length + kGrhBytes;
+  uint32_t done = 0;
   for (int again = 0; again < kMaxAgain; again++) {
+    Chunk chunk{request, *traitsOf(request.opcode), const_cast<uint8_t*>(local), done, total - done, true};
     WcStatus ignored = WcStatus::Success;
-    if (runChunk<true>(chunk, &ignored) != Step::Again) return;
+    const Step step = runChunk<true>(chunk, &ignored);
+    if (step == Step::Again) continue;
+    if (step != Step::Finished || chunk.last) return;
+    done += chunk.bytes;
+    again = 0;
   }
 }
 
-// A datagram is one chunk, and its routing header goes in front of it.
+// Finds the element of the receive that the chunk goes to, and cuts the chunk down to what fits into it. False if the
+// elements do not hold the message: then the peer's tables contradict each other.
+bool ShmQueuePair::narrow(ControlSegment* control, uint64_t total, Target* target, Chunk* chunk) {
+  assert(target->sgeCount <= kMaxSge);
+  uint64_t start = 0;
+  for (uint32_t i = 0; i < target->sgeCount; i++) {
+    const ScatterEntry& entry = control->scatter[target->scatterAt + i];
+    const uint64_t length = entry.length.load(std::memory_order_relaxed);
+    if (chunk->offset < start + length) {
+      target->address = entry.address.load(std::memory_order_relaxed);
+      target->key = entry.lkey.load(std::memory_order_relaxed);
+      target->rangeOffset = chunk->offset - start;
+      target->rangeLength = std::min(length, total - start);
+      const uint64_t room = target->rangeLength - target->rangeOffset;
+      if (chunk->bytes > room) {
+        chunk->bytes = static_cast<uint32_t>(room);
+        chunk->last = false;
+      }
+      return true;
+    }
+    start += length;
+  }
+  return total == 0;
+}
+
+// A datagram has its routing header in front, and is one chunk unless its receive has several elements.
 template <bool kDatagram>
-ShmQueuePair::Step ShmQueuePair::runChunk(const Chunk& chunk, WcStatus* status) {
+ShmQueuePair::Step ShmQueuePair::runChunk(Chunk& chunk, WcStatus* status) {
   const SendWorkRequest& request = chunk.request;
   const OperationTraits& traits = chunk.traits;
   const auto fail = [status](WcStatus reason) {
@@ -442,8 +657,11 @@ ShmQueuePair::Step ShmQueuePair::runChunk(const Chunk& chunk, WcStatus* status) 
   }
 
   const uint64_t needed = kDatagram ? uint64_t{request.length} + kGrhBytes : request.length;
-  uint64_t address = request.remoteAddress;
-  uint32_t key = request.rkey;
+  Target place;
+  place.address = request.remoteAddress;
+  place.key = request.rkey;
+  place.rangeLength = needed;
+  place.rangeOffset = chunk.offset;
   ReceiveEntry* receive = nullptr;
   if (traits.consumesReceive && remoteShared_ != nullptr) [[unlikely]] {
     receive = &control->receives[remoteReceiveBase_ + (word::received(w) & (remoteReceiveCapacity_ - 1))];
@@ -457,27 +675,36 @@ ShmQueuePair::Step ShmQueuePair::runChunk(const Chunk& chunk, WcStatus* status) 
         static_cast<uint16_t>(remote_->postedReceives.load(std::memory_order_acquire)) - word::received(w));
     if (available == 0) return Step::NotReady;
     if (available > remoteReceiveCapacity_) return fail(WcStatus::RetryExcErr);
-    receive = &control->receives[remoteReceiveBase_ + (word::received(w) & (remoteReceiveCapacity_ - 1))];
+    const uint32_t position = word::received(w) & (remoteReceiveCapacity_ - 1);
+    receive = &control->receives[remoteReceiveBase_ + position];
     if (traits.kind == OperationKind::Send) {
-      address = receive->address.load(std::memory_order_relaxed);
-      key = receive->lkey.load(std::memory_order_relaxed);
-      if (needed > receive->length.load(std::memory_order_relaxed)) {
+      place.address = receive->address.load(std::memory_order_relaxed);
+      place.key = receive->lkey.load(std::memory_order_relaxed);
+      place.sgeCount = receive->info.load(std::memory_order_relaxed);
+      bool fits = needed <= receive->length.load(std::memory_order_relaxed);
+      if (place.sgeCount > 1 && fits) [[unlikely]] {
+        place.scatterAt = remoteScatterBase_ + position * remoteMaxSge_;
+        // Not among those of a queue that takes one element: the entry has been completed, and the word has changed.
+        if (place.sgeCount > remoteMaxSge_ || remoteMaxSge_ == 1) return Step::Again;
+        fits = narrow(control, needed, &place, &chunk);
+      }
+      if (!fits) {
         violate(w, receive, WcStatus::LocLenErr);
         return fail(WcStatus::RemInvReqErr);
       }
     }
   }
 
-  uint32_t index = key & (kMaxMemoryRegions - 1);
+  uint32_t index = regionIndexOf(place.key);
   uint64_t taken = word::taken(w, traits.kind, index);
   if (!remote_->word.compare_exchange_strong(w, taken, std::memory_order_seq_cst, std::memory_order_relaxed))
     return Step::Again;
   if (traits.consumesReceive && remoteShared_ != nullptr) [[unlikely]] {
-    uint32_t room = UINT32_MAX;
-    const Step step = claimShared(control, traits.kind, &taken, &address, &key, &room);
+    place.length = UINT32_MAX;
+    const Step step = claimShared(control, &chunk, needed, &taken, &place);
     if (step != Step::Finished) return step == Step::Failed ? fail(WcStatus::RetryExcErr) : step;
-    index = key & (kMaxMemoryRegions - 1);
-    if (needed > room) {
+    index = regionIndexOf(place.key);
+    if (needed > place.length) {
       violate(taken, receive, WcStatus::LocLenErr);
       return fail(WcStatus::RemInvReqErr);
     }
@@ -493,7 +720,7 @@ ShmQueuePair::Step ShmQueuePair::runChunk(const Chunk& chunk, WcStatus* status) 
       violate(taken, send ? receive : nullptr, WcStatus::LocProtErr);
       return fail(send ? WcStatus::RemOpErr : WcStatus::RemAccessErr);
     };
-    if (region_tag::key(tag) != key || (tag & region_tag::kValid) == 0) [[unlikely]]
+    if (region_tag::key(tag) != place.key || (tag & region_tag::kValid) == 0) [[unlikely]]
       return accessViolation();
     const auto letGo = [&](Step step) { return releaseWord(taken, false) ? step : fail(WcStatus::RetryExcErr); };
     if ((tag & region_tag::kMoving) != 0) [[unlikely]]
@@ -506,12 +733,15 @@ ShmQueuePair::Step ShmQueuePair::runChunk(const Chunk& chunk, WcStatus* status) 
     const uint32_t access = region.access.load(std::memory_order_acquire);
     const uint32_t domain = region.protectionDomain.load(std::memory_order_acquire);
     const uint32_t memory = region.memory.load(std::memory_order_acquire);
+    const uint32_t onlyThrough = region.queuePair.load(std::memory_order_acquire);
     if (region.tag.load(std::memory_order_relaxed) != tag || remote_->word.load(std::memory_order_acquire) != taken)
         [[unlikely]] {
       return letGo(Step::Again);
     }
-    if (address < base || needed > length || address - base > length - needed ||
-        (access & traits.access) != traits.access || domain != remoteProtectionDomain_) [[unlikely]] {
+    const uint64_t address = place.address, rangeLength = place.rangeLength;
+    if (address < base || rangeLength > length || address - base > length - rangeLength ||
+        (access & traits.access) != traits.access || domain != remoteProtectionDomain_ ||
+        (onlyThrough != 0 && onlyThrough != remote_->number.load(std::memory_order_relaxed))) [[unlikely]] {
       return accessViolation();
     }
     CachedSegment& cached = segments_[index % segments_.size()];
@@ -521,9 +751,9 @@ ShmQueuePair::Step ShmQueuePair::runChunk(const Chunk& chunk, WcStatus* status) 
       return findMapping(index, segmentId, memory) ? Step::Again : Step::Wait;
     }
     // The region's fields are the peer's: what counts here is the mapping.
-    const uint64_t start = address - base + chunk.offset;
+    const uint64_t start = address - base + place.rangeOffset;
     const uint64_t mapped = cached.mapping->size();
-    const uint64_t bytes = kDatagram ? needed : chunk.bytes;
+    const uint64_t bytes = chunk.bytes;
     if (segmentOffset > mapped || start > mapped - segmentOffset || bytes > mapped - segmentOffset - start)
         [[unlikely]] {
       return accessViolation();
@@ -532,18 +762,24 @@ ShmQueuePair::Step ShmQueuePair::runChunk(const Chunk& chunk, WcStatus* status) 
   }
 
   reached(HookPoint::BeforeCopy);
-  if constexpr (kDatagram) {
-    std::memcpy(target, datagramHeader_, kGrhBytes);
-    target += kGrhBytes;
-  }
   uint8_t* const local = chunk.local + chunk.offset;
   switch (traits.kind) {
     case OperationKind::Write:
     case OperationKind::Send:
-      if (chunk.bytes > 0) copy(target, local, chunk.bytes);
+      if constexpr (kDatagram) {
+        copyDatagram(chunk, target);
+      } else if (pieceCount_ > 0) [[unlikely]] {
+        copyPieces(chunk, target);
+      } else if (chunk.bytes > 0) {
+        copy(target, local, chunk.bytes);
+      }
       break;
     case OperationKind::Read:
-      if (chunk.bytes > 0) copy(local, target, chunk.bytes);
+      if (pieceCount_ > 0) [[unlikely]] {
+        copyPieces(chunk, target);
+      } else if (chunk.bytes > 0) {
+        copy(local, target, chunk.bytes);
+      }
       break;
     case OperationKind::Atomic: {
       if (reinterpret_cast<uintptr_t>(target) % sizeof(uint64_t) != 0) {
@@ -564,6 +800,11 @@ ShmQueuePair::Step ShmQueuePair::runChunk(const Chunk& chunk, WcStatus* status) 
       assert(false);
   }
 
+  if (chunk.last && request.opcode == WrOpcode::SendWithInv && !invalidateRemoteWindow(control, request.invalidateRkey))
+      [[unlikely]] {
+    violate(taken, receive, WcStatus::RemInvReqErr);
+    return fail(WcStatus::RemAccessErr);
+  }
   const bool receiveDone = chunk.last && receive != nullptr;
   if (receiveDone && remoteShared_ != nullptr) [[unlikely]] {
     receive->address.store(remote_->claimedReceive.load(std::memory_order_relaxed) - 1, std::memory_order_relaxed);
@@ -575,8 +816,17 @@ ShmQueuePair::Step ShmQueuePair::runChunk(const Chunk& chunk, WcStatus* status) 
     if (receiveDone) {
       receive->byteLen.store(static_cast<uint32_t>(needed), std::memory_order_relaxed);
       if constexpr (kDatagram) receive->srcQp.store(place_.number, std::memory_order_relaxed);
-      receive->immData.store(request.immData, std::memory_order_relaxed);
+      const bool withInv = request.opcode == WrOpcode::SendWithInv;
+      receive->immData.store(withInv ? request.invalidateRkey : request.immData, std::memory_order_relaxed);
+      const uint32_t timestamps =
+          control->completionQueues[remoteReceiveCq_].timestamps.load(std::memory_order_relaxed);
+      if (timestamps != 0) [[unlikely]] {
+        const uint64_t time = timestampNow(static_cast<Timestamps>(timestamps));
+        receive->length.store(static_cast<uint32_t>(time), std::memory_order_relaxed);
+        receive->lkey.store(static_cast<uint32_t>(time >> 32), std::memory_order_relaxed);
+      }
       receive->info.store((kDatagram ? kReceiveWithGrh : 0) | (traits.withImm ? kReceiveWithImm : 0) |
+                              (withInv ? kReceiveWithInv : 0) |
                               (traits.kind == OperationKind::Write ? kReceiveOfWrite : 0),
                           std::memory_order_relaxed);
     }
@@ -591,8 +841,8 @@ ShmQueuePair::Step ShmQueuePair::runChunk(const Chunk& chunk, WcStatus* status) 
 // With the word taken: gets the receive of the shared queue that this message fills, claimed now or by an earlier
 // attempt, and for a SEND names its region in the word, so that who deregisters that sees this operation. Finished,
 // or the word has been let go.
-ShmQueuePair::Step ShmQueuePair::claimShared(ControlSegment* control, OperationKind kind, uint64_t* taken,
-                                             uint64_t* address, uint32_t* key, uint32_t* length) {
+ShmQueuePair::Step ShmQueuePair::claimShared(ControlSegment* control, Chunk* chunk, uint64_t total, uint64_t* taken,
+                                             Target* target) {
   const auto letGo = [&](Step step) { return releaseWord(*taken, false) ? step : Step::Failed; };
   const uint32_t queuePair = static_cast<uint32_t>(remote_ - control->queuePairs);
   uint32_t claimed = remote_->claimedReceive.load(std::memory_order_acquire);
@@ -606,16 +856,36 @@ ShmQueuePair::Step ShmQueuePair::claimShared(ControlSegment* control, OperationK
     remote_->claimedReceive.store(claimed, std::memory_order_release);
   }
   if (claimed > remoteSharedCapacity_) return letGo(Step::Failed);
-  if (kind != OperationKind::Send) return Step::Finished;
+  if (chunk->traits.kind != OperationKind::Send) return Step::Finished;
   const SharedReceiveEntry& entry = control->sharedReceives[remoteSharedBase_ + claimed - 1];
-  *address = entry.address.load(std::memory_order_relaxed);
-  *key = entry.lkey.load(std::memory_order_relaxed);
-  *length = entry.length.load(std::memory_order_relaxed);
-  const uint64_t named = word::withRegion(*taken, *key & (kMaxMemoryRegions - 1));
+  target->address = entry.address.load(std::memory_order_relaxed);
+  target->key = entry.lkey.load(std::memory_order_relaxed);
+  target->length = entry.length.load(std::memory_order_relaxed);
+  target->sgeCount = entry.sgeCount.load(std::memory_order_relaxed);
+  if (target->sgeCount > 1 && total <= target->length) {
+    target->scatterAt = remoteScatterBase_ + (claimed - 1) * remoteMaxSge_;
+    if (target->sgeCount > remoteMaxSge_ || !narrow(control, total, target, chunk)) return letGo(Step::Failed);
+  }
+  const uint64_t named = word::withRegion(*taken, regionIndexOf(target->key));
   uint64_t expected = *taken;
   if (!remote_->word.compare_exchange_strong(expected, named, std::memory_order_seq_cst)) return letGo(Step::Again);
   *taken = named;
   return Step::Finished;
+}
+
+// The last act of a SEND that invalidates a window of its receiver: that must be one of type 2, bound through the queue
+// pair that the message goes to. So nobody but this side can be using it, and with the word held it is not doing so.
+bool ShmQueuePair::invalidateRemoteWindow(ControlSegment* control, uint32_t rkey) {
+  RegionSlot& region = control->regions[regionIndexOf(rkey)];
+  uint64_t tag = region.tag.load(std::memory_order_seq_cst);
+  do {
+    if (region_tag::key(tag) != rkey || (tag & region_tag::kValid) == 0 ||
+        region.queuePair.load(std::memory_order_acquire) != remote_->number.load(std::memory_order_relaxed) ||
+        region.protectionDomain.load(std::memory_order_acquire) != remoteProtectionDomain_) {
+      return false;
+    }
+  } while (!region.tag.compare_exchange_weak(tag, region_tag::make(rkey, tag, 0), std::memory_order_seq_cst));
+  return true;
 }
 
 // True if the word was still ours, and so the operation counts. When it returns false, this process has made its last

@@ -176,12 +176,17 @@ void Revoker::setMoving(const std::vector<ShmMemory*>& memories, bool moving) {
   for (uint32_t index = 0; index < kMaxMemoryRegions; index++) {
     if (regions_[index] == nullptr || !isAmong(index, memories)) continue;
     RegionSlot& slot = context_.control()->regions[index];
-    const uint64_t tag = slot.tag.load(std::memory_order_seq_cst);
+    uint64_t tag = slot.tag.load(std::memory_order_seq_cst);
     if ((tag & region_tag::kValid) == 0) continue;  // just revoked, and to stay so
     // Releasing: who sees the new id sees that the tag had changed.
     if (!moving) slot.segmentId.store(regions_[index]->segmentId(), std::memory_order_release);
-    slot.tag.store(region_tag::make(region_tag::key(tag), tag, region_tag::kValid | (moving ? region_tag::kMoving : 0)),
-                   std::memory_order_seq_cst);
+    // A peer may invalidate a memory window meanwhile.
+    while ((tag & region_tag::kValid) != 0 &&
+           !slot.tag.compare_exchange_weak(
+               tag,
+               region_tag::make(region_tag::key(tag), tag, region_tag::kValid | (moving ? region_tag::kMoving : 0)),
+               std::memory_order_seq_cst)) {
+    }
   }
 }
 

@@ -17,14 +17,46 @@ uint32_t checkedCapacity(uint32_t maxWr) {
                                                ", must be 1 to " + std::to_string(kMaxReceiveWr));
 }
 
+uint32_t checkedSge(uint32_t maxSge) {
+  if (maxSge >= 1 && maxSge <= kMaxSge) return maxSge;
+  throw VerbsError("QUORATE_OUT_OF_RANGE", "maxSge of a shared receive queue is " + std::to_string(maxSge) +
+                                               ", must be 1 to " + std::to_string(kMaxSge));
+}
+
 }  // namespace
 
-ShmSharedReceiveQueue::ShmSharedReceiveQueue(std::shared_ptr<ShmProtectionDomain> domain, uint32_t maxWr)
-    : domain_(std::move(domain)), capacity_(checkedCapacity(maxWr)), requests_(capacity_), outstanding_(capacity_) {
+bool publishScatter(ControlSegment& control, uint32_t base, uint32_t maxSge, uint32_t position,
+                    const ReceiveWorkRequest& request) {
+  if (request.sgeCount > maxSge) return false;
+  uint64_t sum = 0;
+  for (uint32_t i = 0; i < request.sgeCount; i++) sum += request.sges[i].length;
+  if (sum != request.length) return false;
+  for (uint32_t i = 0; i < request.sgeCount && maxSge > 1; i++) {
+    ScatterEntry& entry = control.scatter[base + position * maxSge + i];
+    entry.address.store(request.sges[i].address, std::memory_order_relaxed);
+    entry.length.store(request.sges[i].length, std::memory_order_relaxed);
+    entry.lkey.store(request.sges[i].lkey, std::memory_order_relaxed);
+  }
+  return true;
+}
+
+ShmSharedReceiveQueue::ShmSharedReceiveQueue(std::shared_ptr<ShmProtectionDomain> domain, uint32_t maxWr,
+                                             uint32_t maxSge)
+    : domain_(std::move(domain)),
+      capacity_(checkedCapacity(maxWr)),
+      maxSge_(checkedSge(maxSge)),
+      requests_(capacity_),
+      outstanding_(capacity_) {
   ShmContext& context = *domain_->context();
   index_ = context.sharedQueueIndices().take();
   try {
     base_ = context.takeSharedReceives(capacity_);
+    try {
+      if (maxSge_ > 1) scatterBase_ = context.takeScatter(capacity_ * maxSge_);
+    } catch (...) {
+      context.giveSharedReceives(base_, capacity_);
+      throw;
+    }
   } catch (...) {
     context.sharedQueueIndices().give(index_);
     throw;
@@ -39,6 +71,8 @@ ShmSharedReceiveQueue::ShmSharedReceiveQueue(std::shared_ptr<ShmProtectionDomain
   slot.posted.store(posted_, std::memory_order_seq_cst);
   slot.limit.store(0);
   slot.limitReached.store(0);
+  slot.scatterBase.store(scatterBase_, std::memory_order_release);
+  slot.maxSge.store(maxSge_, std::memory_order_release);
   slot.base.store(base_, std::memory_order_release);
   slot.capacity.store(capacity_, std::memory_order_release);
 }
@@ -65,6 +99,7 @@ void ShmSharedReceiveQueue::close() {
     slot().capacity.store(0, std::memory_order_release);
   }
   context.giveSharedReceives(base_, capacity_);
+  if (maxSge_ > 1) context.giveScatter(scatterBase_, capacity_ * maxSge_);
   context.sharedQueueIndices().give(index_);
 }
 
@@ -104,13 +139,20 @@ size_t ShmSharedReceiveQueue::postReceive(const ReceiveWorkRequest* requests, si
       return i;
     }
     const uint32_t index = free_.back();
+    if (requests[i].sgeCount > 0 &&
+        !publishScatter(*domain_->context()->control(), scatterBase_, maxSge_, index, requests[i])) {
+      *errnum = EINVAL;
+      return i;
+    }
     free_.pop_back();
     requests_[index] = requests[i];
+    requests_[index].sges = nullptr;
     outstanding_[index] = true;
     SharedReceiveEntry& entry = this->entry(index);
     entry.address.store(requests[i].localAddress, std::memory_order_relaxed);
     entry.length.store(requests[i].length, std::memory_order_relaxed);
     entry.lkey.store(requests[i].lkey, std::memory_order_relaxed);
+    entry.sgeCount.store(requests[i].sgeCount, std::memory_order_relaxed);
     entry.owner.store(0, std::memory_order_release);
     this->entry(posted_ & (capacity_ - 1)).order.store(index, std::memory_order_relaxed);
     slot().posted.store(++posted_, std::memory_order_release);

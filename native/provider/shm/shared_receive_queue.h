@@ -22,7 +22,7 @@ namespace quorate::shm {
 
 class ShmSharedReceiveQueue final : public SharedReceiveQueue {
  public:
-  ShmSharedReceiveQueue(std::shared_ptr<ShmProtectionDomain> domain, uint32_t maxWr);
+  ShmSharedReceiveQueue(std::shared_ptr<ShmProtectionDomain> domain, uint32_t maxWr, uint32_t maxSge);
   ~ShmSharedReceiveQueue() override;
 
   uint32_t maxWr() const override { return capacity_; }
@@ -53,8 +53,10 @@ class ShmSharedReceiveQueue final : public SharedReceiveQueue {
 
   const std::shared_ptr<ShmProtectionDomain> domain_;
   const uint32_t capacity_;
+  const uint32_t maxSge_;
   uint32_t index_ = 0;
   uint32_t base_ = 0;
+  uint32_t scatterBase_ = 0;
   Children children_;
   SpinLock lock_;                             // guards what follows
   std::vector<ReceiveWorkRequest> requests_;  // as posted: nothing of them is taken from shared memory
@@ -63,6 +65,11 @@ class ShmSharedReceiveQueue final : public SharedReceiveQueue {
   uint32_t posted_ = 0;
   std::atomic<bool> closed_{false};
 };
+
+// Publishes the elements of the receive at `position` of a queue whose elements begin at `base`. False if they are more
+// than the queue takes, or do not add up.
+bool publishScatter(ControlSegment& control, uint32_t base, uint32_t maxSge, uint32_t position,
+                    const ReceiveWorkRequest& request);
 
 // Requester: claims a receive of the queue at `slot` for the queue pair in slot `queuePair`. `base` and `capacity` are
 // the queue's, bounded. kNoReceive if none is left. Sets *limitReached if that was armed and undercut.
