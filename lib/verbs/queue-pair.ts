@@ -219,7 +219,8 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
    * to before, if anything, ends. The binding is in force when the request has completed: MW_BIND_ERR if the region does
    * not allow it. With `length` 0 (or absent) the window is unbound.
    *
-   * @returns the new key, or the errno that refused the request (EINVAL: wrong state or type; ENOMEM: queue full)
+   * @returns the new key, or the errno that refused the request (EINVAL: wrong state or type, or, on devices, to be
+   * unbound and never bound; ENOMEM: queue full)
    * @throws TypeError QUORATE_INVALID_ARGUMENT, RangeError QUORATE_OUT_OF_RANGE
    */
   bindMemoryWindow(

@@ -37,6 +37,7 @@ Napi::Value closeObject(Environment& environment, const Napi::CallbackInfo&, Wra
   const std::shared_ptr<VerbsObject> object = wrapper.object;
   stopWatching(environment, object.get());
   object->close();
+  stopWatchingClosed(environment);
   // Only after a close that succeeded: a MemoryRegion whose right could not be revoked stays usable, and visible.
   if (wrapper.kind == Kind::Memory) environment.detachBuffer(static_cast<const Memory*>(object.get()));
   ShareTable::instance().dropClosed();
@@ -90,6 +91,21 @@ Napi::Value diagnosticsFunction(Environment& environment, const Napi::CallbackIn
   result.Set("sharedTokens", Napi::Number::New(env, static_cast<double>(ShareTable::instance().size())));
   result.Set("environments", Napi::Number::New(env, static_cast<double>(diagnostics().environments.load())));
   return result;
+}
+
+// About what a native object takes, so that the collector knows that there is more to a wrapper than the wrapper: a
+// closed context that nobody collects is some hundred kilobytes.
+int64_t nativeBytes(Kind kind) {
+  switch (kind) {
+    case Kind::Context:
+      return 320 << 10;
+    case Kind::QueuePair:
+    case Kind::CompletionQueue:
+    case Kind::SharedReceiveQueue:
+      return 16 << 10;
+    default:
+      return 1 << 10;
+  }
 }
 
 struct BufferHint {
@@ -229,6 +245,8 @@ void Environment::bind(napi_value self, std::shared_ptr<VerbsObject> object) {
   check(env_, napi_type_tag_object(env_, self, &kWrapperTag));
   check(env_, napi_wrap(env_, self, wrapper.get(), finalizeWrapper, nullptr, &wrapper->weakReference));
   diagnostics().wrappers++;
+  int64_t total = 0;
+  napi_adjust_external_memory(env_, nativeBytes(wrapper->kind), &total);
   wrappers_[key] = wrapper.release();
 }
 
@@ -240,6 +258,8 @@ void Environment::finalizeWrapper(napi_env env, void* data, void*) {
   if (found != environment->wrappers_.end() && found->second == wrapper.get()) environment->wrappers_.erase(found);
   napi_delete_reference(env, wrapper->weakReference);
   diagnostics().wrappers--;
+  int64_t total = 0;
+  napi_adjust_external_memory(env, -nativeBytes(wrapper->kind), &total);
   try {
     wrapper->object.reset();
   } catch (...) {

@@ -8,6 +8,7 @@
 #include <string>
 #include <system_error>
 #include <utility>
+#include <vector>
 
 #include "addon/arguments.h"
 #include "addon/loop_handle.h"
@@ -79,6 +80,10 @@ class EventWatcher : public LoopHandle {
 
   void deliver(int status) {
     try {
+      if (status < 0 && source_->closed()) {
+        startClose();  // closed with a parent, in another thread: a device then reports its descriptor as bad
+        return;
+      }
       if (status < 0) {
         throw VerbsError(
             "QUORATE_SYSTEM",
@@ -114,6 +119,14 @@ class EventWatcher : public LoopHandle {
 void stopWatching(Environment& environment, const VerbsObject* source) {
   const auto found = environment.watchers.find(source);
   if (found != environment.watchers.end()) found->second->startClose();
+}
+
+void stopWatchingClosed(Environment& environment) {
+  std::vector<EventWatcher*> ended;
+  for (const auto& [source, watcher] : environment.watchers) {
+    if (source->closed()) ended.push_back(watcher);
+  }
+  for (EventWatcher* watcher : ended) watcher->startClose();
 }
 
 void watchEvents(Environment& environment, const std::shared_ptr<VerbsObject>& source, const Napi::Value& callback,

@@ -422,4 +422,86 @@ export function describeObjects(devices: readonly [string, string]): void {
       expect(AsyncEventType.CQ_ERR).toBe(0);
     });
   });
+
+  describe(`atomics on ${name}`, () => {
+    const { pair } = usePairs(devices);
+
+    it('that are misaligned, or not of 8 bytes, are refused or fail, and change nothing', () => {
+      for (const wrong of [{ remoteAddress: 4 }, { length: 4 }, { length: 16 }]) {
+        const [a, b] = pair();
+        b.bytes.fill(0x11);
+        const request = transfer(a, b, 8, { opcode: WrOpcode.FETCH_ADD, compareAdd: 1 });
+        const { accepted, errno } = a.queuePair.postSend([
+          { ...request, ...wrong, remoteAddress: request.remoteAddress + ('remoteAddress' in wrong ? 4 : 0) },
+        ]);
+        if (accepted === 0) expect(errno).toBe(EINVAL);
+        else expect(pollOne(a.queue).status).not.toBe(WcStatus.SUCCESS);
+        expect(b.bytes.every((byte) => byte === 0x11)).toBe(true);
+      }
+    });
+
+    it('need REMOTE_ATOMIC on the queue pair, and the right keys', () => {
+      const local = [WcStatus.LOC_PROT_ERR, WcStatus.LOC_QP_OP_ERR] as Status[];
+      const attempt = (more: object, options: object = {}) => {
+        const [a, b] = pair(options);
+        a.queuePair.postSend([transfer(a, b, 8, { opcode: WrOpcode.COMPARE_SWAP, swap: 1, ...more })]);
+        const { status } = pollOne(a.queue);
+        // SoftRoCE looks at the local key when the answer comes: the peer's word has changed by then.
+        const changed = new BigUint64Array(b.memory.buffer, 4096, 1)[0] === 1n;
+        if (!local.includes(status as Status)) expect(changed).toBe(status === WcStatus.SUCCESS);
+        return status as Status;
+      };
+      expect(attempt({})).toBe(WcStatus.SUCCESS);
+      expect(attempt({}, { queuePairAccess: Access.REMOTE_WRITE | Access.REMOTE_READ })).toBe(WcStatus.REM_INV_REQ_ERR);
+      expect(attempt({ rkey: 1 })).toBe(WcStatus.REM_ACCESS_ERR);
+      expect(local).toContain(attempt({ lkey: 1 }));
+    });
+  });
+
+  describe(`sizes on ${name}`, () => {
+    const { single } = usePairs(devices);
+
+    it('of completion queues go from 1 to what the device says, and no further', () => {
+      const { context } = single();
+      const { maxCqe } = context.queryDevice();
+      for (const depth of [1, Math.min(maxCqe, 32_767)]) {
+        const queue = context.createCompletionQueue(depth);
+        expect(queue.depth).toBeGreaterThanOrEqual(depth);
+        queue.close();
+      }
+      expect(thrownBy(() => context.createCompletionQueue(maxCqe + 1)).code).toBe('QUORATE_OUT_OF_RANGE');
+    });
+
+    it('of queue pairs are granted as asked for, and refused beyond the limits of the device', () => {
+      const { context, domain, queue } = single();
+      const { maxSge, maxQpWr } = context.queryDevice();
+      const cap = { maxSendWr: 10, maxRecvWr: 20, maxSendSge: 2, maxRecvSge: 3, maxInlineData: 64 };
+      for (const type of [QpType.RC, QpType.UC, QpType.UD]) {
+        const queuePair = domain.createQueuePair({ type, sendCq: queue, cap });
+        expect(queuePair.state).toBe(QpState.RESET);
+        for (const [member, least] of Object.entries(cap)) {
+          expect(queuePair.capabilities[member as keyof typeof cap], member).toBeGreaterThanOrEqual(least);
+        }
+      }
+      for (const beyond of [{ maxSendSge: maxSge + 1 }, { maxRecvSge: maxSge + 1 }, { maxSendWr: 2 ** 31 }]) {
+        expect(thrownBy(() => domain.createQueuePair({ sendCq: queue, cap: beyond })).code).toBe(
+          'QUORATE_OUT_OF_RANGE',
+        );
+      }
+      expect(maxQpWr).toBeGreaterThan(0);
+    });
+
+    it('of address handles: one without a GID is refused on Ethernet and shm', () => {
+      const { context, domain } = single();
+      if (context.queryPort(1).linkLayer === 'InfiniBand') return;
+      expect(thrownBy(() => domain.createAddressHandle({ isGlobal: false })).code).toMatch(/^QUORATE_/);
+      const handle = domain.createAddressHandle({
+        dgid: context.chooseGid(1).gid,
+        sgidIndex: context.chooseGid(1).index,
+      });
+      handle.close();
+      handle.close();
+      expect(thrownBy(() => handle.attributes).code).toBe('QUORATE_CLOSED');
+    });
+  });
 }

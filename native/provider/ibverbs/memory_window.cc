@@ -63,6 +63,13 @@ IbvMemoryWindow::Posting::Posting(IbvMemoryWindow& window, const MwBind& bind, i
   }
   info->addr = bind.address;
   info->length = bind.length;
+  if (region_ == nullptr && window.region_ != nullptr) {
+    // Unbound: the library of rxe reads the region's key all the same, and crashes without one.
+    region_ = window.region_;
+    regionUse_ = region_->lifecycle().use();
+    info->mr = region_->handle();
+    info->addr = region_->address();
+  }
   info->mw_access_flags = bind.access;
 }
 

@@ -307,6 +307,10 @@ int IbvQueuePair::postBinding(IbvMemoryWindow& window, const MwBind& bind, uint3
   try {
     ibv_mw_bind_info info;
     IbvMemoryWindow::Posting posting(window, bind, &info);
+    if (info.mr == nullptr) {
+      sendCq_->returnCredits(1);
+      return EINVAL;
+    }
     sendQueue_->publish(position + 1);
     if (window.type() == 1) {
       ibv_mw_bind request{};
