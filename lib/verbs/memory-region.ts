@@ -68,7 +68,7 @@ export class MemoryRegion extends VerbsObject<NativeMemoryRegion> {
     if (typeof changes !== 'object' || changes === null) throw invalidArgument('changes must be an object');
     const { protectionDomain, memory, ...rest } = changes;
     if (memory !== undefined && !(memory instanceof Memory)) throw invalidArgument('memory must be a Memory');
-    if (protectionDomain !== undefined && protectionDomain.kind !== 'ProtectionDomain') {
+    if (protectionDomain !== undefined && protectionDomain?.kind !== 'ProtectionDomain') {
       throw invalidArgument('protectionDomain must be a ProtectionDomain');
     }
     this.native.reregister({

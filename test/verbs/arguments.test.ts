@@ -160,6 +160,97 @@ describe('wrong arguments', () => {
     refused((value) => end.queue.requestNotify(value), [null, 1, 'x']);
   });
 
+  it('of memory windows, re-registration and several elements', () => {
+    const { context, domain, memory, queuePair, queue, region } = end;
+    const NOT_LISTS = [
+      null,
+      {},
+      'x',
+      1,
+      [1],
+      [null],
+      [{}],
+      [{ address: -1, length: 1 }],
+      [{ address: 0, length: 2 ** 32 }],
+    ];
+    refused((value) => queuePair.postSend([{ opcode: 0, sges: value }]), [...NOT_LISTS, new Array(257).fill({})]);
+    refused((value) => queuePair.postReceive([{ sges: value }]), NOT_LISTS);
+    refused(
+      (value) => queuePair.postSend([{ opcode: 0, sges: [], ...(value as object) }]),
+      [{ length: 1 }, { localAddress: 1 }, { lkey: 1 }],
+    );
+    const huge = { address: 0, length: 2 ** 32 - 1, lkey: 1 };
+    refused((value) => queuePair.postSend([{ opcode: 0, sges: value }]), [[huge, huge]]);
+    refused((value) => domain.allocateMemoryWindow(value), [...NOT_INTEGERS, 0, 3]);
+    const window = domain.allocateMemoryWindow(2);
+    refused((value) => queuePair.bindMemoryWindow(value), NOT_HANDLES);
+    refused(
+      (value) => queuePair.bindMemoryWindow(window, value),
+      [null, 1, 'x', { wrId: -1 }, { where: 1 }, { length: 8 }],
+    );
+    refused((value) => queuePair.postSend([{ opcode: 7, invalidateRkey: value }]), [-1, 2 ** 32, 'x', 0.5]);
+    const bind = { memoryWindow: window, rkey: 1, region, address: 0, length: 8, access: 0 };
+    refused((value) => queuePair.postSend([{ opcode: 8, bind: value }]), NOT_OBJECTS);
+    refused(
+      (value) => queuePair.postSend([{ opcode: 8, bind: { ...bind, ...(value as object) } }]),
+      [
+        { memoryWindow: 1 },
+        { memoryWindow: region },
+        { rkey: undefined },
+        { region: window },
+        { address: -1 },
+        { x: 1 },
+      ],
+    );
+    refused((value) => queuePair.postSend([{ opcode: value, bind }]), [0, 7, 9]);
+    refused(
+      (value) => region.reregister(value),
+      [undefined, null, 1, 'x', {}, { offset: 0 }, { rights: 1 }, { access: -1 }],
+    );
+    refused((value) => region.reregister({ protectionDomain: value }), [1, {}, region, null]);
+    refused((value) => region.reregister({ memory: value, offset: 0, length: 8 }), [1, {}, region, null]);
+    refused((value) => region.reregister({ memory, offset: value, length: 8 }), [...NOT_INTEGERS, memory.length]);
+    refused((value) => queue.resize(value), [...NOT_INTEGERS, 0, 2 ** 31]);
+    refused(
+      (value) => context.queryPkey(1, value),
+      NOT_INTEGERS.filter((value) => value !== undefined).concat(1, 65_536),
+    );
+    refused(
+      (value) => domain.createSharedReceiveQueue(4, value),
+      NOT_INTEGERS.filter((v) => v !== undefined).concat(0, 100),
+    );
+    window.close();
+  });
+
+  it('of memory whose buffer somebody tried to hand away, or that is closed, and of lists alike', () => {
+    const { context, domain, queue, queuePair } = end;
+    const handAway = (buffer: ArrayBuffer) => {
+      try {
+        structuredClone(buffer, { transfer: [buffer] }); // Node.js copies memory that it does not own, or refuses
+      } catch (error) {
+        expect((error as Error).name).toBe('DataCloneError');
+      }
+    };
+    const memory = context.allocateMemory({ lengthBytes: 4096 });
+    const bytes = new Uint8Array(memory.buffer);
+    const region = domain.registerMemory(memory, 0, 4096, 15);
+    handAway(memory.buffer);
+    expect(memory.address).toBeGreaterThan(0);
+    const other = new PostList(queue, { maxWorkRequests: 4, maxCompletions: 8 });
+    handAway(other.workRequests.buffer as ArrayBuffer);
+    handAway(other.completions.buffer as ArrayBuffer);
+    expect(other.submit(4, 0, 0)).toBe(4); // four requests to an empty slot
+    memory.close();
+    expect(bytes.length).toBe(0);
+    expect(thrownBy(() => memory.buffer).code).toBe('QUORATE_CLOSED');
+    expect(thrownBy(() => domain.registerMemory(memory, 0, 4096, 0)).code).toBe('QUORATE_CLOSED');
+    expect(thrownBy(() => region.reregister({ memory, offset: 0, length: 64 })).code).toBe('QUORATE_CLOSED');
+    queuePair.toInit();
+    expect(queuePair.postReceive([{ localAddress: region.address, length: 64, lkey: region.lkey }]).accepted).toBe(1);
+    other.close();
+    expect(thrownBy(() => other.submit(0, 0, 0)).code).toBe('QUORATE_CLOSED');
+  });
+
   it('of PostList, Fence, Notifier, tokens and words', () => {
     const { memory } = end;
     refused((value) => new PostList(value, { maxWorkRequests: 1, maxCompletions: 1 }), NOT_HANDLES);

@@ -44,7 +44,10 @@ static_assert(IBV_WC_TM_DATA_VALID <= kDeviceFlags && sharedMark(kMaxSharedQueue
 
 IbvCompletionQueue::IbvCompletionQueue(std::shared_ptr<IbvContext> context,
                                        std::shared_ptr<IbvCompletionChannel> channel, Timestamps timestamps)
-    : context_(std::move(context)), channel_(std::move(channel)), timestamps_(timestamps) {}
+    : context_(std::move(context)),
+      channel_(std::move(channel)),
+      timestamps_(timestamps),
+      kernelFlags_(context_->device().driver == "rxe") {}
 
 std::shared_ptr<IbvCompletionQueue> IbvCompletionQueue::create(std::shared_ptr<IbvContext> context, int depth,
                                                                std::shared_ptr<IbvCompletionChannel> channel,
@@ -327,7 +330,7 @@ int IbvCompletionQueue::pollExtended(ibv_wc* completions, uint64_t* timestamps, 
       wc.opcode = ibv_wc_read_opcode(extended_);
       wc.wc_flags = ibv_wc_read_wc_flags(extended_);
       wc.byte_len = ibv_wc_read_byte_len(extended_);
-      if ((wc.wc_flags & IBV_WC_WITH_INV) != 0) {
+      if ((flagsOf(wc) & kWcWithInv) != 0) {
         wc.invalidated_rkey = ibv_wc_read_invalidated_rkey(extended_);
       } else if ((wc.wc_flags & IBV_WC_WITH_IMM) != 0) {
         wc.imm_data = ibv_wc_read_imm_data(extended_);
@@ -345,6 +348,14 @@ int IbvCompletionQueue::pollExtended(ibv_wc* completions, uint64_t* timestamps, 
   }
   ibv_end_poll(extended_);
   return count;
+}
+
+// The driver of rxe hands out the kernel's own flags, in which "with invalidate" has the bit that means a good checksum
+// to users; rxe reports no checksums.
+uint32_t IbvCompletionQueue::flagsOf(const ibv_wc& raw) const {
+  constexpr uint32_t kKernelWithInvalidate = 1u << 2;
+  if (!kernelFlags_ || (raw.wc_flags & kKernelWithInvalidate) == 0) return raw.wc_flags;
+  return (raw.wc_flags & ~kKernelWithInvalidate) | kWcWithInv;
 }
 
 namespace {
@@ -381,7 +392,7 @@ bool IbvCompletionQueue::translate(const ibv_wc& raw, WorkCompletion* completion
   completion->opcode = succeeded ? raw.opcode : slot.queue->receives() ? static_cast<int>(WcOpcode::Recv) : 0;
   completion->vendorErr = raw.vendor_err;
   completion->byteLen = succeeded ? raw.byte_len : 0;
-  completion->wcFlags = succeeded ? raw.wc_flags : 0;
+  completion->wcFlags = succeeded ? flagsOf(raw) : 0;
   completion->immData = extraData(raw, completion->wcFlags);
   completion->qpNum = raw.qp_num;
   const bool datagram = (completion->wcFlags & kWcGrh) != 0 || slot.queue->datagrams();
@@ -404,7 +415,7 @@ bool IbvCompletionQueue::translateShared(const ibv_wc& raw, WorkCompletion* comp
   completion->opcode = succeeded ? raw.opcode : static_cast<int>(WcOpcode::Recv);
   completion->vendorErr = raw.vendor_err;
   completion->byteLen = succeeded ? raw.byte_len : 0;
-  completion->wcFlags = succeeded ? raw.wc_flags : 0;
+  completion->wcFlags = succeeded ? flagsOf(raw) : 0;
   completion->immData = extraData(raw, completion->wcFlags);
   completion->qpNum = raw.qp_num;
   completion->srcQpNum = (completion->wcFlags & kWcGrh) != 0 ? raw.src_qp : 0;

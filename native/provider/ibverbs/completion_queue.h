@@ -89,12 +89,14 @@ class IbvCompletionQueue final : public CompletionQueue {
   bool translateShared(const ibv_wc& raw, WorkCompletion* completion);
   int pollDevice(WorkCompletion* completions, int max);
   bool translate(const ibv_wc& raw, WorkCompletion* completion);
+  uint32_t flagsOf(const ibv_wc& raw) const;
 
   const std::shared_ptr<IbvContext> context_;
   const std::shared_ptr<IbvCompletionChannel> channel_;
   ibv_cq* handle_ = nullptr;       // set once, in create()
   ibv_cq_ex* extended_ = nullptr;  // the same, if it is an extended one
   const Timestamps timestamps_;
+  const bool kernelFlags_;     // see flagsOf()
   std::atomic<int> depth_{0};  // changes under pollMutex_
   std::atomic<uint32_t> credits_{0};
   Lifecycle lifecycle_{"CompletionQueue"};

@@ -31,8 +31,9 @@ class IbvMemoryWindow final : public MemoryWindow {
   class Posting {
    public:
     Posting() = default;
-    // Throws QUORATE_CLOSED if the window or the region is. info->mr stays null for a window that was never bound and is
-  // to be bound to nothing.
+    // Throws QUORATE_CLOSED if the window or the region is. info->mr stays null for a window that was never bound and
+    // is
+    // to be bound to nothing.
     Posting(IbvMemoryWindow& window, const MwBind& bind, ibv_mw_bind_info* info);
     ibv_mw* handle() const { return window_->handle_; }
     // The device took it: from now on the window is known by this key, and keeps the region.
