@@ -21,8 +21,13 @@ using shm::HookPoint;
 
 constexpr size_t kTargetBytes = 1 << 20;
 
-enum class Act { CloseRegion, DropFlags, ToError, CloseQueuePair };
+enum class Act { CloseRegion, DropFlags, ToError, CloseQueuePair, UnbindWindow, InvalidateWindow };
 constexpr Act kActs[] = {Act::CloseRegion, Act::DropFlags, Act::ToError, Act::CloseQueuePair};
+constexpr Act kStepActs[] = {Act::CloseRegion,    Act::DropFlags,    Act::ToError,
+                             Act::CloseQueuePair, Act::UnbindWindow, Act::InvalidateWindow};
+constexpr bool isOfWindow(Act act) {
+  return act == Act::UnbindWindow || act == Act::InvalidateWindow;
+}
 const char* nameOf(Act act) {
   switch (act) {
     case Act::CloseRegion:
@@ -31,6 +36,10 @@ const char* nameOf(Act act) {
       return "QueuePair::modify (access flags)";
     case Act::ToError:
       return "QueuePair::modify (to ERR)";
+    case Act::UnbindWindow:
+      return "QueuePair::bindMemoryWindow (to nothing)";
+    case Act::InvalidateWindow:
+      return "LOCAL_INV";
     default:
       return "QueuePair::close";
   }
@@ -45,16 +54,41 @@ class Target {
   static EndpointOptions options(const std::string& sharedPath) {
     EndpointOptions options;
     options.memoryBytes = kTargetBytes;
+    options.regionAccess = kAllAccess | kAccessMwBind;
     options.sharedPath = sharedPath;
     return options;
   }
 
   void beginTrial(const Coordinates& writer) {
     if (endpoint.region->closed()) {
-      endpoint.region = endpoint.domain->registerMemory(endpoint.memory, 0, kTargetBytes, kAllAccess);
+      endpoint.region = endpoint.domain->registerMemory(endpoint.memory, 0, kTargetBytes, kAllAccess | kAccessMwBind);
     }
     endpoint.newQueuePair();
     endpoint.connect(writer);
+    window_.reset();
+  }
+
+  // What the writer is told: the key of the region, or that of a window over it if a window is what will be taken back.
+  Coordinates grant(Act act) {
+    Coordinates coordinates = endpoint.coordinates();
+    if (!isOfWindow(act)) return coordinates;
+    window_ = endpoint.domain->allocateMemoryWindow(act == Act::UnbindWindow ? 1 : 2);
+    const MwBind bind{endpoint.region, endpoint.region->address(), kTargetBytes,
+                      kAccessRemoteWrite | kAccessRemoteRead | kAccessRemoteAtomic};
+    if (act == Act::UnbindWindow) {
+      REQUIRE(endpoint.qp->bindMemoryWindow(*window_, bind, 8, kSendSignaled) == 0);
+    } else {
+      SendWorkRequest request;
+      request.opcode = WrOpcode::BindMw;
+      request.sendFlags = kSendSignaled;
+      request.memoryWindow = window_.get();
+      request.bind = &bind;
+      request.bindRkey = window_->rkey() ^ 1;
+      REQUIRE(endpoint.post(request) == 0);
+    }
+    REQUIRE(endpoint.wait().status == static_cast<int>(WcStatus::Success));
+    coordinates.rkey = window_->rkey();
+    return coordinates;
   }
 
   void revoke(Act act) {
@@ -67,6 +101,19 @@ class Target {
         return endpoint.qp->modify(stateAttributes(QpState::Err));
       case Act::CloseQueuePair:
         return endpoint.qp->close();
+      case Act::UnbindWindow:
+        REQUIRE(endpoint.qp->bindMemoryWindow(*window_, MwBind(), 9, kSendSignaled) == 0);
+        REQUIRE(endpoint.wait().status == static_cast<int>(WcStatus::Success));
+        return;
+      case Act::InvalidateWindow: {
+        SendWorkRequest request;
+        request.opcode = WrOpcode::LocalInv;
+        request.sendFlags = kSendSignaled;
+        request.invalidateRkey = window_->rkey();
+        REQUIRE(endpoint.post(request) == 0);
+        REQUIRE(endpoint.wait().status == static_cast<int>(WcStatus::Success));
+        return;
+      }
     }
   }
 
@@ -77,6 +124,7 @@ class Target {
   Endpoint endpoint;
 
  private:
+  std::shared_ptr<MemoryWindow> window_;
   std::vector<uint8_t> snapshot_ = std::vector<uint8_t>(kTargetBytes);
 };
 
@@ -116,7 +164,8 @@ enum class Fate { Resumed, KilledBefore, KilledAfter };
 
 bool isRevokedBy(Act act, WrOpcode opcode) {
   const bool send = opcode == WrOpcode::Send || opcode == WrOpcode::SendWithImm;
-  return !(act == Act::DropFlags && send);  // a SEND needs no access flag
+  // A SEND needs no access flag, and no window either.
+  return !((act == Act::DropFlags || isOfWindow(act)) && send);
 }
 
 // Stops the writer at the step, revokes, lets it go on. Says whether a byte landed after the revocation.
@@ -127,8 +176,9 @@ bool landsLate(WriterFactory& writers, Target& target, Act act, const Step& step
   const Coordinates writer = writers.offer(WriterOrders::Single, step.opcode, step.length);
   target.beginTrial(writer);
   std::memset(target.endpoint.bytes(), 0, kTargetBytes);
+  const Coordinates granted = target.grant(act);
   REQUIRE(target.endpoint.postReceive(1, 0, 1 << 20) == 0);
-  writers.start(target.endpoint.coordinates());
+  writers.start(granted);
   REQUIRE(writers.waitStopped());
   if (fate == Fate::KilledBefore) {
     writers.kill();
@@ -154,7 +204,7 @@ TEST_CASE("shm: no act of revocation lets a byte land later, wherever the writer
   ShmTestDirectory directory;
   WriterFactory writers(directory);
   Target target(directory);
-  for (const Act act : kActs) {
+  for (const Act act : kStepActs) {
     for (const Step& step : kSteps) {
       if (!isRevokedBy(act, step.opcode)) continue;
       for (const Fate fate : {Fate::Resumed, Fate::KilledBefore, Fate::KilledAfter}) {
@@ -179,7 +229,7 @@ TEST_CASE("shm: the check at exact steps catches a revocation that does not drai
   Target target(directory);
   const Step steps[] = {{WrOpcode::RdmaWrite, 64, HookPoint::MidCopy, 1},
                         {WrOpcode::RdmaWrite, 1 << 20, HookPoint::MidCopy, 3}};
-  for (const Act act : kActs) {
+  for (const Act act : kStepActs) {
     for (const Step& step : steps) {
       CAPTURE(nameOf(act));
       {

@@ -28,7 +28,7 @@ class IbvContext final : public Context {
   std::shared_ptr<ProtectionDomain> allocateProtectionDomain() override;
   std::shared_ptr<CompletionChannel> createCompletionChannel() override;
   std::shared_ptr<CompletionQueue> createCompletionQueue(int depth, std::shared_ptr<CompletionChannel> channel,
-                                                         const CqOptions& options) override;
+                                                         const CqOptions& options = {}) override;
   bool accessFlagsRevocationIsSynchronous() const override;
   void close() override;
   bool closed() const override { return lifecycle_.closed(); }

@@ -20,7 +20,7 @@ class IbvProtectionDomain final : public ProtectionDomain {
                                                uint32_t access) override;
   std::shared_ptr<QueuePair> createQueuePair(const QpInit& init) override;
   std::shared_ptr<AddressHandle> createAddressHandle(const AddressVector& av) override;
-  std::shared_ptr<SharedReceiveQueue> createSharedReceiveQueue(uint32_t maxWr, uint32_t maxSge) override;
+  std::shared_ptr<SharedReceiveQueue> createSharedReceiveQueue(uint32_t maxWr, uint32_t maxSge = 1) override;
   std::shared_ptr<MemoryWindow> allocateMemoryWindow(int type) override;
   void close() override;
   bool closed() const override { return lifecycle_.closed(); }

@@ -86,7 +86,7 @@ class ShmContext final : public Context {
   std::shared_ptr<ProtectionDomain> allocateProtectionDomain() override;
   std::shared_ptr<CompletionChannel> createCompletionChannel() override;
   std::shared_ptr<CompletionQueue> createCompletionQueue(int depth, std::shared_ptr<CompletionChannel> channel,
-                                                         const CqOptions& options) override;
+                                                         const CqOptions& options = {}) override;
   int asyncFd() override;
   bool getAsyncEvent(AsyncEvent* event) override;
   bool accessFlagsRevocationIsSynchronous() const override { return true; }  // see revoker.h
