@@ -2,6 +2,7 @@
 export * from './address-handle.js';
 export { type AsyncEvent, type AsyncEventsOptions, AsyncEventType, asyncEvents } from './async-events.js';
 export type { DeviceCapabilities } from './capabilities.js';
+export * from './cm/index.js';
 export * from './completion-channel.js';
 export * from './completion-events.js';
 export * from './completion-queue.js';

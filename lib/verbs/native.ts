@@ -15,6 +15,7 @@
  * - Objects may be used from one thread only, the one that made or adopted them; {@link NativeObject.share} and
  *   {@link NativeAddon.adopt} give another thread of the process its own JavaScript object on the same native object.
  */
+import type { NativeCmEventChannel } from './cm/native.js';
 
 // ---------------------------------------------------------------------------------------------------------------
 // Layout of the hot path: numbers in Float64Arrays, one stride per request or completion.
@@ -469,7 +470,9 @@ export type NativeKind =
   | 'PeerProcess'
   | 'AddressHandle'
   | 'SharedReceiveQueue'
-  | 'MemoryWindow';
+  | 'MemoryWindow'
+  | 'CmEventChannel'
+  | 'CmId';
 
 export interface NativeObject {
   readonly kind: NativeKind;
@@ -758,6 +761,9 @@ export interface NativeAddon {
    * the environment variable QUORATE_SHM_DIR, else /dev/shm/quorate-<uid>.
    */
   openDevice(name: string, options?: { shmDirectory?: string }): NativeContext;
+
+  /** The connection manager, over librdmacm. QUORATE_NO_LIBRARY, QUORATE_NO_DEVICE. See cm/native.ts. */
+  openCmEventChannel(): NativeCmEventChannel;
 
   /**
    * The object behind a token, for this thread. QUORATE_INVALID_ARGUMENT for an unknown token, QUORATE_CLOSED if the

@@ -64,6 +64,9 @@ export function faceOf(native: NativeSharedObject): VerbsObject {
       return Waiter.of(native as NativeWaiter);
     case 'PeerProcess':
       return PeerProcess.of(native as NativePeerProcess);
+    case 'CmEventChannel':
+    case 'CmId':
+      throw invalidArgument(`a ${native.kind} belongs to the thread that made it`);
     case 'PostList':
       throw invalidArgument('a PostList belongs to the thread that made it');
   }

@@ -82,6 +82,11 @@ export abstract class VerbsObject<Native extends NativeSharedObject = NativeShar
     return this.native.share();
   }
 
+  /** @internal What was made from this object and has not been closed by itself. */
+  protected children(): VerbsObject[] {
+    return [...this.#children];
+  }
+
   /** @internal */
   retain<Child extends VerbsObject>(child: Child): Child {
     this.#children.add(child);

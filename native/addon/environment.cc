@@ -16,10 +16,23 @@ namespace {
 // Tells objects of this addon from those that other addons wrapped.
 constexpr napi_type_tag kWrapperTag = {0x6b3f1f0d5a7c4e21ull, 0x9d0c8f3372e14b56ull};
 
-constexpr const char* kKindNames[kKinds] = {
-    "Context",         "Memory",      "MemoryRegion",  "ProtectionDomain",   "CompletionChannel",
-    "CompletionQueue", "QueuePair",   "Fence",         "Notifier",           "PostList",
-    "Waiter",          "PeerProcess", "AddressHandle", "SharedReceiveQueue", "MemoryWindow"};
+constexpr const char* kKindNames[kKinds] = {"Context",
+                                            "Memory",
+                                            "MemoryRegion",
+                                            "ProtectionDomain",
+                                            "CompletionChannel",
+                                            "CompletionQueue",
+                                            "QueuePair",
+                                            "Fence",
+                                            "Notifier",
+                                            "PostList",
+                                            "Waiter",
+                                            "PeerProcess",
+                                            "AddressHandle",
+                                            "SharedReceiveQueue",
+                                            "MemoryWindow",
+                                            "CmEventChannel",
+                                            "CmId"};
 
 void check(napi_env env, napi_status status) {
   if (status != napi_ok) throw Napi::Error::New(Napi::Env(env));
@@ -178,6 +191,8 @@ void Environment::attach(Napi::Env env, Napi::Object exports) {
   self->defineClass(exports, Kind::PostList, membersOf<Kind::PostList>(self, postListMembers), true);
   self->defineClass(exports, Kind::Waiter, membersOf<Kind::Waiter>(self, waiterMembers), true);
   self->defineClass(exports, Kind::PeerProcess, membersOf<Kind::PeerProcess>(self, peerProcessMembers), false);
+  self->defineClass(exports, Kind::CmEventChannel, membersOf<Kind::CmEventChannel>(self, cmEventChannelMembers), false);
+  self->defineClass(exports, Kind::CmId, membersOf<Kind::CmId>(self, cmIdMembers), false);
 
   std::vector<napi_property_descriptor> functions = {
       function<setErrorClassFunction>(self, "setErrorClass"),
@@ -185,7 +200,7 @@ void Environment::attach(Napi::Env env, Napi::Object exports) {
       function<unshareFunction>(self, "unshare"),
       function<diagnosticsFunction>(self, "diagnostics"),
   };
-  for (const auto& more : {deviceFunctions(self), waitFunctions(self)}) {
+  for (const auto& more : {deviceFunctions(self), waitFunctions(self), cmFunctions(self)}) {
     functions.insert(functions.end(), more.begin(), more.end());
   }
   check(env, napi_define_properties(env, exports, functions.size(), functions.data()));

@@ -35,8 +35,10 @@ enum class Kind : uint8_t {
   AddressHandle,
   SharedReceiveQueue,
   MemoryWindow,
+  CmEventChannel,
+  CmId,
 };
-constexpr size_t kKinds = 15;
+constexpr size_t kKinds = 17;
 const char* kindName(Kind kind);
 // The kind that VerbsObject::kind() names.
 Kind kindOf(const VerbsObject& object);
@@ -210,6 +212,9 @@ std::vector<napi_property_descriptor> notifierMembers(Environment* environment);
 std::vector<napi_property_descriptor> postListMembers(Environment* environment);
 std::vector<napi_property_descriptor> waiterMembers(Environment* environment);
 std::vector<napi_property_descriptor> peerProcessMembers(Environment* environment);
+std::vector<napi_property_descriptor> cmEventChannelMembers(Environment* environment);
+std::vector<napi_property_descriptor> cmIdMembers(Environment* environment);
+std::vector<napi_property_descriptor> cmFunctions(Environment* environment);
 std::vector<napi_property_descriptor> deviceFunctions(Environment* environment);
 std::vector<napi_property_descriptor> waitFunctions(Environment* environment);
 

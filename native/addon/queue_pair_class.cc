@@ -8,6 +8,7 @@
 #include "addon/arguments.h"
 #include "addon/environment.h"
 #include "addon/memory_ranges.h"
+#include "addon/queue_pair_attributes.h"
 
 namespace quorate::addon {
 
@@ -155,17 +156,8 @@ Napi::Value modifyAsync(Environment& environment, const Napi::CallbackInfo& info
 
 Napi::Value query(Environment& environment, const Napi::CallbackInfo&, Wrapper& self) {
   const QpAttributes attributes = as<QueuePair>(self)->query();
-  Napi::Env env = environment.env();
-  Napi::Object object = Napi::Object::New(env);
+  Napi::Object object = queuePairAttributesObject(environment.env(), attributes);
   object.Set("mask", number(environment, attributes.mask));
-  for (const AttributeField& entry : kFields) {
-    if ((attributes.mask & entry.maskBit) != 0 || entry.maskBit == kQpState) {
-      object.Set(entry.name, number(environment, entry.load(attributes)));
-    }
-  }
-  if ((attributes.mask & kQpAv) != 0) {
-    object.Set("av", addressVectorObject(env, attributes.av));
-  }
   return object;
 }
 
@@ -377,6 +369,17 @@ std::vector<napi_property_descriptor> sharedReceiveQueueMembers(Environment* env
       method<k, querySharedReceiveQueue>(environment, "query"),
       method<k, postReceive<SharedReceiveQueue>>(environment, "postReceive"),
   };
+}
+
+Napi::Object queuePairAttributesObject(Napi::Env env, const QpAttributes& attributes) {
+  Napi::Object object = Napi::Object::New(env);
+  for (const AttributeField& entry : kFields) {
+    if ((attributes.mask & entry.maskBit) != 0 || entry.maskBit == kQpState) {
+      object.Set(entry.name, Napi::Number::New(env, entry.load(attributes)));
+    }
+  }
+  if ((attributes.mask & kQpAv) != 0) object.Set("av", addressVectorObject(env, attributes.av));
+  return object;
 }
 
 std::vector<napi_property_descriptor> queuePairMembers(Environment* environment) {

@@ -1,0 +1,231 @@
+// The connection manager of the shm device, and what that of RDMA devices says where there is none.
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { chmodSync, existsSync, mkdirSync } from 'node:fs';
+import { connect } from 'node:net';
+import { join } from 'node:path';
+import fc from 'fast-check';
+import { afterEach, describe, expect, it } from 'vitest';
+import { CmEventChannel, type CmId, errorCode, listDevices, openDevice } from '#lib/verbs/index.js';
+import { decodeFrame, encodeFrame, FrameReader, FrameType, MAX_FRAME_BYTES } from '../../dist/verbs/cm/shm-frames.js';
+import { describeConnections } from './conformance-connections.js';
+import { thrownBy } from './support/ends.js';
+import { filesIn, useShmDirectory } from './support/shm-directory.js';
+
+const directory = useShmDirectory();
+const SHM = { provider: 'shm' } as const;
+const HOST = '127.0.0.1';
+
+describeConnections({ options: SHM, device: 'shm', host: HOST });
+
+const closers: (() => void)[] = [];
+afterEach(() => {
+  for (const close of closers.splice(0).reverse()) close();
+});
+function channel(): CmEventChannel {
+  const opened = CmEventChannel.open(SHM);
+  closers.push(() => opened.close());
+  return opened;
+}
+function queuePairFor(id: CmId): void {
+  const context = openDevice(id.deviceName);
+  closers.push(() => context.close());
+  id.createQueuePair(context.allocateProtectionDomain(), { sendCq: context.createCompletionQueue(8) });
+}
+async function client(port: number): Promise<CmId> {
+  const id = channel().createId();
+  await id.resolveAddress({ host: 'localhost', port });
+  await id.resolveRoute();
+  queuePairFor(id);
+  return id;
+}
+async function listening(): Promise<{ id: CmId; port: number }> {
+  const id = channel().createId();
+  await id.listen({ host: HOST });
+  return { id, port: id.localAddress?.port ?? 0 };
+}
+
+describe('the connection manager of RDMA devices', () => {
+  const devices = listDevices().filter(({ provider }) => provider === 'ibverbs');
+  it.skipIf(devices.length > 0)('says what is missing where there is no device', () => {
+    const error = thrownBy(() => CmEventChannel.open());
+    expect(['QUORATE_NO_LIBRARY', 'QUORATE_NO_DEVICE']).toContain(error.code);
+    expect(error.message).toMatch(/apt-get install librdmacm1|modprobe rdma_ucm/);
+  });
+
+  it('is not asked for by mistake', () => {
+    for (const options of [{ provider: 'tcp' }, { shmDirectory: '/tmp' }, { device: 'shm' }]) {
+      expect(thrownBy(() => CmEventChannel.open(options as never)).code).toBe('QUORATE_INVALID_ARGUMENT');
+    }
+  });
+});
+
+describe('the connection manager of shared memory', () => {
+  it('connects only within this host', async () => {
+    const error = await channel()
+      .createId()
+      .resolveAddress({ host: '192.0.2.1', port: 7000 })
+      .catch((caught) => caught);
+    expect(error).toMatchObject({ code: 'QUORATE_CM_UNREACHABLE', errno: 113 });
+    const listener = channel().createId();
+    expect(await listener.listen({ host: '192.0.2.1' }).catch(errorCode)).toBe('QUORATE_SYSTEM');
+  });
+
+  it('frees a port when the listener closes, and takes over that of a process that was killed', async () => {
+    const { id, port } = await listening();
+    id.close();
+    const script = `
+      import { CmEventChannel } from 'quorate/verbs';
+      const id = CmEventChannel.open({ provider: 'shm' }).createId();
+      await id.listen({ host: '${HOST}', port: ${port} });
+      console.log('listening');
+      for await (const request of id.requests()) request.close();`;
+    const child = spawn(process.execPath, ['--input-type=module', '--eval', script], {
+      stdio: ['ignore', 'pipe', 'inherit'],
+    });
+    try {
+      await once(child.stdout, 'data');
+      const taken = channel().createId();
+      expect(await taken.listen({ host: HOST, port }).catch((error) => error)).toMatchObject({ errno: 98 });
+    } finally {
+      child.kill('SIGKILL');
+    }
+    await once(child, 'close');
+    expect(existsSync(join(directory, `cm-${port}.sock`))).toBe(true); // it left it behind
+    const heir = channel().createId();
+    await heir.listen({ host: HOST, port });
+    const requests = heir.requests();
+    const connecting = (await client(port)).connect();
+    const request = (await requests.next()).value as CmId;
+    queuePairFor(request);
+    await Promise.all([connecting, request.accept()]);
+  });
+
+  it('tells a side that the other was killed', async () => {
+    const { id, port } = await listening();
+    const script = `
+      import { CmEventChannel, openDevice } from 'quorate/verbs';
+      const id = CmEventChannel.open({ provider: 'shm' }).createId();
+      await id.resolveAddress({ host: '${HOST}', port: ${port} });
+      await id.resolveRoute();
+      const context = openDevice(id.deviceName);
+      id.createQueuePair(context.allocateProtectionDomain(), { sendCq: context.createCompletionQueue(8) });
+      await id.connect();
+      await id.disconnected();`;
+    const child = spawn(process.execPath, ['--input-type=module', '--eval', script], { stdio: 'inherit' });
+    const request = (await id.requests().next()).value as CmId;
+    queuePairFor(request);
+    await request.accept();
+    child.kill('SIGKILL');
+    await request.disconnected();
+    expect(request.connected).toBe(false);
+  });
+
+  it('is not disturbed by strangers that send anything', async () => {
+    const { id, port } = await listening();
+    const path = join(directory, `cm-${port}.sock`);
+    const valid = encodeFrame({ type: FrameType.RTU, reason: 0 });
+    for (const bytes of [Buffer.alloc(4), Buffer.from('GET / HTTP/1.1\r\n\r\n'), Buffer.alloc(5000, 0xff), valid]) {
+      const socket = connect(path);
+      socket.on('error', () => {});
+      socket.write(bytes);
+      socket.resume();
+      await once(socket, 'close'); // the listener hung up
+    }
+    const requests = id.requests();
+    const connecting = (await client(port)).connect();
+    const request = (await requests.next()).value as CmId;
+    queuePairFor(request);
+    await Promise.all([connecting, request.accept()]);
+  });
+
+  it('rejects requests beyond the backlog', async () => {
+    const { id } = { id: channel().createId() };
+    await id.listen({ host: HOST, backlog: 1 });
+    const port = id.localAddress?.port ?? 0;
+    const first = (await client(port)).connect();
+    const second = (await client(port)).connect();
+    const outcome = await Promise.race([first, second]).catch(errorCode);
+    expect(outcome).toBe('QUORATE_CM_REJECTED');
+    const request = (await id.requests().next()).value as CmId;
+    queuePairFor(request);
+    await request.accept();
+    const results = await Promise.allSettled([first, second]);
+    expect(results.map(({ status }) => status).sort()).toEqual(['fulfilled', 'rejected']);
+  });
+
+  it('uses no folder that others may write to', async () => {
+    const open = join(directory, 'open');
+    mkdirSync(open);
+    chmodSync(open, 0o777);
+    const opened = CmEventChannel.open({ provider: 'shm', shmDirectory: open });
+    closers.push(() => opened.close());
+    const error = await opened
+      .createId()
+      .listen({ host: HOST })
+      .catch((caught) => caught);
+    expect(error).toMatchObject({ code: 'QUORATE_SYSTEM' });
+    expect(error.message).toContain('nobody else may write to');
+  });
+
+  it('leaves no file behind', () => {
+    expect(filesIn(directory).filter((name) => name.startsWith('cm-'))).toEqual([]);
+  });
+});
+
+describe('frames of the connection manager of shared memory', () => {
+  const byte = fc.integer({ min: 0, max: 255 });
+  const connection = fc.record({
+    endpoint: fc.record({
+      qpNum: fc.integer({ min: 0, max: 0xffffff }),
+      psn: fc.integer({ min: 0, max: 0xffffff }),
+      gid: fc.uint8Array({ minLength: 16, maxLength: 16 }).map((raw) =>
+        Buffer.from(raw)
+          .toString('hex')
+          .replace(/....(?!$)/g, '$&:'),
+      ),
+      lid: fc.constant(0),
+      pathMtuBytes: fc.constantFrom(256, 512, 1024, 2048, 4096),
+    }),
+    sourcePort: fc.integer({ min: 0, max: 65_535 }),
+    parameters: fc.record({
+      privateData: fc.uint8Array({ maxLength: 256 }),
+      responderResources: byte,
+      initiatorDepth: byte,
+      flowControl: fc.boolean(),
+      retryCount: fc.integer({ min: 0, max: 7 }),
+      rnrRetryCount: fc.integer({ min: 0, max: 7 }),
+      srq: fc.boolean(),
+    }),
+  });
+
+  it('are read as they were written, however the stream is cut', () => {
+    fc.assert(
+      fc.property(connection, fc.integer({ min: 1, max: 400 }), ({ endpoint, sourcePort, parameters }, cut) => {
+        const full = { endpoint, sourcePort, parameters: { ...parameters, qpNum: endpoint.qpNum } };
+        const frame = { type: FrameType.REQ, reason: 0, connection: full };
+        const bytes = Buffer.concat([encodeFrame(frame), encodeFrame({ type: FrameType.DREQ, reason: 0 })]);
+        const reader = new FrameReader();
+        const read = [];
+        for (let at = 0; at < bytes.length; at += cut) read.push(...reader.push(bytes.subarray(at, at + cut)));
+        expect(read).toEqual([frame, { type: FrameType.DREQ, reason: 0 }]);
+      }),
+      { seed: 20261127 },
+    );
+  });
+
+  it('are refused when a byte is wrong that the reader can judge, and never read beyond their end', () => {
+    fc.assert(
+      fc.property(fc.uint8Array({ maxLength: MAX_FRAME_BYTES + 8 }), fc.boolean(), (raw, rightLength) => {
+        const bytes = Buffer.from(raw);
+        if (rightLength && bytes.length >= 4) bytes.writeUInt32LE(bytes.length, 0);
+        expect(decodeFrame(bytes)).toBe(undefined); // the chance of the right magic number is one in four billion
+      }),
+      { seed: 20261127, numRuns: 1000 },
+    );
+    const bytes = encodeFrame({ type: FrameType.REJ, reason: 28, privateData: new Uint8Array(8) });
+    expect(decodeFrame(bytes)).toMatchObject({ reason: 28 });
+    expect(decodeFrame(bytes.subarray(0, bytes.length - 1))).toBe(undefined);
+    expect(() => new FrameReader().push(Buffer.from([255, 255, 255, 255]))).toThrow('a frame of');
+  });
+});
