@@ -9,6 +9,7 @@ import type {
   AddressVector,
   DeviceAttributes,
   DeviceInfo,
+  ExtendedDeviceAttributes,
   GidEntry,
   MemoryOptions,
   NativeContext,
@@ -67,6 +68,15 @@ export class Context extends VerbsObject<NativeContext> {
   get capabilities(): DeviceCapabilities {
     this.#capabilities ??= probeCapabilities(this);
     return this.#capabilities;
+  }
+
+  /**
+   * What queryDevice() does not say, see ibv_query_device_ex(3).
+   *
+   * @throws QuorateError QUORATE_CLOSED, QUORATE_SYSTEM
+   */
+  queryDeviceExtended(): ExtendedDeviceAttributes {
+    return this.native.queryDeviceExtended();
   }
 
   /** @internal The limits as queried before; they do not change while a device is open. */

@@ -3,7 +3,13 @@ import { Context } from './context.js';
 import { addon } from './load-addon.js';
 import type { DeviceInfo, IbverbsStatus } from './native.js';
 
-export type { DeviceAttributes, DeviceInfo, IbverbsStatus, PortAttributes } from './native.js';
+export type {
+  DeviceAttributes,
+  DeviceInfo,
+  ExtendedDeviceAttributes,
+  IbverbsStatus,
+  PortAttributes,
+} from './native.js';
 export { PortState } from './native.js';
 
 export interface DeviceOptions {

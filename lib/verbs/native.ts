@@ -260,6 +260,64 @@ export interface DeviceAttributes {
   hcaCoreClockKhz: number;
 }
 
+/**
+ * See ibv_query_device_ex(3): what DeviceAttributes does not say. Bits and numbers are those of `<infiniband/verbs.h>`; 0
+ * where the device or provider has no such thing.
+ */
+export interface ExtendedDeviceAttributes {
+  maxSgeRd: number;
+  maxEeRdAtom: number;
+  maxEeInitRdAtom: number;
+  maxEe: number;
+  maxRdd: number;
+  maxRawIpv6Qp: number;
+  maxRawEthyQp: number;
+  maxMcastQpAttach: number;
+  maxTotalMcastQpAttach: number;
+  maxFmr: number;
+  maxMapPerFmr: number;
+  maxSrqSge: number;
+  /** Exponent: 4.096 us * 2^localCaAckDelay. */
+  localCaAckDelay: number;
+  /** On-demand paging. */
+  odpGeneralCaps: bigint;
+  rcOdpCaps: number;
+  ucOdpCaps: number;
+  udOdpCaps: number;
+  xrcOdpCaps: number;
+  /** Bits of completion timestamps that count. */
+  completionTimestampMask: bigint;
+  hcaCoreClockKhz: bigint;
+  deviceCapFlagsEx: bigint;
+  /** Segmentation offload. */
+  tsoMaxBytes: number;
+  tsoSupportedQpts: number;
+  /** Receive side scaling. */
+  rssSupportedQpts: number;
+  rssMaxIndirectionTables: number;
+  rssMaxIndirectionTableSize: number;
+  rssHashFunction: number;
+  rssHashFieldsMask: bigint;
+  maxWqTypeRq: number;
+  rawPacketCaps: number;
+  /** Packet pacing, thousands of bits per second. */
+  pacingMinKbps: number;
+  pacingMaxKbps: number;
+  pacingSupportedQpts: number;
+  /** Tag matching. */
+  tmMaxRendezvousHeaderBytes: number;
+  tmMaxTags: number;
+  tmFlags: number;
+  tmMaxOps: number;
+  tmMaxSge: number;
+  cqModerationMaxCount: number;
+  /** Microseconds. */
+  cqModerationMaxPeriodUs: number;
+  maxDeviceMemoryBytes: bigint;
+  /** Interrupts among which completion events can be spread. */
+  numCompVectors: number;
+}
+
 /** See ibv_query_port(3). */
 export interface PortAttributes {
   state: PortState;
@@ -275,6 +333,14 @@ export interface PortAttributes {
   activeWidth: number;
   activeSpeed: number;
   physState: number;
+  portCapFlags2: number;
+  badPkeyCntr: number;
+  qkeyViolCntr: number;
+  /** Code of the number of virtual lanes: 1, 2, 3, 4, 5 for 1, 2, 4, 8, 15. */
+  maxVlNum: number;
+  smSl: number;
+  subnetTimeout: number;
+  initTypeReply: number;
   /** "Ethernet", "InfiniBand", "Unspecified"; "SharedMemory" for shm. */
   linkLayer: string;
 }
@@ -495,6 +561,7 @@ export interface NativeContext extends NativeSharedObject {
   readonly device: DeviceInfo;
   readonly accessFlagsRevocationIsSynchronous: boolean;
   queryDevice(): DeviceAttributes;
+  queryDeviceExtended(): ExtendedDeviceAttributes;
   queryPort(portNum: number): PortAttributes;
   queryGids(portNum: number): GidEntry[];
   queryPkey(portNum: number, index: number): number;

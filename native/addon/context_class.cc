@@ -7,6 +7,7 @@
 #include "addon/devices.h"
 #include "addon/environment.h"
 #include "addon/event_watcher.h"
+#include "addon/extended_device_attributes.h"
 #include "addon/memory_ranges.h"
 
 namespace quorate::addon {
@@ -94,6 +95,10 @@ Napi::Value queryDevice(Environment& environment, const Napi::CallbackInfo&, Wra
   return object;
 }
 
+Napi::Value queryDeviceExtended(Environment& environment, const Napi::CallbackInfo&, Wrapper& self) {
+  return extendedDeviceAttributesObject(environment.env(), as<Context>(self)->queryDeviceExtended());
+}
+
 Napi::Value queryPort(Environment& environment, const Napi::CallbackInfo& info, Wrapper& self) {
   const PortAttributes a = as<Context>(self)->queryPort(static_cast<int>(readPort(info[0])));
   Napi::Env env = environment.env();
@@ -112,6 +117,13 @@ Napi::Value queryPort(Environment& environment, const Napi::CallbackInfo& info, 
       {"activeWidth", a.activeWidth},
       {"activeSpeed", a.activeSpeed},
       {"physState", a.physState},
+      {"portCapFlags2", a.portCapFlags2},
+      {"badPkeyCntr", a.badPkeyCntr},
+      {"qkeyViolCntr", a.qkeyViolCntr},
+      {"maxVlNum", a.maxVlNum},
+      {"smSl", a.smSl},
+      {"subnetTimeout", a.subnetTimeout},
+      {"initTypeReply", a.initTypeReply},
   };
   for (const auto& [name, value] : numbers) object.Set(name, number(env, value));
   object.Set("linkLayer", a.linkLayer);
@@ -341,6 +353,7 @@ std::vector<napi_property_descriptor> contextMembers(Environment* environment) {
       getter<k, getDevice>(environment, "device"),
       getter<k, getFlagsSynchronous>(environment, "accessFlagsRevocationIsSynchronous"),
       method<k, queryDevice>(environment, "queryDevice"),
+      method<k, queryDeviceExtended>(environment, "queryDeviceExtended"),
       method<k, queryPort>(environment, "queryPort"),
       method<k, queryGids>(environment, "queryGids"),
       method<k, queryPkey>(environment, "queryPkey"),

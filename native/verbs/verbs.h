@@ -23,6 +23,8 @@
 #include <utility>
 #include <vector>
 
+#include "verbs/extended_device_attributes.h"
+
 namespace quorate {
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -187,6 +189,9 @@ struct PortAttributes {
   uint16_t lid = 0, smLid = 0;
   uint8_t lmc = 0;
   int activeWidth = 0, activeSpeed = 0, physState = 0;
+  uint16_t portCapFlags2 = 0;
+  uint32_t badPkeyCntr = 0, qkeyViolCntr = 0;
+  int maxVlNum = 0, smSl = 0, subnetTimeout = 0, initTypeReply = 0;
   std::string linkLayer;  // "Ethernet" | "InfiniBand" | "Unspecified"; "SharedMemory" for shm
 };
 
@@ -580,6 +585,8 @@ class Context : public VerbsObject {
   const char* kind() const override { return "Context"; }
   virtual const DeviceInfo& device() const = 0;
   virtual DeviceAttributes queryDevice() = 0;
+  // ibv_query_device_ex(3): what queryDevice() does not say.
+  virtual ExtendedDeviceAttributes queryDeviceExtended() { return {}; }
   virtual PortAttributes queryPort(int portNum) = 0;
   virtual std::vector<GidEntry> queryGids(int portNum) = 0;  // the valid entries only
   virtual uint16_t queryPkey(int portNum, int index) = 0;    // ibv_query_pkey(3), host byte order

@@ -138,6 +138,13 @@ PortAttributes IbvContext::readPortAttributes(int portNum) {
   attributes.activeWidth = raw.active_width;
   attributes.activeSpeed = raw.active_speed;
   attributes.physState = raw.phys_state;
+  attributes.portCapFlags2 = raw.port_cap_flags2;
+  attributes.badPkeyCntr = raw.bad_pkey_cntr;
+  attributes.qkeyViolCntr = raw.qkey_viol_cntr;
+  attributes.maxVlNum = raw.max_vl_num;
+  attributes.smSl = raw.sm_sl;
+  attributes.subnetTimeout = raw.subnet_timeout;
+  attributes.initTypeReply = raw.init_type_reply;
   attributes.linkLayer = linkLayerName(raw.link_layer);
   return attributes;
 }

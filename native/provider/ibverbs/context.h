@@ -20,6 +20,7 @@ class IbvContext final : public Context {
 
   const DeviceInfo& device() const override { return info_; }
   DeviceAttributes queryDevice() override;
+  ExtendedDeviceAttributes queryDeviceExtended() override;
   PortAttributes queryPort(int portNum) override;
   std::vector<GidEntry> queryGids(int portNum) override;
   uint16_t queryPkey(int portNum, int index) override;
