@@ -12,7 +12,7 @@ const INSTALL_TIMEOUT_MS = 15 * 60_000;
 /** Debian packages by what they are for. */
 const GROUPS = {
   build: ['g++', 'make', 'python3', 'libibverbs-dev'],
-  test: ['cmake', 'doctest-dev'],
+  test: ['cmake', 'doctest-dev', 'librdmacm-dev'],
   model: ['spin', 'gcc'],
   rxe: [
     ...['qemu-system-x86', 'busybox-static', 'cpio', 'squashfs-tools', 'kmod', 'nftables', 'iproute2', 'procps'],

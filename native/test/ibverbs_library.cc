@@ -92,6 +92,8 @@ TEST_CASE("this program starts without libibverbs") {
     CHECK(name.rfind("ibv_", 0) != 0);
     CHECK(name.rfind("_ibv_", 0) != 0);
     CHECK(name.rfind("libibverbs", 0) != 0);
+    CHECK(name.rfind("rdma_", 0) != 0);
+    CHECK(name.rfind("librdmacm", 0) != 0);
   }
   CHECK(sawLibc);  // the list is what it claims to be
 }

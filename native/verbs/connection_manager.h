@@ -77,6 +77,7 @@ class CmId : public VerbsObject {
   virtual void bindAddress(const CmAddress& address) = 0;
   // The next two end with an event. `source` with an empty host: the kernel chooses.
   virtual void resolveAddress(const CmAddress& source, const CmAddress& destination, int timeoutMs) = 0;
+  // May wait for a service of this host that knows routes (ibacm), where that runs.
   virtual void resolveRoute(int timeoutMs) = 0;
   virtual void listen(int backlog) = 0;
   virtual void connect(const CmConnectionParameters& parameters) = 0;

@@ -1,9 +1,15 @@
-// The ping-pong examples against the programs of rdma-core whose protocol they speak, in both directions.
-import { type ChildProcess, spawn } from 'node:child_process';
+// The examples against the programs of rdma-core that others wrote: those whose protocols they speak, in both directions,
+// and those whose output they give. Then the connection manager, whose peers are the same here.
+import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, readFileSync } from 'node:fs';
+import { promisify } from 'node:util';
 import { afterEach, expect, test } from 'vitest';
+import { openDevice } from '#lib/verbs/index.js';
+import { describeConnections } from '../verbs/conformance-connections.js';
 import { rdmaDevices } from './devices.js';
+
+const execute = promisify(execFile);
 
 const [first = '', second = first] = rdmaDevices();
 const ITERATIONS = 100;
@@ -78,3 +84,77 @@ test.each([
     expect(code, output).toBe(0);
   }
 });
+
+/** The addresses of the devices, see scripts/rxe/devices.sh. */
+const HOST = '10.78.0.1';
+const OTHER_HOST = '10.78.0.2';
+const PINGS = 20;
+const PING_BYTES = 100;
+
+/** Whether somebody listens on the port of the connection manager: the kernel lists its ids. */
+async function listensForConnections(port: number): Promise<boolean> {
+  const { stdout } = await execute('rdma', ['resource', 'show', 'cm_id']);
+  return new RegExp(`state LISTEN .*src-addr ${HOST}:${port} `).test(stdout);
+}
+/** The text of the last ping: its number, then characters that begin where its number says. */
+const LAST_PING = `rdma-ping-${PINGS - 1}: TUVWXYZ[\\]^_\`abc`;
+type PingSide = (port: number) => [string, string[]];
+const rping =
+  (...own: string[]): PingSide =>
+  (port) => ['rping', [...own, '-v', '-a', HOST, '-p', `${port}`, '-S', `${PING_BYTES}`, '-C', `${PINGS}`]];
+const ourPing =
+  (...own: string[]): PingSide =>
+  (port) => [
+    process.execPath,
+    ['examples/rping.mjs', '--provider=ibverbs', `--port=${port}`, `--size=${PING_BYTES}`, '--verbose', ...own],
+  ];
+
+test.each([
+  ['rping', 'examples/rping.mjs', rping('-s'), ourPing(`--count=${PINGS}`, HOST), 18_605],
+  ['examples/rping.mjs', 'rping', ourPing(`--address=${HOST}`), rping('-c', '-V', '-I', OTHER_HOST), 18_606],
+])('%s serves pings of %s', async (_serverName, _clientName, server, client, port) => {
+  const serving = start(...server(port));
+  await expect
+    .poll(async () => serving.child.exitCode !== null || (await listensForConnections(port)), { timeout: 60_000 })
+    .toBe(true);
+  const pinging = start(...client(port));
+  const [served, pinged] = await Promise.all([serving.ended, pinging.ended]);
+  expect(served.output).toContain(`server ping data: ${LAST_PING}`);
+  expect(pinged.output).toContain(`ping data: ${LAST_PING}`);
+  expect([served.code, pinged.code], served.output + pinged.output).toEqual([0, 0]);
+});
+
+/** Lines as names and values; lines that belong to another (lists of flags) are values too. */
+function fields(output: string): string[] {
+  return output
+    .split('\n')
+    .map((line) => line.trim().replace(/:\s+/, ': ').replace(/\s+/g, ' '))
+    .filter((line) => line !== '');
+}
+
+test('devinfo agrees with ibv_devinfo -v in every field', async () => {
+  const { stdout: theirOutput } = await execute('ibv_devinfo', ['-v', '-d', first]);
+  const { stdout: ourOutput } = await execute(process.execPath, ['examples/devinfo.mjs', '-v', '-d', first]);
+  const expected = fields(theirOutput);
+  expect(expected.length).toBeGreaterThan(80);
+  expect(fields(ourOutput)).toEqual(expected);
+});
+
+test('show-gids shows what the kernel lists, and which would be used', async () => {
+  const { stdout } = await execute(process.execPath, ['examples/show-gids.mjs', first]);
+  const rows = stdout.split('\n').filter((line) => line.startsWith(`${first} `));
+  const port = `/sys/class/infiniband/${first}/ports/1`;
+  expect(rows.length).toBeGreaterThanOrEqual(2);
+  for (const row of rows) {
+    const [, , index, gid] = row.split(/\s+/);
+    expect(readFileSync(`${port}/gids/${index}`, 'utf8').trim()).toBe(gid);
+  }
+  const context = openDevice(first);
+  const chosen = context.chooseGid().index;
+  context.close();
+  expect(chosen).toBe(GID_INDEX);
+  expect(rows.filter((row) => row.endsWith('*')).map((row) => Number(row.split(/\s+/)[2]))).toEqual([chosen]);
+  expect(stdout).toContain(`n_gids_found=${rows.length}`);
+});
+
+describeConnections({ options: {}, device: first, host: HOST });

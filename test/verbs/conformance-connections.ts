@@ -103,13 +103,13 @@ export function describeConnections({ options, device, host }: ConnectionSetting
 
     it('carry private data both ways, and the queue pairs are ready', async () => {
       const sides = await connection(
-        { privateData: Buffer.from('from the client'), responderResources: 2, initiatorDepth: 3 },
+        { privateData: Buffer.from('from the client'), responderResources: 2, initiatorDepth: 4 },
         { privateData: Buffer.from('from the server') },
       );
       const { client, server, clientEnd, serverEnd, answer } = sides;
       expect(text(server.request.privateData)).toBe('from the client');
       expect(text(answer.privateData)).toBe('from the server');
-      expect(server.request).toMatchObject({ responderResources: 3, initiatorDepth: 2 });
+      expect(server.request).toMatchObject({ responderResources: 4, initiatorDepth: 2 });
       expect([client.deviceName, server.deviceName]).toEqual([device, device]);
       expect([client.connected, server.connected]).toEqual([true, true]);
       expect(client.peerAddress).toMatchObject({ host });
@@ -119,8 +119,8 @@ export function describeConnections({ options, device, host }: ConnectionSetting
       ] as const) {
         expect(own.queuePair.query()).toMatchObject({ state: QpState.RTS, destQpNum: other.queuePair.number });
       }
-      expect(clientEnd.queuePair.query()).toMatchObject({ maxDestRdAtomic: 2, maxRdAtomic: 3 });
-      expect(serverEnd.queuePair.query()).toMatchObject({ maxDestRdAtomic: 3, maxRdAtomic: 2 });
+      expect(clientEnd.queuePair.query()).toMatchObject({ maxDestRdAtomic: 2, maxRdAtomic: 4 });
+      expect(serverEnd.queuePair.query()).toMatchObject({ maxDestRdAtomic: 4, maxRdAtomic: 2 });
     });
 
     it('carry messages, receives of which were posted before connecting', async () => {
@@ -303,9 +303,9 @@ export function describeConnections({ options, device, host }: ConnectionSetting
       expect(errorCode(await failure(fresh.accept()))).toBe('QUORATE_INVALID_ARGUMENT');
       expect(errorCode(await failure(fresh.resolveRoute()))).toBe('QUORATE_SYSTEM');
       expect(errorCode(await failure(fresh.resolveAddress({ host, port: 70_000 })))).toBe('QUORATE_OUT_OF_RANGE');
-      expect(errorCode(await failure(fresh.resolveAddress({ host, port, timeoutMs: 0 } as never, { timeoutMs: 0 })))).toBe(
-        'QUORATE_OUT_OF_RANGE',
-      );
+      expect(
+        errorCode(await failure(fresh.resolveAddress({ host, port, timeoutMs: 0 } as never, { timeoutMs: 0 }))),
+      ).toBe('QUORATE_OUT_OF_RANGE');
       expect(() => fresh.reject()).toThrow('ids that a listener delivered');
       expect(() => fresh.share()).toThrow('belongs to the thread');
       const other = channel().createId();
@@ -321,7 +321,9 @@ export function describeConnections({ options, device, host }: ConnectionSetting
       expect((await failure(client.resolveRoute())).message).toContain('busy connecting to');
       const server = await nextRequest(requests);
       end(server);
-      expect(errorCode(await failure(server.accept({ privateData: new Uint8Array(197) })))).toBe('QUORATE_OUT_OF_RANGE');
+      expect(errorCode(await failure(server.accept({ privateData: new Uint8Array(197) })))).toBe(
+        'QUORATE_OUT_OF_RANGE',
+      );
       await Promise.all([connecting, server.accept()]);
       id.close();
       expect(errorCode(await failure(id.listen({ host })))).toBe('QUORATE_CLOSED');

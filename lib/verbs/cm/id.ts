@@ -666,7 +666,7 @@ export class CmId extends VerbsObject<NativeCmId> {
     wanted: readonly number[],
     timeoutMs: number,
     signal: AbortSignal | undefined,
-    begin: () => void,
+    begin: () => void | Promise<void>,
   ): Promise<CmEvent> {
     signal?.throwIfAborted();
     if (this.closed) throw this.#closedError();
@@ -685,9 +685,9 @@ export class CmId extends VerbsObject<NativeCmId> {
         const finish = () => {
           clearTimeout(timer);
           signal?.removeEventListener('abort', onAbort);
-          this.#operation = undefined;
+          if (this.#operation === operation) this.#operation = undefined;
         };
-        this.#operation = {
+        const operation: Operation = {
           what,
           wanted,
           settle(event) {
@@ -696,14 +696,17 @@ export class CmId extends VerbsObject<NativeCmId> {
             else resolve(event);
           },
         };
-        try {
-          begin();
-        } catch (error) {
+        this.#operation = operation;
+        const refused = (error: unknown) => {
           finish();
           reject(error);
+        };
+        try {
+          begin()?.catch(refused);
+        } catch (error) {
+          refused(error);
           return;
         }
-        if (this.#operation === undefined) return; // it ended at once
         signal?.addEventListener('abort', onAbort);
         timer = setTimeout(() => {
           finish();

@@ -99,8 +99,8 @@ export interface NativeCmId extends NativeObject {
   bindAddress(address: CmAddress): void | Promise<void>;
   /** Ends with ADDR_RESOLVED or ADDR_ERROR. */
   resolveAddress(source: CmAddress | null, destination: CmAddress, timeoutMs: number): void;
-  /** Ends with ROUTE_RESOLVED or ROUTE_ERROR. */
-  resolveRoute(timeoutMs: number): void;
+  /** Ends with ROUTE_RESOLVED or ROUTE_ERROR, unless the promise rejects. */
+  resolveRoute(timeoutMs: number): void | Promise<void>;
   listen(backlog: number): void | Promise<void>;
   connect(parameters: CmConnectionParameters): void;
   establish(): void;

@@ -121,6 +121,11 @@ void RdmaCmId::check(int result, const char* call, const std::string& what, cons
   ibverbs::throwSystemError(call, errno, what, advice);
 }
 
+void RdmaCmId::needDevice(const char* call, const std::string& what) const {
+  if (handle_->verbs != nullptr) return;
+  ibverbs::throwSystemError(call, EINVAL, what, "The id is bound to no device yet: resolve an address first.");
+}
+
 std::string RdmaCmId::deviceName() {
   const auto lock = lifecycle_.use();
   // The name is in a structure of libibverbs whose layout is public.
@@ -166,6 +171,7 @@ void RdmaCmId::resolveAddress(const CmAddress& source, const CmAddress& destinat
 
 void RdmaCmId::resolveRoute(int timeoutMs) {
   const auto lock = lifecycle_.use();
+  needDevice("rdma_resolve_route", "Resolving the route to the peer");
   check(lib().resolveRoute(handle_, timeoutMs), "rdma_resolve_route", "Resolving the route to the peer",
         "EINVAL: resolve the address first.");
 }
@@ -178,6 +184,7 @@ void RdmaCmId::listen(int backlog) {
 
 void RdmaCmId::connect(const CmConnectionParameters& parameters) {
   const auto lock = lifecycle_.use();
+  needDevice("rdma_connect", "Connecting");
   abi::ConnectionParameters raw = toLibrary(parameters, kMaxConnectPrivateDataBytes);
   check(lib().connect(handle_, &raw), "rdma_connect", "Connecting",
         "EINVAL: resolve address and route first; responderResources and initiatorDepth must be within what the device "
@@ -192,6 +199,7 @@ void RdmaCmId::establish() {
 
 void RdmaCmId::accept(const CmConnectionParameters& parameters) {
   const auto lock = lifecycle_.use();
+  needDevice("rdma_accept", "Accepting a connection");
   abi::ConnectionParameters raw = toLibrary(parameters, kMaxAcceptPrivateDataBytes);
   check(lib().accept(handle_, &raw), "rdma_accept", "Accepting a connection",
         "EINVAL: the id is no request, was answered already, or the peer has given up.");
@@ -213,6 +221,7 @@ void RdmaCmId::disconnect() {
 
 QpAttributes RdmaCmId::queuePairAttributes(QpState state) {
   const auto lock = lifecycle_.use();
+  needDevice("rdma_init_qp_attr", "Asking the connection manager for the attributes of a queue pair");
   ibv_qp_attr raw;
   std::memset(&raw, 0, sizeof(raw));
   raw.qp_state = static_cast<ibv_qp_state>(state);

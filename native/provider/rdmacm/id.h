@@ -39,6 +39,8 @@ class RdmaCmId final : public CmId {
  private:
   explicit RdmaCmId(std::shared_ptr<RdmaCmEventChannel> channel) : channel_(std::move(channel)) {}
   const Library& lib() const { return channel_->lib(); }
+  // Refuses a call for which the library would follow a null pointer: before the id is bound to a device.
+  void needDevice(const char* call, const std::string& what) const;
   void check(int result, const char* call, const std::string& what, const char* advice) const;
 
   const std::shared_ptr<RdmaCmEventChannel> channel_;
