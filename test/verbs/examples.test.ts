@@ -1,8 +1,9 @@
-// The ping-pong examples with themselves, on shared memory. Against rdma-core's programs: test/rxe/interop.test.ts.
+// The examples with themselves, on shared memory. Against rdma-core's programs: test/rxe/interop.test.ts.
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { createServer } from 'node:net';
 import { afterEach, expect, it } from 'vitest';
+import { openDevice } from '#lib/verbs/index.js';
 import { useShmDirectory } from './support/shm-directory.js';
 
 useShmDirectory();
@@ -28,7 +29,7 @@ function start(program: string, args: string[]) {
   const waiting = new Promise<void>((resolve, reject) => {
     child.stderr.on('data', (chunk) => {
       output += chunk;
-      if (output.includes('waiting on TCP port')) resolve();
+      if (/waiting on (TCP )?port/.test(output)) resolve();
     });
     child.once('close', () => reject(new Error(`it ended: ${output}`)));
   });
@@ -50,4 +51,35 @@ it.each([
     expect(output).toContain(`${ITERATIONS} iters in`);
     expect(code, output).toBe(0);
   }
+});
+
+it('examples/rping.mjs pings another of its kind', async () => {
+  const args = [`--port=${await freePort()}`, '--size=1000', '--verbose'];
+  const server = start('examples/rping.mjs', args);
+  await server.waiting;
+  const client = start('examples/rping.mjs', [...args, '--count=50', '127.0.0.1']);
+  const [served, pinged] = await Promise.all([server.ended, client.ended]);
+  expect(served.output).toContain('server ping data: rdma-ping-49: rstuvwxyzABC');
+  expect(served.output).toContain('50 pings served');
+  expect(pinged.output).toContain('50 pings of 1000 bytes');
+  expect([served.code, pinged.code], served.output + pinged.output).toEqual([0, 0]);
+});
+
+it('examples/devinfo.mjs and examples/show-gids.mjs know the shm device', async () => {
+  const { output: info } = await start('examples/devinfo.mjs', ['-v', '-d', 'shm']).ended;
+  const context = openDevice('shm');
+  const { maxQp } = context.queryDevice();
+  context.close();
+  expect(info).toMatch(/^hca_id:\tshm$/m);
+  expect(info).toMatch(new RegExp(`^\\tmax_qp:\\t+${maxQp}$`, 'm'));
+  expect(info).toMatch(/^\t\t\tstate:\t+PORT_ACTIVE \(4\)$/m);
+  const gid = /^\t\t\tGID\[ {2}0\]:\t+([0-9a-f:]{39})$/m.exec(info)?.[1];
+  expect(gid).toMatch(/^fd71:7368/);
+  const { output: gids, code } = await start('examples/show-gids.mjs', ['shm']).ended;
+  expect(gids).toMatch(/^shm {2}1 {5}0 {6}fd71:7368:\S+ +shm +\*$/m);
+  expect(gids).toContain('n_gids_found=1');
+  expect(code).toBe(0);
+  const missing = await start('examples/devinfo.mjs', ['-d', 'nowhere0']).ended;
+  expect(missing.output).toContain('there is no device nowhere0');
+  expect(missing.code).toBe(1);
 });

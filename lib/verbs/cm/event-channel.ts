@@ -49,9 +49,13 @@ export class CmEventChannel extends VerbsObject<NativeCmEventChannel> {
    * connection manager (module rdma_ucm), QUORATE_SYSTEM; TypeError QUORATE_INVALID_ARGUMENT for unknown options
    */
   static open(options: CmOptions = {}): CmEventChannel {
+    if (typeof options !== 'object' || options === null) throw invalidArgument('options must be an object');
     const { provider = 'ibverbs', shmDirectory, ...unknown } = options;
     const [surplus] = Object.keys(unknown);
     if (surplus !== undefined) throw invalidArgument(`options has no member '${surplus}'`);
+    if (shmDirectory !== undefined && typeof shmDirectory !== 'string') {
+      throw invalidArgument('shmDirectory must be a string');
+    }
     if (provider === 'shm') return new CmEventChannel(openShmCmEventChannel(shmDirectory));
     if (provider !== 'ibverbs') throw invalidArgument(`provider must be 'ibverbs' or 'shm', got ${String(provider)}`);
     if (shmDirectory !== undefined) throw invalidArgument("shmDirectory is for provider 'shm'");

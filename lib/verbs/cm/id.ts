@@ -3,7 +3,7 @@ import { lookup } from 'node:dns/promises';
 import { isIP } from 'node:net';
 import { invalidArgument, outOfRange, QuorateError } from '../../errors.js';
 import { QpState } from '../native.js';
-import type { ProtectionDomain, QueuePairOptions } from '../protection-domain.js';
+import { ProtectionDomain, type QueuePairOptions } from '../protection-domain.js';
 import { QueuePair } from '../queue-pair.js';
 import { existingFace, VerbsObject } from '../verbs-object.js';
 import { type CmEvent, CmEventType, cmEventName, failureOf } from './event.js';
@@ -118,6 +118,10 @@ function checkInteger(name: string, value: number, least: number, most: number):
   return value;
 }
 
+function checkObject(name: string, value: object): void {
+  if (typeof value !== 'object' || value === null) throw invalidArgument(`${name} must be an object`);
+}
+
 function checkPrivateData(bytes: Uint8Array | undefined, most: number): Uint8Array {
   if (bytes === undefined) return new Uint8Array(0);
   if (!(bytes instanceof Uint8Array)) throw invalidArgument('privateData must be a Uint8Array');
@@ -210,7 +214,10 @@ export class CmId extends VerbsObject<NativeCmId> {
     destination: { host: string; port: number },
     options: ResolveAddressOptions = {},
   ): Promise<void> {
+    checkObject('destination', destination);
+    checkObject('options', options);
     const { source } = options;
+    if (source !== undefined) checkObject('source', source);
     const timeoutMs = checkInteger('timeoutMs', options.timeoutMs ?? DEFAULT_RESOLVE_TIMEOUT_MS, 1, MAX_TIMEOUT_MS);
     options.signal?.throwIfAborted();
     const release = this.channel.hold();
@@ -236,6 +243,7 @@ export class CmId extends VerbsObject<NativeCmId> {
    * @throws CmError QUORATE_CM_UNREACHABLE; QuorateError QUORATE_SYSTEM, QUORATE_TIMEOUT
    */
   async resolveRoute(options: CmWaitOptions = {}): Promise<void> {
+    checkObject('options', options);
     const timeoutMs = checkInteger('timeoutMs', options.timeoutMs ?? DEFAULT_RESOLVE_TIMEOUT_MS, 1, MAX_TIMEOUT_MS);
     await this.#perform('resolving the route', [CmEventType.ROUTE_RESOLVED], timeoutMs + GRACE_MS, options.signal, () =>
       this.native.resolveRoute(timeoutMs),
@@ -250,6 +258,8 @@ export class CmId extends VerbsObject<NativeCmId> {
    * @throws as ProtectionDomain.createQueuePair(); TypeError QUORATE_INVALID_ARGUMENT for a domain of another device
    */
   createQueuePair(domain: ProtectionDomain, options: QueuePairOptions & CmQueuePairOptions): QueuePair {
+    if (!(domain instanceof ProtectionDomain)) throw invalidArgument('domain must be a ProtectionDomain');
+    checkObject('options', options);
     const { accessFlags = 0, ...rest } = options;
     this.#checkDevice(domain);
     const queuePair = domain.createQueuePair(rest);
@@ -269,6 +279,7 @@ export class CmId extends VerbsObject<NativeCmId> {
    * @throws QuorateError QUORATE_QP_STATE; TypeError QUORATE_INVALID_ARGUMENT
    */
   useQueuePair(queuePair: QueuePair, options: CmQueuePairOptions = {}, srq = false): void {
+    checkObject('options', options);
     if (!(queuePair instanceof QueuePair)) throw invalidArgument('queuePair must be a QueuePair');
     if (this.#queuePair !== undefined) throw invalidArgument('this CmId has a queue pair already');
     if (queuePair.protectionDomain === undefined) {
@@ -306,6 +317,7 @@ export class CmId extends VerbsObject<NativeCmId> {
    * QuorateError QUORATE_TIMEOUT, QUORATE_SYSTEM, QUORATE_QP_STATE; RangeError QUORATE_OUT_OF_RANGE
    */
   async connect(options: CmConnectOptions = {}): Promise<CmConnectionParameters> {
+    checkObject('options', options);
     const queuePair = this.#needQueuePair();
     const timeoutMs = checkInteger('timeoutMs', options.timeoutMs ?? DEFAULT_CONNECT_TIMEOUT_MS, 1, MAX_TIMEOUT_MS);
     const parameters = this.#parameters(queuePair, CONNECT_PRIVATE_DATA_BYTES, options, {
@@ -342,6 +354,7 @@ export class CmId extends VerbsObject<NativeCmId> {
    * QUORATE_TIMEOUT, QUORATE_SYSTEM, QUORATE_QP_STATE; RangeError QUORATE_OUT_OF_RANGE
    */
   async accept(options: CmAcceptOptions = {}): Promise<void> {
+    checkObject('options', options);
     const { request } = this;
     if (request === null) throw invalidArgument('accept() is for ids that a listener delivered');
     const queuePair = this.#needQueuePair();
@@ -376,13 +389,17 @@ export class CmId extends VerbsObject<NativeCmId> {
     options: CmConnectOptions & CmAcceptOptions,
     defaults: { responderResources: number; initiatorDepth: number },
   ): CmConnectionParameters {
+    const { flowControl = false } = options;
+    if (typeof flowControl !== 'boolean') throw invalidArgument('flowControl must be a boolean');
+    const responderResources = options.responderResources ?? defaults.responderResources;
+    const initiatorDepth = options.initiatorDepth ?? defaults.initiatorDepth;
     return {
       privateData: checkPrivateData(options.privateData, mostPrivateDataBytes),
-      responderResources: options.responderResources ?? defaults.responderResources,
-      initiatorDepth: options.initiatorDepth ?? defaults.initiatorDepth,
-      flowControl: options.flowControl ?? false,
-      retryCount: options.retryCount ?? 7,
-      rnrRetryCount: options.rnrRetryCount ?? 7,
+      responderResources: checkInteger('responderResources', responderResources, 0, 255),
+      initiatorDepth: checkInteger('initiatorDepth', initiatorDepth, 0, 255),
+      flowControl,
+      retryCount: checkInteger('retryCount', options.retryCount ?? 7, 0, 7),
+      rnrRetryCount: checkInteger('rnrRetryCount', options.rnrRetryCount ?? 7, 0, 7),
       srq: this.#srq,
       qpNum: queuePair.number,
     };
@@ -430,6 +447,7 @@ export class CmId extends VerbsObject<NativeCmId> {
    * @throws QuorateError QUORATE_SYSTEM (EADDRINUSE, ENODEV, ...)
    */
   async bindAddress(address: { host: string; port?: number }): Promise<void> {
+    checkObject('address', address);
     await this.native.bindAddress(await numeric(address.host, address.port ?? 0));
   }
 
@@ -439,6 +457,7 @@ export class CmId extends VerbsObject<NativeCmId> {
    * @throws QuorateError QUORATE_SYSTEM (EADDRINUSE, ENODEV, ...)
    */
   async listen(options: ListenOptions = {}): Promise<void> {
+    checkObject('options', options);
     const { host = '0.0.0.0', port = 0 } = options;
     const backlog = checkInteger('backlog', options.backlog ?? DEFAULT_BACKLOG, 1, 65_535);
     if (this.closed) throw this.#closedError();
@@ -543,6 +562,7 @@ export class CmId extends VerbsObject<NativeCmId> {
    * @throws QuorateError QUORATE_TIMEOUT, QUORATE_CLOSED (the id was closed before that); the signal's reason
    */
   async disconnected(options: CmWaitOptions = {}): Promise<void> {
+    checkObject('options', options);
     const { timeoutMs, signal } = options;
     if (timeoutMs !== undefined) checkInteger('timeoutMs', timeoutMs, 1, MAX_TIMEOUT_MS);
     signal?.throwIfAborted();
@@ -587,6 +607,7 @@ export class CmId extends VerbsObject<NativeCmId> {
    * @throws QuorateError QUORATE_TIMEOUT (the id is closed then), QUORATE_SYSTEM if there is no connection
    */
   async disconnect(options: CmWaitOptions = {}): Promise<void> {
+    checkObject('options', options);
     const timeoutMs = checkInteger('timeoutMs', options.timeoutMs ?? DEFAULT_CONNECT_TIMEOUT_MS, 1, MAX_TIMEOUT_MS);
     options.signal?.throwIfAborted();
     if (this.#ended) return;
