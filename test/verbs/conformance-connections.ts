@@ -18,7 +18,7 @@ import {
   WcStatus,
   WrOpcode,
 } from '#lib/verbs/index.js';
-import { pollOne } from './support/ends.js';
+import { pollOne, thrownBy } from './support/ends.js';
 
 export interface ConnectionSetting {
   options: CmOptions;
@@ -92,12 +92,13 @@ export function describeConnections({ options, device, host }: ConnectionSetting
     ) {
       const { port, requests, id } = await listener();
       const client = await resolved(port);
-      const { accessFlags: clientAccess = 0, ...connectOptions } = clientOptions;
-      const { accessFlags: serverAccess = 0, ...acceptOptions } = serverOptions;
-      const clientEnd = end(client, { accessFlags: clientAccess });
+      const rights = ({ accessFlags }: CmQueuePairOptions) => (accessFlags === undefined ? {} : { accessFlags });
+      const { accessFlags: _client, ...connectOptions } = clientOptions;
+      const { accessFlags: _server, ...acceptOptions } = serverOptions;
+      const clientEnd = end(client, rights(clientOptions));
       const connecting = client.connect(connectOptions);
       const server = await nextRequest(requests);
-      const serverEnd = end(server, { accessFlags: serverAccess });
+      const serverEnd = end(server, rights(serverOptions));
       const [answer] = await Promise.all([connecting, server.accept(acceptOptions)]);
       return { listening: id, client, clientEnd, server, serverEnd, answer };
     }
@@ -183,7 +184,8 @@ export function describeConnections({ options, device, host }: ConnectionSetting
       const ended = server.disconnected();
       client.channel.close();
       await ended;
-      expect(client.closed).toBe(true);
+      expect([client.closed, client.channel.closed]).toEqual([true, true]);
+      expect(thrownBy(() => client.channel.createId()).code).toBe('QUORATE_CLOSED');
       expect(clientEnd.queuePair.closed).toBe(false);
     });
 

@@ -226,6 +226,11 @@ describe('frames of the connection manager of shared memory', () => {
     const bytes = encodeFrame({ type: FrameType.REJ, reason: 28, privateData: new Uint8Array(8) });
     expect(decodeFrame(bytes)).toMatchObject({ reason: 28 });
     expect(decodeFrame(bytes.subarray(0, bytes.length - 1))).toBe(undefined);
+    for (const at of [0, 4, 8]) {
+      const changed = Buffer.from(bytes);
+      changed.writeUInt8((changed[at] as number) ^ 0x40, at); // length, magic, type
+      expect(decodeFrame(changed), `byte ${at}`).toBe(undefined);
+    }
     expect(() => new FrameReader().push(Buffer.from([255, 255, 255, 255]))).toThrow('a frame of');
   });
 });
