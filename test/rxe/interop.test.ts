@@ -5,7 +5,7 @@ import { once } from 'node:events';
 import { existsSync, readFileSync } from 'node:fs';
 import { promisify } from 'node:util';
 import { afterEach, expect, test } from 'vitest';
-import { openDevice } from '#lib/verbs/index.js';
+import { CmEventChannel, errorCode, openDevice } from '#lib/verbs/index.js';
 import { describeConnections } from '../verbs/conformance-connections.js';
 import { rdmaDevices } from './devices.js';
 
@@ -158,3 +158,34 @@ test('show-gids shows what the kernel lists, and which would be used', async () 
 });
 
 describeConnections({ options: {}, device: first, host: HOST });
+
+test('no argument of a native call of the connection manager does harm', () => {
+  const channel = CmEventChannel.open();
+  const values = [undefined, null, 0, -1, 0.5, NaN, 2 ** 53, 1n, 'text', '', {}, [], new Uint8Array(300), () => 0];
+  const names = (object: object) =>
+    Object.getOwnPropertyNames(Object.getPrototypeOf(object)).filter(
+      (name) => !['constructor', 'close'].includes(name),
+    );
+  let calls = 0;
+  for (const target of [channel.native, channel.createId().native]) {
+    for (const name of names(target)) {
+      for (const first of values) {
+        for (const second of values) {
+          calls++;
+          try {
+            const member = Reflect.get(target, name, target);
+            const result = typeof member === 'function' ? Reflect.apply(member, target, [first, second, 1]) : undefined;
+            if (result instanceof Promise) result.catch(() => {});
+          } catch (error) {
+            expect(errorCode(error), `${name}: ${error}`).toMatch(/^QUORATE_/);
+          }
+        }
+      }
+    }
+  }
+  expect(calls).toBeGreaterThan(2000);
+  channel.close();
+  for (const name of ['createId', 'onEvent']) {
+    expect(() => Reflect.apply(Reflect.get(channel.native, name), channel.native, [null])).toThrow('closed');
+  }
+});

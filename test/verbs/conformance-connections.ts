@@ -1,5 +1,7 @@
 // The connection manager: what it must do on every provider. Both sides are in this process, on two event channels.
+import { once } from 'node:events';
 import { readdirSync, readlinkSync } from 'node:fs';
+import { Worker } from 'node:worker_threads';
 import { afterEach, describe, expect, it } from 'vitest';
 import {
   Access,
@@ -378,6 +380,19 @@ export function describeConnections({ options, device, host }: ConnectionSetting
       }
       expect([fresh.deviceName, fresh.localAddress, client.connected]).toEqual(['', null, false]);
       await fresh.resolveAddress({ host, port }); // as good as new
+    });
+
+    it('go away with a thread that ends in the middle of it', async () => {
+      for (let i = 0; i < 2; i++) {
+        const worker = new Worker(new URL('fixtures/connections-thread.mjs', import.meta.url), {
+          workerData: { options, host },
+        });
+        const [message] = await once(worker, 'message');
+        expect(message).toBe('in the middle');
+        await worker.terminate();
+      }
+      const { client, server } = await connection(); // all is as before
+      expect([client.connected, server.connected]).toEqual([true, true]);
     });
 
     it('leave no descriptor behind', async () => {
