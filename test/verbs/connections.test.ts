@@ -168,8 +168,20 @@ describe('the connection manager of shared memory', () => {
     expect(error.message).toContain('nobody else may write to');
   });
 
-  it('leaves no file behind', () => {
-    expect(filesIn(directory).filter((name) => name.startsWith('cm-'))).toEqual([]);
+  it('leaves no file behind, nor does a process that exits', async () => {
+    const files = () => filesIn(directory).filter((name) => name.startsWith('cm-'));
+    const before = files(); // of threads and processes that were killed
+    const { id } = await listening();
+    expect(files().length).toBe(before.length + 1);
+    id.close();
+    expect(files()).toEqual(before);
+    const script = `
+      import { CmEventChannel } from 'quorate/verbs';
+      await CmEventChannel.open({ provider: 'shm' }).createId().listen({ host: '${HOST}' });
+      process.exit(3);`;
+    const child = spawn(process.execPath, ['--input-type=module', '--eval', script], { stdio: 'inherit' });
+    expect((await once(child, 'close'))[0]).toBe(3);
+    expect(files()).toEqual(before);
   });
 });
 

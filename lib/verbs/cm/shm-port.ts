@@ -87,6 +87,10 @@ function isAlive(path: string): Promise<boolean> {
   });
 }
 
+/** Ports of this thread, to be freed when it ends in order. */
+const open = new Set<ShmPort>();
+let watchesExit = false;
+
 /** A port of this process. */
 export class ShmPort {
   readonly port: number;
@@ -99,6 +103,13 @@ export class ShmPort {
     this.#server = server;
     this.#path = path;
     this.#inode = ownInode;
+    open.add(this);
+    if (!watchesExit) {
+      watchesExit = true;
+      process.once('exit', () => {
+        for (const port of open) port.close();
+      });
+    }
   }
 
   /** Takes the port, 0: one that is free. Connections are closed at once until listen(). */
@@ -150,6 +161,7 @@ export class ShmPort {
   }
 
   close(): void {
+    open.delete(this);
     if (inode(this.#path) === this.#inode) remove(this.#path);
     this.#server.close();
   }
