@@ -13,6 +13,7 @@ import { SimBackgroundFabric } from '../fabric/sim/sim-background-fabric.js';
 import type { SimLink } from '../fabric/sim/sim-link.js';
 import { SimNode } from '../fabric/sim/sim-node.js';
 import { SimReplicationFabric } from '../fabric/sim/sim-replication-fabric.js';
+import { LEASE_MUTATIONS } from './lease-mutations.js';
 import { MEMBERSHIP_MUTATIONS } from './membership-mutations.js';
 import { all, replace, replaceGetter } from './replace-method.js';
 import { SimCluster } from './sim-cluster.js';
@@ -623,4 +624,5 @@ export const MUTATIONS: readonly Mutation[] = [
       ),
   },
   ...MEMBERSHIP_MUTATIONS,
+  ...LEASE_MUTATIONS,
 ];
