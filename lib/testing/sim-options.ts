@@ -117,7 +117,7 @@ export function drawOptions(random: Random, request: SimRequest): SimOptions {
 }
 
 /** Leases of some length, and clocks that differ as much as these leases bear, or less. */
-export function withLeases(random: Random, options: SimOptions): SimOptions {
+function withLeases(random: Random, options: SimOptions): SimOptions {
   const { tick_ns, scoreMax } = options.profile;
   const driftBound = random.pick([0, 0.001, 0.02, 0.2]);
   const length_ns = Math.floor(random.between(LEASE_TICKS_MIN, 2 * scoreMax) * tick_ns);
