@@ -39,6 +39,8 @@ export class FollowerReads {
   private asking: WaitingRead[] | null = null;
   /** Those whose LSN is known and not applied yet. */
   private indexed: WaitingRead[] = [];
+  /** Number of the question under way; the answer to an earlier one comes too late. */
+  private question = 0;
 
   constructor(private readonly options: FollowerReadsOptions) {}
 
@@ -85,10 +87,12 @@ export class FollowerReads {
   }
 
   private async askNow(): Promise<void> {
+    const question = ++this.question;
     this.asking = this.next;
     this.next = [];
     try {
       const index = await this.options.ask();
+      if (question !== this.question) return;
       for (const read of this.asking) {
         read.lsn = index.lsn;
         this.indexed.push(read);
@@ -98,11 +102,21 @@ export class FollowerReads {
       this.options.onAnswer(index);
       this.look();
     } catch (error) {
+      if (question !== this.question) return;
       const failed = this.asking ?? [];
       this.asking = null;
       for (const { reject } of failed) reject(error as Error);
       if (this.next.length > 0) this.ask();
     }
+  }
+
+  /** Somebody else leads now: whoever waits for the answer of the leader before asks that one instead. */
+  leaderChanged(): void {
+    const { asking } = this;
+    if (asking === null || asking.length === 0) return; // or the question is only about to be asked
+    this.question++;
+    this.next = [...asking, ...this.next];
+    this.ask();
   }
 
   /** Something may have been applied. */

@@ -817,6 +817,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     if (leader !== undefined) {
       this.opened?.resolve();
       this.requests?.leaderKnown(leader);
+      this.followerReads.leaderChanged();
       if (this.removal !== undefined && leader !== this.id) setImmediate(() => void this.close());
     }
     this.emit('leader', leader, formatEpoch(epoch));

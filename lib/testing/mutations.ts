@@ -278,7 +278,7 @@ export const MUTATIONS: readonly Mutation[] = [
     name: 'repair-from-overwritten-ring',
     breaks:
       'a leader repairs others from its ring as it is: over what a truncated suffix overwrote, or below a snapshot',
-    seedsMax: 100,
+    seedsMax: 300,
     replicas: 3,
     install: () =>
       all(
