@@ -5,6 +5,7 @@ export { OutcomeUnknownError } from './replica/pending-proposals.js';
 export { PROFILES } from './replica/profiles.js';
 export { NotLeaderError, Replica } from './replica/replica.js';
 export type {
+  LeaseOptions,
   MemberAddress,
   MemberStatus,
   NewMember,
@@ -12,6 +13,7 @@ export type {
   ProfileName,
   ProposeOptions,
   ProposeResult,
+  ReadOptions,
   ReplicaEvents,
   ReplicaOptions,
   ReplicaStatus,

@@ -7,6 +7,7 @@ import { ProtectionDomain, QpState, type QueuePair } from '../verbs/index.js';
 import { describeError } from './demo/answers.js';
 import { type BlockMessage, type BreakLinksMessage, monotonic_ns, type ToReplica } from './demo/messages.js';
 import { type Role, runReplicaProcess, send } from './demo/replica-process.js';
+import { Means } from './nemesis/history.js';
 import { type ClientRequest, onLines, sendLine } from './nemesis/lines.js';
 import { encodeRegisterCommand, PROBE, RegisterStore } from './nemesis/register-store.js';
 
@@ -50,9 +51,13 @@ class NemesisReplica implements Role {
   }
 
   private async serve(socket: Socket, request: ClientRequest): Promise<void> {
-    const { id, origin, sequence, fillerBytes } = request;
+    const { id, origin, sequence, fillerBytes, isStateRead, key } = request;
     const payload = encodeRegisterCommand(request, fillerBytes);
     try {
+      if (isStateRead === true) {
+        sendLine(socket, { id, ...(await this.readState(key)) });
+        return;
+      }
       const { result } = await this.replica.propose(payload, origin === 0 ? {} : { session: { origin, sequence } });
       sendLine(socket, result === undefined ? { id, code: 'RESULT_UNKNOWN' } : { id, result });
     } catch (error) {
@@ -61,6 +66,15 @@ class NemesisReplica implements Role {
       const leader = error instanceof NotLeaderError ? error.leader : undefined;
       sendLine(socket, leader === undefined ? { id, code } : { id, code, leader });
     }
+  }
+
+  /** Whatever this replica is: by lease, behind a barrier, or as a follower. */
+  private async readState(key: number): Promise<{ result: number; by: Means }> {
+    const read = () => this.state.valueOf(key);
+    const leased = this.replica.leasedRead(read);
+    if (leased !== undefined) return { result: leased, by: Means.lease };
+    const by = this.replica.status().role === 'leader' ? Means.barrier : Means.follower;
+    return { result: await this.replica.read(read), by };
   }
 
   handle(message: ToReplica): void {

@@ -6,10 +6,11 @@
 
 import { type BackgroundFabric, FabricStatus } from '../fabric/fabric.js';
 import type { ChainPosition } from './entry.js';
-import { EPOCH_NONE, epochCounter, makeEpoch } from './epoch.js';
+import { EPOCH_NONE, epochCounter, epochIncarnation, makeEpoch } from './epoch.js';
 import { EpochHistory } from './epoch-history.js';
 import type { Exchange } from './exchange.js';
 import { type DetectorThresholds, FailureDetector } from './failure-detector.js';
+import { BeatTimes, LeasePromise, type LeaseSettings, LeaseTally } from './lease.js';
 import {
   BACKGROUND_BLOCK_OFFSET_WORDS,
   BACKGROUND_BLOCK_WORDS,
@@ -69,6 +70,8 @@ export interface BackgroundOptions {
   readonly bootId: number;
   readonly logBytes: number;
   readonly profile: BackgroundProfile;
+  /** What this replica promises to leaders, and relies on as one; null for no leases. */
+  readonly lease: LeaseSettings | null;
   /** Uniform in [0, 1). */
   readonly random: () => number;
   /** Wakes the replication plane. */
@@ -158,6 +161,11 @@ export class BackgroundPlane {
    * it can do nothing about for the moment waits for the next tick: the processors are the election's until then.
    */
   private mainNotice = MAIN_NOTICE_NONE;
+  private readonly promise: LeasePromise;
+  private readonly beats = new BeatTimes();
+  private readonly tally = new LeaseTally(MAX_REPLICAS);
+  /** How long the promise to a former leader holds up what this plane would do, as of this tick; 0 if it does not. */
+  private heldUp_ns = 0;
 
   constructor(
     private readonly options: BackgroundOptions,
@@ -165,6 +173,7 @@ export class BackgroundPlane {
     private readonly exchange: Exchange,
   ) {
     this.detector = new FailureDetector(options.profile, MAX_REPLICAS);
+    this.promise = new LeasePromise(options.lease);
     this.scanner = new LogScanner(fabric.logWords, options.logBytes);
     this.blockWriter = new SealedBlockWriter(fabric.statusWords, BACKGROUND_BLOCK_OFFSET_WORDS, BACKGROUND_BLOCK_WORDS);
     this.grantWriter = new SealedBlockWriter(fabric.statusWords, GRANT_BLOCK_OFFSET_WORDS, GRANT_BLOCK_WORDS);
@@ -196,6 +205,9 @@ export class BackgroundPlane {
     if (this.mainNotice === MAIN_NOTICE_NEXT_TICK) this.mainNotice = MAIN_NOTICE_NOW;
     this.fromMain.read(this.exchange.words, this.exchange.toBackgroundOffset);
     this.ownMain.read(fabric.statusWords, MAIN_BLOCK_OFFSET_WORDS);
+    this.promise.begin(now_ns, this.promisedEpoch);
+    this.promise.observe(options.id, options.bootId, readU53(this.ownMain.body, MainField.leaderEpoch));
+    this.heldUp_ns = 0;
     this.drain();
     if (now_ns - this.lastScore_ns >= options.profile.tick_ns) {
       this.lastScore_ns = now_ns;
@@ -206,6 +218,7 @@ export class BackgroundPlane {
     this.answerRequests(now_ns);
     this.campaign(now_ns);
     if (this.candidateEpoch === EPOCH_NONE) this.writeNotices();
+    this.extendLease(now_ns);
     this.publishHeartbeat(now_ns);
     this.probe();
     if (this.candidateEpoch !== EPOCH_NONE && !this.takeoverAnnounced) this.announceMajority(now_ns);
@@ -220,6 +233,7 @@ export class BackgroundPlane {
       options.notifyMain();
     }
     this.isElectionOn = this.electionIsOn(now_ns);
+    if (this.heldUp_ns > 0) return Math.min(this.heldUp_ns, options.profile.electionTick_ns);
     if (this.isElectionOn) return options.profile.electionTick_ns;
     // A tick that somebody's wake brought forward does not put off the next beat.
     return Math.max(options.profile.tick_ns - (now_ns - this.lastScore_ns), options.profile.tick_ns / 4);
@@ -234,7 +248,9 @@ export class BackgroundPlane {
     const exited = this.fabric.exitedMask();
     if (exited === 0) return;
     for (let peer = 0; peer < MAX_REPLICAS; peer++) {
-      if ((exited & (1 << peer)) !== 0) this.detector.observeUnreachable(peer);
+      if ((exited & (1 << peer)) === 0) continue;
+      this.detector.observeUnreachable(peer);
+      this.promise.release(peer);
     }
   }
 
@@ -294,6 +310,7 @@ export class BackgroundPlane {
     if (watch.main.read(probe, from + MAIN_BLOCK_OFFSET_WORDS)) {
       words.set(watch.main.body, view + MAIN_BLOCK_OFFSET_WORDS);
     }
+    this.renewPromise(peer, watch);
     if (this.candidateEpoch !== EPOCH_NONE && watch.requestSequence !== 0 && !watch.granted) {
       if (watch.grant.read(probe, from + GRANT_BLOCK_OFFSET_WORDS)) {
         const grant = watch.grant.body;
@@ -311,6 +328,16 @@ export class BackgroundPlane {
         }
       }
     }
+  }
+
+  /** The leader that was promised last gets its promise anew with every beat, and loses it when it leads no more. */
+  private renewPromise(peer: number, watch: PeerWatch): void {
+    const bootId = readU53(watch.main.body, MainField.bootId);
+    this.promise.observe(peer, bootId, readU53(watch.main.body, MainField.leaderEpoch));
+    if (peer !== this.promisedTo || watch.leaderEpoch() !== this.promisedEpoch) return;
+    if (this.promisedEpoch === EPOCH_NONE || (this.fabric.exitedMask() & (1 << peer)) !== 0) return;
+    if (readU53(watch.background.body, BackgroundField.bootId) !== bootId) return;
+    this.promise.saw(peer, bootId, this.promisedEpoch, watch.background.sequence);
   }
 
   private probe(): void {
@@ -348,7 +375,49 @@ export class BackgroundPlane {
     body[BackgroundField.eligible] = this.eligible(now_ns) ? 1 : 0;
     body[BackgroundField.trustedMask] = this.detector.trustedMask;
     writeU53(body, BackgroundField.stalledEpoch, this.isStalled ? this.candidateEpoch : EPOCH_NONE);
+    body[BackgroundField.leaseCounter] = this.promise.publishedCounter(this.promisedEpoch);
+    body[BackgroundField.leaseLength_us] = this.promise.publishedLength_us;
+    this.beats.note(this.blockWriter.nextSequence, now_ns);
     this.blockWriter.publish();
+  }
+
+  /** Tells the main plane until when enough voters let nobody else lead, and promises the same for the own log. */
+  private extendLease(now_ns: number): void {
+    const { options, tally, promise } = this;
+    if (options.lease === null || !this.leads() || this.isStalled) return;
+    const { driftBound, length_ns } = options.lease;
+    tally.clear();
+    let voters = 0;
+    let isVoter = false;
+    for (let peer = 0; peer < MAX_REPLICAS; peer++) {
+      const bootId = this.voterBootId(peer);
+      if (bootId === 0) continue;
+      voters++;
+      if (peer === options.id) isVoter = bootId === options.bootId;
+      else this.countPromise(peer, bootId, driftBound);
+    }
+    // The own promise is good for as long as the others' are, and alone for the usual length.
+    const others = (voters >> 1) + (isVoter ? 0 : 1);
+    const end_ns = others === 0 ? now_ns + tally.relied_ns(length_ns, driftBound) : tally.endOf(others);
+    const { body } = this.toMainWriter;
+    const version = this.fromMain.body[ToBackgroundField.configurationVersion] as number;
+    if (readU53(body, ToMainField.leaseEnd_ns) === end_ns && body[ToMainField.leaseConfigurationVersion] === version) {
+      return;
+    }
+    promise.holdOwn(options.id, options.bootId, this.candidateEpoch, end_ns);
+    writeU53(body, ToMainField.leaseEnd_ns, end_ns);
+    writeU53(body, ToMainField.leaseEpoch, this.candidateEpoch);
+    body[ToMainField.leaseConfigurationVersion] = version;
+    this.publishToMain();
+  }
+
+  /** What this voter says of the promise that it gave to this leader. */
+  private countPromise(peer: number, bootId: number, driftBound: number): void {
+    const { body } = (this.peers[peer] as PeerWatch).background;
+    if (readU53(body, BackgroundField.bootId) !== bootId) return;
+    if (readU53(body, BackgroundField.promisedEpoch) !== this.candidateEpoch) return;
+    const length_ns = (body[BackgroundField.leaseLength_us] as number) * 1000;
+    this.tally.add(this.beats.timeOf(body[BackgroundField.leaseCounter] as number), length_ns, driftBound);
   }
 
   /** Wakes the replication plane when there is something for it to validate or apply. */
@@ -388,11 +457,20 @@ export class BackgroundPlane {
       if (epoch === this.promisedEpoch && peer !== this.promisedTo) continue;
       if (request[RequestField.linkGeneration] !== fabric.incomingLogGeneration(peer)) continue;
       if (epoch > this.promisedEpoch && this.liveLeader(now_ns, peer)) continue; // the guard: asked again every tick
+      if (this.isHeldUp(epochIncarnation(epoch), now_ns)) continue;
       if (this.grant(peer, epoch, requestSequence, now_ns)) {
         watch.answeredEpoch = epoch;
         watch.answeredRequestSequence = requestSequence;
       }
     }
+  }
+
+  /** A promise to the leader before, which may still answer reads by it, is kept first. */
+  private isHeldUp(incarnation: number, now_ns: number): boolean {
+    const remaining_ns = this.promise.remaining_ns(incarnation, now_ns);
+    if (remaining_ns === 0) return false;
+    this.heldUp_ns = this.heldUp_ns === 0 ? remaining_ns : Math.min(this.heldUp_ns, remaining_ns);
+    return true;
   }
 
   /**
@@ -644,7 +722,7 @@ export class BackgroundPlane {
     if (!this.eligible(now_ns) || this.liveLeader(now_ns, options.id) || this.newLeader()) return;
     const successor = this.successor(now_ns);
     if (successor >= 0 ? successor !== options.id : this.isAnotherPreferred()) return;
-    if (!this.majorityTrusted()) return;
+    if (!this.majorityTrusted() || this.isHeldUp(this.ownIncarnation(), now_ns)) return;
     this.becomeCandidate(now_ns);
   }
 

@@ -2,7 +2,7 @@
 // read and write in each other's memory, so all members of a cluster must run the same values (LAYOUT_VERSION).
 
 /** Version of the shared memory layout; replicas with different versions refuse to connect. */
-export const LAYOUT_VERSION = 3;
+export const LAYOUT_VERSION = 4;
 /** Replica ids are 0 .. MAX_REPLICAS - 1, so that sets of replicas fit one 32-bit mask. */
 export const MAX_REPLICAS = 16;
 /** Life numbers of processes are 1 .. this; they are drawn at random. */

@@ -205,6 +205,8 @@ export class ReplicationPlane {
   private readonly mainWriter: SealedBlockWriter;
   private readonly toBackgroundWriter: SealedBlockWriter;
   private readonly toMain = new SealedBlockReader(TO_MAIN_WORDS);
+  /** As toMain, for what concerns the lease alone: read in the middle of a turn. */
+  private readonly lease = new SealedBlockReader(TO_MAIN_WORDS);
   private readonly followers: Follower[] = [];
   /** Replicas that are linked, or to which something is under way; the hot path looks at no more than these. */
   private peerIds: readonly number[] = [];
@@ -1179,6 +1181,55 @@ export class ReplicationPlane {
     return this.applied.lsn >= this.reads.readLsn;
   }
 
+  // -- leases ------------------------------------------------------------------------------------------------------
+
+  /**
+   * Runs `read` if this replica leads, and returns what it read if that was current: a lease held when it had been read,
+   * by a look at the clock from then. Otherwise undefined, and what was read may be stale. `read` must not wait.
+   */
+  leasedRead<Value>(read: () => Value, clock_ns: () => number): Value | undefined {
+    if (!this.mayHoldLease()) return undefined;
+    const value = read();
+    // In this order: whatever `read` saw besides, of this process or of others, happened before the look at the clock.
+    return this.holdsLease(clock_ns()) ? value : undefined;
+  }
+
+  /**
+   * Whether the state machine reflects every command that was acknowledged before the clock showed `now_ns`, by whichever
+   * leader. The caller has read the clock in this turn, after whatever the answer is needed for.
+   */
+  holdsLease(now_ns: number): boolean {
+    return this.leaseRemaining_ns(now_ns) > 0 && this.mayHoldLease();
+  }
+
+  /** How long the lease that is known holds from now on, 0 if there is none. */
+  leaseRemaining_ns(now_ns: number): number {
+    if (this.role_ !== 'leader') return 0;
+    const remaining_ns = this.leaseEnd_ns() - now_ns;
+    if (remaining_ns > 0) return remaining_ns;
+    // The copy is as old as the last look; what stands in the exchange reaches further, if the voters' promises do.
+    this.lease.read(this.exchange.words, this.exchange.toMainOffset);
+    return Math.max(0, this.leaseEnd_ns() - now_ns);
+  }
+
+  /** Everything that is committed is applied: what a leader has acknowledged, or others may have applied. */
+  private mayHoldLease(): boolean {
+    return this.role_ === 'leader' && this.applied.lsn >= this.commitLsn_;
+  }
+
+  /** Up to when the copied lease holds: one of this epoch, by the voters of the configuration in force. */
+  private leaseEnd_ns(): number {
+    const { body } = this.lease;
+    if (readU53(body, ToMainField.leaseEpoch) !== this.epoch) return 0;
+    if (body[ToMainField.leaseConfigurationVersion] !== this.configuration.version) return 0;
+    return readU53(body, ToMainField.leaseEnd_ns);
+  }
+
+  /** A commit LSN of this epoch's leader, learned otherwise than from its log or its status. */
+  noteCommit(epoch: number, lsn: number): void {
+    if (this.role_ === 'follower' && epoch === this.promisedEpoch && epoch !== EPOCH_NONE) this.raiseCommit(lsn);
+  }
+
   // -- completions -------------------------------------------------------------------------------------------------
 
   /** Posts what is queued and handles completions. Returns whether there were any. */
@@ -1549,6 +1600,7 @@ export class ReplicationPlane {
       if (id === options.id && bootId === options.bootId) incarnation = given;
     }
     body[ToBackgroundField.spareMask] = spareMask;
+    body[ToBackgroundField.configurationVersion] = configuration.version;
     writeU53(body, ToBackgroundField.incarnation, incarnation);
     body[ToBackgroundField.ready] = 1;
     this.toBackgroundWriter.publish();

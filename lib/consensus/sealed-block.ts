@@ -43,9 +43,14 @@ export class SealedBlockWriter {
     return this.sequence;
   }
 
+  /** Sequence number of the next publication. */
+  get nextSequence(): number {
+    return (this.sequence + 1) >>> 0 || 1; // 0 is what memory holds that nobody published to
+  }
+
   publish(): void {
     const { body, target, offsetWords, sizeWords } = this;
-    this.sequence = (this.sequence + 1) >>> 0 || 1; // 0 is what memory holds that nobody published to
+    this.sequence = this.nextSequence;
     body[0] = this.sequence;
     hashWords(body, 0, sizeWords - 2, -2, 0, 0);
     body[sizeWords - 2] = hashLow;

@@ -14,6 +14,12 @@ export const BackgroundField = {
   trustedMask: 9,
   /** Epoch that this replica leads while its replication plane makes no progress, else 0: nobody has to spare it. */
   stalledEpoch: 10,
+  /**
+   * Heartbeat counter of the replica that the epoch was promised to, for which this one promised besides that nobody else
+   * shall write its log for a while, and how long that is; 0 for no such promise (lease.ts).
+   */
+  leaseCounter: 12,
+  leaseLength_us: 13,
 } as const;
 
 /** Written by the replication plane whenever something in it changes. */
@@ -91,6 +97,10 @@ export const ToMainField = {
   leaderLostAt_ns: 9,
   candidateAt_ns: 11,
   majorityAt_ns: 13,
+  /** Until when the majority of this configuration's voters lets nobody else lead than this leader, on the own clock. */
+  leaseEnd_ns: 15,
+  leaseEpoch: 17,
+  leaseConfigurationVersion: 19,
 } as const;
 export const TO_MAIN_WORDS = 32;
 
@@ -110,14 +120,16 @@ export const ToBackgroundField = {
   priorities: 6 + MAX_REPLICAS * 3,
   /** Replicas that the configuration in force names as spares: their logs are not written. */
   spareMask: 6 + MAX_REPLICAS * 4,
+  /** Version of the configuration in force, which is where the voters come from. */
+  configurationVersion: 7 + MAX_REPLICAS * 4,
 } as const;
 export const TO_BACKGROUND_WORDS = 6 + MAX_REPLICAS * 4 + 10;
 
 function assertFits(name: string, endIndex: number, words: number): void {
   if (endIndex > words - 2) throw new Error(`${name} block overflows: ${endIndex} > ${words - 2} words`);
 }
-assertFits('background', BackgroundField.stalledEpoch + 2, BACKGROUND_BLOCK_WORDS);
+assertFits('background', BackgroundField.leaseLength_us + 1, BACKGROUND_BLOCK_WORDS);
 assertFits('main', MainField.cededTo + 1, MAIN_BLOCK_WORDS);
 assertFits('grant', GrantField.runs + EPOCH_RUNS_MAX * 4, GRANT_BLOCK_WORDS);
-assertFits('to-main', ToMainField.majorityAt_ns + 2, TO_MAIN_WORDS);
-assertFits('to-background', ToBackgroundField.spareMask + 1, TO_BACKGROUND_WORDS);
+assertFits('to-main', ToMainField.leaseConfigurationVersion + 1, TO_MAIN_WORDS);
+assertFits('to-background', ToBackgroundField.configurationVersion + 1, TO_BACKGROUND_WORDS);

@@ -232,6 +232,11 @@ export class VerbsEndpoint {
     ]);
   }
 
+  /** This process, as its peers see it; null where they cannot tell whether it lives. */
+  ownProcess(): PeerProcess | null {
+    return this.isShm ? this.context.openPeerProcess(this.gid.gid) : null;
+  }
+
   /** The process behind a link's other end, where the host can tell whether it lives. */
   peerProcess(reply: LinkReply): PeerProcess | null {
     return this.isShm ? this.context.openPeerProcess(reply.queuePair.gid) : null;

@@ -1,6 +1,7 @@
 // What the main thread and the background thread of a replica say to each other outside the exchange: the hand-over of
 // queue pairs (as tokens, see VerbsObject.share) and rare reports. Never on the path of a commit or a failover.
 import type { BackgroundProfile } from '../consensus/background-plane.js';
+import type { LeaseSettings } from '../consensus/lease.js';
 import type { PermissionStrategy } from '../fabric/permissions.js';
 import type { BackgroundScheduling } from './replica-options.js';
 
@@ -9,6 +10,7 @@ export interface BackgroundWorkerData {
   readonly bootId: number;
   readonly logBytes: number;
   readonly profile: BackgroundProfile;
+  readonly lease: LeaseSettings | null;
   readonly strategy: PermissionStrategy;
   readonly shmDirectory: string | undefined;
   readonly scheduling: BackgroundScheduling | undefined;

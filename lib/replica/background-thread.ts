@@ -1,6 +1,7 @@
 // The main thread's handle on the background plane's thread: starts it, hands it links, hears its reports, stops it.
 import { Worker } from 'node:worker_threads';
 import type { BackgroundProfile } from '../consensus/background-plane.js';
+import type { LeaseSettings } from '../consensus/lease.js';
 import { QuorateError } from '../errors.js';
 import { CONTROL_STOP_OFFSET, type VerbsEndpoint } from '../fabric/verbs-endpoint.js';
 import { addWord, Notifier, Waiter } from '../verbs/index.js';
@@ -11,6 +12,7 @@ export interface BackgroundThreadOptions {
   readonly id: number;
   readonly bootId: number;
   readonly profile: BackgroundProfile;
+  readonly lease: LeaseSettings | null;
   readonly shmDirectory: string | undefined;
   readonly scheduling: BackgroundScheduling | undefined;
   /** The background plane has something for the replication plane. */
@@ -37,6 +39,7 @@ export class BackgroundThread {
       bootId: options.bootId,
       logBytes: endpoint.logMemory.length,
       profile: options.profile,
+      lease: options.lease,
       strategy: endpoint.strategy,
       shmDirectory: options.shmDirectory,
       scheduling: options.scheduling,

@@ -83,6 +83,7 @@ async function run(data: BackgroundWorkerData): Promise<void> {
       bootId: data.bootId,
       logBytes: data.logBytes,
       profile: data.profile,
+      lease: data.lease,
       random: Math.random,
       notifyMain: () => notifier.notify(),
       onGrantFailure: (peer, error) => report({ type: 'grantFailed', peer, ...describe(error) }),

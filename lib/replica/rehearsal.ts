@@ -117,6 +117,7 @@ class RehearsedReplica implements ReplicationHost {
         bootId: this.bootId,
         logBytes: logMemory.length,
         profile: PROFILE,
+        lease: null,
         random: () => 0.5,
         notifyMain: () => {},
       },

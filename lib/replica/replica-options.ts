@@ -54,6 +54,22 @@ export interface BackgroundScheduling {
   readonly cpus?: readonly number[];
 }
 
+/** See docs/OPERATIONS.md for what to set against what. */
+export interface LeaseOptions {
+  /**
+   * For how long a voter that has heard from the leader lets nobody else lead, microseconds: 100 .. half the profile's
+   * takeover timeout. Longer leases bear more jitter before reads have to ask a majority; one that is longer than the
+   * profile's detection time delays failovers by the difference, unless the leader's process is known to have ended.
+   * Default: two ticks less than the detection time. Replicas may have different ones.
+   */
+  readonly lengthUs?: number;
+  /**
+   * By how much the rate of a replica's clock (CLOCK_MONOTONIC) may differ from true time, parts per million, 0 ..
+   * 500,000; the same at all replicas. Where a clock is worse than that, reads by lease may be stale. Default 1000.
+   */
+  readonly driftBoundPpm?: number;
+}
+
 export interface ReplicaOptions<Result = unknown> {
   /** This replica's id; must be one of `members`, or, with `join`, the one that it is added with. */
   readonly id: number;
@@ -85,13 +101,21 @@ export interface ReplicaOptions<Result = unknown> {
   readonly logBytes?: number;
   /** Failure detection: a named profile or explicit values. Default: "balanced" on hardware and shm, "relaxed" on rxe. */
   readonly profile?: ProfileName | BackgroundProfile;
+  /**
+   * Leases, by which the leader reads without asking a majority (see Replica.leasedRead()); "off" for none. This replica's
+   * part as a voter and as the leader. Default: on, with the length that the profile gives.
+   */
+  readonly lease?: LeaseOptions | 'off';
   /** How the background thread is scheduled. Default: as any other thread, with short time slices. */
   readonly backgroundThread?: BackgroundScheduling;
   /** How the right to write the log is taken away; default: the fastest that the device makes synchronous. */
   readonly permissionStrategy?: 'mr-dereg' | 'qp-flush' | 'qp-flags';
   /** Most proposals that wait for commit at a time; beyond it propose() rejects with QUORATE_BACKPRESSURE. Default 65536. */
   readonly pendingProposalsMax?: number;
-  /** Most calls of readBarrier() that wait at a time; beyond it they reject with QUORATE_BACKPRESSURE. Default 65536. */
+  /**
+   * Most calls of readBarrier(), and of read() at followers, that wait at a time; beyond it they reject with
+   * QUORATE_BACKPRESSURE. Default 65536.
+   */
   readonly pendingReadBarriersMax?: number;
   /** How long open() waits until the replica is part of a formed cluster, default 30 000 ms. */
   readonly openTimeoutMs?: number;
@@ -103,6 +127,11 @@ export interface SessionCommand {
   readonly origin: number;
   /** Number of the command: 1, 2, 3 ... A session applies its commands in this order and each at most once. */
   readonly sequence: number;
+}
+
+export interface ReadOptions {
+  /** How long read() may wait, 1 .. 2^31 - 1, default 5000 ms. */
+  readonly timeoutMs?: number;
 }
 
 export interface ProposeOptions {
@@ -189,8 +218,10 @@ export interface ReplicaStatus {
   /** Replica to which this leader is handing over, undefined if it is not. */
   readonly transferringTo: number | undefined;
   readonly pendingProposals: number;
-  /** Calls of readBarrier() that wait. */
+  /** Calls of readBarrier(), and of read() at a follower, that wait. */
   readonly pendingReadBarriers: number;
+  /** At the leader: for how long its lease holds from now on, microseconds; 0 without one. */
+  readonly leaseRemainingUs: number;
   readonly peers: readonly PeerStatus[];
   /** The last takeover that made this replica the leader, undefined if there was none. */
   readonly lastTakeover: TakeoverStages | undefined;

@@ -6,6 +6,7 @@ import { EventEmitter } from 'node:events';
 import { type Configuration, checkConfiguration, memberWithId, voterWithId } from '../consensus/configuration.js';
 import { formatEpoch } from '../consensus/epoch.js';
 import { Exchange } from '../consensus/exchange.js';
+import type { LeaseSettings } from '../consensus/lease.js';
 import { LOG_BYTES_MAX, LOG_BYTES_MIN, MAX_REPLICAS, PRIORITY_MAX } from '../consensus/limits.js';
 import { MembershipWatch } from '../consensus/membership.js';
 import {
@@ -20,12 +21,14 @@ import { QuorateError } from '../errors.js';
 import { VerbsEndpoint } from '../fabric/verbs-endpoint.js';
 import { VerbsReplicationFabric } from '../fabric/verbs-replication-fabric.js';
 import { SessionTable } from '../rsm/session-table.js';
-import { monotonicNs, setSchedulingSlice } from '../verbs/index.js';
+import { monotonicNs, type PeerProcess, setSchedulingSlice } from '../verbs/index.js';
 import type { ToMain } from './background-messages.js';
 import { BackgroundThread } from './background-thread.js';
 import { checkAddress, checkInteger, checkMember, checkPlace, checkScheduling, invalid } from './check-options.js';
 import { type ControlConnection, ControlServer } from './control-channel.js';
+import { checkReadIndex, FollowerReads, type ReadIndex } from './follower-reads.js';
 import { checkReply, Formation } from './formation.js';
+import { resolveLease } from './lease-options.js';
 import { LinkManager } from './link-manager.js';
 import { MemberDirectory, REMOVED_GRACE_MS } from './member-directory.js';
 import { CATCH_UP_TIMEOUT_DEFAULT_MS, MembershipRequests, TRANSFER_TIMEOUT_DEFAULT_MS } from './membership-requests.js';
@@ -41,6 +44,7 @@ import type {
   PeerStatus,
   ProposeOptions,
   ProposeResult,
+  ReadOptions,
   ReplicaEvents,
   ReplicaOptions,
   ReplicaStatus,
@@ -72,6 +76,9 @@ const SCHEDULING_SLICE_NS = 100_000;
 const LEADER_LOST_GRACE_MS = 10;
 const SNAPSHOT_TIMEOUT_MS = 120_000;
 const SNAPSHOT_RETRY_MS = 200;
+const READ_TIMEOUT_DEFAULT_MS = 5_000;
+/** A leader that does not answer a follower's question within this time may lead no more. */
+const READ_INDEX_TIMEOUT_MS = 2_000;
 /** A process that does not answer for so long is not taken for alive when another one comes with its id. */
 const PING_TIMEOUT_MS = 1_000;
 /** Asking a member for the current configuration. */
@@ -134,6 +141,9 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   private readonly deviceName: string;
   private readonly fabricName: 'shm' | 'verbs';
   private readonly profile: ReturnType<typeof resolveProfile>['profile'];
+  private readonly lease: LeaseSettings | null;
+  /** This process as its peers see it: they may count on its end before this thread has come to it. */
+  private readonly ownProcess: PeerProcess | null;
   private readonly pendingMax: number;
   private readonly readBarriersMax: number;
   private readonly shmDirectory: string | undefined;
@@ -144,6 +154,14 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   private readonly sessions = new SessionTable();
   private readonly pending = new PendingProposals<ProposeResult<Result>>();
   private readonly readBarriers = new ReadBarriers();
+  private readonly followerReads = new FollowerReads({
+    ask: () => this.askReadIndex(),
+    onAnswer: ({ epoch, lsn }) => {
+      this.plane?.noteCommit(epoch, lsn);
+      this.poll();
+    },
+    appliedLsn: () => this.plane?.appliedLsn ?? 0,
+  });
   /** Proposals that found the ring full, in order. */
   private waiting: WaitingProposal[] = [];
   private server: ControlServer;
@@ -249,6 +267,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     this.deviceName = endpoint.context.device.name;
     this.fabricName = endpoint.isShm ? 'shm' : 'verbs';
     this.profile = profile;
+    this.lease = resolveLease(options.lease, profile);
+    this.ownProcess = endpoint.ownProcess();
     this.exchange = new Exchange(endpoint.controlMemory.buffer);
     this.statusWords = new Uint32Array(endpoint.statusMemory.buffer);
     this.fabric = new VerbsReplicationFabric(
@@ -306,6 +326,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       id: this.id,
       bootId: this.bootId,
       profile: this.profile,
+      lease: this.lease,
       shmDirectory: this.shmDirectory,
       scheduling: this.scheduling,
       onWake: () => this.poll(),
@@ -448,12 +469,14 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       () => new OutcomeUnknownError(`replica ${this.id} was closed before the command was known to be committed`),
     );
     this.readBarriers.rejectAll(error);
+    this.followerReads.rejectAll(error);
     this.requests?.close(error());
     this.links?.close();
     await Promise.all([this.server.close(), this.directory.close()]);
     await this.background?.stop();
     this.endpoint.channel.onEvent(null);
     this.fabric.close();
+    this.ownProcess?.close();
     this.endpoint.close();
   }
 
@@ -630,6 +653,12 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       }
       return this.links.accept(peer, request);
     });
+    connection.onRequest('readIndex', () => {
+      if (!this.isMember(peer)) {
+        throw new QuorateError('QUORATE_NOT_A_MEMBER', `replica ${peer} is no member and asks for a read index`);
+      }
+      return this.readIndex();
+    });
     connection.onMessage('logDead', (body) =>
       this.links?.logDeadAtPeer(peer, (body as { generation?: unknown })?.generation),
     );
@@ -714,6 +743,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       this.sessions.restore(snapshot.sessions);
       plane.installSnapshot(snapshot.position, snapshot.configuration);
       this.observeCommitted(snapshot.configuration);
+      this.followerReads.look();
     });
   }
 
@@ -748,6 +778,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       setImmediate(this.publishNow);
     }
     if (plane.operationsInFlight > 0) this.arm(plane);
+    this.followerReads.look();
     // A barrier waits for commands that are committed and not applied yet: nothing else announces that they can be.
     if (this.readBarriers.size > 0 && plane.appliedLsn < plane.commitLsn) this.pollSoon();
     this.noticeLeader(plane);
@@ -786,6 +817,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     if (leader !== undefined) {
       this.opened?.resolve();
       this.requests?.leaderKnown(leader);
+      this.followerReads.leaderChanged();
       if (this.removal !== undefined && leader !== this.id) setImmediate(() => void this.close());
     }
     this.emit('leader', leader, formatEpoch(epoch));
@@ -979,6 +1011,83 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     const passed = this.readBarriers.join(round);
     this.flushSoon();
     return passed;
+  }
+
+  /**
+   * Runs `read`, which reads the state machine of this replica, and returns what it returned if that is linearizable: this
+   * replica leads, and holds a lease at the end of it. Otherwise returns undefined, and what was read may be stale; then
+   * use {@link Replica.read}. So `read` should return something. Costs a look at the clock and nothing else.
+   *
+   * `read` is called once at most, in this turn, and must neither wait nor return a promise. What it throws is thrown.
+   * Leases depend on clocks, unlike all else in this package: see the option `lease`.
+   */
+  leasedRead<Value>(read: () => Value): Value | undefined {
+    const { plane } = this;
+    if (plane === undefined || this.closing !== undefined) return undefined;
+    const value = plane.leasedRead(read, monotonicNs);
+    return value !== undefined && this.peersTakeItForAlive() ? value : undefined;
+  }
+
+  /**
+   * Peers on this host wait for no lease of a process whose exit has begun. That is so from the first moment of a
+   * process's end, when this thread may still have some instructions left: what it reads then counts only if that moment
+   * is not come.
+   */
+  private peersTakeItForAlive(): boolean {
+    return this.ownProcess === null || this.ownProcess.alive;
+  }
+
+  /**
+   * Runs `read`, which reads the state machine of this replica, when that is linearizable, and resolves with what it
+   * returned. At the leader at once if it holds a lease, else behind a {@link Replica.readBarrier}; at a follower when it
+   * has applied what the leader says, one round trip over the control channel that reads of one turn share.
+   *
+   * `read` may be called more than once, the last time for good; it must have no effect, not wait, and return no promise.
+   *
+   * Rejects with what `read` throws; with QUORATE_NOT_LEADER if no leader is known or the one that was asked leads no
+   * more, QUORATE_LEADERSHIP_ENDED, QUORATE_DISCONNECTED or QUORATE_PEER_CLOSED (the leader is gone), QUORATE_TIMEOUT, QUORATE_BACKPRESSURE
+   * beyond `pendingReadBarriersMax`, and QUORATE_CLOSED. In all these cases reading again is safe.
+   */
+  async read<Value>(read: () => Value, options: ReadOptions = {}): Promise<Value> {
+    if (typeof read !== 'function') invalid('read() takes a function that reads the state');
+    const timeoutMs = checkInteger(options.timeoutMs ?? READ_TIMEOUT_DEFAULT_MS, 1, 2 ** 31 - 1, 'timeoutMs');
+    const value = this.leasedRead(read);
+    if (value !== undefined) return value;
+    if (this.closing === undefined && this.plane?.role === 'leader') await this.readBarrier();
+    else await this.readAsFollower(timeoutMs);
+    return read();
+  }
+
+  private async readAsFollower(timeoutMs: number): Promise<void> {
+    if (this.closing !== undefined) throw this.closedError();
+    if (this.followerReads.size >= this.readBarriersMax) {
+      throw new QuorateError(
+        'QUORATE_BACKPRESSURE',
+        `${this.readBarriersMax} reads wait already; nothing was done: slow down and read again`,
+      );
+    }
+    await this.followerReads.join(timeoutMs);
+  }
+
+  /** Up to where a follower must have applied the log; asked of the leader, which may be this replica by now. */
+  private async askReadIndex(): Promise<ReadIndex> {
+    const leader = this.leaderId();
+    if (leader === this.id) return await this.readIndex();
+    const connection = leader === undefined ? undefined : this.connections.get(leader);
+    if (connection === undefined) throw new NotLeaderError(leader, 'read');
+    return checkReadIndex(await connection.request('readIndex', null, READ_INDEX_TIMEOUT_MS));
+  }
+
+  /**
+   * The commit LSN, and proof that everything that was acknowledged before is below: the lease, or else a read barrier
+   * that is asked for afterwards.
+   */
+  private readIndex(): ReadIndex | Promise<ReadIndex> {
+    const { plane } = this;
+    if (plane === undefined || this.closing !== undefined) throw new NotLeaderError(undefined, 'read');
+    const index = { epoch: plane.leaderEpoch, lsn: plane.commitLsn };
+    if (plane.holdsLease(monotonicNs()) && this.peersTakeItForAlive()) return index;
+    return this.readBarrier().then(() => index);
   }
 
   private tryPropose(
@@ -1205,7 +1314,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       members: configuration === undefined ? [] : this.memberStatus(configuration),
       transferringTo: plane === undefined || plane.transferringTo < 0 ? undefined : plane.transferringTo,
       pendingProposals: this.pending.size + this.waiting.length,
-      pendingReadBarriers: this.readBarriers.size,
+      pendingReadBarriers: this.readBarriers.size + this.followerReads.size,
+      leaseRemainingUs: isClosed ? 0 : Math.floor((plane?.leaseRemaining_ns(monotonicNs()) ?? 0) / 1000),
       peers,
       lastTakeover: this.lastTakeover,
     };

@@ -7,6 +7,7 @@ import { ConfigurationChecker } from './checkers/configurations.js';
 import { DurabilityChecker } from './checkers/durability.js';
 import { GrantGuardChecker } from './checkers/grant-guard.js';
 import { LeaderCompletenessChecker } from './checkers/leader-completeness.js';
+import { LeaseExclusivityChecker } from './checkers/lease-exclusivity.js';
 import { LogMatchingChecker } from './checkers/log-matching.js';
 import { PromiseChecker } from './checkers/promises.js';
 import { SingleWriterChecker } from './checkers/single-writer.js';
@@ -83,6 +84,7 @@ export function createCheckedCluster(
       new SingleWriterChecker(context),
       new PromiseChecker(context),
       new GrantGuardChecker(context),
+      new LeaseExclusivityChecker(context),
       new LogMatchingChecker(context), // before those that look entries up
       new ConfigurationChecker(context),
       new LeaderCompletenessChecker(context),

@@ -5,14 +5,16 @@ import { BackgroundPlane } from '../consensus/background-plane.js';
 import type { Configuration } from '../consensus/configuration.js';
 import { type ChainPosition, entryBytes } from '../consensus/entry.js';
 import { IntactRing } from '../consensus/intact-ring.js';
+import { LOG_BYTES_MIN } from '../consensus/limits.js';
 import { LogScanner } from '../consensus/log-scan.js';
 import { ReadRounds } from '../consensus/read-rounds.js';
-import { ReplicationPlane } from '../consensus/replication-plane.js';
+import { payloadBytesMax, ReplicationPlane } from '../consensus/replication-plane.js';
 import { readU53, SealedBlockReader } from '../consensus/sealed-block.js';
 import { SimBackgroundFabric } from '../fabric/sim/sim-background-fabric.js';
 import type { SimLink } from '../fabric/sim/sim-link.js';
 import { SimNode } from '../fabric/sim/sim-node.js';
 import { SimReplicationFabric } from '../fabric/sim/sim-replication-fabric.js';
+import { LEASE_MUTATIONS } from './lease-mutations.js';
 import { MEMBERSHIP_MUTATIONS } from './membership-mutations.js';
 import { all, replace, replaceGetter } from './replace-method.js';
 import { SimCluster } from './sim-cluster.js';
@@ -40,6 +42,22 @@ const background = BackgroundPlane.prototype;
 
 /** How long a device that does not drain goes on placing the bytes of a revoked peer. */
 const LATE_PLACEMENT_NS = 30e6;
+
+/** Small rings that large commands fill soon, and leaders that go on appending where nobody hears them. */
+function overwriting(options: SimOptions): SimOptions {
+  const { faults } = options;
+  const logBytes = LOG_BYTES_MIN;
+  return {
+    ...options,
+    ...{ logBytes, payloadBytesMax: payloadBytesMax(logBytes), payloadsAreMostlySmall: false },
+    ...{ clients: 6, thinkMax_ns: 10e6, barrierReads: 0, readers: 0, lease: null },
+    faults: {
+      ...faults,
+      ...{ interval_ns: 300e6, durationMax_ns: 1000e6, leaderBias: 0.8 },
+      weights: { ...faults.weights, partition: 2, oneWayCut: 1, pause: 1, slowNetwork: 0, crash: 0.2 },
+    },
+  };
+}
 
 export const MUTATIONS: readonly Mutation[] = [
   {
@@ -277,8 +295,9 @@ export const MUTATIONS: readonly Mutation[] = [
     name: 'repair-from-overwritten-ring',
     breaks:
       'a leader repairs others from its ring as it is: over what a truncated suffix overwrote, or below a snapshot',
-    seedsMax: 100,
+    seedsMax: 60,
     replicas: 3,
+    adjust: overwriting,
     install: () =>
       all(
         replace(IntactRing.prototype, 'noteForeign', () => () => {}),
@@ -623,4 +642,5 @@ export const MUTATIONS: readonly Mutation[] = [
       ),
   },
   ...MEMBERSHIP_MUTATIONS,
+  ...LEASE_MUTATIONS,
 ];

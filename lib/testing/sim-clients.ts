@@ -5,7 +5,7 @@ import type { Random } from '../fabric/sim/random.js';
 import type { SimWorld } from '../fabric/sim/sim-world.js';
 import type { HistoryOperation } from './checkers/linearizability.js';
 import type { SimCluster } from './sim-cluster.js';
-import type { ProposalOutcome } from './sim-life.js';
+import type { ProposalOutcome, ReadMeans } from './sim-life.js';
 import type { SimOptions } from './sim-options.js';
 import { COMMAND_BYTES, encodeCommand, Operation } from './sim-state-machine.js';
 
@@ -26,8 +26,8 @@ export class SimClients {
   readonly history: HistoryOperation[] = [];
   /** Sessions and sequence numbers of operations that were answered. */
   readonly acknowledged: { origin: number; sequence: number }[] = [];
-  /** Reads that were answered behind a barrier. */
-  barrierReads = 0;
+  /** Reads that were answered from the state of a replica, by how it was made sure that it is current. */
+  readonly reads: Record<ReadMeans, number> = { barrier: 0, lease: 0, follower: 0 };
   readonly random: Random;
   private open = 0;
   private isStopped = false;
@@ -163,7 +163,7 @@ class SimClient {
       operation.result = outcome.result;
       if (outcome.kind === 'read') {
         operation.readLsn = outcome.lsn;
-        clients.barrierReads++;
+        clients.reads[outcome.by]++;
       } else {
         clients.acknowledged.push({ origin: this.origin, sequence: this.sequence });
       }
@@ -223,7 +223,7 @@ class SimReader {
           result,
           readLsn,
         });
-        clients.barrierReads++;
+        clients.reads[outcome.by]++;
       }
       const think_ns = random.between(READER_THINK_MIN_NS, READER_THINK_MAX_NS) * options.pace;
       world.schedule(think_ns, () => this.next());

@@ -6,7 +6,7 @@ import type { Random } from '../fabric/sim/random.js';
 import { SimLink, type SimLinkKind } from '../fabric/sim/sim-link.js';
 import { SimNetwork } from '../fabric/sim/sim-network.js';
 import type { SimWorld } from '../fabric/sim/sim-world.js';
-import { SimLife, type SimLifeEvents } from './sim-life.js';
+import { type ReadIndex, SimLife, type SimLifeEvents } from './sim-life.js';
 import type { SimOptions } from './sim-options.js';
 
 // Times at pace 1.
@@ -38,7 +38,13 @@ class PeerLinks {
 /** What a checker or a fault scheduler may be told; the cluster itself serves the rest of SimLifeEvents. */
 export type SimClusterObserver = Omit<
   SimLifeEvents,
-  'onPeerBroken' | 'onProbeBroken' | 'onLogLinkDead' | 'onSnapshotNeeded' | 'onConfiguration' | 'onConfigurationApplied'
+  | 'onPeerBroken'
+  | 'onProbeBroken'
+  | 'onLogLinkDead'
+  | 'onSnapshotNeeded'
+  | 'onConfiguration'
+  | 'onConfigurationApplied'
+  | 'onReadIndexWanted'
 > & {
   onStarted(life: SimLife): void;
   onCrashed(life: SimLife): void;
@@ -90,6 +96,10 @@ export class SimCluster {
         value: (life: SimLife, configuration: Configuration) => this.configurationApplied(life, configuration),
       },
       onRemoved: { value: (life: SimLife, reason: string) => this.removed(life, reason) },
+      onReadIndexWanted: {
+        value: (life: SimLife, leader: number, answer: (index: ReadIndex) => void) =>
+          this.askReadIndex(life, leader, answer),
+      },
     }) as SimLifeEvents;
   }
 
@@ -405,6 +415,24 @@ export class SimCluster {
     life.replicationFabric.setPeer(peer.id, link);
     life.replication.peerLinked(peer.id, peer.bootId);
     life.postToBackground(() => life.backgroundFabric.setOutgoingLogGeneration(peer.id, link.generation));
+  }
+
+  // -- reads at followers ------------------------------------------------------------------------------------------
+
+  /** Over the control connection; a question or an answer that is lost on the way is asked again by the client. */
+  private askReadIndex(life: SimLife, leader: number, answer: (index: ReadIndex) => void): void {
+    const { world, network } = this;
+    const target = this.lives[leader];
+    if (!target || !this.controlIsOpen(life.id, leader)) return;
+    world.schedule(network.latency_ns(), () => {
+      if (!target.alive) return;
+      target.serveReadIndex((index) => {
+        if (!this.controlIsOpen(life.id, leader)) return;
+        world.schedule(network.latency_ns(), () => {
+          if (life.alive) life.postToMain(() => answer(index));
+        });
+      });
+    });
   }
 
   // -- snapshots ---------------------------------------------------------------------------------------------------

@@ -25,13 +25,23 @@ export type ProposalOutcome =
   | { readonly kind: 'notLeader'; readonly leader: number }
   | { readonly kind: 'full' }
   | { readonly kind: 'unknown' }
-  /** A read behind a barrier, from the state at this LSN. */
-  | { readonly kind: 'read'; readonly result: number; readonly lsn: number }
+  /** A read that is no command, from the state at this LSN. */
+  | { readonly kind: 'read'; readonly result: number; readonly lsn: number; readonly by: ReadMeans }
   /** Leadership ended before the barrier was passed. */
   | { readonly kind: 'readAgain' };
 
-interface WaitingRead {
+/** How it was made sure that the state that was read is current. */
+export type ReadMeans = 'barrier' | 'lease' | 'follower';
+
+interface WaitingRound {
   readonly round: number;
+  readonly passed: () => void;
+  readonly failed: () => void;
+}
+
+/** A follower's read that is answered when this is applied. */
+interface IndexedRead {
+  readonly lsn: number;
   readonly key: number;
   readonly answer: (outcome: ProposalOutcome) => void;
 }
@@ -54,6 +64,14 @@ export interface SimLifeEvents extends SimFabricObserver {
   /** This life is no member any more. */
   onRemoved(life: SimLife, reason: string): void;
   onTransferEnded(life: SimLife, reason: string): void;
+  /** This follower asks the leader up to where it must apply before it reads; `answer` runs in its main plane, if ever. */
+  onReadIndexWanted(life: SimLife, leader: number, answer: (index: ReadIndex) => void): void;
+}
+
+export interface ReadIndex {
+  /** Epoch of the leader that answered. */
+  readonly epoch: number;
+  readonly lsn: number;
 }
 
 /** The host calls poll() at least this often at pace 1, for what only time brings about. */
@@ -89,7 +107,11 @@ export class SimLife {
   private readonly backgroundTasks: (() => void)[] = [];
   private readonly proposals = new Map<string, (outcome: ProposalOutcome) => void>();
   /** By ascending round. */
-  private reads: WaitingRead[] = [];
+  private rounds: WaitingRound[] = [];
+  private indexedReads: IndexedRead[] = [];
+  /** Its clock runs at this rate, from this offset. */
+  private readonly clockRate: number = 1;
+  private readonly clockOffset_ns: number = 0;
   private readonly answers: { answer: (outcome: ProposalOutcome) => void; outcome: ProposalOutcome }[] = [];
 
   constructor(
@@ -106,6 +128,12 @@ export class SimLife {
     this.membership = new MembershipWatch(id, bootId, current);
     this.known = current;
     this.name = `r${id}/${bootId}`;
+    if (options.lease !== null) {
+      const { random } = world;
+      const deviation = random.chance(0.5) ? random.pick([-1, 1]) : random.between(-1, 1);
+      this.clockRate = 1 + options.clockDeviation * deviation;
+      this.clockOffset_ns = random.integer(1e12);
+    }
     this.node = new SimNode(world, network, id, events, options.logBytes, workspaceBytesMin(options.logBytes));
     this.node.wakeMain = (at_ns) => this.wakeMain(at_ns);
     this.node.preempt = () => this.preempt();
@@ -142,7 +170,7 @@ export class SimLife {
           this.trace(`deposed from epoch ${formatEpoch(epoch)}: ${reason}`);
           for (const answer of this.proposals.values()) this.answers.push({ answer, outcome: { kind: 'unknown' } });
           this.proposals.clear();
-          for (const { answer } of this.reads.splice(0)) this.answers.push({ answer, outcome: { kind: 'readAgain' } });
+          for (const { failed } of this.rounds.splice(0)) failed();
           events.onDeposed(this, epoch, reason);
         },
         onConfiguration: (configuration) => {
@@ -161,7 +189,7 @@ export class SimLife {
           this.trace(`r${peer} needs a snapshot`);
           events.onSnapshotNeeded(this, peer);
         },
-        onReadBarrier: (round) => this.answerReads(round),
+        onReadBarrier: (round) => this.passRounds(round),
       },
     );
     this.background = new BackgroundPlane(
@@ -170,6 +198,7 @@ export class SimLife {
         bootId,
         logBytes: options.logBytes,
         profile: options.profile,
+        lease: options.lease,
         random: () => world.random.next(),
         notifyMain: () => this.wakeMain(world.now_ns),
         onGrantFailure: (peer, error) => this.trace(`the grant to r${peer} failed: ${error}`),
@@ -180,6 +209,11 @@ export class SimLife {
     this.node.wakeBackground = () => this.wakeBackground();
     this.scheduleBackground(world.random.integer(options.profile.tick_ns));
     world.schedule(0, () => this.idlePoll());
+  }
+
+  /** What this replica's clock shows: it has its own rate where leases depend on it. */
+  clock_ns(): number {
+    return this.clockOffset_ns + Math.floor(this.world.now_ns * this.clockRate);
   }
 
   get alive(): boolean {
@@ -225,25 +259,96 @@ export class SimLife {
     });
   }
 
-  /** A client's read arrives; it is answered from the state here once a read barrier is passed. */
+  /**
+   * A client's read arrives; it is answered from the state here: by lease, once a read barrier is passed, or, at a
+   * follower, once it has applied what the leader says.
+   */
   read(key: number, answer: (outcome: ProposalOutcome) => void): void {
     this.postToMain(() => {
-      const round = this.replication.readBarrier();
-      if (round === PROPOSE_NOT_LEADER) {
-        this.answers.push({ answer, outcome: { kind: 'notLeader', leader: this.replication.leader } });
-      } else {
-        this.reads.push({ round, key, answer });
+      const { replication, world, options, answers } = this;
+      if (world.random.chance(options.leasedReads)) {
+        const outcome = this.readByLease(key);
+        if (outcome !== undefined) {
+          answers.push({ answer, outcome });
+          return;
+        }
       }
+      const round = replication.readBarrier();
+      if (round !== PROPOSE_NOT_LEADER) {
+        this.rounds.push({
+          round,
+          passed: () => answers.push({ answer, outcome: this.readNow(key, 'barrier') }),
+          failed: () => answers.push({ answer, outcome: { kind: 'readAgain' } }),
+        });
+        return;
+      }
+      const { leader } = replication;
+      if (leader < 0 || !world.random.chance(options.followerReads)) {
+        answers.push({ answer, outcome: { kind: 'notLeader', leader } });
+        return;
+      }
+      this.events.onReadIndexWanted(this, leader, ({ epoch, lsn }) => {
+        replication.noteCommit(epoch, lsn);
+        this.indexedReads.push({ lsn, key, answer });
+      });
     });
   }
 
-  private answerReads(round: number): void {
-    const lsn = this.replication.appliedLsn;
-    for (let first = this.reads[0]; first !== undefined && first.round <= round; first = this.reads[0]) {
-      this.reads.shift();
-      const { answer, key } = first;
-      this.answers.push({ answer, outcome: { kind: 'read', result: this.state.registerAt(key), lsn } });
+  private readNow(key: number, by: ReadMeans): ProposalOutcome {
+    return { kind: 'read', result: this.state.registerAt(key), lsn: this.replication.appliedLsn, by };
+  }
+
+  /** The process may be stopped before, between and after the steps of it. */
+  private readByLease(key: number): ProposalOutcome | undefined {
+    return this.replication.leasedRead(
+      () => {
+        this.preempt();
+        const outcome = this.readNow(key, 'lease');
+        this.preempt();
+        return outcome;
+      },
+      () => {
+        const now_ns = this.clock_ns();
+        this.preempt();
+        return now_ns;
+      },
+    );
+  }
+
+  /** A follower asks up to where it must apply; `answer` is not called if this is not the leader, or not to the end. */
+  serveReadIndex(answer: (index: ReadIndex) => void): void {
+    this.postToMain(() => {
+      const { replication } = this;
+      const index = { epoch: replication.leaderEpoch, lsn: replication.commitLsn };
+      if (replication.holdsLease(this.clock_ns())) {
+        answer(index);
+        return;
+      }
+      const round = replication.readBarrier();
+      if (round !== PROPOSE_NOT_LEADER) this.rounds.push({ round, passed: () => answer(index), failed: () => {} });
+    });
+  }
+
+  private passRounds(round: number): void {
+    for (let first = this.rounds[0]; first !== undefined && first.round <= round; first = this.rounds[0]) {
+      this.rounds.shift();
+      first.passed();
     }
+  }
+
+  private hasApplied(lsn: number): boolean {
+    return this.replication.appliedLsn >= lsn;
+  }
+
+  private answerIndexedReads(): void {
+    if (this.indexedReads.length === 0) return;
+    const rest: IndexedRead[] = [];
+    for (const read of this.indexedReads) {
+      const { lsn, key, answer } = read;
+      if (this.hasApplied(lsn)) this.answers.push({ answer, outcome: this.readNow(key, 'follower') });
+      else rest.push(read);
+    }
+    this.indexedReads = rest;
   }
 
   installSnapshot(
@@ -281,7 +386,7 @@ export class SimLife {
   }
 
   transferLeadership(to: number | undefined, timeout_ns: number): string {
-    const result = this.replication.transferLeadership(to, this.world.now_ns, timeout_ns);
+    const result = this.replication.transferLeadership(to, this.clock_ns(), timeout_ns);
     const text = typeof result === 'number' ? `to r${result}` : `refused: ${result.code}`;
     this.trace(`transfer of leadership ${text}`);
     return typeof result === 'number' ? '' : result.code;
@@ -374,7 +479,8 @@ export class SimLife {
       more = true;
       // Between two commands that take their time whatever else arrived gets its turn.
       const pollsMax = options.applyTimeMax_ns > 0 ? 1 : POLLS_PER_RUN_MAX;
-      for (let polls = 0; more && polls < pollsMax; polls++) more = replication.poll(world.now_ns);
+      for (let polls = 0; more && polls < pollsMax; polls++) more = replication.poll(this.clock_ns());
+      this.answerIndexedReads();
     });
     this.isMainRunning = false;
     if (!this.alive) return;
@@ -408,13 +514,13 @@ export class SimLife {
     this.mustTickAgain = false;
     this.guarded(() => {
       for (let task = this.backgroundTasks.shift(); task !== undefined; task = this.backgroundTasks.shift()) task();
-      next_ns = this.background.tick(world.now_ns);
+      next_ns = this.background.tick(this.clock_ns());
     });
     this.isBackgroundRunning = false;
     if (!this.alive) return;
     if (world.isTraced) this.traceBackground();
     this.events.afterBackground(this);
-    const delay_ns = next_ns * (1 + world.random.next() * options.tickJitter);
+    const delay_ns = (next_ns / this.clockRate) * (1 + world.random.next() * options.tickJitter);
     this.scheduleBackground(this.mustTickAgain ? 0 : delay_ns);
   }
 

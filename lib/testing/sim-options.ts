@@ -3,6 +3,7 @@
 // one of them alone would show.
 
 import type { BackgroundProfile } from '../consensus/background-plane.js';
+import { LEASE_TICKS_MIN, type LeaseSettings } from '../consensus/lease.js';
 import { payloadBytesMax } from '../consensus/replication-plane.js';
 import type { Random } from '../fabric/sim/random.js';
 import type { SimNetworkOptions } from '../fabric/sim/sim-network.js';
@@ -67,7 +68,14 @@ export interface SimOptions {
   readonly payloadsAreMostlySmall: boolean;
   /** Part of the reads that are answered from the leader's state behind a read barrier; the others go through the log. */
   readonly barrierReads: number;
-  /** Clients that do nothing but read behind barriers, often, at whichever replica. */
+  /** Null where there are no leases. */
+  readonly lease: LeaseSettings | null;
+  /** By how much the rates of clocks differ from true time, as a fraction; at most the lease's drift bound. */
+  readonly clockDeviation: number;
+  /** Part of those reads that are answered by lease where there is one, and part that a follower takes on. */
+  readonly leasedReads: number;
+  readonly followerReads: number;
+  /** Clients that do nothing but read from the state of a replica, often, at whichever. */
   readonly readers: number;
   /** Entries that a main plane applies in one go, at most, and how long the state machine takes for each, at most. */
   readonly applyEntriesMax: number;
@@ -103,7 +111,22 @@ export function drawOptions(random: Random, request: SimRequest): SimOptions {
   const pace = request.pace ?? drawPace(random, request.virtualSeconds);
   const paced = pace === 1 ? drawn : slowDown(random, drawn, pace);
   const calm_ns = paced.convergenceTime_ns * CALM_WITH_CLIENTS;
-  return { ...paced, faultyTime_ns: Math.max(FAULTY_TIME_MIN_NS, request.virtualSeconds * 1e9 - calm_ns) };
+  const faultyTime_ns = Math.max(FAULTY_TIME_MIN_NS, request.virtualSeconds * 1e9 - calm_ns);
+  const leased = random.chance(0.5) ? withLeases(random, paced) : paced;
+  return { ...leased, followerReads: random.pick([0, 0.5, 1]), faultyTime_ns };
+}
+
+/** Leases of some length, and clocks that differ as much as these leases bear, or less. */
+function withLeases(random: Random, options: SimOptions): SimOptions {
+  const { tick_ns, scoreMax } = options.profile;
+  const driftBound = random.pick([0, 0.001, 0.02, 0.2]);
+  const length_ns = Math.floor(random.between(LEASE_TICKS_MIN, 2 * scoreMax) * tick_ns);
+  return {
+    ...options,
+    lease: { length_ns, driftBound },
+    clockDeviation: random.pick([0, 0.5, 1]) * driftBound,
+    leasedReads: random.pick([0.5, 1]),
+  };
 }
 
 /**
@@ -245,6 +268,10 @@ function drawAtFullPace(random: Random, replicas: number): SimOptions {
     payloadBytesMax: random.pick([16, 16, 1024, 1024, Math.min(maxPayload, 8 * 1024), maxPayload]),
     payloadsAreMostlySmall: false,
     barrierReads: 0,
+    lease: null,
+    clockDeviation: 0,
+    leasedReads: 0,
+    followerReads: 0,
     readers: 0,
     ...drawApplying(random),
     faultyTime_ns: FAULTY_TIME_MIN_NS,
@@ -285,7 +312,7 @@ export function withJoiners(options: SimOptions, joiners: number, membership: nu
  * since. So there are readers that ask anybody, clients soon turn from a replica that does not answer, and mostly leaders
  * stand still for long enough to be replaced.
  */
-function drawReading(random: Random, drawn: SimOptions): SimOptions {
+export function drawReading(random: Random, drawn: SimOptions, standsStill = false): SimOptions {
   const { faults } = drawn;
   const reading = {
     ...drawn,
@@ -294,7 +321,7 @@ function drawReading(random: Random, drawn: SimOptions): SimOptions {
     keys: 1 + random.integer(2),
     attemptTimeout_ns: random.logBetween(20 * MS, 300 * MS),
   };
-  if (random.chance(0.3)) return reading;
+  if (!standsStill && random.chance(0.3)) return reading;
   return {
     ...reading,
     faults: {

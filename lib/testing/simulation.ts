@@ -7,7 +7,7 @@ import type { Checker } from './checkers/checker.js';
 import { checkLinearizability, formatHistory, logOrderIsLinearization } from './checkers/linearizability.js';
 import { FaultScheduler } from './fault-scheduler.js';
 import { SimClients } from './sim-clients.js';
-import type { SimLife } from './sim-life.js';
+import type { ReadMeans, SimLife } from './sim-life.js';
 import { CALM_WITH_CLIENTS, drawOptions, leaveOut, type SimOptions, type SimRequest } from './sim-options.js';
 
 export interface SimulationRequest extends SimRequest {
@@ -27,8 +27,9 @@ export interface SimulationResult {
   readonly undecided: boolean;
   readonly virtualSeconds: number;
   readonly operations: number;
-  /** Reads answered behind a barrier; `operations` are those through the log. */
-  readonly barrierReads: number;
+  /** Reads answered from the state of a replica, by how it was made sure that it is current; `operations` are those
+   * through the log. */
+  readonly reads: Readonly<Record<ReadMeans, number>>;
   readonly unknown: number;
   readonly leaderChanges: number;
   readonly crashes: number;
@@ -123,7 +124,7 @@ export function runSimulation(request: SimulationRequest): SimulationResult {
     undecided,
     virtualSeconds: world.now_ns / 1e9,
     operations: clients.acknowledged.length,
-    barrierReads: clients.barrierReads,
+    reads: clients.reads,
     unknown: clients.history.filter(({ returned_ns }) => returned_ns === Infinity).length,
     leaderChanges: counters.leaders,
     crashes: counters.crashes,

@@ -22,6 +22,7 @@ interface RecordedOperation {
   returned_ns: number;
   outcome: 'ok' | 'failed' | 'unknown';
   result: number;
+  by: 'log' | 'lease' | 'barrier' | 'follower';
 }
 
 interface HistoryFile {
@@ -58,6 +59,7 @@ describe('a run with every fault that shared memory has', () => {
       expect(summary?.['operations'], errors).toBeGreaterThan(200);
       expect(errors).toContain(`seed ${SEED}`);
       expect(errors).toMatch(/states +agree/);
+      for (const by of ['lease', 'follower']) expect(errors).toMatch(new RegExp(`reads of a state .*${by} [1-9]`));
       expect(readdirSync(folder)).toEqual([`nemesis-${SEED}-sample.json`]);
       recorded = readFileSync(join(folder, `nemesis-${SEED}-sample.json`), 'utf8');
     },
@@ -123,6 +125,7 @@ describe('a run with every fault that shared memory has', () => {
     const { write, last } = found;
     history.operations.push({
       ...write,
+      by: 'log',
       operation: 'read',
       value: 0,
       invoked_ns: last + 1,
@@ -137,6 +140,15 @@ describe('a run with every fault that shared memory has', () => {
   test('the check convicts a write that was executed although it was said to have failed', async () => {
     const { history, found } = plant(writeAndRead);
     found.write.outcome = 'failed';
+    expect(await check(history)).toMatchObject({ code: 1 });
+  });
+
+  test('the check convicts a stale read of a state that a lease vouched for', async () => {
+    const { history, found } = plant((ofKey) => {
+      const pair = writeAndRead(ofKey);
+      return pair?.read.by === 'lease' ? pair : undefined;
+    });
+    found.read.result = 0; // as before the first write
     expect(await check(history)).toMatchObject({ code: 1 });
   });
 

@@ -31,6 +31,13 @@ const QUICK: readonly string[] = [
   'removed-leader-goes-on',
   'configuration-not-forgotten',
   'returns-in-one-step',
+  'lease-not-waited-out',
+  'lease-ignores-drift',
+  'lease-checked-before-read',
+  'lease-not-checked',
+  'lease-counted-from-receipt',
+  'clocks-worse-than-bound',
+  'follower-reads-before-applied',
 ];
 
 describe('mutations', () => {

@@ -7,6 +7,10 @@ import { Operation } from '../../testing/sim-state-machine.js';
 export const Outcome = { ok: 0, failed: 1, unknown: 2 } as const;
 export type Outcome = (typeof Outcome)[keyof typeof Outcome];
 
+/** Where an answer came from: the log, or the state of a replica, and what vouched for that. */
+export const Means = { log: 0, lease: 1, barrier: 2, follower: 3 } as const;
+export type Means = (typeof Means)[keyof typeof Means];
+
 export interface OperationRecord {
   readonly client: number;
   readonly operation: number;
@@ -18,6 +22,7 @@ export interface OperationRecord {
   readonly returned_ns: number;
   readonly outcome: Outcome;
   readonly result: number;
+  readonly by: Means;
 }
 
 const FIELDS = [
@@ -30,6 +35,7 @@ const FIELDS = [
   'returned_ns',
   'outcome',
   'result',
+  'by',
 ] as const satisfies readonly (keyof OperationRecord)[];
 
 export function packOperations(operations: readonly OperationRecord[]): Float64Array {
@@ -82,9 +88,10 @@ export function byKey(operations: readonly OperationRecord[]): Map<number, Opera
 
 // -- files -----------------------------------------------------------------------------------------------------------
 
-const FORMAT = 'quorate nemesis history 1';
+const FORMAT = 'quorate nemesis history 2';
 const OPERATION_NAMES = Object.fromEntries(Object.entries(Operation).map(([name, number]) => [number, name]));
 const OUTCOME_NAMES = Object.keys(Outcome) as (keyof typeof Outcome)[];
+export const MEANS_NAMES = Object.keys(Means) as (keyof typeof Means)[];
 
 interface OperationInWords {
   readonly client: number;
@@ -96,6 +103,7 @@ interface OperationInWords {
   readonly returned_ns: number;
   readonly outcome: keyof typeof Outcome;
   readonly result: number;
+  readonly by: keyof typeof Means;
 }
 
 /** The file's text; `about` is kept for whoever reads it (seed, options, schedule of faults). */
@@ -106,6 +114,7 @@ export function formatHistoryFile(operations: readonly OperationRecord[], about:
       ...record,
       operation: OPERATION_NAMES[record.operation],
       outcome: OUTCOME_NAMES[record.outcome],
+      by: MEANS_NAMES[record.by],
     }));
   const lines = inWords.map((record) => `    ${JSON.stringify(record)}`).join(',\n');
   const { format, ...rest } = { ...about, format: FORMAT };
@@ -119,11 +128,13 @@ export function parseHistoryFile(text: string): OperationRecord[] {
   return file.operations.map((record, index) => {
     const operation = Operation[record.operation];
     const outcome = Outcome[record.outcome];
-    if (operation === undefined || outcome === undefined) throw new Error(`operation ${index} makes no sense`);
+    const by = Means[record.by];
+    if (operation === undefined || outcome === undefined || by === undefined)
+      throw new Error(`operation ${index} makes no sense`);
     for (const field of FIELDS) {
-      if (field === 'operation' || field === 'outcome') continue;
+      if (field === 'operation' || field === 'outcome' || field === 'by') continue;
       if (!Number.isFinite(record[field])) throw new Error(`operation ${index}: ${field} is no number`);
     }
-    return { ...record, operation, outcome };
+    return { ...record, operation, outcome, by };
   });
 }

@@ -2,7 +2,7 @@
 // longer used, and collects verdicts. Memory is bounded by what the keys in use and the sample that is kept hold.
 import { Worker } from 'node:worker_threads';
 import { type Deadline, DemoError } from '../demo/deadline.js';
-import { type OperationRecord, Outcome, packOperations, unpackOperations } from './history.js';
+import { MEANS_NAMES, Means, type OperationRecord, Outcome, packOperations, unpackOperations } from './history.js';
 import type { FromChecker, KeyVerdict, ToChecker } from './messages.js';
 
 /** Verdicts that are kept; one violation is enough to fail a run. */
@@ -13,6 +13,7 @@ export class Judge {
   failed = 0;
   unknown = 0;
   keys = 0;
+  readonly stateReads = new Map<string, number>();
   violations = 0;
   undecided = 0;
   readonly verdicts: KeyVerdict[] = [];
@@ -34,7 +35,7 @@ export class Judge {
 
   add(operations: readonly OperationRecord[]): void {
     for (const operation of operations) {
-      if (operation.outcome === Outcome.ok) this.operations++;
+      if (operation.outcome === Outcome.ok) this.countExecuted(operation);
       else if (operation.outcome === Outcome.failed) this.failed++;
       else this.unknown++;
       const generation = Math.floor(operation.key / this.keysPerGeneration);
@@ -42,6 +43,13 @@ export class Judge {
       if (known === undefined) this.open.set(generation, [operation]);
       else known.push(operation);
     }
+  }
+
+  private countExecuted({ by }: OperationRecord): void {
+    this.operations++;
+    if (by === Means.log) return;
+    const name = MEANS_NAMES[by] as string;
+    this.stateReads.set(name, (this.stateReads.get(name) ?? 0) + 1);
   }
 
   /** Everything below this generation is complete. */

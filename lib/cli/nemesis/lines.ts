@@ -4,7 +4,7 @@ import type { Socket } from 'node:net';
 /** Longest line; nothing that is sent comes near it. */
 const LINE_LENGTH_MAX = 64 * 1024;
 
-/** A command for the replica to propose. */
+/** A command for the replica to propose, or a read of its state. */
 export interface ClientRequest {
   readonly id: number;
   /** 0: no session. */
@@ -15,12 +15,16 @@ export interface ClientRequest {
   readonly value: number;
   readonly expected: number;
   readonly fillerBytes: number;
+  /** A read that is answered from the replica's state, whoever leads, and no command. */
+  readonly isStateRead?: boolean;
 }
 
 /** What became of it: a result, or the code of an error and who leads instead. */
 export interface ClientAnswer {
   readonly id: number;
   readonly result?: number;
+  /** Of a read that is no command: what vouched for the state, one of Means. */
+  readonly by?: number;
   readonly code?: string;
   readonly leader?: number;
 }

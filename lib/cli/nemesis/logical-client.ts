@@ -5,7 +5,7 @@ import type { Random } from '../../fabric/sim/random.js';
 import { Operation } from '../../testing/sim-state-machine.js';
 import { monotonic_ns } from '../demo/messages.js';
 import { type Connections, NO_ANSWER, NOT_SENT } from './connections.js';
-import { type OperationRecord, Outcome } from './history.js';
+import { Means, type OperationRecord, Outcome } from './history.js';
 import type { ClientStart } from './messages.js';
 
 /** An attempt goes to any replica instead of the one that is believed to lead. */
@@ -13,6 +13,20 @@ const STRAY_PROBABILITY = 0.03;
 /** A client with a session gives an operation of unknown outcome up, and its session. */
 const GIVE_UP_PROBABILITY = 0.03;
 const RETRY_PAUSE_MS_MAX = 10;
+/** Reads that are answered from the state of any replica, instead of going through the log. */
+const STATE_READ_PROBABILITY = 0.6;
+/** Answers to them that are part of normal operation under faults; such a read has no effect and is tried again. */
+const NOT_READ = new Set([
+  NOT_SENT,
+  NO_ANSWER,
+  'QUORATE_NOT_LEADER',
+  'QUORATE_LEADERSHIP_ENDED',
+  'QUORATE_DISCONNECTED',
+  'QUORATE_PEER_CLOSED',
+  'QUORATE_TIMEOUT',
+  'QUORATE_BACKPRESSURE',
+  'QUORATE_CLOSED',
+]);
 /** Answers that say for certain that the command was not proposed. */
 const NOT_PROPOSED = new Set([NOT_SENT, 'QUORATE_NOT_LEADER', 'QUORATE_BACKPRESSURE']);
 /** Answers that leave the outcome open and are part of normal operation under faults. */
@@ -66,6 +80,7 @@ export class LogicalClient {
       Operation.compareAndSet,
       Operation.add,
     ]);
+    if (operation === Operation.read && random.chance(STATE_READ_PROBABILITY)) return this.readState(key);
     const expected = operation === Operation.compareAndSet ? (host.lastSeen.get(key) ?? 0) : 0;
     const value = operation === Operation.read ? 0 : host.nextValue();
     return this.perform({ operation, key, value, expected }, host.start.operationTimeoutMs);
@@ -73,6 +88,27 @@ export class LogicalClient {
 
   read(key: number, timeoutMs: number): Promise<OperationRecord> {
     return this.perform({ operation: Operation.read, key, value: 0, expected: 0 }, timeoutMs);
+  }
+
+  private async readState(key: number): Promise<OperationRecord> {
+    const { host, random, number: client } = this;
+    const { connections, start } = host;
+    const command = { operation: Operation.read, key, value: 0, expected: 0 };
+    const request = { ...command, origin: 0, sequence: 0, fillerBytes: 0, isStateRead: true };
+    const invoked_ns = monotonic_ns();
+    for (;;) {
+      const { result, code, by = Means.log } = await connections.request(random.integer(start.sockets.length), request);
+      const returned_ns = monotonic_ns();
+      if (result !== undefined) {
+        this.note(command, result);
+        return { client, ...command, invoked_ns, returned_ns, outcome: Outcome.ok, result, by: by as Means };
+      }
+      if (code === undefined || !NOT_READ.has(code)) host.strange(code ?? 'an answer without result and code');
+      if (returned_ns > invoked_ns + start.operationTimeoutMs * 1e6) {
+        return { client, ...command, invoked_ns, returned_ns, outcome: Outcome.failed, result: 0, by: Means.log };
+      }
+      await sleep(random.between(0, RETRY_PAUSE_MS_MAX));
+    }
   }
 
   private async perform(
@@ -90,7 +126,7 @@ export class LogicalClient {
     let mayHaveHappened = false;
     const record = (outcome: Outcome, result: number): OperationRecord => {
       const returned_ns = monotonic_ns();
-      return { client: this.number, ...command, invoked_ns, returned_ns, outcome, result };
+      return { client: this.number, ...command, invoked_ns, returned_ns, outcome, result, by: Means.log };
     };
     for (;;) {
       const request = { ...command, origin: this.origin, sequence: this.sequence, fillerBytes };

@@ -1,6 +1,7 @@
 // The state machine of the nemesis: registers that are written, read, compared-and-set and added to. What an operation
 // does is the simulator's definition, which is also the linearizability checker's. A read is a command like any other:
-// it goes through the log, so its answer has a place in the order of all commands.
+// it goes through the log, so its answer has a place in the order of all commands. Other reads are answered from the
+// state, at the leader or a follower.
 import { createHash } from 'node:crypto';
 import { QuorateError } from '../../errors.js';
 import type { StateMachine } from '../../replica/replica-options.js';
@@ -50,6 +51,11 @@ export class RegisterStore implements StateMachine<number> {
     const { register, result } = step(before ?? 0, command);
     this.registers.set(command.key, register);
     return result;
+  }
+
+  /** What a read of this register would answer now. */
+  valueOf(key: number): number {
+    return this.registers.get(key) ?? 0;
   }
 
   /** SHA-256 over all registers: equal if and only if the states are. */

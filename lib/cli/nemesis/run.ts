@@ -41,6 +41,8 @@ export interface NemesisResult {
   readonly failed: number;
   readonly unknown: number;
   readonly keys: number;
+  /** Reads that did not go through the log, by what vouched for the state that was read. */
+  readonly stateReads: ReadonlyMap<string, number>;
   readonly leaderChanges: number;
   readonly failovers: readonly Failover[];
   readonly faults: ReadonlyMap<FaultKind, number>;
@@ -203,10 +205,10 @@ export async function runNemesis(options: NemesisOptions): Promise<NemesisResult
     else problems.push(`a client was answered with ${code}`);
   }
   if (leaders.changes === 0) problems.push('the leader never changed');
-  const { operations, failed, unknown, keys } = judge;
+  const { operations, failed, unknown, keys, stateReads } = judge;
   if (operations === 0) problems.push('no operation was executed');
   return {
-    ...{ fabric, settings, operations, failed, unknown, keys },
+    ...{ fabric, settings, operations, failed, unknown, keys, stateReads },
     leaderChanges: leaders.changes,
     failovers: leaders.failovers,
     faults: faults.injected,

@@ -1,0 +1,141 @@
+// Linearizable reads at a follower. It asks the leader up to where it must have applied the log, the *read index*, applies
+// that much, and reads its own state. Reads share questions: one is under way at a time, and whoever asks meanwhile shares
+// the next one, since a question that was sent before a read began says nothing about that read.
+import { QuorateError } from '../errors.js';
+
+/** What a leader answers. */
+export interface ReadIndex {
+  /** In which it led when it was asked. */
+  readonly epoch: number;
+  /** Everything that was acknowledged before it was asked is below. */
+  readonly lsn: number;
+}
+
+export function checkReadIndex(value: unknown): ReadIndex {
+  const { epoch, lsn } = (value ?? {}) as Record<string, unknown>;
+  const isValid = (one: unknown): one is number => typeof one === 'number' && Number.isSafeInteger(one) && one >= 0;
+  if (!isValid(epoch) || !isValid(lsn)) throw new QuorateError('QUORATE_PROTOCOL', 'a read index without epoch or LSN');
+  return { epoch, lsn };
+}
+
+interface WaitingRead {
+  readonly resolve: () => void;
+  readonly reject: (error: Error) => void;
+  /** Known once the question is answered. */
+  lsn: number;
+}
+
+export interface FollowerReadsOptions {
+  /** Asks the leader; rejects if there is none, or it does not answer. */
+  readonly ask: () => Promise<ReadIndex>;
+  /** An answer came; the log is known to be committed up to there. */
+  readonly onAnswer: (index: ReadIndex) => void;
+  readonly appliedLsn: () => number;
+}
+
+export class FollowerReads {
+  /** Those that no question was sent for yet. */
+  private next: WaitingRead[] = [];
+  private asking: WaitingRead[] | null = null;
+  /** Those whose LSN is known and not applied yet. */
+  private indexed: WaitingRead[] = [];
+  /** Number of the question under way; the answer to an earlier one comes too late. */
+  private question = 0;
+
+  constructor(private readonly options: FollowerReadsOptions) {}
+
+  /** Reads that wait. */
+  get size(): number {
+    return this.next.length + (this.asking?.length ?? 0) + this.indexed.length;
+  }
+
+  /** Resolves when the state reflects all that was acknowledged before the call. */
+  join(timeoutMs: number): Promise<void> {
+    return new Promise((resolve, reject) => {
+      const timer = setTimeout(() => {
+        this.drop(read);
+        const text = `no read index was known and applied within ${timeoutMs} ms; nothing was changed: read again`;
+        reject(new QuorateError('QUORATE_TIMEOUT', text));
+      }, timeoutMs);
+      const read: WaitingRead = {
+        resolve: () => {
+          clearTimeout(timer);
+          resolve();
+        },
+        reject: (error) => {
+          clearTimeout(timer);
+          reject(error);
+        },
+        lsn: 0,
+      };
+      this.next.push(read);
+      if (this.asking === null) this.ask();
+    });
+  }
+
+  private drop(read: WaitingRead): void {
+    const others = (reads: WaitingRead[]): WaitingRead[] => reads.filter((one) => one !== read);
+    this.next = others(this.next);
+    if (this.asking !== null) this.asking = others(this.asking);
+    this.indexed = others(this.indexed);
+  }
+
+  private ask(): void {
+    this.asking = [];
+    // All reads of this turn share the question.
+    queueMicrotask(() => void this.askNow());
+  }
+
+  private async askNow(): Promise<void> {
+    const question = ++this.question;
+    this.asking = this.next;
+    this.next = [];
+    try {
+      const index = await this.options.ask();
+      if (question !== this.question) return;
+      for (const read of this.asking) {
+        read.lsn = index.lsn;
+        this.indexed.push(read);
+      }
+      this.asking = null;
+      if (this.next.length > 0) this.ask();
+      this.options.onAnswer(index);
+      this.look();
+    } catch (error) {
+      if (question !== this.question) return;
+      const failed = this.asking ?? [];
+      this.asking = null;
+      for (const { reject } of failed) reject(error as Error);
+      if (this.next.length > 0) this.ask();
+    }
+  }
+
+  /** Somebody else leads now: whoever waits for the answer of the leader before asks that one instead. */
+  leaderChanged(): void {
+    const { asking } = this;
+    if (asking === null || asking.length === 0) return; // or the question is only about to be asked
+    this.question++;
+    this.next = [...asking, ...this.next];
+    this.ask();
+  }
+
+  /** Something may have been applied. */
+  look(): void {
+    if (this.indexed.length === 0) return;
+    const appliedLsn = this.options.appliedLsn();
+    const rest: WaitingRead[] = [];
+    for (const read of this.indexed) {
+      if (read.lsn <= appliedLsn) read.resolve();
+      else rest.push(read);
+    }
+    this.indexed = rest;
+  }
+
+  rejectAll(error: () => Error): void {
+    const all = [...this.next, ...(this.asking ?? []), ...this.indexed];
+    this.next = [];
+    if (this.asking !== null) this.asking = [];
+    this.indexed = [];
+    for (const { reject } of all) reject(error());
+  }
+}

@@ -1,0 +1,150 @@
+// Ways to break leases and reads at followers, for clusters whose leaders stand still often and whose clocks differ as
+// much as the drift bound admits.
+import { BeatTimes, LeasePromise, LeaseTally } from '../consensus/lease.js';
+import { ReplicationPlane } from '../consensus/replication-plane.js';
+import { Random } from '../fabric/sim/random.js';
+import type { Mutation } from './mutations.js';
+import { all, replace } from './replace-method.js';
+import { SimLife } from './sim-life.js';
+import { drawReading, type SimOptions } from './sim-options.js';
+
+const replication = ReplicationPlane.prototype;
+
+const DRIFT_BOUND = 0.2;
+
+/** The longer a lease is, the more clocks differ at its end. */
+const LEASE_TICKS = 30;
+
+/** Everything that leases need to go wrong, whatever the seed drew. */
+function leased(options: SimOptions): SimOptions {
+  const random = new Random(Math.floor(options.faults.interval_ns));
+  return {
+    ...drawReading(random, options, true),
+    lease: { length_ns: LEASE_TICKS * options.profile.tick_ns, driftBound: DRIFT_BOUND },
+    clockDeviation: DRIFT_BOUND,
+    leasedReads: 1,
+    followerReads: 0.5,
+  };
+}
+
+export const LEASE_MUTATIONS: readonly Mutation[] = [
+  {
+    name: 'lease-not-waited-out',
+    breaks: 'a voter grants as soon as it suspects the leader, whatever it promised it',
+    seedsMax: 40,
+    replicas: 3,
+    adjust: leased,
+    install: () => replace(LeasePromise.prototype, 'remaining_ns', () => () => 0),
+  },
+  {
+    name: 'lease-ignores-drift',
+    breaks: 'voters wait, and leaders rely on, the length of the lease as their clocks measure it',
+    seedsMax: 200,
+    replicas: 3,
+    adjust: leased,
+    install: () =>
+      all(
+        replace(
+          LeasePromise.prototype,
+          'waits_ns',
+          () =>
+            ({ length_ns }: { length_ns: number }) =>
+              length_ns,
+        ),
+        replace(LeaseTally.prototype, 'relied_ns', () => (length_ns: number) => length_ns),
+      ),
+  },
+  {
+    name: 'lease-checked-before-read',
+    breaks: 'a read relies on a look at the clock from the turn before, when it was not asked for yet',
+    seedsMax: 200,
+    replicas: 3,
+    adjust: leased,
+    install: () => {
+      const looked = new WeakMap<object, number>();
+      return all(
+        replace(
+          replication,
+          'poll',
+          (original) =>
+            function (now_ns: number) {
+              looked.set(this, now_ns);
+              return original.call(this, now_ns);
+            },
+        ),
+        replace(
+          replication,
+          'leasedRead',
+          (original) =>
+            function (read: () => unknown) {
+              return original.call(this, read, () => looked.get(this) ?? Number.POSITIVE_INFINITY);
+            },
+        ),
+      );
+    },
+  },
+  {
+    name: 'lease-not-checked',
+    breaks: 'a replica that believes to lead reads as if it always held a lease',
+    seedsMax: 40,
+    replicas: 3,
+    adjust: leased,
+    install: () =>
+      replace(
+        replication,
+        'holdsLease',
+        () =>
+          function () {
+            return this.mayHoldLease();
+          },
+      ),
+  },
+  {
+    name: 'lease-counted-from-receipt',
+    breaks: 'a leader counts a lease from when it hears of the promise, not from when it set the counter that was seen',
+    seedsMax: 200,
+    replicas: 3,
+    adjust: leased,
+    install: () => {
+      const latest = new WeakMap<object, number>();
+      return all(
+        replace(
+          BeatTimes.prototype,
+          'note',
+          (original) =>
+            function (counter: number, at_ns: number) {
+              latest.set(this, at_ns);
+              original.call(this, counter, at_ns);
+            },
+        ),
+        replace(
+          BeatTimes.prototype,
+          'timeOf',
+          () =>
+            function (counter: number) {
+              return counter === 0 ? Number.NaN : latest.get(this);
+            },
+        ),
+      );
+    },
+  },
+  {
+    name: 'clocks-worse-than-bound',
+    breaks: 'nothing but the assumption: clocks differ more from true time than the drift bound says',
+    seedsMax: 200,
+    replicas: 3,
+    adjust: (options) => {
+      const adjusted = leased(options);
+      return { ...adjusted, lease: adjusted.lease && { ...adjusted.lease, driftBound: 0.01 } };
+    },
+    install: () => () => {},
+  },
+  {
+    name: 'follower-reads-before-applied',
+    breaks: 'a follower reads when it knows up to where it must apply, not when it has',
+    seedsMax: 40,
+    replicas: 3,
+    adjust: leased,
+    install: () => replace(SimLife.prototype, 'hasApplied', () => () => true),
+  },
+];
