@@ -16,23 +16,11 @@ namespace {
 // Tells objects of this addon from those that other addons wrapped.
 constexpr napi_type_tag kWrapperTag = {0x6b3f1f0d5a7c4e21ull, 0x9d0c8f3372e14b56ull};
 
-constexpr const char* kKindNames[kKinds] = {"Context",
-                                            "Memory",
-                                            "MemoryRegion",
-                                            "ProtectionDomain",
-                                            "CompletionChannel",
-                                            "CompletionQueue",
-                                            "QueuePair",
-                                            "Fence",
-                                            "Notifier",
-                                            "PostList",
-                                            "Waiter",
-                                            "PeerProcess",
-                                            "AddressHandle",
-                                            "SharedReceiveQueue",
-                                            "MemoryWindow",
-                                            "CmEventChannel",
-                                            "CmId"};
+constexpr const char* kKindNames[kKinds] = {
+    "Context",         "Memory",      "MemoryRegion",  "ProtectionDomain",   "CompletionChannel",
+    "CompletionQueue", "QueuePair",   "Fence",         "Notifier",           "PostList",
+    "Waiter",          "PeerProcess", "AddressHandle", "SharedReceiveQueue", "MemoryWindow",
+    "CmEventChannel",  "CmId"};
 
 void check(napi_env env, napi_status status) {
   if (status != napi_ok) throw Napi::Error::New(Napi::Env(env));
