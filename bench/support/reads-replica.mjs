@@ -81,11 +81,18 @@ process.on('message', async (/** @type {Record<string, any>} */ order) => {
   });
   await sleep(SETTLE_MS);
   const { role, profile: profileName } = replica.status();
+  // A replica whose role or epoch changed meanwhile has measured something else.
+  const { epoch } = replica.status();
+  /** @param {object} figures */
+  const report = (figures) => {
+    const isSame = replica.status().role === role && replica.status().epoch === epoch;
+    process.send?.({ type: 'result', role: isSame ? role : 'changed', ...figures });
+  };
   if (role === 'leader') {
     await replica.propose(new Uint8Array(8));
     const { leasedUs, withoutLease } = await timeLeased(replica, reads);
     const readIndexUs = await timeEach(reads, () => replica.readBarrier().then(look));
-    process.send?.({ type: 'result', role, profile: profileName, leasedUs, withoutLease, readIndexUs });
+    report({ profile: profileName, leasedUs, withoutLease, readIndexUs });
     return;
   }
   // One of the two followers measures, while the leader has nothing else to do.
@@ -96,5 +103,5 @@ process.on('message', async (/** @type {Record<string, any>} */ order) => {
   }
   await sleep(SETTLE_MS * 3);
   const followerUs = await timeEach(Math.min(reads, 20_000), () => replica.read(look));
-  process.send?.({ type: 'result', role, profile: profileName, followerUs });
+  report({ profile: profileName, followerUs });
 });
