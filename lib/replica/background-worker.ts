@@ -25,14 +25,12 @@ import {
   type Waiter,
 } from '../verbs/index.js';
 import type { BackgroundWorkerData, ToBackground, ToMain } from './background-messages.js';
+import { Calm } from './calm.js';
 import { rehearse } from './rehearsal.js';
 
 const TIMER_SLACK_NS = 1;
 /** Short slices have the thread run soon after it wakes on a host whose processors are all busy; a tick takes less. */
 const SLICE_NS = 100_000;
-
-/** How long there must have been no election before links are cleared away and reports are made. */
-const CALM_NS = 25_000_000;
 
 function describe(error: unknown): { code: string; message: string } {
   return {
@@ -45,8 +43,7 @@ async function run(data: BackgroundWorkerData): Promise<void> {
   const port = parentPort;
   if (port === null) throw new Error('the background plane runs in a worker thread');
   const { tokens } = data;
-  // What is told to the main thread is never urgent, and taking it in costs that thread more than a takeover does: it
-  // waits until no election has been on for a moment.
+  // What is told to the main thread is not urgent, and taking it in costs that thread more than a takeover does.
   const reports: ToMain[] = [];
   const report = (message: ToMain) => reports.push(message);
   const logMemory = adopt(tokens.logMemory) as Memory;
@@ -133,7 +130,7 @@ async function run(data: BackgroundWorkerData): Promise<void> {
     report({ type: 'schedulingRefused', ...describe(error) });
   }
   port.postMessage({ type: 'ready' } satisfies ToMain);
-  let calmFrom_ns = 0;
+  const calm = new Calm();
   let hasMail = true;
   while (Atomics.load(controlWords, stopIndex) === 0) {
     if (hasMail) {
@@ -143,8 +140,7 @@ async function run(data: BackgroundWorkerData): Promise<void> {
     }
     const now_ns = monotonicNs();
     const next_ns = plane.tick(now_ns);
-    if (plane.isElectionOn) calmFrom_ns = now_ns + CALM_NS;
-    else if (now_ns >= calmFrom_ns) {
+    if (calm.isDue(now_ns, plane.isElectionOn)) {
       permissions.prepare();
       for (const message of reports.splice(0)) port.postMessage(message);
     }
