@@ -18,9 +18,11 @@ export type {
   ReplicaOptions,
   ReplicaStatus,
   SessionCommand,
+  SnapshotStream,
   StateMachine,
   TakeoverStages,
 } from './replica/replica-options.js';
+export type { TransferState, TransferStatus } from './replica/transfer/progress.js';
 export {
   decodeCommand,
   encodeDelete,

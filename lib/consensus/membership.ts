@@ -239,6 +239,19 @@ export function chooseSuccessor(configuration: Configuration, view: LeaderView):
 }
 
 /**
+ * Who could give its state to the replica `peer`, by preference: followers that are written now, those first that lack
+ * least of the log, so that the leader need not do it; and the leader itself, if there is nobody else.
+ */
+export function chooseDonors(configuration: Configuration, view: LeaderView, peer: number): number[] {
+  const followers = configuration.members.filter(({ id, role, bootId }) => {
+    if (id === peer || id === view.id || role === 'spare') return false;
+    return view.linkedLife(id) === bootId && view.isActive(id) && view.trusts(id);
+  });
+  followers.sort((a, b) => view.lagBytes(a.id) - view.lagBytes(b.id) || a.id - b.id);
+  return [...followers.map(({ id }) => id), view.id];
+}
+
+/**
  * Tells a life of a replica when it has been removed. It sees committed configurations only, from its own log and from
  * other members, and takes them in any order: an older one than it has seen is no news. What precedes the configuration
  * that was current when it started is history, in which its id may have come and gone before.

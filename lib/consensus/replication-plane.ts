@@ -58,6 +58,7 @@ import {
 } from './limits.js';
 import { LogPiece, LogScanner } from './log-scan.js';
 import {
+  chooseDonors,
   chooseSuccessor,
   isCaughtUp,
   isRefusal,
@@ -420,21 +421,43 @@ export class ReplicationPlane {
   }
 
   /**
-   * What a snapshot for a peer, taken now (between two calls of applyCommand), stands for. From here on the log is kept
-   * for that peer until it is repaired, or until it blocks recycling for too long.
+   * A snapshot for the peer is about to be taken, here or at one of the donors (see chooseDonors()). From here on the log
+   * is kept for that peer, from what all of them have applied, until it is repaired or blocks recycling for too long.
+   * Returns that LSN: an older snapshot is of no use.
    */
-  snapshotFor(peer: number): { position: ChainPosition; configuration: Configuration } {
+  beginSnapshot(peer: number): number {
     const follower = this.followers[peer] as Follower;
+    const lowest = this.lowestNeededLsn();
     // Also during a takeover: the peer may be one without which no majority can be had.
     if (this.role_ !== 'follower' && follower.phase === PHASE_LAGGING) {
       follower.phase = PHASE_INSTALLING;
-      follower.appliedLsn = this.applied.lsn;
+      follower.appliedLsn = lowest;
       this.recycleLsn = 0;
     }
-    return {
-      position: { ...this.applied },
-      configuration: (this.configurations[0] as { configuration: Configuration }).configuration,
-    };
+    return lowest;
+  }
+
+  /** The peer's snapshot stands for this LSN: what is below need not be kept for it. */
+  snapshotKnown(peer: number, lsn: number): void {
+    const follower = this.followers[peer] as Follower;
+    if (follower.phase === PHASE_INSTALLING && lsn > follower.appliedLsn && lsn <= this.commitLsn_) {
+      follower.appliedLsn = lsn;
+    }
+  }
+
+  /** Who could give the peer a snapshot, by preference; this leader is the last one. */
+  snapshotDonors(peer: number): number[] {
+    return chooseDonors(this.configuration, this.view, peer);
+  }
+
+  /** What a snapshot that is taken now (between two calls of applyCommand) stands for. It is committed. */
+  get snapshotPlace(): { position: ChainPosition; configuration: Configuration } {
+    return { position: { ...this.applied }, configuration: this.appliedConfiguration };
+  }
+
+  /** Whether a snapshot brings this replica forward: it may have applied more while the snapshot was on its way. */
+  isSnapshotNews(position: ChainPosition): boolean {
+    return this.role_ === 'follower' && position.lsn > this.applied.lsn;
   }
 
   /** Continues from a snapshot that the host has installed in the state machine. Followers only. */

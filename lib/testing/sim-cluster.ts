@@ -437,12 +437,15 @@ export class SimCluster {
 
   // -- snapshots ---------------------------------------------------------------------------------------------------
 
-  /** Takes a snapshot and sends it; whether or not it arrived, the peer's permission is asked for again afterwards. */
+  /**
+   * Has the peer get a snapshot from a follower, or from the leader itself if there is no other; whether or not it
+   * arrived, the peer's permission is asked for again afterwards.
+   */
   private sendSnapshot(life: SimLife, peer: number): void {
     const links = this.links(life, peer);
     if (links.isSnapshotUnderWay) return;
     links.isSnapshotUnderWay = true;
-    const { world, network } = this;
+    const { world } = this;
     const finish = (delay_ns: number): void => {
       world.schedule(delay_ns, () => {
         if (!life.alive) return;
@@ -463,20 +466,56 @@ export class SimCluster {
         finish(SNAPSHOT_RETRY_NS * this.options.pace);
         return;
       }
-      const { position, configuration } = life.replication.snapshotFor(peer);
-      const state = life.state.snapshot();
+      const minLsn = life.replication.beginSnapshot(peer);
+      const donors = life.replication.snapshotDonors(peer);
       finish(SNAPSHOT_TIMEOUT_NS * this.options.pace);
-      world.schedule(
-        network.latency_ns() + this.random.between(0, SNAPSHOT_TRANSFER_MAX_NS * this.options.pace),
-        () => {
-          if (!target.alive || !this.controlIsOpen(life.id, peer)) return;
+      this.pullSnapshot(life, target, donors, minLsn, () => finish(this.network.latency_ns()));
+    });
+  }
+
+  /** The first donor that can be reached, holds enough and lives until it has given everything. */
+  private pullSnapshot(
+    life: SimLife,
+    target: SimLife,
+    [first, ...others]: readonly number[],
+    minLsn: number,
+    done: () => void,
+  ): void {
+    const { world, network } = this;
+    if (first === undefined || !target.alive) return;
+    const next = (): void => this.pullSnapshot(life, target, others, minLsn, done);
+    const donor = this.lives[first];
+    if (!donor || !this.controlIsOpen(first, target.id)) {
+      next();
+      return;
+    }
+    world.schedule(donor === life ? 0 : network.latency_ns(), () => {
+      if (!donor.alive) {
+        next();
+        return;
+      }
+      donor.postToMain(() => {
+        const { position, configuration } = donor.replication.snapshotPlace;
+        if (position.lsn < minLsn) {
+          next();
+          return;
+        }
+        donor.trace(`gives ${target.name} a snapshot at LSN ${position.lsn}`);
+        const state = donor.state.snapshot();
+        if (life.alive) life.postToMain(() => life.replication.snapshotKnown(target.id, position.lsn));
+        const transfer_ns = this.random.between(0, SNAPSHOT_TRANSFER_MAX_NS * this.options.pace);
+        world.schedule(network.latency_ns() + transfer_ns, () => {
+          if (!target.alive) return;
+          if (!donor.alive || !this.controlIsOpen(first, target.id)) {
+            next();
+            return;
+          }
           target.postToMain(() => {
-            if (target.replication.role !== 'follower') return;
-            if (position.lsn > target.replication.appliedLsn) target.installSnapshot(position, configuration, state);
-            if (this.controlIsOpen(life.id, peer)) finish(network.latency_ns());
+            if (target.replication.isSnapshotNews(position)) target.installSnapshot(position, configuration, state);
+            if (this.controlIsOpen(life.id, target.id)) done();
           });
-        },
-      );
+        });
+      });
     });
   }
 }
