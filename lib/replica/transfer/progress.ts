@@ -38,6 +38,7 @@ export class TransferProgress {
   private beganAt_ms = 0;
   private beganWithBytes = 0;
   private toldAt_ms = Number.NEGATIVE_INFINITY;
+  private later: NodeJS.Timeout | undefined;
 
   constructor(
     private readonly role: TransferStatus['role'],
@@ -73,16 +74,20 @@ export class TransferProgress {
 
   advance(bytesDone: number): void {
     this.bytesDone_ = bytesDone;
-    if (this.now_ms() - this.toldAt_ms >= PROGRESS_INTERVAL_MS) this.tellNow();
+    const wait_ms = this.toldAt_ms + PROGRESS_INTERVAL_MS - this.now_ms();
+    if (wait_ms <= 0) this.tellNow();
+    // If nothing more comes for a while, what came last is told all the same.
+    else this.later ??= setTimeout(() => this.tellNow(), wait_ms).unref();
   }
 
   change(state: TransferState): void {
-    if (state === this.state_ && state !== 'reading') return;
     this.state_ = state;
     this.tellNow();
   }
 
   private tellNow(): void {
+    clearTimeout(this.later);
+    this.later = undefined;
     this.toldAt_ms = this.now_ms();
     this.tell(this.status);
   }

@@ -219,6 +219,7 @@ export class Receiver {
     }
     const run = new Run(new TransferProgress('receiver', this.host.id, this.host.onProgress));
     this.running = run;
+    run.progress.change('opening');
     run.done = this.run(run, order).finally(() => {
       this.running = undefined;
     });
