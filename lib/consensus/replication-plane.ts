@@ -69,6 +69,7 @@ import {
   planMaintenance,
 } from './membership.js';
 import { ReadRounds } from './read-rounds.js';
+import { Replacement } from './replacement.js';
 import { readU53, SealedBlockReader, SealedBlockWriter, writeU53 } from './sealed-block.js';
 import {
   BackgroundField,
@@ -139,6 +140,8 @@ export interface ReplicationOptions {
   readonly spin_ns: number;
   /** A follower that blocks recycling of the ring for so long is dropped. */
   readonly lagTimeout_ns: number;
+  /** A voter that is gone for so long is replaced by a spare (replacement.ts); 0, the default: never. */
+  readonly replaceAfter_ns?: number;
   /** Most entries that are applied in one go, before the host gets its turn. Default 4096. */
   readonly applyEntriesMax?: number;
 }
@@ -216,6 +219,7 @@ export class ReplicationPlane {
   private readonly grantHistory = new EpochHistory(EPOCH_RUNS_MAX);
   private readonly reads = new ReadRounds();
   private readonly applyEntriesMax: number;
+  private readonly replacement: Replacement;
 
   private role_: Role = 'follower';
   /** Epoch of the own takeover or leadership, or of the last one. */
@@ -285,6 +289,7 @@ export class ReplicationPlane {
     this.scanner = new LogScanner(fabric.logWords, logBytes);
     this.ring = new IntactRing(this.scanner);
     this.stagingBytesMax = fabric.workspaceBytes.length / 2;
+    this.replacement = new Replacement(options.replaceAfter_ns ?? 0);
     this.applyEntriesMax = options.applyEntriesMax ?? ENTRIES_PER_POLL_MAX;
     this.mainWriter = new SealedBlockWriter(statusWords, MAIN_BLOCK_OFFSET_WORDS, MAIN_BLOCK_WORDS);
     this.toBackgroundWriter = new SealedBlockWriter(exchange.words, exchange.toBackgroundOffset, TO_BACKGROUND_WORDS);
@@ -507,6 +512,7 @@ export class ReplicationPlane {
       if (this.role_ === 'takingOver') this.advanceTakeover();
       this.relieve(now_ns);
       this.maintainMembership();
+      if (this.replacement.isWanted) this.replaceTheGone(now_ns);
       this.flush();
       this.advanceTransfer(now_ns);
       this.leaveIfRemoved();
@@ -1482,6 +1488,15 @@ export class ReplicationPlane {
     if (next !== null) this.appendConfiguration(next);
   }
 
+  /** Spares take the places of voters that are gone for too long. */
+  private replaceTheGone(now_ns: number): void {
+    if (this.role_ !== 'leader') return;
+    this.replacement.look(now_ns, this.configuration, this.view);
+    if (this.whyNoChange() !== null) return;
+    const next = this.replacement.plan(this.configuration, this.view);
+    if (next !== null) this.appendConfiguration(next);
+  }
+
   private appendConfiguration(configuration: Configuration): boolean {
     const payload = encodeConfiguration(configuration);
     if (!this.hasRoom(entryBytes(payload.length), 0)) return false;
@@ -1596,6 +1611,7 @@ export class ReplicationPlane {
     this.transferTo = -1;
     this.isLeaving = false;
     this.reads.abandon();
+    this.replacement.forget();
     for (const follower of this.followers) {
       follower.phase = PHASE_NONE;
       follower.hasGrant = false;

@@ -1,6 +1,7 @@
 // What a user of the package passes to Replica.open() and gets back: options, the state machine contract, status.
 import type { BackgroundProfile } from '../consensus/background-plane.js';
 import type { MemberRole } from '../consensus/configuration.js';
+import type { ReplacementNews } from '../consensus/replacement.js';
 import type { PeerPhase, Role } from '../consensus/replication-plane.js';
 import type { TransferStatus } from './transfer/progress.js';
 
@@ -135,6 +136,13 @@ export interface ReplicaOptions<Result = unknown> {
    * QUORATE_BACKPRESSURE. Default 65536.
    */
   readonly pendingReadBarriersMax?: number;
+  /**
+   * A voter that is gone for so long, in milliseconds, is replaced by a spare without anybody's asking (event
+   * "replacement"): gone means that its process is not trusted by the leader, or not linked with it. At least 1000 ms, and
+   * ten times the interval at which the profile has the leader look; well above the time that a restart takes. The leader's
+   * value counts, so it should be the same everywhere. Default 0: never.
+   */
+  readonly replaceAfterMs?: number;
   /** How long open() waits until the replica is part of a formed cluster, default 30 000 ms. */
   readonly openTimeoutMs?: number;
 }
@@ -207,6 +215,8 @@ export interface MemberStatus {
   readonly priority: number;
   /** A voter that lost its memory: a learner that is promoted by itself once it has caught up. */
   readonly returning: boolean;
+  /** A learner that is to take the place of this voter, which is gone. */
+  readonly replaces: number | undefined;
   /** Leader's view of the member's log: "active" for itself; "none" elsewhere. */
   readonly phase: PeerPhase;
   /** At the leader: up to where the member holds the leader's log. 0 elsewhere. */
@@ -252,7 +262,8 @@ export interface ReplicaStatus {
  * failed a takeover), "configuration", "peer" (a peer was linked or lost), "warning" (an Error that needs attention but
  * not action by the program), "fatal" (the replica stopped: an invariant or the state machine failed), "removed" (this
  * replica is no member any more and closes: an Error with code QUORATE_REMOVED), "transfer" (a state transfer in which
- * this replica is leader, receiver or donor begins, goes on, ends: at each change of state and ten times a second).
+ * this replica is leader, receiver or donor begins, goes on, ends: at each change of state and ten times a second),
+ * "replacement" (a step of the automatic replacement of a voter is committed, told by every member that learns of it).
  */
 export interface ReplicaEvents {
   leader: [leader: number | undefined, epoch: string];
@@ -263,4 +274,5 @@ export interface ReplicaEvents {
   fatal: [error: Error];
   removed: [error: Error];
   transfer: [transfer: TransferStatus];
+  replacement: [news: ReplacementNews];
 }

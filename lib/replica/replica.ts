@@ -10,6 +10,7 @@ import { Exchange } from '../consensus/exchange.js';
 import type { LeaseSettings } from '../consensus/lease.js';
 import { LOG_BYTES_MAX, LOG_BYTES_MIN, MAX_REPLICAS, PRIORITY_MAX } from '../consensus/limits.js';
 import { MembershipWatch } from '../consensus/membership.js';
+import { replacementNews } from '../consensus/replacement.js';
 import {
   PROPOSE_LEAVING,
   PROPOSE_LOG_FULL,
@@ -25,7 +26,15 @@ import { SessionTable } from '../rsm/session-table.js';
 import { monotonicNs, type PeerProcess, setSchedulingSlice } from '../verbs/index.js';
 import type { ToMain } from './background-messages.js';
 import { BackgroundThread } from './background-thread.js';
-import { checkAddress, checkInteger, checkMember, checkPlace, checkScheduling, invalid } from './check-options.js';
+import {
+  checkAddress,
+  checkInteger,
+  checkMember,
+  checkPlace,
+  checkReplaceAfter,
+  checkScheduling,
+  invalid,
+} from './check-options.js';
 import { type ControlConnection, ControlServer } from './control-channel.js';
 import { checkReadIndex, FollowerReads, type ReadIndex } from './follower-reads.js';
 import { checkReply, Formation } from './formation.js';
@@ -152,6 +161,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   private readonly ownProcess: PeerProcess | null;
   private readonly pendingMax: number;
   private readonly readBarriersMax: number;
+  private readonly replaceAfterMs: number;
   private readonly shmDirectory: string | undefined;
   private readonly scheduling: BackgroundScheduling | undefined;
   private readonly fabric: VerbsReplicationFabric;
@@ -185,6 +195,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   private lingering: NodeJS.Timeout | undefined;
   private background: BackgroundThread | undefined;
   private links: LinkManager | undefined;
+  private readonly housekeepingMs: number;
   private housekeeping: NodeJS.Timeout | undefined;
   private readonly installing = new Set<number>();
   private readonly transfers: Transfers;
@@ -268,6 +279,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       'pendingReadBarriersMax',
     );
     const { name, profile } = resolveProfile(options.profile, endpoint.isSoftware);
+    this.housekeepingMs = Math.max(HOUSEKEEPING_INTERVAL_MIN_MS, (profile.tick_ns / 1e6) * 2);
+    this.replaceAfterMs = checkReplaceAfter(options.replaceAfterMs ?? 0, this.housekeepingMs);
     this.shmDirectory = options.shmDirectory;
     this.scheduling = checkScheduling(options.backgroundThread);
     this.profileName = name;
@@ -406,6 +419,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
           genesis,
           spin_ns: this.endpoint.isSoftware ? SPIN_SOFTWARE_DEVICE_NS : SPIN_NS,
           lagTimeout_ns: LAG_TIMEOUT_NS,
+          replaceAfter_ns: this.replaceAfterMs * 1e6,
         },
         this.fabric,
         this.exchange,
@@ -437,10 +451,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
         this.armed = false;
         this.poll();
       });
-      this.housekeeping = setInterval(
-        () => this.poll(),
-        Math.max(HOUSEKEEPING_INTERVAL_MIN_MS, (this.profile.tick_ns / 1e6) * 2),
-      );
+      this.housekeeping = setInterval(() => this.poll(), this.housekeepingMs);
     });
   }
 
@@ -561,6 +572,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     if (known === null || watch === undefined || this.closing !== undefined) return;
     if (configuration.clusterId !== known.clusterId || configuration.version <= known.version) return;
     this.known = configuration;
+    for (const news of replacementNews(known, configuration)) this.emit('replacement', news);
     const before = memberWithId(known, this.id);
     const now = memberWithId(configuration, this.id);
     if (before !== undefined && now !== undefined && (before.host !== now.host || before.port !== now.port)) {
@@ -1327,12 +1339,12 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
 
   private memberStatus(configuration: Configuration): MemberStatus[] {
     const { plane } = this;
-    return configuration.members.map(({ id, role, bootId, host, port, priority, returning }) => {
+    return configuration.members.map(({ id, role, bootId, host, port, priority, returning, replaces }) => {
       const leads = plane?.role === 'leader';
       const isSelf = id === this.id;
       const phase = isSelf && leads ? 'active' : (plane?.peerPhase(id) ?? 'none');
       const acknowledgedLsn = !leads ? 0 : isSelf ? plane.tailLsn : plane.peerAckedLsn(id);
-      return { id, role, bootId, host, port, priority, returning, phase, acknowledgedLsn };
+      return { id, role, bootId, host, port, priority, returning, replaces, phase, acknowledgedLsn };
     });
   }
 

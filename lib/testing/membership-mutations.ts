@@ -1,13 +1,15 @@
 // Ways to break the rules of membership change, for clusters that change their members all the time.
 import { BackgroundPlane } from '../consensus/background-plane.js';
 import { type Configuration, memberWithId, withMember } from '../consensus/configuration.js';
+import type { ChainPosition } from '../consensus/entry.js';
 import type { MembershipChange } from '../consensus/membership.js';
+import { Replacement } from '../consensus/replacement.js';
 import { ReplicationPlane } from '../consensus/replication-plane.js';
 import { readU53 } from '../consensus/sealed-block.js';
 import { GrantField } from '../consensus/status-layout.js';
 import type { Mutation } from './mutations.js';
 import { all, type Internals, replace, replaceGetter } from './replace-method.js';
-import { type SimOptions, withJoiners } from './sim-options.js';
+import { type SimOptions, withJoiners, withReplacing } from './sim-options.js';
 
 const replication = ReplicationPlane.prototype;
 const background = BackgroundPlane.prototype;
@@ -56,7 +58,52 @@ function otherVoters(names: readonly string[], voters: (plane: Internals) => Con
 const learnersToo = (plane: Internals): Configuration['voters'] =>
   (plane.configuration as Configuration).members.filter(({ role }) => role !== 'spare');
 
+/** Clusters in which spares stand by, and replicas stay away for long. */
+const replacing = (options: SimOptions): SimOptions => withReplacing(withJoiners(options, 2, 3), 250e6);
+
 export const MEMBERSHIP_MUTATIONS: readonly Mutation[] = [
+  {
+    name: 'replace-below-quorum',
+    breaks: 'a voter that is gone is replaced by a leader that no majority of the others is seen to follow',
+    seedsMax: 100,
+    replicas: 3,
+    adjust: replacing,
+    install: () => replace(Replacement.prototype, 'isSafe', () => () => true),
+  },
+  {
+    name: 'replace-before-catch-up',
+    breaks: 'a voter that is gone makes way for a spare that was called up and does not hold the log yet',
+    seedsMax: 100,
+    replicas: 3,
+    adjust: replacing,
+    install: () => replace(Replacement.prototype, 'hasCaughtUp', () => () => true),
+  },
+  {
+    name: 'snapshot-applied-out-of-order',
+    breaks: 'a replica installs a snapshot that is older than what it has applied',
+    seedsMax: 200,
+    replicas: 3,
+    install: () =>
+      all(
+        replace(
+          replication,
+          'isSnapshotNews',
+          () =>
+            function () {
+              return this.role === 'follower';
+            },
+        ),
+        replace(
+          replication,
+          'installSnapshot',
+          (original) =>
+            function (position: ChainPosition, configuration: Configuration) {
+              if (position.lsn < this.applied.lsn) Object.assign(this.applied, position);
+              return original.call(this, position, configuration);
+            },
+        ),
+      ),
+  },
   {
     name: 'two-concurrent-changes',
     breaks: 'a leader changes the membership while the change before is not committed',

@@ -14,6 +14,8 @@ import type { SimOptions } from './sim-options.js';
 /** A handshake that took longer is given up and begun again. */
 const HANDSHAKE_TIMEOUT_NS = 500e6;
 const SNAPSHOT_TRANSFER_MAX_NS = 20e6;
+const SNAPSHOT_SLOW_PROBABILITY = 0.1;
+const SNAPSHOT_SLOW_MAX_NS = 3e9;
 const SNAPSHOT_RETRY_NS = 200e6;
 const SNAPSHOT_TIMEOUT_NS = 1e9;
 /** How long a cut control connection takes to come back once the cut has ended, at most. */
@@ -165,10 +167,30 @@ export class SimCluster {
   expendable(): number[] {
     return this.lives.flatMap((life, id) => {
       if (life === null) return [];
-      return [this.committed, ...this.pending.values()].every(({ voters }) => this.keepsMajority(voters, id))
+      const inForce = [this.committed, ...this.pending.values()];
+      return inForce.every(({ voters }) => this.keepsMajority(voters, id) && this.survivesReplacing(voters, id))
         ? [id]
         : [];
     });
+  }
+
+  /**
+   * A leader that replaces who is gone may take any one of these voters out at this moment that it does not see: what one
+   * more death does then is the same as if it had died before.
+   */
+  private survivesReplacing(voters: Configuration['voters'], without: number): boolean {
+    if (this.options.replaceAfter_ns === 0) return true;
+    const leaders = this.lives.filter((life) => life !== null && life.replication.role !== 'follower');
+    const isSeen = (id: number): boolean =>
+      leaders.every((life) => life?.id === id || ((life?.replication.trustedMask ?? 0) & (1 << id)) !== 0);
+    return voters
+      .filter(({ id }) => id !== without && !isSeen(id))
+      .every((gone) =>
+        this.keepsMajority(
+          voters.filter((voter) => voter !== gone),
+          without,
+        ),
+      );
   }
 
   /** A majority of these voters is up, in the lives that are meant, without the replica `without`. */
@@ -503,7 +525,10 @@ export class SimCluster {
         donor.trace(`gives ${target.name} a snapshot at LSN ${position.lsn}`);
         const state = donor.state.snapshot();
         if (life.alive) life.postToMain(() => life.replication.snapshotKnown(target.id, position.lsn));
-        const transfer_ns = this.random.between(0, SNAPSHOT_TRANSFER_MAX_NS * this.options.pace);
+        // A large state, or a slow receiver: by then the leader may have ordered another one, which arrives before.
+        const isSlow = this.random.chance(SNAPSHOT_SLOW_PROBABILITY);
+        const max_ns = isSlow ? SNAPSHOT_SLOW_MAX_NS : SNAPSHOT_TRANSFER_MAX_NS;
+        const transfer_ns = this.random.between(0, max_ns * this.options.pace);
         world.schedule(network.latency_ns() + transfer_ns, () => {
           if (!target.alive) return;
           if (!donor.alive || !this.controlIsOpen(first, target.id)) {
