@@ -58,8 +58,16 @@ function otherVoters(names: readonly string[], voters: (plane: Internals) => Con
 const learnersToo = (plane: Internals): Configuration['voters'] =>
   (plane.configuration as Configuration).members.filter(({ role }) => role !== 'spare');
 
-/** Clusters in which spares stand by, and replicas stay away for long. */
-const replacing = (options: SimOptions): SimOptions => withReplacing(withJoiners(options, 2, 3), 250e6);
+/**
+ * Clusters in which spares stand by, replicas stay away for long, and others stand still meanwhile: their memory can be
+ * written as before, but nobody trusts them.
+ */
+function replacing(options: SimOptions): SimOptions {
+  const { faults, ...rest } = withReplacing(withJoiners(options, 2, 3), 250e6);
+  const weights = { ...faults.weights, crash: 2, pause: 3, partition: 0, transfer: 0 };
+  const times = { interval_ns: 150e6, durationMin_ns: 200e6, durationMax_ns: 1500e6, leaderBias: 0 };
+  return { ...rest, faults: { ...faults, ...times, weights } };
+}
 
 export const MEMBERSHIP_MUTATIONS: readonly Mutation[] = [
   {
