@@ -7,11 +7,12 @@ import type { ChainPosition } from '../../consensus/entry.js';
 import { errorCode, QuorateError } from '../../errors.js';
 import { TransferSource } from '../../fabric/transfer-link.js';
 import type { VerbsEndpoint } from '../../fabric/verbs-endpoint.js';
+import { checksum } from '../../verbs/checksum.js';
 import type { ControlConnection } from '../control-channel.js';
 import { CHUNK_BYTES, CHUNK_SOFTWARE_BYTES, DONATIONS_MAX, IDLE_TIMEOUT_MS, SLOTS } from './limits.js';
-import { checkOpen, type TransferOpen, type TransferOpened, type TransferReady } from './messages.js';
+import { checkOpen, type ResumePoint, type TransferOpen, type TransferOpened, type TransferReady } from './messages.js';
 import { TransferProgress, type TransferStatus } from './progress.js';
-import { checksum, type SnapshotSource } from './snapshot-stream.js';
+import type { SnapshotSource } from './snapshot-stream.js';
 
 /** What this replica could give now. */
 export interface DonorState {
@@ -36,23 +37,47 @@ export interface DonorHost {
 /** Lets the event loop turn: there is a log to be applied, and whoever needs an answer. */
 const turn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
 
-/** Where a transfer goes on. */
-interface Skipped {
-  readonly bytes: number;
-  readonly crc: number;
-  /** The part of a piece that lies behind the place. */
-  readonly rest: Uint8Array | null;
+/** Cuts the stream of a snapshot into chunks, all of the same size but the last. */
+class Chunker {
+  bytes = 0;
+  /** Of all chunks so far. */
+  sum = 0;
+  isEnd = false;
+  private rest: Uint8Array | null = null;
+
+  constructor(private readonly source: SnapshotSource) {}
+
+  /** Fills `place` with the next chunk; returns its length, less than the place only at the end. */
+  async fill(place: Uint8Array): Promise<number> {
+    let filled = 0;
+    while (filled < place.length) {
+      let piece = this.rest;
+      this.rest = null;
+      if (piece === null) {
+        const pulled = this.source.pull();
+        piece = pulled instanceof Promise ? await pulled : pulled;
+      }
+      if (piece === null) {
+        this.isEnd = true;
+        break;
+      }
+      const part = Math.min(piece.length, place.length - filled);
+      place.set(part === piece.length ? piece : piece.subarray(0, part), filled);
+      if (part < piece.length) this.rest = piece.subarray(part);
+      filled += part;
+    }
+    if (filled > 0) this.sum = checksum(filled === place.length ? place : place.subarray(0, filled), this.sum);
+    this.bytes += filled;
+    return filled;
+  }
 }
 
 class Donation {
   readonly progress: TransferProgress;
   private sequence = 0;
   private taken = 0;
-  private bytes = 0;
   /** Bytes up to the end of each chunk that may not have been taken yet, by slot. */
   private readonly endBytes: Float64Array;
-  private crc = 0;
-  private rest: Uint8Array | null = null;
   private isOver = false;
   private slotFree: (() => void) | undefined;
   private idle: NodeJS.Timeout | undefined;
@@ -69,16 +94,11 @@ class Donation {
     private readonly slots: number,
     host: DonorHost,
     private readonly onOver: () => void,
-    resumed: Skipped | null,
+    private readonly chunks: Chunker,
   ) {
     this.endBytes = new Float64Array(slots);
-    if (resumed !== null) {
-      this.bytes = resumed.bytes;
-      this.crc = resumed.crc;
-      this.rest = resumed.rest;
-    }
     this.progress = new TransferProgress('donor', connection.peer.id, host.onProgress);
-    this.progress.begin(host.id, state.position.lsn, state.source.bytesTotal, this.bytes);
+    this.progress.begin(host.id, state.position.lsn, state.source.bytesTotal, chunks.bytes);
     this.watchIdle();
   }
 
@@ -127,36 +147,15 @@ class Donation {
 
   /** Returns whether it was the last. */
   private async fill(): Promise<boolean> {
-    const { link, chunkBytes, slots, state } = this;
+    const { link, chunkBytes, slots, chunks } = this;
     const slot = this.sequence % slots;
-    const place = link.bytes.subarray(slot * chunkBytes, (slot + 1) * chunkBytes);
-    let filled = 0;
-    let isEnd = false;
-    while (filled < chunkBytes) {
-      let piece = this.rest;
-      this.rest = null;
-      if (piece === null) {
-        const pulled = state.source.pull();
-        piece = pulled instanceof Promise ? await pulled : pulled;
-      }
-      if (this.isOver) return true;
-      if (piece === null) {
-        isEnd = true;
-        break;
-      }
-      const part = Math.min(piece.length, chunkBytes - filled);
-      place.set(part === piece.length ? piece : piece.subarray(0, part), filled);
-      if (part < piece.length) this.rest = piece.subarray(part);
-      filled += part;
-    }
-    if (filled === 0) return isEnd;
-    this.crc = checksum(place.subarray(0, filled), this.crc);
-    this.bytes += filled;
-    this.endBytes[slot] = this.bytes;
+    const filled = await chunks.fill(link.bytes.subarray(slot * chunkBytes, (slot + 1) * chunkBytes));
+    if (filled === 0 || this.isOver) return true;
+    this.endBytes[slot] = chunks.bytes;
     this.sequence++;
     this.lengths.push(filled);
-    this.checksums.push(this.crc);
-    return isEnd;
+    this.checksums.push(chunks.sum);
+    return chunks.isEnd;
   }
 
   private announce(isEnd: boolean): void {
@@ -246,16 +245,21 @@ export class Donor {
     let state: DonorState | undefined;
     try {
       state = host.freeze();
-      let resumed = await skip(state, request);
-      if (resumed === null && request.resume !== null && isSame(state.position, request.resume.position)) {
-        // Its bytes are others after all: from the beginning.
-        state.source.close();
-        state = host.freeze();
-        resumed = null;
+      let chunks = new Chunker(state.source);
+      const { resume } = request;
+      let isResumed = false;
+      if (resume !== null && isSame(state.position, resume.position)) {
+        isResumed = await skip(chunks, resume, link.bytes.subarray(0, chunkBytes));
+        if (!isResumed) {
+          // Its bytes are others after all: from the beginning, with the state that it is by now.
+          state.source.close();
+          state = host.freeze();
+          chunks = new Chunker(state.source);
+        }
       }
       if (this.isClosed || connection.isClosed) throw new QuorateError('QUORATE_CLOSED', 'the receiver has gone');
       const { position, configuration, sessionsBytes, source } = state;
-      this.add(connection, request.transfer, link, state, chunkBytes, resumed);
+      this.add(connection, request.transfer, link, state, chunkBytes, chunks);
       return {
         queuePair: link.address,
         readable: link.readable,
@@ -265,7 +269,7 @@ export class Donor {
         configuration,
         sessionsBytes,
         bytesTotal: source.bytesTotal ?? null,
-        isResumed: resumed !== null,
+        isResumed,
       };
     } catch (error) {
       state?.source.close();
@@ -280,7 +284,7 @@ export class Donor {
     link: TransferSource,
     state: DonorState,
     chunkBytes: number,
-    resumed: Skipped | null,
+    chunks: Chunker,
   ): void {
     let of = this.donations.get(connection);
     if (of === undefined) {
@@ -291,7 +295,7 @@ export class Donor {
     const over = (): void => {
       of.delete(transfer);
     };
-    const donation = new Donation(connection, transfer, link, state, chunkBytes, SLOTS, this.host, over, resumed);
+    const donation = new Donation(connection, transfer, link, state, chunkBytes, SLOTS, this.host, over, chunks);
     of.set(transfer, donation);
     // The answer to the request goes first.
     setImmediate(() => void donation.run());
@@ -331,22 +335,11 @@ function isSame(one: ChainPosition, other: ChainPosition): boolean {
   );
 }
 
-/**
- * Goes to the place where the receiver stopped with another donor, if both snapshots are of the same moment and, as the
- * checksum shows, the bytes up to there are the same. Null if not.
- */
-async function skip({ position, source }: DonorState, { resume }: TransferOpen): Promise<Skipped | null> {
-  if (resume === null || !isSame(position, resume.position)) return null;
-  let crc = 0;
-  for (let bytes = 0; ; ) {
-    if (bytes === resume.bytes) return crc === resume.checksum ? { bytes, crc, rest: null } : null;
-    const pulled = source.pull();
-    const piece = pulled instanceof Promise ? await pulled : pulled;
-    if (piece === null) return null;
-    const part = Math.min(piece.length, resume.bytes - bytes);
-    crc = checksum(piece.subarray(0, part), crc);
-    bytes += part;
-    if (part < piece.length) return crc === resume.checksum ? { bytes, crc, rest: piece.subarray(part) } : null;
-    if ((bytes & (2 ** 20 - 1)) < piece.length) await turn();
+/** Goes to the place where the receiver stopped with another donor; false if the bytes up to there are not the same. */
+async function skip(chunks: Chunker, { bytes, checksum: sum }: ResumePoint, place: Uint8Array): Promise<boolean> {
+  while (chunks.bytes < bytes && !chunks.isEnd) {
+    await chunks.fill(place);
+    await turn();
   }
+  return chunks.bytes === bytes && chunks.sum === sum;
 }

@@ -5,7 +5,7 @@ export const CHUNK_BYTES = 512 * 1024;
 /** Of devices whose protocol runs on the host's processors: a chunk is many READs there. */
 export const CHUNK_SOFTWARE_BYTES = 64 * 1024;
 /** Chunks that stand ready at the donor or are under way: what a transfer holds in memory at either end. */
-export const SLOTS = 16;
+export const SLOTS = 32;
 /** READs of whole chunks in flight; more would only push each other out of the processor's cache. */
 export const CHUNK_READS_MAX = 4;
 /** A receiver takes no more than so much memory for a transfer, whatever the donor proposes. */

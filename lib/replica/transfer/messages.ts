@@ -24,6 +24,7 @@ export interface TransferOrder {
 export interface ResumePoint {
   readonly position: ChainPosition;
   readonly bytes: number;
+  /** Of its chunks, all of which but the last have the same size. */
   readonly checksum: number;
 }
 
@@ -56,7 +57,7 @@ export interface TransferReady {
   /** Number of the first of them; chunk n stands in slot n modulo the number of slots. */
   readonly first: number;
   readonly lengths: readonly number[];
-  /** Of all bytes up to the end of each. */
+  /** Of all chunks up to each: see lib/verbs/checksum.ts. */
   readonly checksums: readonly number[];
   readonly isEnd: boolean;
 }
@@ -136,7 +137,7 @@ export function checkOpen(value: unknown): TransferOpen {
     resume = {
       position: position(point.position),
       bytes: integer(point.bytes, 0, SNAPSHOT_BYTES_MAX, 'resume.bytes'),
-      checksum: word(point.checksum, 'resume.checksum'),
+      checksum: lsn(point.checksum, 'resume.checksum'),
     };
   }
   return {
@@ -179,7 +180,7 @@ export function checkReady(value: unknown): TransferReady {
     transfer: transferNumber(from.transfer),
     first: lsn(from.first, 'first'),
     lengths: lengths.map((length) => integer(length, 1, CHUNK_BYTES_MAX, 'length of a chunk')),
-    checksums: checksums.map((one) => word(one, 'checksum of a chunk')),
+    checksums: checksums.map((one) => lsn(one, 'checksum of a chunk')),
     isEnd: from.isEnd,
   };
 }

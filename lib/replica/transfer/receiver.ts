@@ -7,6 +7,7 @@ import type { ChainPosition } from '../../consensus/entry.js';
 import { errorCode, QuorateError } from '../../errors.js';
 import { TransferSink } from '../../fabric/transfer-link.js';
 import type { VerbsEndpoint } from '../../fabric/verbs-endpoint.js';
+import { checksum } from '../../verbs/checksum.js';
 import type { ControlConnection } from '../control-channel.js';
 import type { StateMachine } from '../replica-options.js';
 import { CHUNK_READS_MAX, OPEN_TIMEOUT_MS, SNAPSHOT_BYTES_MAX, STALL_TIMEOUT_MS } from './limits.js';
@@ -19,7 +20,7 @@ import {
   type TransferReady,
 } from './messages.js';
 import { TransferProgress, type TransferStatus } from './progress.js';
-import { checksum, SnapshotSink } from './snapshot-stream.js';
+import { SnapshotSink } from './snapshot-stream.js';
 
 export interface ReceiverHost {
   readonly id: number;
@@ -38,7 +39,8 @@ export interface ReceiverHost {
 /** What was received of one snapshot so far, over however many donors. */
 class PartialSnapshot {
   bytes = 0;
-  crc = 0;
+  /** Of all chunks so far. */
+  sum = 0;
 
   constructor(
     readonly position: ChainPosition,
@@ -150,15 +152,15 @@ class ChunkReader {
       const slot = this.used % opened.slots;
       const at = slot * opened.chunkBytes;
       const bytes = link.bytes.subarray(at, at + (this.lengths[slot] as number));
-      const crc = checksum(bytes, snapshot.crc);
-      if (crc !== this.checksums[slot]) {
+      const sum = checksum(bytes, snapshot.sum);
+      if (sum !== this.checksums[slot]) {
         const text = `chunk ${this.used}, ${bytes.length} bytes behind byte ${snapshot.bytes} of the snapshot, is not what the donor announced`;
         throw new QuorateError('QUORATE_TRANSFER_CORRUPT', text);
       }
       if (snapshot.bytes + bytes.length > SNAPSHOT_BYTES_MAX) {
         throw new QuorateError('QUORATE_LIMIT', `the snapshot has more than ${SNAPSHOT_BYTES_MAX} bytes`);
       }
-      snapshot.crc = crc;
+      snapshot.sum = sum;
       snapshot.bytes += bytes.length;
       // The place here is still in use, the one at the donor is not.
       if (this.used + 1 - told >= Math.max(1, opened.slots >> 2)) {
@@ -282,7 +284,7 @@ export class Receiver {
     connection.on('close', lost);
     try {
       const resume =
-        before === undefined ? null : { position: before.position, bytes: before.bytes, checksum: before.crc };
+        before === undefined ? null : { position: before.position, bytes: before.bytes, checksum: before.sum };
       const request: TransferOpen = { transfer, minLsn, queuePair: link.address, resume };
       const opened = checkOpened(await connection.request('transferOpen', request, OPEN_TIMEOUT_MS));
       if (opened.position.lsn < minLsn) {

@@ -2,15 +2,9 @@
 // hands the bytes out piece by piece; the receiver's side takes them in the same order, and what it builds takes effect
 // only when all of it is there. Neither holds more than a piece, except for state machines that know nothing but whole
 // snapshots.
-import { crc32 } from 'node:zlib';
 import { QuorateError } from '../../errors.js';
 import type { StateMachine } from '../replica-options.js';
 import { RESTORE_WHOLE_BYTES_MAX, SESSIONS_BYTES_MAX } from './limits.js';
-
-/** Of all bytes of a stream up to some place: CRC-32, whatever pieces they came in. */
-export function checksum(bytes: Uint8Array, before: number): number {
-  return crc32(bytes, before);
-}
 
 type Pieces = Iterator<Uint8Array> | AsyncIterator<Uint8Array>;
 type Step = IteratorResult<Uint8Array> | Promise<IteratorResult<Uint8Array>>;
