@@ -8,7 +8,7 @@ import { monotonicNs } from '#lib/verbs/index.js';
 const { id, place, founders, spare, clusterKey, device, profile, stateBytes, replaceAfterMs, logBytes } = JSON.parse(
   process.argv[2] ?? '{}',
 );
-const BLOCK_BYTES = 1024 * 1024;
+const BLOCK_BYTES = 64 * 1024;
 const COMMAND_BYTES = 64;
 
 class Blocks {
