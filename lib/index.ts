@@ -1,5 +1,6 @@
 // The public face of the package: replicas and the replicated data types. The verbs binding is `quorate/verbs`.
 export type { BackgroundProfile } from './consensus/background-plane.js';
+export type { ReplacementNews } from './consensus/replacement.js';
 export { QuorateError } from './errors.js';
 export { OutcomeUnknownError } from './replica/pending-proposals.js';
 export { PROFILES } from './replica/profiles.js';
@@ -18,9 +19,11 @@ export type {
   ReplicaOptions,
   ReplicaStatus,
   SessionCommand,
+  SnapshotStream,
   StateMachine,
   TakeoverStages,
 } from './replica/replica-options.js';
+export type { TransferState, TransferStatus } from './replica/transfer/progress.js';
 export {
   decodeCommand,
   encodeDelete,

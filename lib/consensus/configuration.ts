@@ -37,6 +37,8 @@ export interface ConfigurationMember {
   readonly port: number;
   /** A learner that was a voter in an earlier life: it is promoted by itself as soon as it has caught up. */
   readonly returning: boolean;
+  /** A learner that was called up to take the place of this voter, which is gone: see replacement.ts. */
+  readonly replaces?: number;
 }
 
 export interface Configuration {
@@ -154,7 +156,7 @@ function fail(what: string): never {
 
 function checkMember(value: unknown, nextIncarnation: number): ConfigurationMember {
   if (typeof value !== 'object' || value === null) return fail('member');
-  const { id, incarnation, bootId, role, priority, host, port, returning } = value as Record<string, unknown>;
+  const { id, incarnation, bootId, role, priority, host, port, returning, replaces } = value as Record<string, unknown>;
   if (!isCount(id, MAX_REPLICAS - 1)) return fail('id of a member');
   if (!isCount(incarnation, nextIncarnation - 1) || incarnation === 0) return fail(`incarnation of member ${id}`);
   if (!ROLES.includes(role as MemberRole)) return fail(`role of member ${id}`);
@@ -163,7 +165,10 @@ function checkMember(value: unknown, nextIncarnation: number): ConfigurationMemb
   if (typeof host !== 'string' || host.length > HOST_CHARACTERS_MAX) return fail(`host of member ${id}`);
   if (!isCount(port, 65_535) || (port === 0) !== (host === '')) return fail(`port of member ${id}`);
   if (typeof returning !== 'boolean' || (returning && role !== 'learner')) return fail(`returning of member ${id}`);
-  return { id, incarnation, bootId, role: role as MemberRole, priority, host, port, returning };
+  const member = { id, incarnation, bootId, role: role as MemberRole, priority, host, port, returning };
+  if (replaces === undefined) return member;
+  const isMark = isCount(replaces, MAX_REPLICAS - 1) && replaces !== id && role === 'learner';
+  return isMark ? { ...member, replaces } : fail(`replaces of member ${id}`);
 }
 
 /** Throws an Error that names the first rule a configuration breaks; bytes from a log pass through here. */
@@ -193,7 +198,7 @@ export function checkConfiguration(value: unknown): Configuration {
 /** As JSON: an array of what there is once, and one array per member, so that the entry stays small. */
 export function encodeConfiguration(configuration: Configuration): Uint8Array {
   const { clusterId, version, nextIncarnation, members } = configuration;
-  const rows = members.map(({ id, incarnation, bootId, role, priority, host, port, returning }) => [
+  const rows = members.map(({ id, incarnation, bootId, role, priority, host, port, returning, replaces }) => [
     id,
     incarnation,
     bootId,
@@ -202,6 +207,7 @@ export function encodeConfiguration(configuration: Configuration): Uint8Array {
     host,
     port,
     returning ? 1 : 0,
+    ...(replaces === undefined ? [] : [replaces]),
   ]);
   const bytes = new TextEncoder().encode(JSON.stringify([clusterId, version, nextIncarnation, rows]));
   if (bytes.length > CONFIGURATION_BYTES_MAX) {
@@ -221,7 +227,7 @@ export function decodeConfiguration(bytes: Uint8Array): Configuration {
     ? rows
     : rows.map((row: unknown) => {
         if (!Array.isArray(row)) return row;
-        const [id, incarnation, bootId, role, priority, host, port, returning] = row as unknown[];
+        const [id, incarnation, bootId, role, priority, host, port, returning, ...more] = row as unknown[];
         return {
           id,
           incarnation,
@@ -231,6 +237,7 @@ export function decodeConfiguration(bytes: Uint8Array): Configuration {
           host,
           port,
           returning: returning === 1,
+          ...(more.length === 0 ? {} : { replaces: more[0] }),
         };
       });
   return checkConfiguration({ clusterId, version, nextIncarnation, members });

@@ -112,6 +112,12 @@ export function isCaughtUp(member: ConfigurationMember, view: LeaderView): boole
   return whyNotCaughtUp(member, view) === null;
 }
 
+/** The learner as the voter that it becomes, whatever it was a learner for. */
+export function asVoter(learner: ConfigurationMember): ConfigurationMember {
+  const { replaces: _, ...member } = learner;
+  return { ...member, role: 'voter', returning: false };
+}
+
 /** The configuration that the change leads to, or why it is refused. */
 export function planChange(
   configuration: Configuration,
@@ -136,7 +142,7 @@ export function planChange(
           `${reason}: it would hold up commits as a voter; wait, and promote it then`,
         );
       }
-      return guarded(withMember(configuration, { ...member, role: 'voter', returning: false }), view);
+      return guarded(withMember(configuration, asVoter(member)), view);
     }
     case 'remove': {
       if (member === undefined) return unknown(configuration, change.id);
@@ -220,7 +226,7 @@ export function planMaintenance(configuration: Configuration, view: LeaderView):
         next = guarded(withMember(configuration, learner), view);
       }
     } else if (member.returning && isCaughtUp(member, view)) {
-      next = guarded(withMember(configuration, { ...member, role: 'voter', returning: false }), view);
+      next = guarded(withMember(configuration, asVoter(member)), view);
     }
     if (next !== null && !isRefusal(next)) return next;
   }
@@ -236,6 +242,19 @@ export function chooseSuccessor(configuration: Configuration, view: LeaderView):
     if (best === null || standsBefore(voter.priority, voter.id, best.priority, best.id)) best = voter;
   }
   return best?.id ?? null;
+}
+
+/**
+ * Who could give its state to the replica `peer`, by preference: followers that are written now, those first that lack
+ * least of the log, so that the leader need not do it; and the leader itself, if there is nobody else.
+ */
+export function chooseDonors(configuration: Configuration, view: LeaderView, peer: number): number[] {
+  const followers = configuration.members.filter(({ id, role, bootId }) => {
+    if (id === peer || id === view.id || role === 'spare') return false;
+    return view.linkedLife(id) === bootId && view.isActive(id) && view.trusts(id);
+  });
+  followers.sort((a, b) => view.lagBytes(a.id) - view.lagBytes(b.id) || a.id - b.id);
+  return [...followers.map(({ id }) => id), view.id];
 }
 
 /**

@@ -58,6 +58,7 @@ import {
 } from './limits.js';
 import { LogPiece, LogScanner } from './log-scan.js';
 import {
+  chooseDonors,
   chooseSuccessor,
   isCaughtUp,
   isRefusal,
@@ -68,6 +69,7 @@ import {
   planMaintenance,
 } from './membership.js';
 import { ReadRounds } from './read-rounds.js';
+import { Replacement } from './replacement.js';
 import { readU53, SealedBlockReader, SealedBlockWriter, writeU53 } from './sealed-block.js';
 import {
   BackgroundField,
@@ -138,6 +140,8 @@ export interface ReplicationOptions {
   readonly spin_ns: number;
   /** A follower that blocks recycling of the ring for so long is dropped. */
   readonly lagTimeout_ns: number;
+  /** A voter that is gone for so long is replaced by a spare (replacement.ts); 0, the default: never. */
+  readonly replaceAfter_ns?: number;
   /** Most entries that are applied in one go, before the host gets its turn. Default 4096. */
   readonly applyEntriesMax?: number;
 }
@@ -215,6 +219,7 @@ export class ReplicationPlane {
   private readonly grantHistory = new EpochHistory(EPOCH_RUNS_MAX);
   private readonly reads = new ReadRounds();
   private readonly applyEntriesMax: number;
+  private readonly replacement: Replacement;
 
   private role_: Role = 'follower';
   /** Epoch of the own takeover or leadership, or of the last one. */
@@ -284,6 +289,7 @@ export class ReplicationPlane {
     this.scanner = new LogScanner(fabric.logWords, logBytes);
     this.ring = new IntactRing(this.scanner);
     this.stagingBytesMax = fabric.workspaceBytes.length / 2;
+    this.replacement = new Replacement(options.replaceAfter_ns ?? 0);
     this.applyEntriesMax = options.applyEntriesMax ?? ENTRIES_PER_POLL_MAX;
     this.mainWriter = new SealedBlockWriter(statusWords, MAIN_BLOCK_OFFSET_WORDS, MAIN_BLOCK_WORDS);
     this.toBackgroundWriter = new SealedBlockWriter(exchange.words, exchange.toBackgroundOffset, TO_BACKGROUND_WORDS);
@@ -420,21 +426,43 @@ export class ReplicationPlane {
   }
 
   /**
-   * What a snapshot for a peer, taken now (between two calls of applyCommand), stands for. From here on the log is kept
-   * for that peer until it is repaired, or until it blocks recycling for too long.
+   * A snapshot for the peer is about to be taken, here or at one of the donors (see chooseDonors()). From here on the log
+   * is kept for that peer, from what all of them have applied, until it is repaired or blocks recycling for too long.
+   * Returns that LSN: an older snapshot is of no use.
    */
-  snapshotFor(peer: number): { position: ChainPosition; configuration: Configuration } {
+  beginSnapshot(peer: number): number {
     const follower = this.followers[peer] as Follower;
+    const lowest = this.lowestNeededLsn();
     // Also during a takeover: the peer may be one without which no majority can be had.
     if (this.role_ !== 'follower' && follower.phase === PHASE_LAGGING) {
       follower.phase = PHASE_INSTALLING;
-      follower.appliedLsn = this.applied.lsn;
+      follower.appliedLsn = lowest;
       this.recycleLsn = 0;
     }
-    return {
-      position: { ...this.applied },
-      configuration: (this.configurations[0] as { configuration: Configuration }).configuration,
-    };
+    return lowest;
+  }
+
+  /** The peer's snapshot stands for this LSN: what is below need not be kept for it. */
+  snapshotKnown(peer: number, lsn: number): void {
+    const follower = this.followers[peer] as Follower;
+    if (follower.phase === PHASE_INSTALLING && lsn > follower.appliedLsn && lsn <= this.commitLsn_) {
+      follower.appliedLsn = lsn;
+    }
+  }
+
+  /** Who could give the peer a snapshot, by preference; this leader is the last one. */
+  snapshotDonors(peer: number): number[] {
+    return chooseDonors(this.configuration, this.view, peer);
+  }
+
+  /** What a snapshot that is taken now (between two calls of applyCommand) stands for. It is committed. */
+  get snapshotPlace(): { position: ChainPosition; configuration: Configuration } {
+    return { position: { ...this.applied }, configuration: this.appliedConfiguration };
+  }
+
+  /** Whether a snapshot brings this replica forward: it may have applied more while the snapshot was on its way. */
+  isSnapshotNews(position: ChainPosition): boolean {
+    return this.role_ === 'follower' && position.lsn > this.applied.lsn;
   }
 
   /** Continues from a snapshot that the host has installed in the state machine. Followers only. */
@@ -484,6 +512,7 @@ export class ReplicationPlane {
       if (this.role_ === 'takingOver') this.advanceTakeover();
       this.relieve(now_ns);
       this.maintainMembership();
+      if (this.replacement.isWanted) this.replaceTheGone(now_ns);
       this.flush();
       this.advanceTransfer(now_ns);
       this.leaveIfRemoved();
@@ -1459,6 +1488,15 @@ export class ReplicationPlane {
     if (next !== null) this.appendConfiguration(next);
   }
 
+  /** Spares take the places of voters that are gone for too long. */
+  private replaceTheGone(now_ns: number): void {
+    if (this.role_ !== 'leader') return;
+    this.replacement.look(now_ns, this.configuration, this.view);
+    if (this.whyNoChange() !== null) return;
+    const next = this.replacement.plan(this.configuration, this.view);
+    if (next !== null) this.appendConfiguration(next);
+  }
+
   private appendConfiguration(configuration: Configuration): boolean {
     const payload = encodeConfiguration(configuration);
     if (!this.hasRoom(entryBytes(payload.length), 0)) return false;
@@ -1573,6 +1611,7 @@ export class ReplicationPlane {
     this.transferTo = -1;
     this.isLeaving = false;
     this.reads.abandon();
+    this.replacement.forget();
     for (const follower of this.followers) {
       follower.phase = PHASE_NONE;
       follower.hasGrant = false;

@@ -56,7 +56,7 @@ function record<Type>(value: unknown, what: string): { readonly [Key in keyof Ty
   return value as { readonly [Key in keyof Type]?: unknown };
 }
 
-function queuePairAddress(value: unknown): QueuePairAddress {
+export function checkQueuePairAddress(value: unknown): QueuePairAddress {
   const from = record<QueuePairAddress>(value, 'queuePair');
   const gid = from.gid;
   if (typeof gid !== 'string' || !/^(|[0-9a-f]{4}(:[0-9a-f]{4}){7})$/.test(gid)) {
@@ -75,7 +75,7 @@ function queuePairAddress(value: unknown): QueuePairAddress {
   };
 }
 
-function range(value: unknown, what: string): RemoteRange {
+export function checkRemoteRange(value: unknown, what: string): RemoteRange {
   const from = record<RemoteRange>(value, what);
   return {
     address: integer(from.address, Number.MAX_SAFE_INTEGER, `${what}.address`),
@@ -91,7 +91,7 @@ export function checkLinkRequest(value: unknown): LinkRequest {
   return {
     kind: from.kind,
     generation: integer(from.generation, 2 ** 32 - 1, 'generation'),
-    queuePair: queuePairAddress(from.queuePair),
+    queuePair: checkQueuePairAddress(from.queuePair),
     logBytes: integer(from.logBytes, 2 ** 31, 'logBytes'),
   };
 }
@@ -99,8 +99,8 @@ export function checkLinkRequest(value: unknown): LinkRequest {
 export function checkLinkReply(value: unknown): LinkReply {
   const from = record<LinkReply>(value, 'reply');
   return {
-    queuePair: queuePairAddress(from.queuePair),
-    readable: range(from.readable, 'readable'),
-    writable: range(from.writable, 'writable'),
+    queuePair: checkQueuePairAddress(from.queuePair),
+    readable: checkRemoteRange(from.readable, 'readable'),
+    writable: checkRemoteRange(from.writable, 'writable'),
   };
 }

@@ -101,7 +101,7 @@ export class VerbsEndpoint {
   private readonly mailboxRegions: MemoryRegion[] = [];
   private readonly port: PortAttributes;
   private readonly gid: GidEntry;
-  private readonly portNum: number;
+  readonly portNum: number;
 
   private constructor(
     readonly context: Context,
@@ -298,7 +298,8 @@ export class VerbsEndpoint {
     return queuePair;
   }
 
-  private address(queuePair: QueuePair): QueuePairAddress {
+  /** What the other end of a connection must know of this queue pair of this endpoint. */
+  address(queuePair: QueuePair): QueuePairAddress {
     return {
       qpNum: queuePair.number,
       psn: randomInt(2 ** 24),
@@ -308,7 +309,8 @@ export class VerbsEndpoint {
     };
   }
 
-  private async connect(queuePair: QueuePair, own: QueuePairAddress, peer: QueuePairAddress): Promise<void> {
+  /** From INIT to RTS: connects a queue pair with another endpoint's. */
+  async connect(queuePair: QueuePair, own: QueuePairAddress, peer: QueuePairAddress): Promise<void> {
     // To RTR on a thread of the pool: it may wait for address resolution.
     await queuePair.modifyAsync({
       state: QpState.RTR,

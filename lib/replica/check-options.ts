@@ -63,6 +63,16 @@ function checkFounders(id: number, members: readonly MemberAddress[]): MemberAdd
   return self;
 }
 
+const REPLACE_AFTER_MIN_MS = 1_000;
+/** The leader must have looked often enough to know that somebody was not there. */
+const LOOKS_MIN = 10;
+
+export function checkReplaceAfter(replaceAfterMs: number, lookIntervalMs: number): number {
+  if (replaceAfterMs === 0) return 0;
+  const minMs = Math.ceil(Math.max(REPLACE_AFTER_MIN_MS, LOOKS_MIN * lookIntervalMs));
+  return checkInteger(replaceAfterMs, minMs, 2 ** 31 - 1, 'replaceAfterMs');
+}
+
 /** Of CPU_SET(3). */
 const CPU_MAX = 1023;
 

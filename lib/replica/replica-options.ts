@@ -1,7 +1,9 @@
 // What a user of the package passes to Replica.open() and gets back: options, the state machine contract, status.
 import type { BackgroundProfile } from '../consensus/background-plane.js';
 import type { MemberRole } from '../consensus/configuration.js';
+import type { ReplacementNews } from '../consensus/replacement.js';
 import type { PeerPhase, Role } from '../consensus/replication-plane.js';
+import type { TransferStatus } from './transfer/progress.js';
 
 /**
  * The replicated state. Every replica applies the same commands in the same order, so apply() must be deterministic:
@@ -18,7 +20,24 @@ export interface StateMachine<Result = unknown> {
   snapshot(): Uint8Array;
   /** Replaces the whole state by what snapshot() of another replica returned. */
   restore(snapshot: Uint8Array): void;
+  /**
+   * The same bytes as snapshot() would return now, piece by piece, so that a large state is neither copied at once nor
+   * in memory twice. The stream is of the moment of this call: it must not see commands that are applied while it is
+   * read. Each piece is used before the next one is asked for. If the stream is abandoned its iterator's return() is
+   * called. `lengthBytes`, if the stream has it, tells the time that is left. Without this method snapshot() is used.
+   */
+  snapshotChunks?(): SnapshotStream;
+  /**
+   * As restore(), from pieces of any size, each of which is valid until the next one is asked for. Must leave the
+   * present state as it is, which commands may still be applied to, and resolve with a function that puts the new state
+   * in its place; that is called when the rest of the replica changes over, or never. Rejects, as the iteration does,
+   * when the transfer is given up. Without this method all bytes are collected for restore(), at most 2 GiB of them.
+   */
+  restoreChunks?(chunks: AsyncIterable<Uint8Array>): Promise<() => void>;
 }
+
+/** What snapshotChunks() returns. */
+export type SnapshotStream = (Iterable<Uint8Array> | AsyncIterable<Uint8Array>) & { readonly lengthBytes?: number };
 
 /** A replica's place in the cluster. */
 export interface MemberAddress {
@@ -117,6 +136,13 @@ export interface ReplicaOptions<Result = unknown> {
    * QUORATE_BACKPRESSURE. Default 65536.
    */
   readonly pendingReadBarriersMax?: number;
+  /**
+   * A voter that is gone for so long, in milliseconds, is replaced by a spare without anybody's asking (event
+   * "replacement"): gone means that its process is not trusted by the leader, or not linked with it. At least 1000 ms, and
+   * ten times the interval at which the profile has the leader look; well above the time that a restart takes. The leader's
+   * value counts, so it should be the same everywhere. Default 0: never.
+   */
+  readonly replaceAfterMs?: number;
   /** How long open() waits until the replica is part of a formed cluster, default 30 000 ms. */
   readonly openTimeoutMs?: number;
 }
@@ -189,6 +215,8 @@ export interface MemberStatus {
   readonly priority: number;
   /** A voter that lost its memory: a learner that is promoted by itself once it has caught up. */
   readonly returning: boolean;
+  /** A learner that is to take the place of this voter, which is gone. */
+  readonly replaces: number | undefined;
   /** Leader's view of the member's log: "active" for itself; "none" elsewhere. */
   readonly phase: PeerPhase;
   /** At the leader: up to where the member holds the leader's log. 0 elsewhere. */
@@ -223,6 +251,8 @@ export interface ReplicaStatus {
   /** At the leader: for how long its lease holds from now on, microseconds; 0 without one. */
   readonly leaseRemainingUs: number;
   readonly peers: readonly PeerStatus[];
+  /** State transfers in which this replica takes part now. */
+  readonly transfers: readonly TransferStatus[];
   /** The last takeover that made this replica the leader, undefined if there was none. */
   readonly lastTakeover: TakeoverStages | undefined;
 }
@@ -231,7 +261,9 @@ export interface ReplicaStatus {
  * Events of a Replica: "leader" (this replica or another became leader), "deposed" (this replica stopped leading or
  * failed a takeover), "configuration", "peer" (a peer was linked or lost), "warning" (an Error that needs attention but
  * not action by the program), "fatal" (the replica stopped: an invariant or the state machine failed), "removed" (this
- * replica is no member any more and closes: an Error with code QUORATE_REMOVED).
+ * replica is no member any more and closes: an Error with code QUORATE_REMOVED), "transfer" (a state transfer in which
+ * this replica is leader, receiver or donor begins, goes on, ends: at each change of state and ten times a second),
+ * "replacement" (a step of the automatic replacement of a voter is committed, told by every member that learns of it).
  */
 export interface ReplicaEvents {
   leader: [leader: number | undefined, epoch: string];
@@ -241,4 +273,6 @@ export interface ReplicaEvents {
   warning: [error: Error];
   fatal: [error: Error];
   removed: [error: Error];
+  transfer: [transfer: TransferStatus];
+  replacement: [news: ReplacementNews];
 }

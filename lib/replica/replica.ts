@@ -4,11 +4,13 @@
 import { randomInt } from 'node:crypto';
 import { EventEmitter } from 'node:events';
 import { type Configuration, checkConfiguration, memberWithId, voterWithId } from '../consensus/configuration.js';
+import type { ChainPosition } from '../consensus/entry.js';
 import { formatEpoch } from '../consensus/epoch.js';
 import { Exchange } from '../consensus/exchange.js';
 import type { LeaseSettings } from '../consensus/lease.js';
 import { LOG_BYTES_MAX, LOG_BYTES_MIN, MAX_REPLICAS, PRIORITY_MAX } from '../consensus/limits.js';
 import { MembershipWatch } from '../consensus/membership.js';
+import { replacementNews } from '../consensus/replacement.js';
 import {
   PROPOSE_LEAVING,
   PROPOSE_LOG_FULL,
@@ -24,7 +26,15 @@ import { SessionTable } from '../rsm/session-table.js';
 import { monotonicNs, type PeerProcess, setSchedulingSlice } from '../verbs/index.js';
 import type { ToMain } from './background-messages.js';
 import { BackgroundThread } from './background-thread.js';
-import { checkAddress, checkInteger, checkMember, checkPlace, checkScheduling, invalid } from './check-options.js';
+import {
+  checkAddress,
+  checkInteger,
+  checkMember,
+  checkPlace,
+  checkReplaceAfter,
+  checkScheduling,
+  invalid,
+} from './check-options.js';
 import { type ControlConnection, ControlServer } from './control-channel.js';
 import { checkReadIndex, FollowerReads, type ReadIndex } from './follower-reads.js';
 import { checkReply, Formation } from './formation.js';
@@ -53,6 +63,9 @@ import type {
   TakeoverStages,
 } from './replica-options.js';
 import { decodeSnapshot, encodeSnapshot } from './snapshot-transfer.js';
+import type { DonorHost } from './transfer/donor.js';
+import { SnapshotSource } from './transfer/snapshot-stream.js';
+import { Transfers } from './transfer/transfers.js';
 
 const LOG_BYTES_DEFAULT = 16 * 1024 * 1024;
 const PENDING_PROPOSALS_DEFAULT = 65_536;
@@ -79,6 +92,8 @@ const SNAPSHOT_RETRY_MS = 200;
 const READ_TIMEOUT_DEFAULT_MS = 5_000;
 /** A leader that does not answer a follower's question within this time may lead no more. */
 const READ_INDEX_TIMEOUT_MS = 2_000;
+/** A donor or receiver has no memory for READs: asking again would not help. */
+const IMPOSSIBLE_TRANSFER: readonly string[] = ['QUORATE_MEMLOCK', 'QUORATE_LIMIT', 'QUORATE_SYSTEM'];
 /** A process that does not answer for so long is not taken for alive when another one comes with its id. */
 const PING_TIMEOUT_MS = 1_000;
 /** Asking a member for the current configuration. */
@@ -146,6 +161,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   private readonly ownProcess: PeerProcess | null;
   private readonly pendingMax: number;
   private readonly readBarriersMax: number;
+  private readonly replaceAfterMs: number;
   private readonly shmDirectory: string | undefined;
   private readonly scheduling: BackgroundScheduling | undefined;
   private readonly fabric: VerbsReplicationFabric;
@@ -179,8 +195,10 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   private lingering: NodeJS.Timeout | undefined;
   private background: BackgroundThread | undefined;
   private links: LinkManager | undefined;
+  private readonly housekeepingMs: number;
   private housekeeping: NodeJS.Timeout | undefined;
   private readonly installing = new Set<number>();
+  private readonly transfers: Transfers;
   private flushScheduled = false;
   private pollScheduled = false;
   private armed = false;
@@ -261,6 +279,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       'pendingReadBarriersMax',
     );
     const { name, profile } = resolveProfile(options.profile, endpoint.isSoftware);
+    this.housekeepingMs = Math.max(HOUSEKEEPING_INTERVAL_MIN_MS, (profile.tick_ns / 1e6) * 2);
+    this.replaceAfterMs = checkReplaceAfter(options.replaceAfterMs ?? 0, this.housekeepingMs);
     this.shmDirectory = options.shmDirectory;
     this.scheduling = checkScheduling(options.backgroundThread);
     this.profileName = name;
@@ -293,6 +313,21 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       connectionTo: (peer) => this.connections.get(peer),
       onFormed: (genesis, current) => this.join(genesis, current),
       onRefused: (error) => this.opened?.reject(error),
+    });
+    this.transfers = new Transfers({
+      id: this.id,
+      endpoint,
+      stateMachine: this.stateMachine as StateMachine<never>,
+      connectionTo: (peer) => this.connections.get(peer),
+      isMember: (peer) => this.isMember(peer),
+      appliedLsn: () => this.plane?.appliedLsn,
+      freeze: () => this.freeze(),
+      install: (position, configuration, sessions, put) => this.putSnapshot(position, configuration, sessions, put),
+      onSnapshotKnown: (peer, lsn) => this.plane?.snapshotKnown(peer, lsn),
+      onProgress: (status) => {
+        if (this.closing === undefined) this.emit('transfer', status);
+      },
+      onWarning: (error) => this.warn(error),
     });
     const hello = () => ({
       id: this.id,
@@ -384,6 +419,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
           genesis,
           spin_ns: this.endpoint.isSoftware ? SPIN_SOFTWARE_DEVICE_NS : SPIN_NS,
           lagTimeout_ns: LAG_TIMEOUT_NS,
+          replaceAfter_ns: this.replaceAfterMs * 1e6,
         },
         this.fabric,
         this.exchange,
@@ -415,10 +451,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
         this.armed = false;
         this.poll();
       });
-      this.housekeeping = setInterval(
-        () => this.poll(),
-        Math.max(HOUSEKEEPING_INTERVAL_MIN_MS, (this.profile.tick_ns / 1e6) * 2),
-      );
+      this.housekeeping = setInterval(() => this.poll(), this.housekeepingMs);
     });
   }
 
@@ -471,6 +504,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     this.readBarriers.rejectAll(error);
     this.followerReads.rejectAll(error);
     this.requests?.close(error());
+    this.transfers.close(error());
     this.links?.close();
     await Promise.all([this.server.close(), this.directory.close()]);
     await this.background?.stop();
@@ -509,6 +543,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   private dialed(peer: number, connection: ControlConnection): void {
     this.connections.set(peer, connection);
     connection.onRequest('ping', () => null);
+    this.transfers.dialed(connection);
     connection.on('warning', (error) => this.warn(error));
     this.links?.connected(peer, connection);
     if (this.known !== null) {
@@ -537,6 +572,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     if (known === null || watch === undefined || this.closing !== undefined) return;
     if (configuration.clusterId !== known.clusterId || configuration.version <= known.version) return;
     this.known = configuration;
+    for (const news of replacementNews(known, configuration)) this.emit('replacement', news);
     const before = memberWithId(known, this.id);
     const now = memberWithId(configuration, this.id);
     if (before !== undefined && now !== undefined && (before.host !== now.host || before.port !== now.port)) {
@@ -630,6 +666,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   private serve(connection: ControlConnection): void {
     const { id: peer } = connection.peer;
     connection.on('warning', (error) => this.warn(error));
+    this.transfers.serve(connection);
     connection.onMessage('configuration', (body) => this.observeCommitted(checkConfiguration(body)));
     connection.on('close', () => {
       if (this.incoming.get(peer) === connection) this.incoming.delete(peer);
@@ -702,7 +739,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     void this.sendSnapshot(peer).finally(() => this.installing.delete(peer));
   }
 
-  /** Takes a snapshot now and sends it; the log from here on is kept until the peer has it or blocks for too long. */
+  /** Has the peer get a snapshot from a follower; the log behind it is kept until the peer has it or blocks for too long. */
   private async sendSnapshot(peer: number): Promise<void> {
     // Not inside the plane's own call, and after everything that it applies in the same turn.
     await new Promise((resolve) => setImmediate(resolve));
@@ -711,12 +748,22 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     if (plane === undefined || plane.role === 'follower' || this.closing !== undefined) return;
     try {
       if (connection === undefined) throw new QuorateError('QUORATE_CLOSED', `replica ${peer} is not connected`);
-      const bytes = encodeSnapshot({
-        ...plane.snapshotFor(peer),
-        sessions: this.sessions.snapshot(),
-        state: this.stateMachine.snapshot(),
-      });
-      await connection.sendBlob('snapshot', bytes, SNAPSHOT_TIMEOUT_MS);
+      const minLsn = plane.beginSnapshot(peer);
+      const donors = plane.snapshotDonors(peer);
+      try {
+        await this.transfers.order(connection, { donors, minLsn });
+      } catch (error) {
+        if (this.closing !== undefined || !IMPOSSIBLE_TRANSFER.includes((error as QuorateError).code)) throw error;
+        // There is no memory to be had for READs: as a whole, over the control channel.
+        this.warn(error as Error);
+        plane.beginSnapshot(peer);
+        const bytes = encodeSnapshot({
+          ...plane.snapshotPlace,
+          sessions: this.sessions.snapshot(),
+          state: this.stateMachine.snapshot(),
+        });
+        await connection.sendBlob('snapshot', bytes, SNAPSHOT_TIMEOUT_MS);
+      }
     } catch (error) {
       if (this.closing !== undefined) return;
       this.warn(error as Error);
@@ -727,22 +774,47 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     this.background?.wake();
   }
 
-  private install(peer: number, bytes: Uint8Array): void {
+  /** The state of this moment, for a replica that pulls it. */
+  private freeze(): ReturnType<DonorHost['freeze']> {
     const { plane } = this;
     if (plane === undefined) throw new QuorateError('QUORATE_NOT_READY', `replica ${this.id} has no log yet`);
-    const snapshot = decodeSnapshot(bytes);
-    if (plane.role !== 'follower') {
+    const sessions = this.sessions.snapshot();
+    const source = new SnapshotSource(this.stateMachine as StateMachine<never>, sessions);
+    return { ...plane.snapshotPlace, sessionsBytes: sessions.length, source };
+  }
+
+  private install(peer: number, bytes: Uint8Array): void {
+    if (this.plane === undefined) throw new QuorateError('QUORATE_NOT_READY', `replica ${this.id} has no log yet`);
+    const { position, configuration, sessions, state } = decodeSnapshot(bytes);
+    if (this.plane.role !== 'follower') {
       throw new QuorateError(
         'QUORATE_NOT_FOLLOWER',
         `replica ${this.id} leads and takes no snapshot from replica ${peer}`,
       );
     }
-    if (snapshot.position.lsn <= plane.appliedLsn) return; // it has that state already
+    this.putSnapshot(position, configuration, sessions, () => this.stateMachine.restore(state));
+  }
+
+  /** State, sessions and place in the log change over together. Without effect if this replica has applied as much by now. */
+  private putSnapshot(
+    position: ChainPosition,
+    configuration: Configuration,
+    sessions: Uint8Array,
+    put: () => void,
+  ): void {
+    const { plane } = this;
+    if (plane === undefined || this.closing !== undefined) throw this.closedError();
+    if (configuration.clusterId !== plane.configuration.clusterId) {
+      throw new QuorateError('QUORATE_SNAPSHOT_INVALID', 'the snapshot is of another cluster');
+    }
+    if (!plane.isSnapshotNews(position)) return;
+    const table = new SessionTable();
+    table.restore(sessions); // refused before anything has changed
     this.guard(() => {
-      this.stateMachine.restore(snapshot.state);
-      this.sessions.restore(snapshot.sessions);
-      plane.installSnapshot(snapshot.position, snapshot.configuration);
-      this.observeCommitted(snapshot.configuration);
+      put();
+      this.sessions.restore(sessions);
+      plane.installSnapshot(position, configuration);
+      this.observeCommitted(configuration);
       this.followerReads.look();
     });
   }
@@ -1267,12 +1339,12 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
 
   private memberStatus(configuration: Configuration): MemberStatus[] {
     const { plane } = this;
-    return configuration.members.map(({ id, role, bootId, host, port, priority, returning }) => {
+    return configuration.members.map(({ id, role, bootId, host, port, priority, returning, replaces }) => {
       const leads = plane?.role === 'leader';
       const isSelf = id === this.id;
       const phase = isSelf && leads ? 'active' : (plane?.peerPhase(id) ?? 'none');
       const acknowledgedLsn = !leads ? 0 : isSelf ? plane.tailLsn : plane.peerAckedLsn(id);
-      return { id, role, bootId, host, port, priority, returning, phase, acknowledgedLsn };
+      return { id, role, bootId, host, port, priority, returning, replaces, phase, acknowledgedLsn };
     });
   }
 
@@ -1317,6 +1389,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       pendingReadBarriers: this.readBarriers.size + this.followerReads.size,
       leaseRemainingUs: isClosed ? 0 : Math.floor((plane?.leaseRemaining_ns(monotonicNs()) ?? 0) / 1000),
       peers,
+      transfers: this.transfers.statuses,
       lastTakeover: this.lastTakeover,
     };
   }

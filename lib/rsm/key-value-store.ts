@@ -2,12 +2,18 @@
 // the simplest useful one. Commands are compact binary, and every one has a result, also one that makes no sense to
 // the store: apply() never throws, because all replicas must survive whatever was committed.
 //
+// A snapshot can be read piece by piece while commands are applied (snapshotChunks). From the moment it is taken the map
+// is left as it is, and changes go to a second, small map in front of it; when the snapshot has been read, or nobody wants
+// it any more, they are moved over, some with each command. So neither taking the snapshot nor ending it stops anything.
+//
 // Keys and values are kept as one-byte ("latin1") strings of their bytes: a Map finds them fast, they cost the garbage
 // collector little, and no sequence of bytes is mapped to another one, as decoding invalid UTF-8 would.
 import { createHash } from 'node:crypto';
 import { PAYLOAD_BYTES_MAX } from '../consensus/limits.js';
 import { outOfRange, QuorateError } from '../errors.js';
-import type { StateMachine } from '../replica/replica-options.js';
+import type { SnapshotStream, StateMachine } from '../replica/replica-options.js';
+import { ChangesAside, type Values } from './changes-aside.js';
+import { ENTRY_HEADER_BYTES, EntryDecoder, encodeEntries, HEADER_BYTES } from './key-value-snapshot.js';
 
 /** opcode (1 byte), length of the key (2 bytes, little-endian), key, value. */
 const COMMAND_HEADER_BYTES = 3;
@@ -22,10 +28,6 @@ export const VALUE_BYTES_MAX = PAYLOAD_BYTES_MAX - KEY_BYTES_MAX - COMMAND_HEADE
 export const ENTRY_OVERHEAD_BYTES = 64;
 /** Default limit of the whole store: keys, values and ENTRY_OVERHEAD_BYTES for each key. */
 export const STATE_BYTES_MAX = 512 * 1024 * 1024;
-
-const SNAPSHOT_MAGIC = 0x31_56_4b_51; // "QKV1"
-const SNAPSHOT_HEADER_BYTES = 8; // magic, number of entries
-const SNAPSHOT_ENTRY_HEADER_BYTES = 8; // length of the key, length of the value
 
 /**
  * What a command did. "full": the store's limit would be exceeded; "invalid": the bytes are no command. Neither
@@ -104,7 +106,7 @@ export function decodeCommand(command: Uint8Array): KeyValueCommand | undefined 
 }
 
 export class KeyValueStore implements StateMachine<KeyValueResult> {
-  private values = new Map<string, string>();
+  private values: Values = new ChangesAside();
   private stateBytes_ = 0;
   private readonly stateBytesMax: number;
   /** Of the buffer that commands came in last (the log's), so that reading one creates no view of its own. */
@@ -145,7 +147,7 @@ export class KeyValueStore implements StateMachine<KeyValueResult> {
 
   /** All keys and values as bytes. */
   *entries(): IterableIterator<[key: Uint8Array, value: Uint8Array]> {
-    for (const [key, value] of this.values) yield [Buffer.from(key, 'latin1'), Buffer.from(value, 'latin1')];
+    for (const [key, value] of this.values.entries()) yield [Buffer.from(key, 'latin1'), Buffer.from(value, 'latin1')];
   }
 
   apply(command: Uint8Array): KeyValueResult {
@@ -157,10 +159,11 @@ export class KeyValueStore implements StateMachine<KeyValueResult> {
     const start = command.byteOffset + COMMAND_HEADER_BYTES;
     const text = this.source.toString('latin1', start, command.byteOffset + command.length);
     const key = text.substring(0, keyBytes);
-    const previous = this.values.get(key);
+    const { values } = this;
+    const previous = values.get(key);
     if (command[0] === OPCODE_DELETE) {
       if (previous === undefined) return 'absent';
-      this.values.delete(key);
+      values.delete(key);
       this.stateBytes_ -= keyBytes + previous.length + ENTRY_OVERHEAD_BYTES;
       return 'deleted';
     }
@@ -169,7 +172,7 @@ export class KeyValueStore implements StateMachine<KeyValueResult> {
     this.stateBytes_ += growth;
     // A new key is read a second time: a substring would keep its first value's bytes alive for as long as the key.
     const kept = previous === undefined ? this.source.toString('latin1', start, start + keyBytes) : key;
-    this.values.set(kept, text.substring(keyBytes));
+    values.set(kept, text.substring(keyBytes));
     return previous === undefined ? 'created' : 'replaced';
   }
 
@@ -179,9 +182,8 @@ export class KeyValueStore implements StateMachine<KeyValueResult> {
    */
   digest(): string {
     const hash = createHash('sha256');
-    const lengths = Buffer.alloc(SNAPSHOT_ENTRY_HEADER_BYTES);
-    for (const key of [...this.values.keys()].sort()) {
-      const value = this.values.get(key) as string;
+    const lengths = Buffer.alloc(ENTRY_HEADER_BYTES);
+    for (const [key, value] of [...this.values.entries()].sort(([one], [other]) => (one < other ? -1 : 1))) {
       lengths.writeUInt32LE(key.length, 0);
       lengths.writeUInt32LE(value.length, 4);
       hash.update(lengths).update(key, 'latin1').update(value, 'latin1');
@@ -189,51 +191,70 @@ export class KeyValueStore implements StateMachine<KeyValueResult> {
     return hash.digest('hex');
   }
 
+  /** Bytes of a snapshot of the present state. */
+  private get snapshotBytes(): number {
+    const { size } = this.values;
+    return HEADER_BYTES + this.stateBytes_ + size * (ENTRY_HEADER_BYTES - ENTRY_OVERHEAD_BYTES);
+  }
+
   snapshot(): Uint8Array {
-    let length = SNAPSHOT_HEADER_BYTES + this.values.size * SNAPSHOT_ENTRY_HEADER_BYTES;
-    for (const [key, value] of this.values) length += key.length + value.length;
-    const bytes = Buffer.alloc(length);
-    bytes.writeUInt32LE(SNAPSHOT_MAGIC, 0);
-    bytes.writeUInt32LE(this.values.size, 4);
-    let at = SNAPSHOT_HEADER_BYTES;
-    for (const [key, value] of this.values) {
-      bytes.writeUInt32LE(key.length, at);
-      bytes.writeUInt32LE(value.length, at + 4);
-      at += SNAPSHOT_ENTRY_HEADER_BYTES;
-      at += bytes.write(key, at, 'latin1');
-      at += bytes.write(value, at, 'latin1');
-    }
-    return bytes;
+    return Buffer.concat([...encodeEntries(this.values.entries(), this.values.size, false)], this.snapshotBytes);
+  }
+
+  /**
+   * The snapshot of this moment in pieces of at most a few MiB; commands may be applied while it is read. Only one can be
+   * open at a time: while it is, another one is made as a whole.
+   */
+  snapshotChunks(): SnapshotStream {
+    const { size } = this.values;
+    const lengthBytes = this.snapshotBytes;
+    const frozen = this.values.freeze();
+    if (frozen === null) return Object.assign([this.snapshot()], { lengthBytes });
+    const pieces = encodeEntries(frozen.entries(), size, true);
+    let isBegun = false;
+    const iterator: IterableIterator<Uint8Array> = {
+      next: () => {
+        isBegun = true;
+        const step = pieces.next();
+        if (step.done === true) frozen.release();
+        return step;
+      },
+      return: () => {
+        if (isBegun) pieces.return(undefined);
+        frozen.release();
+        return { done: true, value: undefined };
+      },
+      [Symbol.iterator]: () => iterator,
+    };
+    return Object.assign(iterator, { lengthBytes });
   }
 
   /** Replaces the state. A snapshot that does not hold a state is refused and changes nothing. */
   restore(snapshot: Uint8Array): void {
-    const refuse = (what: string): QuorateError =>
-      new QuorateError('QUORATE_SNAPSHOT_INVALID', `the snapshot's key-value state cannot be used: ${what}`);
-    const bytes = Buffer.from(snapshot.buffer, snapshot.byteOffset, snapshot.length);
-    if (bytes.length < SNAPSHOT_HEADER_BYTES || bytes.readUInt32LE(0) !== SNAPSHOT_MAGIC)
-      throw refuse('it does not begin as one');
-    const count = bytes.readUInt32LE(4);
-    const values = new Map<string, string>();
-    let stateBytes = 0;
-    let at = SNAPSHOT_HEADER_BYTES;
-    for (let entry = 0; entry < count; entry++) {
-      if (bytes.length - at < SNAPSHOT_ENTRY_HEADER_BYTES) throw refuse(`it ends in entry ${entry} of ${count}`);
-      const keyBytes = bytes.readUInt32LE(at);
-      const valueBytes = bytes.readUInt32LE(at + 4);
-      at += SNAPSHOT_ENTRY_HEADER_BYTES;
-      if (keyBytes === 0 || keyBytes > KEY_BYTES_MAX) throw refuse(`entry ${entry} has a key of ${keyBytes} bytes`);
-      if (valueBytes > VALUE_BYTES_MAX) throw refuse(`entry ${entry} has a value of ${valueBytes} bytes`);
-      if (bytes.length - at < keyBytes + valueBytes) throw refuse(`it ends in entry ${entry} of ${count}`);
-      const key = bytes.toString('latin1', at, at + keyBytes);
-      if (values.has(key)) throw refuse(`entry ${entry} repeats a key`);
-      values.set(key, bytes.toString('latin1', at + keyBytes, at + keyBytes + valueBytes));
-      at += keyBytes + valueBytes;
-      stateBytes += keyBytes + valueBytes + ENTRY_OVERHEAD_BYTES;
-      if (stateBytes > this.stateBytesMax) throw refuse(`it is larger than the limit of ${this.stateBytesMax} bytes`);
-    }
-    if (at !== bytes.length) throw refuse(`${bytes.length - at} bytes follow its last entry`);
-    this.values = values;
+    const decoder = this.decoder();
+    decoder.push(snapshot);
+    this.put(decoder);
+  }
+
+  async restoreChunks(chunks: AsyncIterable<Uint8Array>): Promise<() => void> {
+    const decoder = this.decoder();
+    for await (const chunk of chunks) decoder.push(chunk);
+    decoder.finish();
+    return () => this.put(decoder);
+  }
+
+  private decoder(): EntryDecoder {
+    return new EntryDecoder({
+      keyBytesMax: KEY_BYTES_MAX,
+      valueBytesMax: VALUE_BYTES_MAX,
+      stateBytesMax: this.stateBytesMax,
+      entryOverheadBytes: ENTRY_OVERHEAD_BYTES,
+    });
+  }
+
+  private put(decoder: EntryDecoder): void {
+    const { values, stateBytes } = decoder.finish();
+    this.values = new ChangesAside(values);
     this.stateBytes_ = stateBytes;
   }
 }

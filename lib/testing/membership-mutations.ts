@@ -1,13 +1,15 @@
 // Ways to break the rules of membership change, for clusters that change their members all the time.
 import { BackgroundPlane } from '../consensus/background-plane.js';
 import { type Configuration, memberWithId, withMember } from '../consensus/configuration.js';
+import type { ChainPosition } from '../consensus/entry.js';
 import type { MembershipChange } from '../consensus/membership.js';
+import { Replacement } from '../consensus/replacement.js';
 import { ReplicationPlane } from '../consensus/replication-plane.js';
 import { readU53 } from '../consensus/sealed-block.js';
 import { GrantField } from '../consensus/status-layout.js';
 import type { Mutation } from './mutations.js';
 import { all, type Internals, replace, replaceGetter } from './replace-method.js';
-import { type SimOptions, withJoiners } from './sim-options.js';
+import { type SimOptions, withJoiners, withReplacing } from './sim-options.js';
 
 const replication = ReplicationPlane.prototype;
 const background = BackgroundPlane.prototype;
@@ -56,7 +58,60 @@ function otherVoters(names: readonly string[], voters: (plane: Internals) => Con
 const learnersToo = (plane: Internals): Configuration['voters'] =>
   (plane.configuration as Configuration).members.filter(({ role }) => role !== 'spare');
 
+/**
+ * Clusters in which spares stand by, replicas stay away for long, and others stand still meanwhile: their memory can be
+ * written as before, but nobody trusts them.
+ */
+function replacing(options: SimOptions): SimOptions {
+  const { faults, ...rest } = withReplacing(withJoiners(options, 2, 3), 250e6);
+  const weights = { ...faults.weights, crash: 2, pause: 3, partition: 0, transfer: 0 };
+  const times = { interval_ns: 150e6, durationMin_ns: 200e6, durationMax_ns: 1500e6, leaderBias: 0 };
+  return { ...rest, faults: { ...faults, ...times, weights } };
+}
+
 export const MEMBERSHIP_MUTATIONS: readonly Mutation[] = [
+  {
+    name: 'replace-below-quorum',
+    breaks: 'a voter that is gone is replaced by a leader that no majority of the others is seen to follow',
+    seedsMax: 100,
+    replicas: 3,
+    adjust: replacing,
+    install: () => replace(Replacement.prototype, 'isSafe', () => () => true),
+  },
+  {
+    name: 'replace-before-catch-up',
+    breaks: 'a voter that is gone makes way for a spare that was called up and does not hold the log yet',
+    seedsMax: 100,
+    replicas: 3,
+    adjust: replacing,
+    install: () => replace(Replacement.prototype, 'hasCaughtUp', () => () => true),
+  },
+  {
+    name: 'snapshot-applied-out-of-order',
+    breaks: 'a replica installs a snapshot that is older than what it has applied',
+    seedsMax: 200,
+    replicas: 3,
+    install: () =>
+      all(
+        replace(
+          replication,
+          'isSnapshotNews',
+          () =>
+            function () {
+              return this.role === 'follower';
+            },
+        ),
+        replace(
+          replication,
+          'installSnapshot',
+          (original) =>
+            function (position: ChainPosition, configuration: Configuration) {
+              if (position.lsn < this.applied.lsn) Object.assign(this.applied, position);
+              return original.call(this, position, configuration);
+            },
+        ),
+      ),
+  },
   {
     name: 'two-concurrent-changes',
     breaks: 'a leader changes the membership while the change before is not committed',

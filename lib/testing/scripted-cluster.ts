@@ -56,6 +56,7 @@ function calmOptions(replicas: number, founders: number, logBytes: number): SimO
       stallTimeout_ns: 500 * MS,
     },
     lagTimeout_ns: 300 * MS,
+    replaceAfter_ns: 0,
     spin_ns: 0,
     mainLatencyMax_ns: 1,
     tickJitter: 0,

@@ -14,6 +14,8 @@ import type { SimOptions } from './sim-options.js';
 /** A handshake that took longer is given up and begun again. */
 const HANDSHAKE_TIMEOUT_NS = 500e6;
 const SNAPSHOT_TRANSFER_MAX_NS = 20e6;
+const SNAPSHOT_SLOW_PROBABILITY = 0.1;
+const SNAPSHOT_SLOW_MAX_NS = 3e9;
 const SNAPSHOT_RETRY_NS = 200e6;
 const SNAPSHOT_TIMEOUT_NS = 1e9;
 /** How long a cut control connection takes to come back once the cut has ended, at most. */
@@ -165,10 +167,30 @@ export class SimCluster {
   expendable(): number[] {
     return this.lives.flatMap((life, id) => {
       if (life === null) return [];
-      return [this.committed, ...this.pending.values()].every(({ voters }) => this.keepsMajority(voters, id))
+      const inForce = [this.committed, ...this.pending.values()];
+      return inForce.every(({ voters }) => this.keepsMajority(voters, id) && this.survivesReplacing(voters, id))
         ? [id]
         : [];
     });
+  }
+
+  /**
+   * A leader that replaces who is gone may take any one of these voters out at this moment that it does not see: what one
+   * more death does then is the same as if it had died before.
+   */
+  private survivesReplacing(voters: Configuration['voters'], without: number): boolean {
+    if (this.options.replaceAfter_ns === 0) return true;
+    const leaders = this.lives.filter((life) => life !== null && life.replication.role !== 'follower');
+    const isSeen = (id: number): boolean =>
+      leaders.every((life) => life?.id === id || ((life?.replication.trustedMask ?? 0) & (1 << id)) !== 0);
+    return voters
+      .filter(({ id }) => id !== without && !isSeen(id))
+      .every((gone) =>
+        this.keepsMajority(
+          voters.filter((voter) => voter !== gone),
+          without,
+        ),
+      );
   }
 
   /** A majority of these voters is up, in the lives that are meant, without the replica `without`. */
@@ -437,12 +459,15 @@ export class SimCluster {
 
   // -- snapshots ---------------------------------------------------------------------------------------------------
 
-  /** Takes a snapshot and sends it; whether or not it arrived, the peer's permission is asked for again afterwards. */
+  /**
+   * Has the peer get a snapshot from a follower, or from the leader itself if there is no other; whether or not it
+   * arrived, the peer's permission is asked for again afterwards.
+   */
   private sendSnapshot(life: SimLife, peer: number): void {
     const links = this.links(life, peer);
     if (links.isSnapshotUnderWay) return;
     links.isSnapshotUnderWay = true;
-    const { world, network } = this;
+    const { world } = this;
     const finish = (delay_ns: number): void => {
       world.schedule(delay_ns, () => {
         if (!life.alive) return;
@@ -463,20 +488,59 @@ export class SimCluster {
         finish(SNAPSHOT_RETRY_NS * this.options.pace);
         return;
       }
-      const { position, configuration } = life.replication.snapshotFor(peer);
-      const state = life.state.snapshot();
+      const minLsn = life.replication.beginSnapshot(peer);
+      const donors = life.replication.snapshotDonors(peer);
       finish(SNAPSHOT_TIMEOUT_NS * this.options.pace);
-      world.schedule(
-        network.latency_ns() + this.random.between(0, SNAPSHOT_TRANSFER_MAX_NS * this.options.pace),
-        () => {
-          if (!target.alive || !this.controlIsOpen(life.id, peer)) return;
+      this.pullSnapshot(life, target, donors, minLsn, () => finish(this.network.latency_ns()));
+    });
+  }
+
+  /** The first donor that can be reached, holds enough and lives until it has given everything. */
+  private pullSnapshot(
+    life: SimLife,
+    target: SimLife,
+    [first, ...others]: readonly number[],
+    minLsn: number,
+    done: () => void,
+  ): void {
+    const { world, network } = this;
+    if (first === undefined || !target.alive) return;
+    const next = (): void => this.pullSnapshot(life, target, others, minLsn, done);
+    const donor = this.lives[first];
+    if (!donor || !this.controlIsOpen(first, target.id)) {
+      next();
+      return;
+    }
+    world.schedule(donor === life ? 0 : network.latency_ns(), () => {
+      if (!donor.alive) {
+        next();
+        return;
+      }
+      donor.postToMain(() => {
+        const { position, configuration } = donor.replication.snapshotPlace;
+        if (position.lsn < minLsn) {
+          next();
+          return;
+        }
+        donor.trace(`gives ${target.name} a snapshot at LSN ${position.lsn}`);
+        const state = donor.state.snapshot();
+        if (life.alive) life.postToMain(() => life.replication.snapshotKnown(target.id, position.lsn));
+        // A large state, or a slow receiver: by then the leader may have ordered another one, which arrives before.
+        const isSlow = this.random.chance(SNAPSHOT_SLOW_PROBABILITY);
+        const max_ns = isSlow ? SNAPSHOT_SLOW_MAX_NS : SNAPSHOT_TRANSFER_MAX_NS;
+        const transfer_ns = this.random.between(0, max_ns * this.options.pace);
+        world.schedule(network.latency_ns() + transfer_ns, () => {
+          if (!target.alive) return;
+          if (!donor.alive || !this.controlIsOpen(first, target.id)) {
+            next();
+            return;
+          }
           target.postToMain(() => {
-            if (target.replication.role !== 'follower') return;
-            if (position.lsn > target.replication.appliedLsn) target.installSnapshot(position, configuration, state);
-            if (this.controlIsOpen(life.id, peer)) finish(network.latency_ns());
+            if (target.replication.isSnapshotNews(position)) target.installSnapshot(position, configuration, state);
+            if (this.controlIsOpen(life.id, target.id)) done();
           });
-        },
-      );
+        });
+      });
     });
   }
 }

@@ -5,6 +5,7 @@ import type { Configuration } from '../consensus/configuration.js';
 import { formatEpoch } from '../consensus/epoch.js';
 import { EXCHANGE_BYTES, Exchange } from '../consensus/exchange.js';
 import { type MembershipChange, MembershipWatch } from '../consensus/membership.js';
+import { replacementNews } from '../consensus/replacement.js';
 import {
   PROPOSE_LEAVING,
   PROPOSE_LOG_FULL,
@@ -150,6 +151,7 @@ export class SimLife {
         genesis,
         spin_ns: options.spin_ns,
         lagTimeout_ns: options.lagTimeout_ns,
+        replaceAfter_ns: options.replaceAfter_ns,
         applyEntriesMax: options.applyEntriesMax,
       },
       this.replicationFabric,
@@ -368,6 +370,9 @@ export class SimLife {
   /** A configuration that is committed, from the own log or from another member. */
   observeCommitted(configuration: Configuration): void {
     if (configuration.version <= this.known.version) return; // or two that are not linked any more tell each other for ever
+    for (const { state, voter, spare } of replacementNews(this.known, configuration)) {
+      this.trace(`replacement of r${voter} by r${spare}: ${state}`);
+    }
     this.known = configuration;
     this.events.onConfigurationApplied(this, configuration);
     const reason = this.membership.observe(configuration);

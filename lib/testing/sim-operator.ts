@@ -57,7 +57,7 @@ export class SimOperator {
         if (unlisted.length === 0) return null;
         const id = random.pick(unlisted);
         if (cluster.lives[id] === null) cluster.start(id);
-        const kind = random.chance(0.15) ? 'addSpare' : 'addLearner';
+        const kind = random.chance(cluster.options.replaceAfter_ns > 0 ? 0.7 : 0.15) ? 'addSpare' : 'addLearner';
         return { kind, id, ...address, priority: random.integer(PRIORITIES) };
       }
       case 2:

@@ -46,6 +46,8 @@ export interface SimOptions {
   readonly logBytes: number;
   readonly profile: BackgroundProfile;
   readonly lagTimeout_ns: number;
+  /** Voters that are gone for so long are replaced by spares; 0: never. */
+  readonly replaceAfter_ns: number;
   readonly spin_ns: number;
   /** How long after a wake-up the main plane runs, at most. */
   readonly mainLatencyMax_ns: number;
@@ -113,7 +115,10 @@ export function drawOptions(random: Random, request: SimRequest): SimOptions {
   const calm_ns = paced.convergenceTime_ns * CALM_WITH_CLIENTS;
   const faultyTime_ns = Math.max(FAULTY_TIME_MIN_NS, request.virtualSeconds * 1e9 - calm_ns);
   const leased = random.chance(0.5) ? withLeases(random, paced) : paced;
-  return { ...leased, followerReads: random.pick([0, 0.5, 1]), faultyTime_ns };
+  const timed = { ...leased, followerReads: random.pick([0, 0.5, 1]), faultyTime_ns };
+  // Where there are more processes than founders, some of them are spares, half of the time.
+  if (timed.replicas === timed.founders || random.chance(0.5)) return timed;
+  return withReplacing(timed, random.logBetween(REPLACE_AFTER_MIN_NS, REPLACE_AFTER_MAX_NS));
 }
 
 /** Leases of some length, and clocks that differ as much as these leases bear, or less. */
@@ -127,6 +132,16 @@ function withLeases(random: Random, options: SimOptions): SimOptions {
     clockDeviation: random.pick([0, 0.5, 1]) * driftBound,
     leasedReads: random.pick([0.5, 1]),
   };
+}
+
+const REPLACE_AFTER_MIN_NS = 250 * MS;
+const REPLACE_AFTER_MAX_NS = 1500 * MS;
+
+/** Voters are replaced when they are gone for so long, at pace 1, and replicas often stay away for longer. */
+export function withReplacing(options: SimOptions, replaceAfter_ns: number): SimOptions {
+  const { faults, pace } = options;
+  const restartDelayMax_ns = Math.max(faults.restartDelayMax_ns, 4 * replaceAfter_ns * pace);
+  return { ...options, replaceAfter_ns: replaceAfter_ns * pace, faults: { ...faults, restartDelayMax_ns } };
 }
 
 /**
@@ -216,6 +231,7 @@ function drawAtFullPace(random: Random, replicas: number): SimOptions {
       stallTimeout_ns: tick_ns * random.between(10, 200),
     },
     lagTimeout_ns: random.between(100, 600) * MS,
+    replaceAfter_ns: 0,
     spin_ns: random.chance(0.3) ? random.logBetween(10 * US, 500 * US) : 0,
     mainLatencyMax_ns: random.logBetween(10 * US, 5 * MS),
     tickJitter: random.pick([0, 0.05, 0.3]),

@@ -868,6 +868,8 @@ export interface NativeAddon {
   setRealtimePriority(priority: number): void;
   /** Processors that the calling thread may run on. */
   setCpuAffinity(cpus: readonly number[]): void;
+  /** 53 bits that stand for the bytes, and for `before` (0 .. 2^53 - 1). */
+  checksum(bytes: Uint8Array, before: number): number;
   /** CLOCK_MONOTONIC in nanoseconds (exact to the nanosecond for the first 104 days of uptime). */
   monotonicNs(): number;
 

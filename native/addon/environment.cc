@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "addon/arguments.h"
+#include "addon/checksum.h"
 #include "addon/share_table.h"
 
 namespace quorate::addon {
@@ -188,7 +189,7 @@ void Environment::attach(Napi::Env env, Napi::Object exports) {
       function<unshareFunction>(self, "unshare"),
       function<diagnosticsFunction>(self, "diagnostics"),
   };
-  for (const auto& more : {deviceFunctions(self), waitFunctions(self), cmFunctions(self)}) {
+  for (const auto& more : {deviceFunctions(self), waitFunctions(self), cmFunctions(self), checksumFunctions(self)}) {
     functions.insert(functions.end(), more.begin(), more.end());
   }
   check(env, napi_define_properties(env, exports, functions.size(), functions.data()));

@@ -1,6 +1,7 @@
 // The replicated map, checked against a plain one.
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
+import { ChangesAside } from '#lib/rsm/changes-aside.js';
 import {
   decodeCommand,
   ENTRY_OVERHEAD_BYTES,
@@ -231,4 +232,123 @@ test('a snapshot that is none is refused and changes nothing', () => {
     }),
   );
   expect(store.digest()).toBe(digest);
+});
+
+/** The chunks of a stream, each copied, as it is valid for a moment only. */
+function collect(stream: Iterable<Uint8Array>): Uint8Array[] {
+  return Array.from(stream, (chunk) => Uint8Array.from(chunk));
+}
+
+async function* cut(bytes: Uint8Array, sizes: readonly number[]): AsyncGenerator<Uint8Array> {
+  for (let at = 0, turn = 0; at < bytes.length; turn++) {
+    const size = sizes[turn % sizes.length] as number;
+    // Overwritten afterwards: whoever keeps a view of a chunk notices.
+    const chunk = Uint8Array.from(bytes.subarray(at, at + size));
+    yield chunk;
+    chunk.fill(0xee);
+    at += size;
+  }
+}
+
+test('a snapshot that is read piece by piece is of the moment when it was asked for, whatever is applied meanwhile', () => {
+  fc.assert(
+    fc.property(
+      fc.array(command, { maxLength: 40 }),
+      fc.array(command, { minLength: 1, maxLength: 80 }),
+      fc.array(command, { maxLength: 40 }),
+      fc.boolean(),
+      (before, during, after, isAbandoned) => {
+        const store = new KeyValueStore();
+        const plain = new KeyValueStore();
+        const both = (commands: readonly { key: Uint8Array; value: Uint8Array | undefined }[]) => {
+          for (const one of commands) expect(store.apply(encode(one))).toBe(plain.apply(encode(one)));
+          expect(store.size).toBe(plain.size);
+          expect(store.stateBytes).toBe(plain.stateBytes);
+          expect([...store.entries()].map(([key, value]) => [hex(key), hex(value)])).toEqual(
+            [...plain.entries()].map(([key, value]) => [hex(key), hex(value)]),
+          );
+        };
+        both(before);
+        const expected = hex(store.snapshot());
+        const stream = store.snapshotChunks() as Iterable<Uint8Array> & { lengthBytes: number };
+        expect(stream.lengthBytes).toBe(expected.length / 2);
+        both(during);
+        const iterator = stream[Symbol.iterator]();
+        if (isAbandoned) iterator.return?.();
+        else expect(hex(Buffer.concat(collect(stream)))).toBe(expected);
+        both(after);
+        // In the same order, too, or a transfer could not go on at another donor.
+        expect(hex(store.snapshot())).toBe(hex(plain.snapshot()));
+        both(during);
+        expect(hex(Buffer.concat(collect(store.snapshotChunks() as Iterable<Uint8Array>)))).toBe(hex(plain.snapshot()));
+      },
+    ),
+  );
+});
+
+test('while one snapshot is read another one can be had', () => {
+  const store = new KeyValueStore();
+  store.apply(encodeSet('a', '1'));
+  const first = store.snapshotChunks() as Iterable<Uint8Array>;
+  store.apply(encodeSet('a', '2'));
+  store.apply(encodeSet('b', '3'));
+  const second = store.snapshotChunks() as Iterable<Uint8Array>;
+  store.apply(encodeDelete('a'));
+  const texts = [first, second].map((stream) => {
+    const copy = new KeyValueStore();
+    copy.restore(Buffer.concat(collect(stream)));
+    return ['a', 'b'].map((key) => copy.getText(key));
+  });
+  expect(texts).toEqual([
+    ['1', undefined],
+    ['2', '3'],
+  ]);
+});
+
+test('a snapshot comes back from chunks of any sizes, and takes the place of the state when it is told to', async () => {
+  const store = new KeyValueStore();
+  for (let index = 0; index < 300; index++) store.apply(encodeSet(`key ${index}`, 'v'.repeat(index * 7)));
+  store.apply(encodeSet('large', 'x'.repeat(700_000)));
+  const bytes = store.snapshot();
+  for (const sizes of [[1, 2, 3, 1000], [7], [64 * 1024], [bytes.length]]) {
+    const copy = new KeyValueStore();
+    copy.apply(encodeSet('own', 'state'));
+    const put = await copy.restoreChunks(cut(bytes, sizes));
+    copy.apply(encodeSet('own', 'state, later'));
+    expect(copy.getText('own')).toBe('state, later');
+    put();
+    expect(copy.digest()).toBe(store.digest());
+    expect(copy.has('own')).toBe(false);
+  }
+});
+
+test('chunks that hold no snapshot are refused and change nothing', async () => {
+  const store = new KeyValueStore();
+  store.apply(encodeSet('a', '1'));
+  const bytes = store.snapshot();
+  const long = Buffer.concat([bytes, Uint8Array.of(0)]);
+  const huge = Buffer.from(bytes);
+  huge.writeUInt32LE(VALUE_BYTES_MAX + 1, 12);
+  for (const wrong of [bytes.subarray(0, bytes.length - 1), bytes.subarray(0, 5), long, huge, Buffer.alloc(8)]) {
+    await expect(store.restoreChunks(cut(wrong, [3]))).rejects.toMatchObject({ code: 'QUORATE_SNAPSHOT_INVALID' });
+  }
+  expect(store.getText('a')).toBe('1');
+});
+
+test('changes that were put aside are moved over a few at a time', () => {
+  const values = new ChangesAside();
+  for (let index = 0; index < 1000; index++) values.set(`${index}`, 'old');
+  const frozen = values.freeze();
+  for (let index = 0; index < 1000; index++) values.set(`${index}`, 'new');
+  expect([...(frozen?.entries() ?? [])].every(([, value]) => value === 'old')).toBe(true);
+  frozen?.release();
+  let moved = 0;
+  for (let count = 1; count <= 200; count++) {
+    values.set('again', `${count}`);
+    const base = (values as unknown as { base: Map<string, string> }).base;
+    const now = [...base.values()].filter((value) => value === 'new').length;
+    expect(now - moved).toBeLessThanOrEqual(16);
+    moved = now;
+  }
+  expect(moved).toBe(1000);
 });

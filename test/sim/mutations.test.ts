@@ -38,6 +38,8 @@ const QUICK: readonly string[] = [
   'lease-counted-from-receipt',
   'clocks-worse-than-bound',
   'follower-reads-before-applied',
+  'replace-below-quorum',
+  'replace-before-catch-up',
 ];
 
 describe('mutations', () => {

@@ -2,7 +2,13 @@
 // against the record of all entries that were ever appended. A leader changes the membership only when an entry of its own
 // epoch is committed, one change at a time, by one voter at most; who becomes a voter holds nearly all that is committed;
 // and a leader that is no voter of a committed configuration leads no longer.
-import { type Configuration, checkSuccessor, decodeConfiguration } from '../../consensus/configuration.js';
+import {
+  type Configuration,
+  checkSuccessor,
+  decodeConfiguration,
+  memberWithId,
+  votersChanged,
+} from '../../consensus/configuration.js';
 import { EntryType } from '../../consensus/entry.js';
 import { formatEpoch } from '../../consensus/epoch.js';
 import { ENTRY_HEADER_BYTES, LEARNER_LAG_BYTES_MAX } from '../../consensus/limits.js';
@@ -67,11 +73,42 @@ export class ConfigurationChecker implements Checker {
     } catch (error) {
       this.fail(`${what}: ${(error as Error).message}`);
     }
+    if (votersChanged(previous, configuration) > 0) this.checkWritable(what, life, configuration);
+    this.checkReplaced(what, previous, configuration, entry);
     for (const voter of configuration.voters) {
       if (voter.id === node.id || previous.voters.some(({ bootId }) => bootId === voter.bootId)) continue;
       const promoted = cluster.lives[voter.id];
       // It may have died a moment ago, with what it held.
       if (promoted?.bootId === voter.bootId) this.checkCaughtUp(what, promoted, entry);
+    }
+  }
+
+  /** By the leader's own books, of this moment. */
+  private checkWritable(what: string, life: SimLife, { voters }: Configuration): void {
+    const { replication } = life;
+    const writable = voters.filter(({ id }) => {
+      return id === life.id || (replication.peerPhase(id) === 'active' && (replication.trustedMask & (1 << id)) !== 0);
+    });
+    if (writable.length > voters.length >> 1) return;
+    const ids = writable.map(({ id }) => id);
+    this.fail(`${what} has ${voters.length} voters, of which its leader can write and trusts only ${ids}: no majority`);
+  }
+
+  /** Who makes way for a spare that was called up does so when that has caught up, not before. */
+  private checkReplaced(what: string, previous: Configuration, configuration: Configuration, entry: LogNode): void {
+    for (const { id, bootId, replaces } of previous.members) {
+      const isReplaced =
+        replaces !== undefined &&
+        configuration.members.some((member) => member.id === id && member.replaces === replaces);
+      if (
+        !isReplaced ||
+        memberWithId(previous, replaces) === undefined ||
+        memberWithId(configuration, replaces) !== undefined
+      ) {
+        continue;
+      }
+      const life = this.context.cluster().lives[id];
+      if (life?.bootId === bootId) this.checkCaughtUp(`${what} removes r${replaces}:`, life, entry);
     }
   }
 
@@ -91,7 +128,7 @@ export class ConfigurationChecker implements Checker {
     while (next.parent !== null && next.parent !== shared) next = next.parent;
     const lagBytes = begin - Math.min(begin, next.endLsn);
     if (lagBytes <= Math.min(LEARNER_LAG_BYTES_MAX, logBytes / 16)) return;
-    this.fail(`${what} makes ${life.name} a voter, which lacks ${lagBytes} bytes of the log`);
+    this.fail(`${what} counts on ${life.name}, which lacks ${lagBytes} bytes of the log`);
   }
 
   onCrashed(life: SimLife): void {

@@ -1,0 +1,345 @@
+// The donor of a state transfer: freezes the state of this replica, puts it chunk by chunk into memory that the receiver
+// READs, and says over the control channel which chunks stand there. A chunk's place is used again when the receiver has
+// said that it took it, so the donor holds no more than the staging memory, however large the state is; commits and
+// applying go on between two chunks.
+import type { Configuration } from '../../consensus/configuration.js';
+import type { ChainPosition } from '../../consensus/entry.js';
+import { errorCode, QuorateError } from '../../errors.js';
+import { TransferSource } from '../../fabric/transfer-link.js';
+import type { VerbsEndpoint } from '../../fabric/verbs-endpoint.js';
+import { checksum } from '../../verbs/checksum.js';
+import type { ControlConnection } from '../control-channel.js';
+import { CHUNK_BYTES, CHUNK_SOFTWARE_BYTES, DONATIONS_MAX, IDLE_TIMEOUT_MS, SLOTS } from './limits.js';
+import { checkOpen, type ResumePoint, type TransferOpen, type TransferOpened, type TransferReady } from './messages.js';
+import { TransferProgress, type TransferStatus } from './progress.js';
+import type { SnapshotSource } from './snapshot-stream.js';
+
+/** What this replica could give now. */
+export interface DonorState {
+  readonly position: ChainPosition;
+  readonly configuration: Configuration;
+  readonly sessionsBytes: number;
+  /** Frozen now. */
+  readonly source: SnapshotSource;
+}
+
+export interface DonorHost {
+  readonly id: number;
+  readonly endpoint: VerbsEndpoint;
+  /** Undefined while this replica has no log. */
+  appliedLsn(): number | undefined;
+  /** Freezes state, sessions and their place in the log, all of the same moment. */
+  freeze(): DonorState;
+  readonly onProgress: (status: TransferStatus) => void;
+  readonly onWarning: (error: Error) => void;
+}
+
+/** Lets the event loop turn: there is a log to be applied, and whoever needs an answer. */
+const turn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
+
+/** Cuts the stream of a snapshot into chunks, all of the same size but the last. */
+class Chunker {
+  bytes = 0;
+  /** Of all chunks so far. */
+  sum = 0;
+  isEnd = false;
+  private rest: Uint8Array | null = null;
+
+  constructor(private readonly source: SnapshotSource) {}
+
+  /** Fills `place` with the next chunk; returns its length, less than the place only at the end. */
+  async fill(place: Uint8Array): Promise<number> {
+    let filled = 0;
+    while (filled < place.length) {
+      let piece = this.rest;
+      this.rest = null;
+      if (piece === null) {
+        const pulled = this.source.pull();
+        piece = pulled instanceof Promise ? await pulled : pulled;
+      }
+      if (piece === null) {
+        this.isEnd = true;
+        break;
+      }
+      const part = Math.min(piece.length, place.length - filled);
+      place.set(part === piece.length ? piece : piece.subarray(0, part), filled);
+      if (part < piece.length) this.rest = piece.subarray(part);
+      filled += part;
+    }
+    if (filled > 0) this.sum = checksum(filled === place.length ? place : place.subarray(0, filled), this.sum);
+    this.bytes += filled;
+    return filled;
+  }
+}
+
+class Donation {
+  readonly progress: TransferProgress;
+  private sequence = 0;
+  private taken = 0;
+  /** Bytes up to the end of each chunk that may not have been taken yet, by slot. */
+  private readonly endBytes: Float64Array;
+  private isOver = false;
+  private slotFree: (() => void) | undefined;
+  private idle: NodeJS.Timeout | undefined;
+  private first = 0;
+  private lengths: number[] = [];
+  private checksums: number[] = [];
+
+  constructor(
+    private readonly connection: ControlConnection,
+    private readonly transfer: number,
+    private readonly link: TransferSource,
+    private readonly state: DonorState,
+    private readonly chunkBytes: number,
+    private readonly slots: number,
+    host: DonorHost,
+    private readonly onOver: () => void,
+    private readonly chunks: Chunker,
+  ) {
+    this.endBytes = new Float64Array(slots);
+    this.progress = new TransferProgress('donor', connection.peer.id, host.onProgress);
+    this.progress.begin(host.id, state.position.lsn, state.source.bytesTotal, chunks.bytes);
+    this.watchIdle();
+  }
+
+  private watchIdle(): void {
+    clearTimeout(this.idle);
+    this.idle = setTimeout(() => {
+      this.end(new QuorateError('QUORATE_TIMEOUT', `the receiver took nothing for ${IDLE_TIMEOUT_MS} ms`));
+    }, IDLE_TIMEOUT_MS);
+    this.idle.unref();
+  }
+
+  /** The receiver has taken `count` chunks. */
+  took(count: number): void {
+    if (count < this.taken || count > this.sequence) {
+      const text = `chunk ${count} was acknowledged; ${this.sequence} were announced`;
+      this.end(new QuorateError('QUORATE_PROTOCOL', text));
+      return;
+    }
+    if (count === this.taken) return;
+    this.taken = count;
+    this.watchIdle();
+    this.progress.advance(this.endBytes[(count - 1) % this.slots] as number);
+    this.slotFree?.();
+  }
+
+  /** Fills slots until the snapshot is through or the transfer ends. */
+  async run(): Promise<void> {
+    try {
+      for (let isEnd = false; !isEnd && !this.isOver; ) {
+        while (this.sequence - this.taken === this.slots && !this.isOver) {
+          this.announce(false);
+          await new Promise<void>((resolve) => {
+            this.slotFree = resolve;
+          });
+        }
+        if (this.isOver) return;
+        isEnd = await this.fill();
+        // Two at a time: what is said about chunks shall not cost as much as the chunks.
+        if (isEnd || this.lengths.length >= 2) this.announce(isEnd);
+        await turn();
+      }
+    } catch (error) {
+      this.end(error as Error);
+    }
+  }
+
+  /** Returns whether it was the last. */
+  private async fill(): Promise<boolean> {
+    const { link, chunkBytes, slots, chunks } = this;
+    const slot = this.sequence % slots;
+    const filled = await chunks.fill(link.bytes.subarray(slot * chunkBytes, (slot + 1) * chunkBytes));
+    if (filled === 0 || this.isOver) return true;
+    this.endBytes[slot] = chunks.bytes;
+    this.sequence++;
+    this.lengths.push(filled);
+    this.checksums.push(chunks.sum);
+    return chunks.isEnd;
+  }
+
+  private announce(isEnd: boolean): void {
+    const { transfer, first, lengths, checksums } = this;
+    if (lengths.length === 0 && !isEnd) return;
+    const news: TransferReady = { transfer, first, lengths, checksums, isEnd };
+    this.first = this.sequence;
+    this.lengths = [];
+    this.checksums = [];
+    this.connection.send('transferReady', news);
+  }
+
+  /** Ends it, with success if there is no error; the receiver is told of one. */
+  end(error: Error | undefined): void {
+    if (this.isOver) return;
+    this.isOver = true;
+    clearTimeout(this.idle);
+    this.slotFree?.();
+    if (error !== undefined && !this.connection.isClosed) {
+      const body = {
+        transfer: this.transfer,
+        code: errorCode(error) ?? 'QUORATE_TRANSFER_FAILED',
+        message: error.message.slice(0, 1000),
+      };
+      try {
+        this.connection.send('transferFailed', body);
+      } catch {
+        // It finds out by silence.
+      }
+    }
+    this.state.source.close();
+    this.progress.change(error === undefined ? 'done' : 'failed');
+    this.onOver();
+    this.link.close();
+  }
+}
+
+export class Donor {
+  private readonly donations = new Map<ControlConnection, Map<number, Donation>>();
+  private opening = 0;
+  private isClosed = false;
+
+  constructor(private readonly host: DonorHost) {}
+
+  get statuses(): TransferStatus[] {
+    return [...this.donations.values()].flatMap((of) => [...of.values()].map(({ progress }) => progress.status));
+  }
+
+  private get count(): number {
+    let count = this.opening;
+    for (const of of this.donations.values()) count += of.size;
+    return count;
+  }
+
+  /** A receiver asks for the state. Rejects with QUORATE_BUSY, QUORATE_BEHIND, or why there cannot be a link. */
+  async open(connection: ControlConnection, body: unknown): Promise<TransferOpened> {
+    const request = checkOpen(body);
+    const { host } = this;
+    const appliedLsn = host.appliedLsn();
+    if (appliedLsn === undefined || this.isClosed) {
+      throw new QuorateError('QUORATE_NOT_READY', `replica ${host.id} is not part of a formed cluster yet`);
+    }
+    if (appliedLsn < request.minLsn) {
+      throw new QuorateError(
+        'QUORATE_BEHIND',
+        `replica ${host.id} has applied LSN ${appliedLsn}, and the state is needed at LSN ${request.minLsn} or later`,
+      );
+    }
+    if (this.donations.get(connection)?.has(request.transfer)) {
+      throw new QuorateError('QUORATE_PROTOCOL', `transfer ${request.transfer} is under way already`);
+    }
+    if (this.count >= DONATIONS_MAX) {
+      throw new QuorateError('QUORATE_BUSY', `replica ${host.id} gives its state to ${DONATIONS_MAX} others already`);
+    }
+    this.opening++;
+    try {
+      return await this.begin(connection, request);
+    } finally {
+      this.opening--;
+    }
+  }
+
+  private async begin(connection: ControlConnection, request: TransferOpen): Promise<TransferOpened> {
+    const { host } = this;
+    const chunkBytes = host.endpoint.isSoftware ? CHUNK_SOFTWARE_BYTES : CHUNK_BYTES;
+    const link = await TransferSource.open(host.endpoint, { chunkBytes, slots: SLOTS }, request.queuePair);
+    let state: DonorState | undefined;
+    try {
+      state = host.freeze();
+      let chunks = new Chunker(state.source);
+      const { resume } = request;
+      let isResumed = false;
+      if (resume !== null && isSame(state.position, resume.position)) {
+        isResumed = await skip(chunks, resume, link.bytes.subarray(0, chunkBytes));
+        if (!isResumed) {
+          // Its bytes are others after all: from the beginning, with the state that it is by now.
+          state.source.close();
+          state = host.freeze();
+          chunks = new Chunker(state.source);
+        }
+      }
+      if (this.isClosed || connection.isClosed) throw new QuorateError('QUORATE_CLOSED', 'the receiver has gone');
+      const { position, configuration, sessionsBytes, source } = state;
+      this.add(connection, request.transfer, link, state, chunkBytes, chunks);
+      return {
+        queuePair: link.address,
+        readable: link.readable,
+        chunkBytes,
+        slots: SLOTS,
+        position,
+        configuration,
+        sessionsBytes,
+        bytesTotal: source.bytesTotal ?? null,
+        isResumed,
+      };
+    } catch (error) {
+      state?.source.close();
+      link.close();
+      throw error;
+    }
+  }
+
+  private add(
+    connection: ControlConnection,
+    transfer: number,
+    link: TransferSource,
+    state: DonorState,
+    chunkBytes: number,
+    chunks: Chunker,
+  ): void {
+    let of = this.donations.get(connection);
+    if (of === undefined) {
+      of = new Map();
+      this.donations.set(connection, of);
+      connection.on('close', () => this.connectionLost(connection));
+    }
+    const over = (): void => {
+      of.delete(transfer);
+    };
+    const donation = new Donation(connection, transfer, link, state, chunkBytes, SLOTS, this.host, over, chunks);
+    of.set(transfer, donation);
+    // The answer to the request goes first.
+    setImmediate(() => void donation.run());
+  }
+
+  took(connection: ControlConnection, { transfer, count }: { transfer: number; count: number }): void {
+    this.donations.get(connection)?.get(transfer)?.took(count);
+  }
+
+  /** The receiver has all, or gave up. */
+  closed(
+    connection: ControlConnection,
+    { transfer, code, message }: { transfer: number; code: string; message: string },
+  ): void {
+    const error = code === '' ? undefined : new QuorateError(code, message);
+    this.donations.get(connection)?.get(transfer)?.end(error);
+  }
+
+  private connectionLost(connection: ControlConnection): void {
+    const error = new QuorateError('QUORATE_CLOSED', 'the receiver has gone');
+    for (const donation of [...(this.donations.get(connection)?.values() ?? [])]) donation.end(error);
+    this.donations.delete(connection);
+  }
+
+  close(): void {
+    this.isClosed = true;
+    for (const connection of [...this.donations.keys()]) this.connectionLost(connection);
+  }
+}
+
+function isSame(one: ChainPosition, other: ChainPosition): boolean {
+  return (
+    one.lsn === other.lsn &&
+    one.hashLow === other.hashLow &&
+    one.hashHigh === other.hashHigh &&
+    one.epoch === other.epoch
+  );
+}
+
+/** Goes to the place where the receiver stopped with another donor; false if the bytes up to there are not the same. */
+async function skip(chunks: Chunker, { bytes, checksum: sum }: ResumePoint, place: Uint8Array): Promise<boolean> {
+  while (chunks.bytes < bytes && !chunks.isEnd) {
+    await chunks.fill(place);
+    await turn();
+  }
+  return chunks.bytes === bytes && chunks.sum === sum;
+}

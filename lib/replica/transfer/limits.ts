@@ -1,0 +1,32 @@
+// Every limit of the state transfer, named with its unit.
+
+/** Chunks of the donor's staging memory: large enough that a READ costs more than what is said about it. */
+export const CHUNK_BYTES = 512 * 1024;
+/** Of devices whose protocol runs on the host's processors: a chunk is many READs there. */
+export const CHUNK_SOFTWARE_BYTES = 64 * 1024;
+/** Chunks that stand ready at the donor or are under way: what a transfer holds in memory at either end. */
+export const SLOTS = 32;
+/** READs of whole chunks in flight; more would only push each other out of the processor's cache. */
+export const CHUNK_READS_MAX = 4;
+/** A receiver takes no more than so much memory for a transfer, whatever the donor proposes. */
+export const CHUNK_BYTES_MAX = 4 * 1024 * 1024;
+export const SLOTS_MAX = 64;
+export const STAGING_BYTES_MAX = 64 * 1024 * 1024;
+/** Session table within a snapshot. */
+export const SESSIONS_BYTES_MAX = 64 * 1024 * 1024;
+/** A whole snapshot, state and sessions. */
+export const SNAPSHOT_BYTES_MAX = 2 ** 40;
+/** For state machines without restoreChunks(), whose snapshot has to be in memory as one piece. */
+export const RESTORE_WHOLE_BYTES_MAX = 2 ** 31;
+/** Transfers that a replica serves as donor at a time. */
+export const DONATIONS_MAX = 2;
+/** To freeze the state, connect and, when a transfer is taken over from another donor, find the place where it stopped. */
+export const OPEN_TIMEOUT_MS = 60_000;
+/** Neither chunk nor news of one for so long: the receiver tries another donor. */
+export const STALL_TIMEOUT_MS = 20_000;
+/** A receiver that takes nothing for so long is given up by the donor. */
+export const IDLE_TIMEOUT_MS = 60_000;
+/** All of a transfer, over all donors, as the leader waits for it. */
+export const ORDER_TIMEOUT_MS = 60 * 60_000;
+/** Progress is told at each change of state, and in between at most so often. */
+export const PROGRESS_INTERVAL_MS = 100;

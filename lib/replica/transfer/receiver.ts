@@ -1,0 +1,350 @@
+// The receiver of a state transfer: pulls the snapshot of another replica with one-sided READs, several in flight, checks
+// each chunk, and feeds it to the state machine as it comes. When the donor is lost the next one is asked. If that one's
+// snapshot is of the same moment the transfer goes on where it stopped, otherwise it begins anew; what was built until then
+// has had no effect, since the state machine puts it in place only when all of it is there.
+import type { Configuration } from '../../consensus/configuration.js';
+import type { ChainPosition } from '../../consensus/entry.js';
+import { errorCode, QuorateError } from '../../errors.js';
+import { TransferSink } from '../../fabric/transfer-link.js';
+import type { VerbsEndpoint } from '../../fabric/verbs-endpoint.js';
+import { checksum } from '../../verbs/checksum.js';
+import type { ControlConnection } from '../control-channel.js';
+import type { StateMachine } from '../replica-options.js';
+import { CHUNK_READS_MAX, OPEN_TIMEOUT_MS, SNAPSHOT_BYTES_MAX, STALL_TIMEOUT_MS } from './limits.js';
+import {
+  checkOpened,
+  type TransferClosed,
+  type TransferOpen,
+  type TransferOpened,
+  type TransferOrder,
+  type TransferReady,
+} from './messages.js';
+import { TransferProgress, type TransferStatus } from './progress.js';
+import { SnapshotSink } from './snapshot-stream.js';
+
+export interface ReceiverHost {
+  readonly id: number;
+  readonly endpoint: VerbsEndpoint;
+  readonly stateMachine: StateMachine<never>;
+  connectionTo(id: number): ControlConnection | undefined;
+  appliedLsn(): number | undefined;
+  /**
+   * Puts the state in place, together with its place in the log. Throws if it is of no use any more, and then has
+   * changed nothing.
+   */
+  install(position: ChainPosition, configuration: Configuration, sessions: Uint8Array, put: () => void): void;
+  readonly onProgress: (status: TransferStatus) => void;
+}
+
+/** What was received of one snapshot so far, over however many donors. */
+class PartialSnapshot {
+  bytes = 0;
+  /** Of all chunks so far. */
+  sum = 0;
+
+  constructor(
+    readonly position: ChainPosition,
+    readonly configuration: Configuration,
+    readonly sink: SnapshotSink,
+  ) {}
+}
+
+/** The chunks of one donor: announced, READ, checked and used, in this order. */
+class ChunkReader {
+  private announced = 0;
+  private posted = 0;
+  private arrived = 0;
+  private used = 0;
+  private isEnded = false;
+  private failure: Error | undefined;
+  private changed: (() => void) | undefined;
+  private readonly lengths: number[];
+  private readonly checksums: number[];
+  private readonly inFlightMax: number;
+  private isPosting = false;
+  private lastNews_ms = performance.now();
+  private readonly stall: NodeJS.Timeout;
+
+  constructor(
+    private readonly link: TransferSink,
+    private readonly opened: TransferOpened,
+    private readonly connection: ControlConnection,
+    private readonly transfer: number,
+  ) {
+    this.lengths = new Array<number>(opened.slots).fill(0);
+    this.checksums = new Array<number>(opened.slots).fill(0);
+    this.inFlightMax = Math.min(CHUNK_READS_MAX, link.readsMax(opened.chunkBytes));
+    link.onArrived = (error) => {
+      if (error !== undefined) this.fail(error);
+      else {
+        this.arrived++;
+        this.news();
+      }
+    };
+    this.stall = setInterval(() => {
+      if (performance.now() - this.lastNews_ms < STALL_TIMEOUT_MS) return;
+      const text = `the donor sent nothing for ${STALL_TIMEOUT_MS} ms`;
+      this.fail(new QuorateError('QUORATE_TIMEOUT', text));
+    }, STALL_TIMEOUT_MS / 4);
+  }
+
+  private news(): void {
+    this.lastNews_ms = performance.now();
+    const { changed } = this;
+    this.changed = undefined;
+    changed?.();
+  }
+
+  fail(error: Error): void {
+    this.failure ??= error;
+    this.news();
+  }
+
+  close(): void {
+    clearInterval(this.stall);
+    this.link.onArrived = () => {};
+  }
+
+  ready({ first, lengths, checksums, isEnd }: TransferReady): void {
+    const { slots, chunkBytes } = this.opened;
+    const isInOrder = first === this.announced && !this.isEnded && first + lengths.length - this.used <= slots;
+    if (!isInOrder || lengths.some((length) => length > chunkBytes)) {
+      this.fail(new QuorateError('QUORATE_PROTOCOL', 'the donor announced chunks that it has no place for'));
+      return;
+    }
+    for (let index = 0; index < lengths.length; index++) {
+      this.lengths[this.announced % slots] = lengths[index] as number;
+      this.checksums[this.announced % slots] = checksums[index] as number;
+      this.announced++;
+    }
+    this.isEnded = isEnd;
+    this.news();
+  }
+
+  private post(): void {
+    if (this.isPosting) return; // a READ that is done at once comes back in here
+    this.isPosting = true;
+    const { link, opened } = this;
+    while (this.posted < this.announced && this.posted - this.arrived < this.inFlightMax) {
+      if (this.posted - this.used >= opened.slots || this.failure !== undefined) break;
+      if (this.posted - this.used >= this.inFlightMax) break; // one that arrives early would wait, and cool down
+      const slot = this.posted++ % opened.slots;
+      link.read(slot, this.lengths[slot] as number);
+    }
+    this.isPosting = false;
+  }
+
+  /** Reads all that this donor has. `onChunk` is told after each. */
+  async run(snapshot: PartialSnapshot, onChunk: () => void): Promise<void> {
+    const { link, opened, connection, transfer } = this;
+    let told = 0;
+    for (;;) {
+      if (this.failure !== undefined) throw this.failure;
+      this.post();
+      if (this.arrived === this.used) {
+        if (this.isEnded && this.used === this.announced) return;
+        if (this.failure !== undefined) throw this.failure;
+        await new Promise<void>((resolve) => {
+          this.changed = resolve;
+        });
+        continue;
+      }
+      const slot = this.used % opened.slots;
+      const at = slot * opened.chunkBytes;
+      const bytes = link.bytes.subarray(at, at + (this.lengths[slot] as number));
+      const sum = checksum(bytes, snapshot.sum);
+      if (sum !== this.checksums[slot]) {
+        const text = `chunk ${this.used}, ${bytes.length} bytes behind byte ${snapshot.bytes} of the snapshot, is not what the donor announced`;
+        throw new QuorateError('QUORATE_TRANSFER_CORRUPT', text);
+      }
+      if (snapshot.bytes + bytes.length > SNAPSHOT_BYTES_MAX) {
+        throw new QuorateError('QUORATE_LIMIT', `the snapshot has more than ${SNAPSHOT_BYTES_MAX} bytes`);
+      }
+      snapshot.sum = sum;
+      snapshot.bytes += bytes.length;
+      // The place here is still in use, the one at the donor is not.
+      if (this.used + 1 - told >= Math.max(1, opened.slots >> 2)) {
+        told = this.used + 1;
+        connection.send('transferTaken', { transfer, count: told });
+      }
+      await snapshot.sink.write(bytes);
+      this.used++;
+      this.lastNews_ms = performance.now();
+      onChunk();
+    }
+  }
+}
+
+/** One order being carried out. */
+class Run {
+  snapshot: PartialSnapshot | undefined;
+  cancelled: Error | undefined;
+  done: Promise<number> = Promise.resolve(0);
+
+  constructor(readonly progress: TransferProgress) {}
+
+  /** Ends it at the next step; a state machine that waits for bytes is told at once. */
+  cancel(error: Error): void {
+    this.cancelled ??= error;
+    this.snapshot?.sink.abort(error);
+  }
+}
+
+export class Receiver {
+  private transfer = 0;
+  private running: Run | undefined;
+  private readonly readers = new Map<number, ChunkReader | { early: TransferReady[] }>();
+  private closedBecause: Error | undefined;
+
+  constructor(private readonly host: ReceiverHost) {}
+
+  get statuses(): TransferStatus[] {
+    return this.running === undefined ? [] : [this.running.progress.status];
+  }
+
+  /**
+   * Gets the state from one of the donors and puts it in place. Resolves with the LSN that it stands for. A transfer that
+   * is under way already serves a new order, too, unless its snapshot is too old for it: then it is given up.
+   */
+  async order(order: TransferOrder): Promise<number> {
+    for (;;) {
+      if (this.closedBecause !== undefined) throw this.closedBecause;
+      const { running } = this;
+      if (running === undefined) break;
+      const { snapshot } = running;
+      if (snapshot !== undefined && snapshot.position.lsn < order.minLsn) {
+        const text = `its snapshot of LSN ${snapshot.position.lsn} is of no use: the log is kept from LSN ${order.minLsn}`;
+        this.cancel(running, new QuorateError('QUORATE_CANCELLED', text));
+      }
+      const lsn = await running.done.catch(() => -1);
+      if (lsn >= order.minLsn) return lsn;
+    }
+    const run = new Run(new TransferProgress('receiver', this.host.id, this.host.onProgress));
+    this.running = run;
+    run.progress.change('opening');
+    run.done = this.run(run, order).finally(() => {
+      this.running = undefined;
+    });
+    return run.done;
+  }
+
+  private cancel(run: Run, error: Error): void {
+    run.cancel(error);
+    for (const reader of this.readers.values()) if (reader instanceof ChunkReader) reader.fail(error);
+  }
+
+  private async run(run: Run, order: TransferOrder): Promise<number> {
+    const { host } = this;
+    const { progress } = run;
+    const reasons: string[] = [];
+    let code = 'QUORATE_TRANSFER_FAILED';
+    try {
+      for (const donor of order.donors) {
+        try {
+          await this.pull(run, donor, order.minLsn);
+        } catch (error) {
+          if (run.cancelled !== undefined) throw run.cancelled;
+          reasons.push(`replica ${donor}: ${(error as Error).message}`);
+          code = errorCode(error) ?? code;
+          progress.donorsLost++;
+          progress.change('opening');
+          continue;
+        }
+        const { sink, position, configuration } = run.snapshot as PartialSnapshot;
+        progress.change('installing');
+        const { sessions, put } = await sink.finish();
+        if (run.cancelled !== undefined) throw run.cancelled;
+        host.install(position, configuration, sessions, put);
+        progress.change('done');
+        return position.lsn;
+      }
+      throw new QuorateError(code, `no donor gave replica ${host.id} its state (${reasons.join('; ')})`);
+    } catch (error) {
+      run.cancel(error as Error);
+      progress.change('failed');
+      throw error;
+    }
+  }
+
+  /** Reads what is missing of the snapshot from this donor. */
+  private async pull(run: Run, donor: number, minLsn: number): Promise<void> {
+    const { host } = this;
+    const { progress, snapshot: before } = run;
+    const connection = host.connectionTo(donor);
+    if (connection === undefined || connection.isClosed) {
+      throw new QuorateError('QUORATE_CLOSED', 'it is not connected');
+    }
+    const transfer = ++this.transfer;
+    const early: TransferReady[] = [];
+    this.readers.set(transfer, { early });
+    const link = new TransferSink(host.endpoint);
+    let reader: ChunkReader | undefined;
+    let failure: Error | undefined;
+    const lost = (): void => reader?.fail(new QuorateError('QUORATE_CLOSED', 'the connection to the donor ended'));
+    connection.on('close', lost);
+    try {
+      const resume =
+        before === undefined ? null : { position: before.position, bytes: before.bytes, checksum: before.sum };
+      const request: TransferOpen = { transfer, minLsn, queuePair: link.address, resume };
+      const opened = checkOpened(await connection.request('transferOpen', request, OPEN_TIMEOUT_MS));
+      if (opened.position.lsn < minLsn) {
+        throw new QuorateError('QUORATE_BEHIND', `its state is of LSN ${opened.position.lsn}, before ${minLsn}`);
+      }
+      await link.connect(opened.queuePair, { ...opened.readable, chunkBytes: opened.chunkBytes, slots: opened.slots });
+      let snapshot = before;
+      if (snapshot === undefined || !opened.isResumed) {
+        snapshot?.sink.abort(new QuorateError('QUORATE_CANCELLED', 'the transfer begins anew with another donor'));
+        const sink = new SnapshotSink(host.stateMachine, opened.sessionsBytes);
+        snapshot = new PartialSnapshot(opened.position, opened.configuration, sink);
+        run.snapshot = snapshot;
+      }
+      const { position } = snapshot;
+      progress.begin(donor, position.lsn, opened.bytesTotal ?? undefined, snapshot.bytes);
+      reader = new ChunkReader(link, opened, connection, transfer);
+      this.readers.set(transfer, reader);
+      for (const news of early) reader.ready(news);
+      if (connection.isClosed) lost();
+      const current = snapshot;
+      if (run.cancelled !== undefined) throw run.cancelled;
+      await reader.run(snapshot, () => progress.advance(current.bytes));
+    } catch (error) {
+      failure = error as Error;
+      throw error;
+    } finally {
+      connection.off('close', lost);
+      this.readers.delete(transfer);
+      reader?.close();
+      link.close();
+      this.tellEnd(connection, transfer, failure);
+    }
+  }
+
+  private tellEnd(connection: ControlConnection, transfer: number, error: Error | undefined): void {
+    if (connection.isClosed) return;
+    const code = error === undefined ? '' : (errorCode(error) ?? 'QUORATE_TRANSFER_FAILED');
+    const body: TransferClosed = { transfer, code, message: (error?.message ?? '').slice(0, 1000) };
+    try {
+      connection.send('transferClose', body);
+    } catch {
+      // The donor gives up by itself.
+    }
+  }
+
+  /** News from a donor. */
+  ready(news: TransferReady): void {
+    const reader = this.readers.get(news.transfer);
+    if (reader === undefined) return; // of a transfer that was given up
+    if (reader instanceof ChunkReader) reader.ready(news);
+    else if (reader.early.length < 64) reader.early.push(news);
+  }
+
+  failed({ transfer, code, message }: TransferClosed): void {
+    const reader = this.readers.get(transfer);
+    if (reader instanceof ChunkReader) reader.fail(new QuorateError(code, message));
+  }
+
+  close(error: Error): void {
+    this.closedBecause = error;
+    if (this.running !== undefined) this.cancel(this.running, error);
+  }
+}

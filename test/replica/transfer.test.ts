@@ -1,0 +1,358 @@
+// State transfers as they happen: a replica that lost its memory, or is new, pulls the state of a follower with one-sided
+// READs while commands go on. On shm, all members in this process.
+import { afterEach, beforeEach, expect, it, vi } from 'vitest';
+import { TransferSink } from '#lib/fabric/transfer-link.js';
+import {
+  type MemberAddress,
+  Replica,
+  type ReplicaOptions,
+  type SnapshotStream,
+  type StateMachine,
+  type TransferStatus,
+} from '#lib/index.js';
+import { CHUNK_BYTES, SLOTS } from '#lib/replica/transfer/limits.js';
+import { members, optionsFor, waitFor } from './fixture.js';
+
+const LOG_BYTES = 128 * 1024;
+const BLOCK_BYTES = 64 * 1024;
+/** What a transfer holds at either end. */
+const STAGING_BYTES = CHUNK_BYTES * SLOTS;
+
+/** Many blocks, of which a command overwrites one: copied on write while a snapshot is read. Pieces can be held up. */
+class Blocks implements StateMachine<number> {
+  blocks: Uint8Array[] = [];
+  applied = 0;
+  /** Pieces that were asked for, and those that were taken in, in bytes. */
+  pulledBytes = 0;
+  takenBytes = 0;
+  streams = 0;
+  restores = 0;
+  abandoned = 0;
+  /** Called before each piece is given or taken; a promise holds it up. */
+  beforeGiving: (index: number) => Promise<void> | undefined = () => undefined;
+  beforeTaking: (index: number) => Promise<void> | undefined = () => undefined;
+
+  static of(count: number): Blocks {
+    const machine = new Blocks();
+    machine.blocks = Array.from({ length: count }, (_, index) => new Uint8Array(BLOCK_BYTES).fill(index));
+    return machine;
+  }
+
+  apply(command: Uint8Array): number {
+    const index = command[0] as number;
+    const block = new Uint8Array(BLOCK_BYTES).fill(command[1] as number);
+    if (index < this.blocks.length) this.blocks[index] = block;
+    return ++this.applied;
+  }
+
+  snapshot(): Uint8Array {
+    return Buffer.concat([this.header(), ...this.blocks]);
+  }
+
+  restore(): void {
+    throw new Error('not by this way');
+  }
+
+  private header(): Uint8Array {
+    return new Uint8Array(new Float64Array([this.applied]).buffer);
+  }
+
+  snapshotChunks(): SnapshotStream {
+    this.streams++;
+    const pieces = [this.header(), ...this.blocks];
+    return Object.assign(this.give(pieces), { lengthBytes: 8 + this.blocks.length * BLOCK_BYTES });
+  }
+
+  private async *give(pieces: Uint8Array[]): AsyncGenerator<Uint8Array> {
+    let isDone = false;
+    try {
+      for (const [index, piece] of pieces.entries()) {
+        await this.beforeGiving(index);
+        this.pulledBytes += piece.length;
+        yield piece;
+      }
+      isDone = true;
+    } finally {
+      if (!isDone) this.abandoned++;
+    }
+  }
+
+  async restoreChunks(chunks: AsyncIterable<Uint8Array>): Promise<() => void> {
+    this.restores++;
+    const kept: Uint8Array[] = [];
+    let index = 0;
+    for await (const chunk of chunks) {
+      await this.beforeTaking(index++);
+      this.takenBytes += chunk.length;
+      kept.push(chunk.slice());
+    }
+    const whole = Buffer.concat(kept);
+    return () => {
+      this.applied = whole.readDoubleLE(0);
+      this.blocks = [];
+      for (let at = 8; at < whole.length; at += BLOCK_BYTES) {
+        this.blocks.push(Uint8Array.from(whole.subarray(at, at + BLOCK_BYTES)));
+      }
+    };
+  }
+}
+
+let replicas: Map<number, Replica<number>>;
+let machines: Map<number, Blocks>;
+let transfers: { at: number; status: TransferStatus }[];
+let warnings: string[];
+let places: MemberAddress[];
+
+beforeEach(() => {
+  replicas = new Map();
+  machines = new Map();
+  transfers = [];
+  warnings = [];
+});
+
+afterEach(async () => {
+  vi.restoreAllMocks();
+  await Promise.all([...replicas.values()].map((replica) => replica.close()));
+});
+
+async function open(id: number, machine: Blocks, more: Partial<ReplicaOptions<number>> = {}): Promise<Replica<number>> {
+  machines.set(id, machine);
+  const replica = await Replica.open<number>(
+    optionsFor(id, places, { profile: 'relaxed', logBytes: LOG_BYTES, stateMachine: machine, ...more }),
+  );
+  replicas.set(id, replica);
+  replica.on('transfer', (status) => transfers.push({ at: id, status }));
+  replica.on('warning', ({ message }) => warnings.push(message));
+  return replica;
+}
+
+const leading = () => [...replicas.values()].find((replica) => replica.status().role === 'leader');
+
+/** So many replicas with so many blocks each; resolves with the leader and the ids of its followers. */
+async function found(count: number, blocks: number): Promise<{ leader: Replica<number>; followers: number[] }> {
+  places = await members(count);
+  await Promise.all(places.map(({ id }) => open(id, Blocks.of(blocks))));
+  const leader = await whole();
+  return { leader, followers: places.map(({ id }) => id).filter((id) => id !== leader.id) };
+}
+
+function whole(): Promise<Replica<number>> {
+  return waitFor(() => {
+    const leader = leading();
+    const peers = leader?.status().peers ?? [];
+    return peers.every(({ voter, phase, trusted }) => voter && phase === 'active' && trusted) && leader;
+  }, 'a leader with all others active');
+}
+
+const write = (replica: Replica<number>, block: number, value: number) =>
+  replica.propose(Uint8Array.of(block, value, ...new Uint8Array(100)));
+
+/** Loses the replica with its memory; the log goes on by more than the ring holds. */
+async function lose(id: number, leader: Replica<number>): Promise<void> {
+  await replicas.get(id)?.close();
+  replicas.delete(id);
+  for (let index = 0; index < 1.5 * (LOG_BYTES / 192); index++) await write(leader, index % 7, index);
+}
+
+function gate(): { readonly opened: Promise<void>; open: () => void } {
+  let open = (): void => {};
+  const opened = new Promise<void>((resolve) => {
+    open = resolve;
+  });
+  return { opened, open };
+}
+
+async function expectEqual(id: number): Promise<void> {
+  const leader = await whole();
+  const expected = machines.get(leader.id) as Blocks;
+  const machine = machines.get(id) as Blocks;
+  await waitFor(() => machine.applied === expected.applied, 'all to be applied');
+  expect(Buffer.compare(machine.snapshot(), expected.snapshot())).toBe(0);
+}
+
+const received = (id: number) => transfers.filter(({ at, status }) => at === id && status.role === 'receiver');
+
+it('brings a replica that lost its memory up to date from a follower, and tells how far it is', async () => {
+  const { leader, followers } = await found(3, 200);
+  const [lost, donor] = followers as [number, number];
+  await lose(lost, leader);
+  await open(lost, Blocks.of(0));
+  await expectEqual(lost);
+  const told = received(lost).map(({ status }) => status);
+  expect(told.map(({ state }) => state).filter((state, index, all) => state !== all[index - 1])).toEqual([
+    'opening',
+    'reading',
+    'installing',
+    'done',
+  ]);
+  const last = told.at(-1) as TransferStatus;
+  expect(last).toMatchObject({ receiver: lost, donor, donorsLost: 0 });
+  expect(last.bytesDone).toBe(last.bytesTotal);
+  expect(last.bytesDone).toBeGreaterThan(200 * BLOCK_BYTES);
+  expect(last.bytesPerSecond).toBeGreaterThan(0);
+  expect(last.secondsLeft).toBe(0);
+  for (const [index, { bytesDone }] of told.entries()) {
+    expect(bytesDone).toBeGreaterThanOrEqual(told[index - 1]?.bytesDone ?? 0);
+  }
+  // The leader did not have to do it, and donor and leader say the same.
+  expect(machines.get(leader.id)?.streams).toBe(0);
+  const roles = new Map(transfers.map(({ at, status }) => [status.role, at]));
+  expect(roles).toEqual(
+    new Map([
+      ['leader', leader.id],
+      ['receiver', lost],
+      ['donor', donor],
+    ]),
+  );
+  expect(replicas.get(lost)?.status().transfers).toEqual([]);
+  expect(warnings).toEqual([]);
+});
+
+it('commits on while the state is read, and what is committed meanwhile is not in the snapshot but behind it', async () => {
+  const { leader, followers } = await found(3, 64);
+  const [lost, donor] = followers as [number, number];
+  await lose(lost, leader);
+  const held = gate();
+  (machines.get(donor) as Blocks).beforeGiving = (index) => (index === 40 ? held.opened : undefined);
+  const opening = open(lost, Blocks.of(0));
+  const reading = await waitFor(
+    () =>
+      leader
+        .status()
+        .transfers.find(({ role, state, bytesDone }) => role === 'leader' && state === 'reading' && bytesDone > 0),
+    'the transfer to be on its way',
+  );
+  for (let index = 0; index < 200; index++) await write(leader, 50, index);
+  await write(leader, 63, 77);
+  held.open();
+  await opening;
+  await expectEqual(lost);
+  expect(machines.get(lost)?.blocks[63]?.[0]).toBe(77);
+  expect(reading).toMatchObject({ role: 'leader', receiver: lost, donor });
+  expect(received(lost).at(-1)?.status.lsn).toBe(reading.lsn);
+  expect(machines.get(lost)?.restores).toBe(1);
+});
+
+it('goes on where it stopped at another donor when the donor dies and the other one has the same state', async () => {
+  const { leader, followers } = await found(5, 200);
+  const [lost, ...others] = followers as [number, ...number[]];
+  await lose(lost, leader);
+  await waitFor(
+    () => others.every((id) => replicas.get(id)?.status().appliedLsn === leader.status().appliedLsn),
+    'all to be applied',
+  );
+  const never = gate();
+  let first = -1;
+  for (const id of others) {
+    (machines.get(id) as Blocks).beforeGiving = (index) => {
+      if (first < 0) first = id;
+      return id === first && index === 150 ? never.opened : undefined;
+    };
+  }
+  const opening = open(lost, Blocks.of(0));
+  const machine = machines.get(lost) as Blocks;
+  await waitFor(() => machine.takenBytes > 100 * BLOCK_BYTES, 'a good part of the state');
+  await replicas.get(first)?.close();
+  replicas.delete(first);
+  never.open();
+  await opening;
+  const told = await waitFor(() => {
+    const last = received(lost).at(-1)?.status;
+    return last?.state === 'done' && last;
+  }, 'the end of the transfer');
+  expect(told.donor).not.toBe(first);
+  expect(others).toContain(told.donor);
+  expect(told.donorsLost).toBe(1);
+  expect(machine.restores).toBe(1);
+  expect(machine.takenBytes).toBe(8 + 200 * BLOCK_BYTES);
+  await waitFor(() => machine.applied === machines.get(leader.id)?.applied, 'all to be applied');
+  expect(Buffer.compare(machine.snapshot(), (machines.get(leader.id) as Blocks).snapshot())).toBe(0);
+});
+
+it('begins anew at another donor when that has another state by then', async () => {
+  const { leader, followers } = await found(5, 200);
+  const [lost, ...others] = followers as [number, ...number[]];
+  await lose(lost, leader);
+  const never = gate();
+  let first = -1;
+  for (const id of others) {
+    (machines.get(id) as Blocks).beforeGiving = (index) => {
+      if (first < 0) first = id;
+      return id === first && index === 150 ? never.opened : undefined;
+    };
+  }
+  const opening = open(lost, Blocks.of(0));
+  const machine = machines.get(lost) as Blocks;
+  await waitFor(() => machine.takenBytes > 100 * BLOCK_BYTES, 'a good part of the state');
+  for (let index = 0; index < 10; index++) await write(leader, 3, index + 100);
+  await replicas.get(first)?.close();
+  replicas.delete(first);
+  never.open();
+  await opening;
+  await waitFor(() => machine.applied === machines.get(leader.id)?.applied, 'all to be applied');
+  expect(machine.restores).toBeGreaterThanOrEqual(2);
+  expect(Buffer.compare(machine.snapshot(), (machines.get(leader.id) as Blocks).snapshot())).toBe(0);
+});
+
+it('holds no more than the staging memory of either end, however slowly the receiver takes it', async () => {
+  const { leader, followers } = await found(3, 900);
+  const [lost, donor] = followers as [number, number];
+  await lose(lost, leader);
+  const held = gate();
+  const machine = Blocks.of(0);
+  machine.beforeTaking = (index) => (index === 3 ? held.opened : undefined);
+  const giver = machines.get(donor) as Blocks;
+  const opening = open(lost, machine);
+  // The donor comes to a stop by itself: two looks at a pause in between show the same.
+  let before = -1;
+  await waitFor(() => {
+    const isStill = giver.pulledBytes > 0 && giver.pulledBytes === before && machine.takenBytes > 0;
+    before = giver.pulledBytes;
+    return isStill;
+  }, 'the donor to stop');
+  for (let index = 0; index < 50; index++) await write(leader, 5, index);
+  expect(giver.pulledBytes - machine.takenBytes).toBeLessThanOrEqual(2 * STAGING_BYTES + 2 * BLOCK_BYTES);
+  expect(giver.pulledBytes).toBeLessThan(900 * BLOCK_BYTES);
+  held.open();
+  await opening;
+  await expectEqual(lost);
+});
+
+it('does not use a chunk that is not what the donor announced', async () => {
+  const { leader, followers } = await found(3, 100);
+  const [lost] = followers as [number, number];
+  await lose(lost, leader);
+  const { read } = TransferSink.prototype;
+  let isTampered = false;
+  vi.spyOn(TransferSink.prototype, 'read').mockImplementation(function (this: TransferSink, slot, lengthBytes) {
+    read.call(this, slot, lengthBytes);
+    if (isTampered || slot !== 4) return;
+    isTampered = true;
+    const at = slot * CHUNK_BYTES + 1000;
+    this.bytes[at] = (this.bytes[at] as number) ^ 1;
+  });
+  const machine = Blocks.of(0);
+  await open(lost, machine);
+  await expectEqual(lost);
+  expect(isTampered).toBe(true);
+  expect(received(lost).some(({ status }) => status.donorsLost === 1)).toBe(true);
+});
+
+it('lets go of the frozen state when the receiver dies', async () => {
+  const { leader, followers } = await found(3, 900);
+  const [lost, donor] = followers as [number, number];
+  await lose(lost, leader);
+  const held = gate();
+  const machine = Blocks.of(0);
+  machine.beforeTaking = (index) => (index === 3 ? held.opened : undefined);
+  const opening = open(lost, machine);
+  opening.catch(() => {});
+  await waitFor(() => machine.takenBytes > 0, 'the transfer to begin');
+  const replica = await waitFor(() => replicas.get(lost), 'the replica to be open');
+  await replica.close();
+  replicas.delete(lost);
+  const giver = machines.get(donor) as Blocks;
+  await waitFor(() => giver.abandoned === 1, 'the stream to be abandoned');
+  await waitFor(() => replicas.get(donor)?.status().transfers.length === 0, 'the transfer to end at the donor');
+  held.open();
+});
