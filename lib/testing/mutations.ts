@@ -430,7 +430,7 @@ export const MUTATIONS: readonly Mutation[] = [
   {
     name: 'tail-not-published',
     breaks: 'a grant says where the voter has applied, not where its log ends',
-    seedsMax: 40,
+    seedsMax: 200,
     replicas: 3,
     install: () => replace(LogScanner.prototype, 'scan', () => () => {}),
   },
