@@ -721,9 +721,17 @@ export class BackgroundPlane {
     }
     if (!this.eligible(now_ns) || this.liveLeader(now_ns, options.id) || this.newLeader()) return;
     const successor = this.successor(now_ns);
-    if (successor >= 0 ? successor !== options.id : this.isAnotherPreferred()) return;
+    if (successor >= 0 ? successor !== options.id : this.mustWaitForAnother(now_ns)) return;
     if (!this.majorityTrusted() || this.isHeldUp(this.ownIncarnation(), now_ns)) return;
     this.becomeCandidate(now_ns);
+  }
+
+  /**
+   * Another one shall stand, and has not had the time for it yet. Replicas whose logs end in different configurations may
+   * each take the other for the one to stand, so nobody is waited for without end.
+   */
+  private mustWaitForAnother(now_ns: number): boolean {
+    return now_ns - this.leaderLostAt_ns < this.options.profile.takeoverTimeout_ns && this.isAnotherPreferred();
   }
 
   /** The candidate is the trusted, eligible voter with the highest priority, at equal priority the lowest id. */
