@@ -9,13 +9,14 @@
 //
 // Strategies: mr-dereg deregisters the memory region that only this writer knows; qp-flush moves the queue pair to the
 // error state and waits for the flush of a receive that was posted before; qp-flags takes the right from the queue pair
-// (RTS to RTS); qp-close destroys the queue pair; none revokes nothing at all and so shows that the watching works.
+// (RTS to RTS); qp-error moves the queue pair to the error state and waits for nothing; qp-close destroys the queue
+// pair; none revokes nothing at all and so shows that the watching works.
 import { fork } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { Access, monotonicNs, openDevice, QpState, wcStatusName } from '#lib/verbs/index.js';
 
-const STRATEGIES = ['mr-dereg', 'qp-flush', 'qp-flags', 'qp-close', 'none'];
+const STRATEGIES = ['mr-dereg', 'qp-flush', 'qp-flags', 'qp-error', 'qp-close', 'none'];
 /** @typedef {'none' | 'stop' | 'kill'} Signal */
 /** @type {Signal[]} */
 const SIGNALS = ['none', 'stop', 'kill'];
@@ -191,6 +192,9 @@ function revoke(queuePair, region) {
       // The queue pair may have failed in the same moment; leaving RTS is as much of a revocation on shm, and elsewhere
       // it is what the device makes of it.
       if (queuePair.state === QpState.RTS) queuePair.modify({ state: QpState.RTS, accessFlags: Access.REMOTE_READ });
+      return;
+    case 'qp-error':
+      queuePair.toError();
       return;
     case 'qp-flush': {
       queuePair.toError();

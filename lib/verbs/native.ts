@@ -47,7 +47,7 @@ export const WR = {
   swapLow: 10,
   swapHigh: 11,
   immData: 12,
-  /** {@link SendFlags} without SIGNALED, which is always set. */
+  /** {@link SendFlags} without SIGNALED, which is set unless {@link POST_UNSIGNALED} is. */
   sendFlags: 13,
   /** Fenced copy: goes ahead only if the fence holds exactly this epoch. */
   epoch: 14,
@@ -80,6 +80,15 @@ export const WC = {
   srcQpNum: 8,
 } as const;
 
+/** Index of each field of {@link NativePostList.call}. */
+export const CALL = { count: 0, spinNs: 1, wanted: 2, filled: 3 } as const;
+
+/**
+ * Bit of the sendFlags of a request in a PostList: it yields a completion only if it fails. Requests before a signaled
+ * one of the same queue pair have ended when that one completes; their places in the queues are free then, so one in
+ * every few must be signaled.
+ */
+export const POST_UNSIGNALED = 65_536;
 /** Opcode of a copy inside this process that goes ahead only while a fence holds the epoch of the request. */
 export const OP_FENCED_COPY = 100;
 /** Status: the request never reached the device; `vendorErr` holds the errno. */
@@ -785,18 +794,14 @@ export interface NativePostList extends NativeObject {
   bindAddressHandle(slot: number, addressHandle: NativeAddressHandle | null): void;
   bindFence(slot: number, fence: NativeFence | null): void;
   bindMemory(slot: number, memory: NativeMemory | null): void;
+  /** Arguments and result of {@link run}, see {@link CALL}; four doubles. */
+  readonly call: Float64Array;
   /**
-   * Posts the first `count` requests in order (consecutive ones of one queue pair with one call to the provider), then
-   * polls the CQ, at least once, until `wanted` completions are in or `spinNs` nanoseconds have passed. Returns how
-   * many completions are in `completions`. Every request yields exactly one completion, in this or a later submit: one
-   * that was refused has status POST_REFUSED and the errno in vendorErr, and so have the later ones of the same queue
-   * pair in this call. A fenced copy completes at once, with status 0 or FENCED; if FENCED, this request and all
-   * behind it in this call complete with FENCED and nothing of them was executed.
-   *
-   * Throws only for arguments out of range, a closed list, or a CQ that is closed or overflowed (then after the
-   * completions of this call, if any, have been delivered by returning normally once).
+   * Does what PostList.submit() says, with `count`, `spinNs` and `wanted` from {@link call}, and leaves the number of
+   * completions there. Throws only for arguments out of range, a closed list, or a CQ that is closed or overflowed (then
+   * after the completions of this call, if any, have been delivered by returning normally once).
    */
-  submit(count: number, spinNs: number, wanted: number): number;
+  run(): void;
 }
 
 /** Counts for tests and leak checks; whole process. */
