@@ -89,6 +89,12 @@ export function section(page, name) {
   };
 }
 
+/** Of lines: whole, and dashed. */
+const DASHES = [
+  [1, 0],
+  [6, 4],
+];
+
 /**
  * The plot: revoking by size of the registered memory, on logarithmic scales, with a thin line up to the 99th
  * percentile; dashed where the race test saw late bytes.
@@ -105,7 +111,7 @@ function figure(results) {
         { what: 'grant', us: grantUs },
       ].map(({ what, us }) => ({
         mechanism: titleOf(mechanism),
-        late: isLate(mechanism) ? 'late bytes seen' : 'no late byte seen',
+        late: isLate(mechanism),
         what,
         mib: size / 1_048_576,
         p50: us.p50,
@@ -117,20 +123,26 @@ function figure(results) {
     field: 'mib',
     type: 'quantitative',
     scale: { type: 'log', base: 2, nice: false },
-    title: 'registered memory (MiB)',
-    axis: { values: [...new Set(sizes)].map((size) => size / 1_048_576), format: '~g' },
+    title: 'registered memory',
+    axis: {
+      values: [...new Set(sizes)].map((size) => size / 1_048_576),
+      labelExpr: "datum.value < 1 ? datum.value * 1024 + ' KiB' : datum.value < 1024 ? datum.value + ' MiB' : '1 GiB'",
+    },
   };
   const color = {
     field: 'mechanism',
     type: 'nominal',
     title: null,
     sort: MECHANISMS.map(({ title }) => title),
-    legend: { orient: 'bottom', columns: 3, labelLimit: 320 },
+    legend: { orient: 'bottom', columns: 4, labelLimit: 320 },
   };
   const y = { field: 'p50', type: 'quantitative', scale: { type: 'log' }, title: 'microseconds (median, line to p99)' };
   return {
     $schema: 'https://vega.github.io/schema/vega-lite/v6.json',
-    title: `Giving and taking write permission on ${results.provider === 'shm' ? 'shared memory' : 'SoftRoCE, emulated'}`,
+    title: {
+      text: `Giving and taking write permission on ${results.provider === 'shm' ? 'shared memory' : 'SoftRoCE, emulated'}`,
+      subtitle: 'Dashed: the race test saw bytes that changed after the revoking call had returned.',
+    },
     background: 'white',
     data: { values: points },
     facet: { column: { field: 'what', type: 'nominal', title: null, sort: ['revoke', 'grant'] } },
@@ -147,15 +159,8 @@ function figure(results) {
             strokeDash: {
               field: 'late',
               type: 'nominal',
-              title: 'race test',
-              scale: {
-                domain: ['no late byte seen', 'late bytes seen'],
-                range: [
-                  [1, 0],
-                  [6, 4],
-                ],
-              },
-              legend: { orient: 'bottom' },
+              scale: { domain: [false, true], range: DASHES },
+              legend: null,
             },
           },
         },
