@@ -125,6 +125,8 @@ function figure(results) {
     scale: { type: 'log', base: 2, nice: false },
     title: 'registered memory',
     axis: {
+      labelFlush: false,
+      labelOverlap: false,
       values: [...new Set(sizes)].map((size) => size / 1_048_576),
       labelExpr: "datum.value < 1 ? datum.value * 1024 + ' KiB' : datum.value < 1024 ? datum.value + ' MiB' : '1 GiB'",
     },
@@ -134,7 +136,7 @@ function figure(results) {
     type: 'nominal',
     title: null,
     sort: MECHANISMS.map(({ title }) => title),
-    legend: { orient: 'bottom', columns: 4, labelLimit: 320 },
+    legend: { orient: 'bottom', columns: 3, labelLimit: 320 },
   };
   const y = { field: 'p50', type: 'quantitative', scale: { type: 'log' }, title: 'microseconds (median, line to p99)' };
   return {
