@@ -16,7 +16,7 @@ import { parseArgs } from 'node:util';
 import { formatUs, percentile } from '#lib/cli/demo/figures.js';
 import { monotonicNs, wcStatusName } from '#lib/verbs/index.js';
 import { nearAndFar } from './support/ends.mjs';
-import { beforeGrant, MECHANISMS, Pair, SIZES, sizeText } from './support/permission-mechanisms.mjs';
+import { MECHANISMS, Pair, SIZES, sizeText } from './support/permission-mechanisms.mjs';
 
 const RACE = fileURLToPath(new URL('revocation-race.mjs', import.meta.url));
 /** Time that one mechanism with one size may take at most; then fewer iterations must do, but not fewer than these. */
@@ -102,7 +102,7 @@ function measure(mechanism, pair, iterations) {
   /** @type {number[]} */
   const grantNs = [];
   const once = () => {
-    beforeGrant(mechanism, pair);
+    mechanism.before?.(pair);
     const begin = monotonicNs();
     mechanism.grant(pair);
     const granted = monotonicNs();

@@ -10,13 +10,13 @@
 // Strategies: mr-dereg deregisters the memory region that only this writer knows; qp-flush moves the queue pair to the
 // error state and waits for the flush of a receive that was posted before; qp-flags takes the right from the queue pair
 // (RTS to RTS); qp-error moves the queue pair to the error state and waits for nothing; qp-close destroys the queue
-// pair; none revokes nothing at all and so shows that the watching works.
+// pair; mw-1 and mw-2 unbind the memory window through which the writer writes; none revokes nothing at all and so shows that the watching works.
 import { fork } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
-import { Access, monotonicNs, openDevice, QpState, wcStatusName } from '#lib/verbs/index.js';
+import { Access, monotonicNs, nextRkey, openDevice, QpState, WrOpcode, wcStatusName } from '#lib/verbs/index.js';
 
-const STRATEGIES = ['mr-dereg', 'qp-flush', 'qp-flags', 'qp-error', 'qp-close', 'none'];
+const STRATEGIES = ['mr-dereg', 'qp-flush', 'qp-flags', 'qp-error', 'qp-close', 'mw-1', 'mw-2', 'none'];
 /** @typedef {'none' | 'stop' | 'kill'} Signal */
 /** @type {Signal[]} */
 const SIGNALS = ['none', 'stop', 'kill'];
@@ -29,6 +29,8 @@ const READ_WRITE = Access.REMOTE_WRITE | Access.REMOTE_READ;
 const START_LIMIT_NS = 90e9;
 const REPORT_LIMIT_NS = 60e9;
 const FLUSH_LIMIT_NS = 2e9;
+/** wrId of binding and unbinding a memory window. */
+const WINDOW_ID = 2;
 /** How long memory is watched at least, and how long the writer streams at most before it is revoked. */
 const TIMES = {
   shm: { watchNs: 1e6, delayNs: 400e3, writerLimitMs: 10_000 },
@@ -179,12 +181,60 @@ function targetBytes(size) {
 }
 
 /**
+ * Waits for the completion of the binding or unbinding that was posted.
+ * @param {import('#lib/verbs/index.js').QueuePair} queuePair
+ * @param {import('#lib/verbs/index.js').PostResult} posted
+ */
+function awaitWindow(queuePair, { accepted, errno }) {
+  if (accepted !== 1) throw new Error(`a memory window could not be bound: errno ${errno}`);
+  const deadline = monotonicNs() + FLUSH_LIMIT_NS;
+  for (;;) {
+    for (const { qpNum, wrId, status } of queue.poll(16)) {
+      if (qpNum !== queuePair.number || wrId !== WINDOW_ID) continue;
+      if (status !== 0) throw new Error(`binding a memory window ended with ${wcStatusName(status)}`);
+      return;
+    }
+    if (monotonicNs() > deadline) throw new Error('the completion of a binding did not come');
+  }
+}
+
+/**
+ * The memory window of a trial, bound to the whole region, and its key; undefined for the strategies without one.
+ * @param {import('#lib/verbs/index.js').QueuePair} queuePair in RTS
+ * @param {import('#lib/verbs/index.js').MemoryRegion} region
+ */
+function bindWindow(queuePair, region) {
+  if (!strategy.startsWith('mw-')) return undefined;
+  const memoryWindow = domain.allocateMemoryWindow(strategy === 'mw-1' ? 1 : 2);
+  const binding = { region, address: region.address, length: region.length, access: READ_WRITE };
+  if (memoryWindow.type === 1) {
+    awaitWindow(queuePair, queuePair.bindMemoryWindow(memoryWindow, { wrId: WINDOW_ID, ...binding }));
+  } else {
+    const bind = { memoryWindow, rkey: nextRkey(memoryWindow.rkey), ...binding };
+    awaitWindow(queuePair, queuePair.postSend([{ wrId: WINDOW_ID, opcode: WrOpcode.BIND_MW, bind }]));
+  }
+  return memoryWindow;
+}
+
+/**
  * What the responder does to take the right away; returns when it says that it is gone.
  * @param {import('#lib/verbs/index.js').QueuePair} queuePair
  * @param {import('#lib/verbs/index.js').MemoryRegion} region
+ * @param {import('#lib/verbs/index.js').MemoryWindow} [memoryWindow]
  */
-function revoke(queuePair, region) {
+function revoke(queuePair, region, memoryWindow) {
   switch (strategy) {
+    case 'mw-1':
+      if (memoryWindow === undefined) throw new Error('there is no memory window');
+      awaitWindow(queuePair, queuePair.bindMemoryWindow(memoryWindow, { wrId: WINDOW_ID }));
+      return;
+    case 'mw-2':
+      if (memoryWindow === undefined) throw new Error('there is no memory window');
+      awaitWindow(
+        queuePair,
+        queuePair.postSend([{ wrId: WINDOW_ID, opcode: WrOpcode.LOCAL_INV, invalidateRkey: memoryWindow.rkey }]),
+      );
+      return;
     case 'mr-dereg':
       region.close();
       return;
@@ -228,8 +278,11 @@ async function trial(writer) {
   const signal = chooseSignal();
   const length = targetBytes(size);
   const target = bytes.subarray(0, length);
-  const region = domain.registerMemory(memory, 0, length, Access.LOCAL_WRITE | READ_WRITE);
+  const rights = strategy.startsWith('mw-') ? Access.MW_BIND : READ_WRITE;
+  const region = domain.registerMemory(memory, 0, length, Access.LOCAL_WRITE | rights);
   const queuePair = domain.createQueuePair({ sendCq: queue });
+  /** @type {import('#lib/verbs/index.js').MemoryWindow | undefined} */
+  let memoryWindow;
   queuePair.toInit({ accessFlags: READ_WRITE });
   queuePair.postReceive([{ wrId: 1, localAddress: marker.address, length: 64, lkey: markerRegion.lkey }]);
   try {
@@ -237,7 +290,6 @@ async function trial(writer) {
       type: 'trial',
       endpoint: queuePair.endpoint(),
       address: memory.address,
-      rkey: region.rkey,
       size,
       length,
       limitMs: strategy === 'none' ? CONTROL_WRITER_LIMIT_MS : times.writerLimitMs,
@@ -248,7 +300,8 @@ async function trial(writer) {
     queuePair.toReadyToReceive(answer.endpoint);
     queuePair.toReadyToSend({ timeout: 8, retryCnt: 1 });
     const before = target.slice();
-    writer.child.send({ type: 'go' });
+    memoryWindow = bindWindow(queuePair, region);
+    writer.child.send({ type: 'go', rkey: memoryWindow?.rkey ?? region.rkey });
     // Streaming has begun when the memory changes.
     const startLimit = monotonicNs() + START_LIMIT_NS;
     while (Buffer.compare(target, before) === 0) {
@@ -262,7 +315,7 @@ async function trial(writer) {
       spin(random() * 30e3); // the signal takes effect while this process goes on; any moment is of interest
     }
     const begin = monotonicNs();
-    revoke(queuePair, region);
+    revoke(queuePair, region, memoryWindow);
     const revoked = monotonicNs();
     const snapshot = target.slice();
     const spoiled = writer.messages.has('report');
@@ -306,6 +359,7 @@ async function trial(writer) {
       result.latestUs = Math.max(result.latestUs, Math.round(latestNs / 1000));
     }
   } finally {
+    memoryWindow?.close(); // before its region, which would not go
     queuePair.close();
     region.close();
     while (queue.poll(64).length > 0);

@@ -1,12 +1,13 @@
 // The ways in which a responder can give a writer the right to write into its memory and take it away again, each with
 // the same face: `grant` and `revoke` are what is timed, everything else is preparation. Both ends are in this process;
 // the writer's own work (making its half of a fresh connection) is never counted.
-import { Access, monotonicNs, QpState, WcStatus, WrOpcode } from '#lib/verbs/index.js';
+import { Access, monotonicNs, nextRkey, QpState, WcStatus, WrOpcode, wcStatusName } from '#lib/verbs/index.js';
 import { openEnd } from './ends.mjs';
 
 const RIGHTS = Access.REMOTE_WRITE | Access.REMOTE_READ;
 const WAIT_LIMIT_NS = 20e9;
 const FLUSH_ID = 1;
+const WINDOW_ID = 2;
 
 /** The sizes of registered memory that deregistration and windows are measured with. */
 export const SIZES = [64, 1024, 16_384, 65_536, 262_144, 1_048_576].map((kib) => kib * 1024);
@@ -52,6 +53,8 @@ export class Pair {
     this.sizeBytes = 0;
     /** @type {import('#lib/verbs/index.js').MemoryRegion | undefined} */
     this.region = undefined;
+    /** @type {import('#lib/verbs/index.js').MemoryWindow | undefined} */
+    this.window = undefined;
     this.connect();
   }
 
@@ -98,6 +101,8 @@ export class Pair {
   }
 
   deregister() {
+    this.window?.close(); // a region with a window bound to it does not go
+    this.window = undefined;
     this.region?.close();
     this.region = undefined;
   }
@@ -125,6 +130,20 @@ export class Pair {
     if (status !== WcStatus.WR_FLUSH_ERR) throw new Error(`the flush marker ended with status ${status}`);
   }
 
+  /** A window that can be bound: one of type 2 goes with the queue pair that bound it. */
+  readyWindow(/** @type {1 | 2} */ type) {
+    if (this.window === undefined || this.window.closed) {
+      this.window = this.responder.domain.allocateMemoryWindow(type);
+    }
+  }
+
+  /** Waits until the binding or unbinding that was posted last has completed. */
+  awaitWindow(/** @type {import('#lib/verbs/index.js').PostResult} */ { accepted, errno }) {
+    if (accepted !== 1) throw new Error(`a memory window could not be bound: errno ${errno}`);
+    const { status } = awaitCompletion(this.responder.queue, ({ wrId }) => wrId === WINDOW_ID);
+    if (status !== 0) throw new Error(`binding a memory window ended with ${wcStatusName(status)}`);
+  }
+
   close() {
     this.responder.context.close();
     this.writer.context.close();
@@ -139,6 +158,7 @@ export class Pair {
  * @property {boolean} [sized] whether it may depend on the size of the registered memory
  * @property {(pair: Pair) => string | undefined} lacks why the device cannot do it
  * @property {(pair: Pair) => void} prepare once, before the first grant; after it the right is absent
+ * @property {(pair: Pair) => void} [before] before each grant, not timed
  * @property {(pair: Pair) => void} grant timed
  * @property {(pair: Pair) => void} [settle] after a grant, not timed: what the writer has to do
  * @property {(pair: Pair) => void} revoke timed
@@ -171,6 +191,7 @@ export const MECHANISMS = [
     race: 'qp-error',
     lacks: nothing,
     prepare: (pair) => pair.register(),
+    before: (pair) => pair.freshWriter(),
     grant: replaceQueuePair,
     settle: (pair) => pair.completeWriter(),
     revoke: ({ responder }) => responder.queuePair.toError(),
@@ -182,6 +203,7 @@ export const MECHANISMS = [
     race: 'qp-flush',
     lacks: nothing,
     prepare: (pair) => pair.register(),
+    before: (pair) => pair.freshWriter(),
     grant: replaceQueuePair,
     settle: (pair) => pair.completeWriter(),
     revoke(pair) {
@@ -196,6 +218,7 @@ export const MECHANISMS = [
     race: 'qp-close',
     lacks: nothing,
     prepare: (pair) => pair.register(),
+    before: (pair) => pair.freshWriter(),
     grant: replaceQueuePair,
     settle: (pair) => pair.completeWriter(),
     revoke: ({ responder }) => responder.queuePair.close(),
@@ -212,6 +235,53 @@ export const MECHANISMS = [
     revoke: deregister,
     finish: deregister,
   },
+  {
+    name: 'mw-1',
+    title: 'memory window 1: unbound; bound again',
+    race: 'mw-1',
+    sized: true,
+    lacks: ({ responder }) =>
+      responder.context.capabilities.memoryWindows1 ? undefined : 'no memory windows of type 1',
+    prepare(pair) {
+      pair.register(Access.LOCAL_WRITE | Access.MW_BIND);
+      pair.connect();
+    },
+    before: (pair) => pair.readyWindow(1),
+    grant(pair) {
+      const { queuePair } = pair.responder;
+      const result = queuePair.bindMemoryWindow(windowOf(pair), { wrId: WINDOW_ID, ...bindingOf(pair) });
+      pair.awaitWindow(result);
+      pair.rkey = result.rkey;
+    },
+    revoke: (pair) => pair.awaitWindow(pair.responder.queuePair.bindMemoryWindow(windowOf(pair), { wrId: WINDOW_ID })),
+    finish: deregister,
+  },
+  {
+    name: 'mw-2',
+    title: 'memory window 2: LOCAL_INV; bound again',
+    race: 'mw-2',
+    sized: true,
+    lacks: ({ responder }) =>
+      responder.context.capabilities.memoryWindows2 ? undefined : 'no memory windows of type 2',
+    prepare(pair) {
+      pair.register(Access.LOCAL_WRITE | Access.MW_BIND);
+      pair.connect();
+    },
+    before: (pair) => pair.readyWindow(2),
+    grant(pair) {
+      const memoryWindow = windowOf(pair);
+      pair.rkey = nextRkey(memoryWindow.rkey);
+      const bind = { memoryWindow, rkey: pair.rkey, ...bindingOf(pair) };
+      pair.awaitWindow(pair.responder.queuePair.postSend([{ wrId: WINDOW_ID, opcode: WrOpcode.BIND_MW, bind }]));
+    },
+    revoke: (pair) =>
+      pair.awaitWindow(
+        pair.responder.queuePair.postSend([
+          { wrId: WINDOW_ID, opcode: WrOpcode.LOCAL_INV, invalidateRkey: windowOf(pair).rkey },
+        ]),
+      ),
+    finish: deregister,
+  },
 ];
 
 /** @param {Pair} pair */
@@ -220,11 +290,14 @@ function replaceQueuePair(pair) {
   pair.freshResponder();
 }
 
-/**
- * Before a grant, not timed: mechanisms that spend the connection need the writer's half of a new one.
- * @param {Mechanism} mechanism
- * @param {Pair} pair
- */
-export function beforeGrant(mechanism, pair) {
-  if (mechanism.settle !== undefined) pair.freshWriter();
+/** @param {Pair} pair */
+function windowOf({ window }) {
+  if (window === undefined) throw new Error('there is no memory window');
+  return window;
+}
+
+/** The whole region, for writing. @param {Pair} pair */
+function bindingOf({ region, memory, sizeBytes }) {
+  if (region === undefined) throw new Error('there is no memory region');
+  return { region, address: memory.address, length: sizeBytes, access: Access.REMOTE_WRITE };
 }
