@@ -81,6 +81,7 @@ export class PostList {
     this.submit = submitter(this.native);
   }
 
+  /** close() was called. */
   get closed(): boolean {
     return this.native.closed;
   }
@@ -90,6 +91,7 @@ export class PostList {
     this.native.close();
   }
 
+  /** close(), for `using`. */
   [Symbol.dispose](): void {
     this.close();
   }

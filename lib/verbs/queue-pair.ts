@@ -48,7 +48,12 @@ export interface SendWorkRequest extends Omit<NativeSendWorkRequest, 'addressHan
    * BIND_MW: a window of type 2 that is bound to nothing, its new key (see nextRkey()), and what to bind it to. The
    * window is bound when the request has completed, and can be used through this queue pair only.
    */
-  bind?: WindowBinding & { memoryWindow: MemoryWindow; rkey: number };
+  bind?: WindowBinding & {
+    /** Of type 2, of the queue pair's domain. */
+    memoryWindow: MemoryWindow;
+    /** Its key from now on. */
+    rkey: number;
+  };
 }
 
 const PSN_VALUES = 2 ** 24;
@@ -62,6 +67,7 @@ export function randomPsn(): number {
 
 /** What one end of a connection must know of the other; plain data that can be sent as JSON. */
 export interface QueuePairEndpoint {
+  /** Number of the queue pair. */
   qpNum: number;
   /** Packet sequence number that this end sends first. */
   psn: number;
@@ -73,6 +79,7 @@ export interface QueuePairEndpoint {
   pathMtuBytes: number;
 }
 
+/** Which port and GID an endpoint has. */
 export interface EndpointOptions {
   /** Default 1. */
   portNum?: number;
@@ -80,6 +87,7 @@ export interface EndpointOptions {
   sgidIndex?: number;
 }
 
+/** Options of {@link QueuePair.toInit}. */
 export interface ToInitOptions {
   /** Default 1. */
   portNum?: number;
@@ -91,6 +99,7 @@ export interface ToInitOptions {
   qkey?: number;
 }
 
+/** Options of {@link QueuePair.toReadyToReceive}. */
 export interface ToReadyToReceiveOptions extends EndpointOptions {
   /** Default: the smaller of the two ports' active MTUs. */
   pathMtuBytes?: number;
@@ -106,6 +115,7 @@ export interface ToReadyToReceiveOptions extends EndpointOptions {
   serviceLevel?: number;
 }
 
+/** Options of {@link QueuePair.toReadyToSend}. */
 export interface ToReadyToSendOptions {
   /** Packet sequence number of the first request; default {@link QueuePair.psn}. */
   psn?: number;
@@ -161,6 +171,7 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
     return this.native.number;
   }
 
+  /** Its transport, a {@link QpType}. */
   get type(): QpType {
     return this.native.type;
   }
@@ -193,7 +204,12 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
   }
 
   /** State and attributes, see ibv_query_qp(3); `mask` says which are known. */
-  query(): QpAttributes & { mask: number; state: QpState } {
+  query(): QpAttributes & {
+    /** Bits of ibv_qp_attr_mask: the attributes that the device reported. */
+    mask: number;
+    /** The current state. */
+    state: QpState;
+  } {
     return this.native.query();
   }
 
@@ -226,7 +242,10 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
   bindMemoryWindow(
     memoryWindow: MemoryWindow,
     binding: WindowBinding & { wrId?: number; sendFlags?: number } = {},
-  ): PostResult & { rkey: number } {
+  ): PostResult & {
+    /** The window's key from now on. */
+    rkey: number;
+  } {
     if (!(memoryWindow instanceof MemoryWindow)) throw invalidArgument('memoryWindow must be a MemoryWindow');
     if (typeof binding !== 'object' || binding === null) throw invalidArgument('binding must be an object');
     const result = this.native.bindMemoryWindow(memoryWindow.native, nativeBinding(binding));
