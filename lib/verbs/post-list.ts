@@ -49,7 +49,7 @@ export class PostList {
   /** The completions of the last submit: maxCompletions * WC_STRIDE doubles, outside the JavaScript heap. */
   readonly completions: Float64Array;
   /**
-   * Posts the first `count` requests in order, then polls, at least once, until `wanted` completions are in or `spinNs`
+   * Posts the first `count` requests in order (ibv_post_send(3)), then polls (ibv_poll_cq(3)), at least once, until `wanted` completions are in or `spinNs`
    * nanoseconds (at most MAX_SPIN_NS) have passed. Returns the number of completions.
    *
    * A request is signaled and yields exactly one completion, in this or a later submit, unless it has POST_UNSIGNALED

@@ -267,7 +267,7 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
     this.native.attachMulticast(normalizeGid(group), lid);
   }
 
-  /** Undoes attachMulticast(). @throws TypeError QUORATE_INVALID_ARGUMENT if it is not attached */
+  /** Undoes attachMulticast(), see ibv_detach_mcast(3). @throws TypeError QUORATE_INVALID_ARGUMENT if it is not attached */
   detachMulticast(group: string, lid = 0): void {
     this.native.detachMulticast(normalizeGid(group), lid);
   }
@@ -311,7 +311,7 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
   }
 
   /**
-   * RESET to INIT.
+   * RESET to INIT, see ibv_modify_qp(3).
    *
    * @throws QuorateError QUORATE_QP_STATE
    */
@@ -353,7 +353,7 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
   }
 
   /**
-   * INIT to RTR: from here on requests of the peer are served. May block for about a second on Ethernet while the
+   * INIT to RTR, see ibv_modify_qp(3): from here on requests of the peer are served. May block for about a second on Ethernet while the
    * peer's address is resolved; toReadyToReceiveAsync() does not block.
    *
    * @throws QuorateError QUORATE_QP_STATE, QUORATE_NO_GID, QUORATE_SYSTEM (peer's address cannot be resolved)
@@ -383,7 +383,7 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
   }
 
   /**
-   * RTR to RTS: from here on requests can be posted.
+   * RTR to RTS, see ibv_modify_qp(3): from here on requests can be posted.
    *
    * @throws QuorateError QUORATE_QP_STATE
    */
@@ -392,7 +392,7 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
   }
 
   /**
-   * The whole way of a UD queue pair, from RESET to RTS: from here on it takes datagrams that carry `qkey`, and sends to
+   * The whole way of a UD queue pair, see ibv_modify_qp(3), from RESET to RTS: from here on it takes datagrams that carry `qkey`, and sends to
    * whoever an address handle names.
    *
    * @throws QuorateError QUORATE_QP_STATE if it is not a UD queue pair in RESET
@@ -404,7 +404,7 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
     this.modify({ state: QpState.RTS, sqPsn: psn });
   }
 
-  /** To the error state: everything outstanding is flushed. The pair is of no more use after it. */
+  /** To the error state, see ibv_modify_qp(3): everything outstanding is flushed. The pair is of no more use after it. */
   toError(): void {
     this.modify({ state: QpState.ERR });
   }
