@@ -49,13 +49,15 @@ export class PostList {
   /** The completions of the last submit: maxCompletions * WC_STRIDE doubles, outside the JavaScript heap. */
   readonly completions: Float64Array;
   /**
-   * Posts the first `count` requests in order (ibv_post_send(3)), then polls (ibv_poll_cq(3)), at least once, until `wanted` completions are in or `spinNs`
-   * nanoseconds (at most MAX_SPIN_NS) have passed. Returns the number of completions.
+   * Posts the first `count` requests in order (ibv_post_send(3)), then polls (ibv_poll_cq(3)), at least once, until
+   * `wanted` completions are in or `spinNs` nanoseconds (at most MAX_SPIN_NS) have passed. Returns the number of
+   * completions.
    *
    * A request is signaled and yields exactly one completion, in this or a later submit, unless it has POST_UNSIGNALED
-   * in its sendFlags: then only if it fails. One that was refused has status POST_REFUSED with the errno in vendorErr, and so have later ones of the same queue pair in this
-   * call. Consecutive requests of one queue pair are handed to the device together. An INLINE request takes its data
-   * from a memory that was bound with bindMemory(), or is refused with EFAULT.
+   * in its sendFlags: then only if it fails. One that was refused has status POST_REFUSED with the errno in vendorErr,
+   * and so have later ones of the same queue pair in this call. Consecutive requests of one queue pair are handed to
+   * the device together. An INLINE request takes its data from a memory that was bound with bindMemory(), or is refused
+   * with EFAULT.
    *
    * A request with op OP_FENCED_COPY copies `length` bytes from localAddress to remoteAddress, both in bound memories
    * of this process, inside the lock of the fence in its slot, and only if the fence holds the request's epoch. It

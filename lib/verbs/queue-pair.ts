@@ -231,9 +231,9 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
   }
 
   /**
-   * Posts the binding of a memory window of type 1, see ibv_bind_mw(3), and gives it a new key at once; what it was bound
-   * to before, if anything, ends. The binding is in force when the request has completed: MW_BIND_ERR if the region does
-   * not allow it. With `length` 0 (or absent) the window is unbound.
+   * Posts the binding of a memory window of type 1, see ibv_bind_mw(3), and gives it a new key at once; what it was
+   * bound to before, if anything, ends. The binding is in force when the request has completed: MW_BIND_ERR if the
+   * region does not allow it. With `length` 0 (or absent) the window is unbound.
    *
    * @returns the new key, or the errno that refused the request (EINVAL: wrong state or type, or, on devices, to be
    * unbound and never bound; ENOMEM: queue full)
@@ -253,8 +253,8 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
   }
 
   /**
-   * Attaches a UD queue pair to a multicast group, see ibv_attach_mcast(3): it gets the datagrams sent to the group that
-   * carry its qkey. A sender names the group by an address handle with the group as `dgid`, and 0xffffff as
+   * Attaches a UD queue pair to a multicast group, see ibv_attach_mcast(3): it gets the datagrams sent to the group
+   * that carry its qkey. A sender names the group by an address handle with the group as `dgid`, and 0xffffff as
    * `remoteQpNum`. On RoCE v2 over IPv4 groups are IPv4 multicast addresses, and the interface must have joined the
    * address (IP_ADD_MEMBERSHIP, dgram's addMembership()).
    *
@@ -267,7 +267,9 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
     this.native.attachMulticast(normalizeGid(group), lid);
   }
 
-  /** Undoes attachMulticast(), see ibv_detach_mcast(3). @throws TypeError QUORATE_INVALID_ARGUMENT if it is not attached */
+  /**
+   * Undoes attachMulticast(), see ibv_detach_mcast(3). @throws TypeError QUORATE_INVALID_ARGUMENT if it is not attached
+   */
   detachMulticast(group: string, lid = 0): void {
     this.native.detachMulticast(normalizeGid(group), lid);
   }
@@ -319,7 +321,9 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
     this.modify(this.initAttributes(options));
   }
 
-  /** Attributes of the transition INIT to RTR, connecting to `remote`. For RC and UC; see {@link toDatagrams} for UD. */
+  /**
+   * Attributes of the transition INIT to RTR, connecting to `remote`. For RC and UC; see {@link toDatagrams} for UD.
+   */
   readyToReceiveAttributes(remote: QueuePairEndpoint, options: ToReadyToReceiveOptions = {}): QpAttributes {
     const { portNum = 1 } = options;
     const port = options.pathMtuBytes === undefined ? this.#context('pathMtuBytes').queryPort(portNum) : undefined;
@@ -353,8 +357,8 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
   }
 
   /**
-   * INIT to RTR, see ibv_modify_qp(3): from here on requests of the peer are served. May block for about a second on Ethernet while the
-   * peer's address is resolved; toReadyToReceiveAsync() does not block.
+   * INIT to RTR, see ibv_modify_qp(3): from here on requests of the peer are served. May block for about a second on
+   * Ethernet while the peer's address is resolved; toReadyToReceiveAsync() does not block.
    *
    * @throws QuorateError QUORATE_QP_STATE, QUORATE_NO_GID, QUORATE_SYSTEM (peer's address cannot be resolved)
    */
@@ -392,8 +396,8 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
   }
 
   /**
-   * The whole way of a UD queue pair, see ibv_modify_qp(3), from RESET to RTS: from here on it takes datagrams that carry `qkey`, and sends to
-   * whoever an address handle names.
+   * The whole way of a UD queue pair, see ibv_modify_qp(3), from RESET to RTS: from here on it takes datagrams that
+   * carry `qkey`, and sends to whoever an address handle names.
    *
    * @throws QuorateError QUORATE_QP_STATE if it is not a UD queue pair in RESET
    */
@@ -404,7 +408,9 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
     this.modify({ state: QpState.RTS, sqPsn: psn });
   }
 
-  /** To the error state, see ibv_modify_qp(3): everything outstanding is flushed. The pair is of no more use after it. */
+  /**
+   * To the error state, see ibv_modify_qp(3): everything outstanding is flushed. The pair is of no more use after it.
+   */
   toError(): void {
     this.modify({ state: QpState.ERR });
   }
