@@ -216,7 +216,7 @@ async function race(strategy, trials) {
   child.stderr.on('data', (chunk) => (problems += chunk));
   const code = await new Promise((resolve) => child.once('close', resolve));
   // 1: late bytes were seen, which is a result.
-  if (code !== 0 && code !== 1) throw new Error(problems.trim() || `it ended with ${code}`);
+  if (code !== 0 && code !== 1) throw new Error(problems.trim().split('\n')[0] || `it ended with ${code}`);
   return JSON.parse(output);
 }
 

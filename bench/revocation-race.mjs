@@ -14,7 +14,16 @@
 import { fork } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
-import { Access, monotonicNs, nextRkey, openDevice, QpState, WrOpcode, wcStatusName } from '#lib/verbs/index.js';
+import {
+  Access,
+  monotonicNs,
+  nextRkey,
+  openDevice,
+  QpState,
+  WcStatus,
+  WrOpcode,
+  wcStatusName,
+} from '#lib/verbs/index.js';
 
 const STRATEGIES = ['mr-dereg', 'qp-flush', 'qp-flags', 'qp-error', 'qp-close', 'mw-1', 'mw-2', 'none'];
 /** @typedef {'none' | 'stop' | 'kill'} Signal */
@@ -181,7 +190,7 @@ function targetBytes(size) {
 }
 
 /**
- * Waits for the completion of the binding or unbinding that was posted.
+ * Waits for the completion of the binding or unbinding that was posted. False if the connection had failed before.
  * @param {import('#lib/verbs/index.js').QueuePair} queuePair
  * @param {import('#lib/verbs/index.js').PostResult} posted
  */
@@ -191,8 +200,9 @@ function awaitWindow(queuePair, { accepted, errno }) {
   for (;;) {
     for (const { qpNum, wrId, status } of queue.poll(16)) {
       if (qpNum !== queuePair.number || wrId !== WINDOW_ID) continue;
+      if (status === WcStatus.WR_FLUSH_ERR) return false;
       if (status !== 0) throw new Error(`binding a memory window ended with ${wcStatusName(status)}`);
-      return;
+      return true;
     }
     if (monotonicNs() > deadline) throw new Error('the completion of a binding did not come');
   }
@@ -207,17 +217,18 @@ function bindWindow(queuePair, region) {
   if (!strategy.startsWith('mw-')) return undefined;
   const memoryWindow = domain.allocateMemoryWindow(strategy === 'mw-1' ? 1 : 2);
   const binding = { region, address: region.address, length: region.length, access: READ_WRITE };
-  if (memoryWindow.type === 1) {
-    awaitWindow(queuePair, queuePair.bindMemoryWindow(memoryWindow, { wrId: WINDOW_ID, ...binding }));
-  } else {
-    const bind = { memoryWindow, rkey: nextRkey(memoryWindow.rkey), ...binding };
-    awaitWindow(queuePair, queuePair.postSend([{ wrId: WINDOW_ID, opcode: WrOpcode.BIND_MW, bind }]));
-  }
+  const bind = { memoryWindow, rkey: nextRkey(memoryWindow.rkey), ...binding };
+  const posted =
+    memoryWindow.type === 1
+      ? queuePair.bindMemoryWindow(memoryWindow, { wrId: WINDOW_ID, ...binding })
+      : queuePair.postSend([{ wrId: WINDOW_ID, opcode: WrOpcode.BIND_MW, bind }]);
+  if (!awaitWindow(queuePair, posted)) throw new Error('the queue pair failed before the window was bound');
   return memoryWindow;
 }
 
 /**
- * What the responder does to take the right away; returns when it says that it is gone.
+ * What the responder does to take the right away; returns when it says that it is gone. False if the connection had
+ * failed before, so that nothing was taken.
  * @param {import('#lib/verbs/index.js').QueuePair} queuePair
  * @param {import('#lib/verbs/index.js').MemoryRegion} region
  * @param {import('#lib/verbs/index.js').MemoryWindow} [memoryWindow]
@@ -226,38 +237,37 @@ function revoke(queuePair, region, memoryWindow) {
   switch (strategy) {
     case 'mw-1':
       if (memoryWindow === undefined) throw new Error('there is no memory window');
-      awaitWindow(queuePair, queuePair.bindMemoryWindow(memoryWindow, { wrId: WINDOW_ID }));
-      return;
+      return awaitWindow(queuePair, queuePair.bindMemoryWindow(memoryWindow, { wrId: WINDOW_ID }));
     case 'mw-2':
       if (memoryWindow === undefined) throw new Error('there is no memory window');
-      awaitWindow(
+      return awaitWindow(
         queuePair,
         queuePair.postSend([{ wrId: WINDOW_ID, opcode: WrOpcode.LOCAL_INV, invalidateRkey: memoryWindow.rkey }]),
       );
-      return;
     case 'mr-dereg':
       region.close();
-      return;
+      return true;
     case 'qp-flags':
       // The queue pair may have failed in the same moment; leaving RTS is as much of a revocation on shm, and elsewhere
       // it is what the device makes of it.
       if (queuePair.state === QpState.RTS) queuePair.modify({ state: QpState.RTS, accessFlags: Access.REMOTE_READ });
-      return;
+      return true;
     case 'qp-error':
       queuePair.toError();
-      return;
+      return true;
     case 'qp-flush': {
       queuePair.toError();
       const deadline = monotonicNs() + FLUSH_LIMIT_NS;
       for (;;) {
-        if (queue.poll(16).some((completion) => completion.qpNum === queuePair.number)) return;
+        if (queue.poll(16).some((completion) => completion.qpNum === queuePair.number)) return true;
         if (monotonicNs() > deadline) throw new Error('the flush marker did not come: the right is not proven revoked');
       }
     }
     case 'qp-close':
       queuePair.close();
-      return;
+      return true;
   }
+  return true; // 'none'
 }
 
 /** @type {Record<string, number>} */
@@ -315,10 +325,10 @@ async function trial(writer) {
       spin(random() * 30e3); // the signal takes effect while this process goes on; any moment is of interest
     }
     const begin = monotonicNs();
-    revoke(queuePair, region, memoryWindow);
+    const taken = revoke(queuePair, region, memoryWindow);
     const revoked = monotonicNs();
     const snapshot = target.slice();
-    const spoiled = writer.messages.has('report');
+    const spoiled = !taken || writer.messages.has('report');
     if (signal === 'stop') writer.child.kill('SIGCONT');
 
     // Watched until the writer has seen its failure (or is gone), and for a while in any case.
