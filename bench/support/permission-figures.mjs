@@ -146,6 +146,7 @@ function figure(results) {
       subtitle: 'Dashed: the race test saw bytes that changed after the revoking call had returned.',
     },
     background: 'white',
+    spacing: 48,
     data: { values: points },
     facet: { column: { field: 'what', type: 'nominal', title: null, sort: ['revoke', 'grant'] } },
     spec: {
