@@ -427,54 +427,87 @@ export interface DeviceAttributes {
  * where the device or provider has no such thing.
  */
 export interface ExtendedDeviceAttributes {
+  /** Scatter/gather elements of a READ. */
   maxSgeRd: number;
+  /** Not used: RD transport. */
   maxEeRdAtom: number;
+  /** Not used: RD transport. */
   maxEeInitRdAtom: number;
+  /** Not used: RD transport. */
   maxEe: number;
+  /** Not used: RD transport. */
   maxRdd: number;
+  /** Queue pairs for raw IPv6 datagrams. */
   maxRawIpv6Qp: number;
+  /** Queue pairs for raw Ethertype datagrams. */
   maxRawEthyQp: number;
+  /** Queue pairs that can be attached to one multicast group. */
   maxMcastQpAttach: number;
+  /** Queue pairs that can be attached to multicast groups, of the whole device. */
   maxTotalMcastQpAttach: number;
+  /** Not used: fast memory regions. */
   maxFmr: number;
+  /** Not used: fast memory regions. */
   maxMapPerFmr: number;
+  /** Scatter/gather elements of a receive in a shared receive queue. */
   maxSrqSge: number;
   /** Exponent: 4.096 us * 2^localCaAckDelay. */
   localCaAckDelay: number;
   /** On-demand paging. */
   odpGeneralCaps: bigint;
+  /** What RC can do with pages on demand, bits of ibv_odp_transport_cap_bits. */
   rcOdpCaps: number;
+  /** The same for UC. */
   ucOdpCaps: number;
+  /** The same for UD. */
   udOdpCaps: number;
+  /** The same for XRC. */
   xrcOdpCaps: number;
   /** Bits of completion timestamps that count. */
   completionTimestampMask: bigint;
+  /** Rate of the clock of completion timestamps, kHz; 0 if there is none. */
   hcaCoreClockKhz: bigint;
+  /** Bits of ibv_device_cap_flags and those that came later. */
   deviceCapFlagsEx: bigint;
   /** Segmentation offload. */
   tsoMaxBytes: number;
+  /** Bit n: queue pairs of type n can segment. */
   tsoSupportedQpts: number;
   /** Receive side scaling. */
   rssSupportedQpts: number;
+  /** Indirection tables. */
   rssMaxIndirectionTables: number;
+  /** Entries of an indirection table. */
   rssMaxIndirectionTableSize: number;
+  /** Bits of ibv_rx_hash_function_flags. */
   rssHashFunction: number;
+  /** Bits of ibv_rx_hash_fields. */
   rssHashFieldsMask: bigint;
+  /** Receive work queues. */
   maxWqTypeRq: number;
+  /** Bits of ibv_raw_packet_caps. */
   rawPacketCaps: number;
   /** Packet pacing, thousands of bits per second. */
   pacingMinKbps: number;
+  /** Highest rate, thousands of bits per second. */
   pacingMaxKbps: number;
+  /** Bit n: queue pairs of type n can be paced. */
   pacingSupportedQpts: number;
   /** Tag matching. */
   tmMaxRendezvousHeaderBytes: number;
+  /** Tags in a list. */
   tmMaxTags: number;
+  /** Bits of ibv_tm_cap_flags. */
   tmFlags: number;
+  /** Tag operations outstanding. */
   tmMaxOps: number;
+  /** Scatter/gather elements of a tagged buffer. */
   tmMaxSge: number;
+  /** Completions that can be awaited before an event. */
   cqModerationMaxCount: number;
   /** Microseconds. */
   cqModerationMaxPeriodUs: number;
+  /** Memory on the device itself, bytes. */
   maxDeviceMemoryBytes: bigint;
   /** Interrupts among which completion events can be spread. */
   numCompVectors: number;
@@ -508,13 +541,19 @@ export interface PortAttributes {
   activeSpeed: number;
   /** State of the link as the verbs API codes it; 5 = up. */
   physState: number;
+  /** Bits of ibv_port_cap_flags2. */
   portCapFlags2: number;
+  /** Packets with a wrong partition key so far. */
   badPkeyCntr: number;
+  /** Datagrams with a wrong qkey so far. */
   qkeyViolCntr: number;
   /** Code of the number of virtual lanes: 1, 2, 3, 4, 5 for 1, 2, 4, 8, 15. */
   maxVlNum: number;
+  /** Service level to the subnet manager (InfiniBand). */
   smSl: number;
+  /** Exponent of the longest time through the subnet: 4.096 us * 2^subnetTimeout (InfiniBand). */
   subnetTimeout: number;
+  /** What kind of initialization the subnet manager made (InfiniBand). */
   initTypeReply: number;
   /** "Ethernet", "InfiniBand", "Unspecified"; "SharedMemory" for shm. */
   linkLayer: string;
