@@ -37,7 +37,10 @@ export interface StateMachine<Result = unknown> {
 }
 
 /** What snapshotChunks() returns. */
-export type SnapshotStream = (Iterable<Uint8Array> | AsyncIterable<Uint8Array>) & { readonly lengthBytes?: number };
+export type SnapshotStream = (Iterable<Uint8Array> | AsyncIterable<Uint8Array>) & {
+  /** Bytes of all pieces together. */
+  readonly lengthBytes?: number;
+};
 
 /** A replica's place in the cluster. */
 export interface MemberAddress {
@@ -311,6 +314,8 @@ export interface ReplicaEvents {
   fatal: [error: Error];
   /** This replica is no member any more and closes. */
   removed: [error: Error];
+  /** A transfer of the state began, went on, or ended. */
   transfer: [transfer: TransferStatus];
+  /** A spare takes the place of a voter that is gone. */
   replacement: [news: ReplacementNews];
 }
