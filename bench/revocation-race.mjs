@@ -9,13 +9,23 @@
 //
 // Strategies: mr-dereg deregisters the memory region that only this writer knows; qp-flush moves the queue pair to the
 // error state and waits for the flush of a receive that was posted before; qp-flags takes the right from the queue pair
-// (RTS to RTS); qp-close destroys the queue pair; none revokes nothing at all and so shows that the watching works.
+// (RTS to RTS); qp-error moves the queue pair to the error state and waits for nothing; qp-close destroys the queue
+// pair; mw-1 and mw-2 unbind the memory window through which the writer writes; none revokes nothing at all and so shows that the watching works.
 import { fork } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
-import { Access, monotonicNs, openDevice, QpState, wcStatusName } from '#lib/verbs/index.js';
+import {
+  Access,
+  monotonicNs,
+  nextRkey,
+  openDevice,
+  QpState,
+  WcStatus,
+  WrOpcode,
+  wcStatusName,
+} from '#lib/verbs/index.js';
 
-const STRATEGIES = ['mr-dereg', 'qp-flush', 'qp-flags', 'qp-close', 'none'];
+const STRATEGIES = ['mr-dereg', 'qp-flush', 'qp-flags', 'qp-error', 'qp-close', 'mw-1', 'mw-2', 'none'];
 /** @typedef {'none' | 'stop' | 'kill'} Signal */
 /** @type {Signal[]} */
 const SIGNALS = ['none', 'stop', 'kill'];
@@ -28,6 +38,8 @@ const READ_WRITE = Access.REMOTE_WRITE | Access.REMOTE_READ;
 const START_LIMIT_NS = 90e9;
 const REPORT_LIMIT_NS = 60e9;
 const FLUSH_LIMIT_NS = 2e9;
+/** wrId of binding and unbinding a memory window. */
+const WINDOW_ID = 2;
 /** How long memory is watched at least, and how long the writer streams at most before it is revoked. */
 const TIMES = {
   shm: { watchNs: 1e6, delayNs: 400e3, writerLimitMs: 10_000 },
@@ -178,32 +190,84 @@ function targetBytes(size) {
 }
 
 /**
- * What the responder does to take the right away; returns when it says that it is gone.
+ * Waits for the completion of the binding or unbinding that was posted. False if the connection had failed before.
  * @param {import('#lib/verbs/index.js').QueuePair} queuePair
+ * @param {import('#lib/verbs/index.js').PostResult} posted
+ */
+function awaitWindow(queuePair, { accepted, errno }) {
+  if (accepted !== 1) throw new Error(`a memory window could not be bound: errno ${errno}`);
+  const deadline = monotonicNs() + FLUSH_LIMIT_NS;
+  for (;;) {
+    for (const { qpNum, wrId, status } of queue.poll(16)) {
+      if (qpNum !== queuePair.number || wrId !== WINDOW_ID) continue;
+      if (status === WcStatus.WR_FLUSH_ERR) return false;
+      if (status !== 0) throw new Error(`binding a memory window ended with ${wcStatusName(status)}`);
+      return true;
+    }
+    if (monotonicNs() > deadline) throw new Error('the completion of a binding did not come');
+  }
+}
+
+/**
+ * The memory window of a trial, bound to the whole region, and its key; undefined for the strategies without one.
+ * @param {import('#lib/verbs/index.js').QueuePair} queuePair in RTS
  * @param {import('#lib/verbs/index.js').MemoryRegion} region
  */
-function revoke(queuePair, region) {
+function bindWindow(queuePair, region) {
+  if (!strategy.startsWith('mw-')) return undefined;
+  const memoryWindow = domain.allocateMemoryWindow(strategy === 'mw-1' ? 1 : 2);
+  const binding = { region, address: region.address, length: region.length, access: READ_WRITE };
+  const bind = { memoryWindow, rkey: nextRkey(memoryWindow.rkey), ...binding };
+  const posted =
+    memoryWindow.type === 1
+      ? queuePair.bindMemoryWindow(memoryWindow, { wrId: WINDOW_ID, ...binding })
+      : queuePair.postSend([{ wrId: WINDOW_ID, opcode: WrOpcode.BIND_MW, bind }]);
+  if (!awaitWindow(queuePair, posted)) throw new Error('the queue pair failed before the window was bound');
+  return memoryWindow;
+}
+
+/**
+ * What the responder does to take the right away; returns when it says that it is gone. False if the connection had
+ * failed before, so that nothing was taken.
+ * @param {import('#lib/verbs/index.js').QueuePair} queuePair
+ * @param {import('#lib/verbs/index.js').MemoryRegion} region
+ * @param {import('#lib/verbs/index.js').MemoryWindow} [memoryWindow]
+ */
+function revoke(queuePair, region, memoryWindow) {
   switch (strategy) {
+    case 'mw-1':
+      if (memoryWindow === undefined) throw new Error('there is no memory window');
+      return awaitWindow(queuePair, queuePair.bindMemoryWindow(memoryWindow, { wrId: WINDOW_ID }));
+    case 'mw-2':
+      if (memoryWindow === undefined) throw new Error('there is no memory window');
+      return awaitWindow(
+        queuePair,
+        queuePair.postSend([{ wrId: WINDOW_ID, opcode: WrOpcode.LOCAL_INV, invalidateRkey: memoryWindow.rkey }]),
+      );
     case 'mr-dereg':
       region.close();
-      return;
+      return true;
     case 'qp-flags':
       // The queue pair may have failed in the same moment; leaving RTS is as much of a revocation on shm, and elsewhere
       // it is what the device makes of it.
       if (queuePair.state === QpState.RTS) queuePair.modify({ state: QpState.RTS, accessFlags: Access.REMOTE_READ });
-      return;
+      return true;
+    case 'qp-error':
+      queuePair.toError();
+      return true;
     case 'qp-flush': {
       queuePair.toError();
       const deadline = monotonicNs() + FLUSH_LIMIT_NS;
       for (;;) {
-        if (queue.poll(16).some((completion) => completion.qpNum === queuePair.number)) return;
+        if (queue.poll(16).some((completion) => completion.qpNum === queuePair.number)) return true;
         if (monotonicNs() > deadline) throw new Error('the flush marker did not come: the right is not proven revoked');
       }
     }
     case 'qp-close':
       queuePair.close();
-      return;
+      return true;
   }
+  return true; // 'none'
 }
 
 /** @type {Record<string, number>} */
@@ -224,8 +288,11 @@ async function trial(writer) {
   const signal = chooseSignal();
   const length = targetBytes(size);
   const target = bytes.subarray(0, length);
-  const region = domain.registerMemory(memory, 0, length, Access.LOCAL_WRITE | READ_WRITE);
+  const rights = strategy.startsWith('mw-') ? Access.MW_BIND : READ_WRITE;
+  const region = domain.registerMemory(memory, 0, length, Access.LOCAL_WRITE | rights);
   const queuePair = domain.createQueuePair({ sendCq: queue });
+  /** @type {import('#lib/verbs/index.js').MemoryWindow | undefined} */
+  let memoryWindow;
   queuePair.toInit({ accessFlags: READ_WRITE });
   queuePair.postReceive([{ wrId: 1, localAddress: marker.address, length: 64, lkey: markerRegion.lkey }]);
   try {
@@ -233,7 +300,6 @@ async function trial(writer) {
       type: 'trial',
       endpoint: queuePair.endpoint(),
       address: memory.address,
-      rkey: region.rkey,
       size,
       length,
       limitMs: strategy === 'none' ? CONTROL_WRITER_LIMIT_MS : times.writerLimitMs,
@@ -244,7 +310,8 @@ async function trial(writer) {
     queuePair.toReadyToReceive(answer.endpoint);
     queuePair.toReadyToSend({ timeout: 8, retryCnt: 1 });
     const before = target.slice();
-    writer.child.send({ type: 'go' });
+    memoryWindow = bindWindow(queuePair, region);
+    writer.child.send({ type: 'go', rkey: memoryWindow?.rkey ?? region.rkey });
     // Streaming has begun when the memory changes.
     const startLimit = monotonicNs() + START_LIMIT_NS;
     while (Buffer.compare(target, before) === 0) {
@@ -258,10 +325,10 @@ async function trial(writer) {
       spin(random() * 30e3); // the signal takes effect while this process goes on; any moment is of interest
     }
     const begin = monotonicNs();
-    revoke(queuePair, region);
+    const taken = revoke(queuePair, region, memoryWindow);
     const revoked = monotonicNs();
     const snapshot = target.slice();
-    const spoiled = writer.messages.has('report');
+    const spoiled = !taken || writer.messages.has('report');
     if (signal === 'stop') writer.child.kill('SIGCONT');
 
     // Watched until the writer has seen its failure (or is gone), and for a while in any case.
@@ -302,6 +369,7 @@ async function trial(writer) {
       result.latestUs = Math.max(result.latestUs, Math.round(latestNs / 1000));
     }
   } finally {
+    memoryWindow?.close(); // before its region, which would not go
     queuePair.close();
     region.close();
     while (queue.poll(64).length > 0);

@@ -1,61 +1,50 @@
-// What the JavaScript binding costs: nanoseconds per call into the addon, and per operation from posting to completion.
+// npm run bench:overhead: what the JavaScript binding costs. First nanoseconds per call into the addon and per
+// operation, from posting to completion; then the same 64-byte WRITE from a loop in C, measured in turn with ours.
 //
-//   node bench/verbs-overhead.mjs [--device shm | b0,b1] [--milliseconds 300] [--json]
+//   node bench/verbs-overhead.mjs [--device shm | b0,b1] [--milliseconds 300] [--pairs 7] [--json]
 //
 // Each figure is the best of several rounds (the machine's other work only ever adds) with the median beside it. Both
-// ends are in this process; the shm device and a READ or WRITE need nothing of the far end but its memory.
-import { parseArgs } from 'node:util';
-import {
-  Access,
-  Fence,
-  monotonicNs,
-  Notifier,
-  OP_FENCED_COPY,
-  openDevice,
-  PostList,
-  WC,
-  WR,
-  WR_STRIDE,
-  WrOpcode,
-} from '#lib/verbs/index.js';
+// ends are in this process; the shm device and a READ or WRITE need nothing of the far end but its memory. The
+// yardstick is out/native/shm_write on shared memory (the same provider, from C++) and out/native/write_fanout on RDMA
+// devices (libibverbs, from C). Nothing here passes or fails by time: it prints what it found beside what is aimed at.
+import { execFile } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
+import { parseArgs, promisify } from 'node:util';
+import { percentile } from '#lib/cli/demo/figures.js';
+import { Fence, monotonicNs, Notifier, OP_FENCED_COPY, WC, WR, WR_STRIDE, WrOpcode } from '#lib/verbs/index.js';
+import { connectEnds, listFor, nearAndFar, openEnd } from './support/ends.mjs';
 
 const { values: options } = parseArgs({
   options: {
     device: { type: 'string', default: 'shm' },
     milliseconds: { type: 'string', default: '300' },
+    pairs: { type: 'string', default: '7' },
     json: { type: 'boolean', default: false },
   },
 });
 const ROUNDS = 9;
-const roundNs = (Number(options.milliseconds) / ROUNDS) * 1e6;
-if (!(roundNs > 1e5)) throw new Error('--milliseconds must be at least 1');
+const milliseconds = Number(options.milliseconds);
+const roundNs = (milliseconds / ROUNDS) * 1e6;
+if (!(roundNs > 1e5 && milliseconds <= 60_000)) throw new Error('--milliseconds must be from 1 to 60000');
+const pairs = Number(options.pairs);
+if (!Number.isInteger(pairs) || pairs < 0 || pairs > 100) throw new Error('--pairs must be from 0 to 100');
 const WAIT_NS = 5e9;
-const [device = 'shm', farDevice = device] = options.device.split(',');
-const ACCESS = Access.LOCAL_WRITE | Access.REMOTE_WRITE | Access.REMOTE_READ | Access.REMOTE_ATOMIC;
-
-/** @param {string} name */
-function end(name) {
-  const context = openDevice(name);
-  const domain = context.allocateProtectionDomain();
-  const memory = context.allocateMemory({ lengthBytes: 65_536 });
-  const region = domain.registerMemory(memory, 0, memory.length, ACCESS);
-  const queue = context.createCompletionQueue(256);
-  const queuePair = domain.createQueuePair({ sendCq: queue });
-  queuePair.toInit({ accessFlags: ACCESS });
-  return { context, memory, region, queue, queuePair };
-}
-
-const near = end(device);
-const far = end(farDevice);
-near.queuePair.toReadyToReceive(far.queuePair.endpoint());
-far.queuePair.toReadyToReceive(near.queuePair.endpoint());
-near.queuePair.toReadyToSend();
-far.queuePair.toReadyToSend();
+const [device, farDevice] = nearAndFar(options.device);
+const near = openEnd(device);
+const far = openEnd(farDevice);
+connectEnds(near, far);
 
 const BATCH = 16;
-const list = new PostList(near.queue, { maxWorkRequests: BATCH, maxCompletions: 64 });
-list.bindQueuePair(0, near.queuePair);
-list.bindMemory(0, near.memory);
+/** Aims: how much a WRITE of 64 bytes may take beyond the loop in C. */
+const AIM_ADDED_NS = 150;
+const AIM_RATIO = 1.15;
+const YARDSTICK_TIMEOUT_MS = 180_000;
+/** On RDMA devices: operations between two readings of the clock, and how often. */
+const PER_SAMPLE = 10;
+const SAMPLES = 300;
+const WARM_UP_SAMPLES = 20;
+const list = listFor(near);
 const fence = new Fence();
 list.bindFence(0, fence);
 const { workRequests: w, completions: c, submit } = list;
@@ -127,11 +116,112 @@ results['READ of 64 bytes, posted and completed'] = measure(one, 1, step);
 prepare(WrOpcode.COMPARE_SWAP, 8);
 results['COMPARE_SWAP, posted and completed'] = measure(one, 1, step);
 
+const round1 = (/** @type {number} */ value) => Math.round(value * 10) / 10;
+
+/**
+ * Runs the yardstick.
+ * @param {string} name of the program
+ * @param {(string | number)[]} args
+ */
+async function runYardstick(name, args) {
+  const program = fileURLToPath(new URL(`../out/native/${name}`, import.meta.url));
+  if (!existsSync(program)) return undefined;
+  const { stdout } = await promisify(execFile)(program, args.map(String), { timeout: YARDSTICK_TIMEOUT_MS });
+  return JSON.parse(stdout);
+}
+
+/** The WRITE on shared memory: best of several rounds on each side, in ns per operation. */
+async function pairOnSharedMemory(/** @type {number} */ batchSize) {
+  const args = ['--size', 64, '--batch', batchSize, '--milliseconds', Math.max(10, milliseconds)];
+  const yardstick = await runYardstick('shm_write', args);
+  if (yardstick === undefined) return undefined;
+  return { c: yardstick.bestNs, js: measure(batchSize === 1 ? one : batch, batchSize).best };
+}
+
+/** The WRITE on an RDMA device: the median time of an operation, in ns, timed in groups on both sides. */
+async function pairOnDevice() {
+  const sizes = ['--size', 64, '--iterations', SAMPLES, '--per-sample', PER_SAMPLE];
+  const yardstick = await runYardstick('write_fanout', ['--device', device, '--peers', farDevice, ...sizes, '--json']);
+  if (yardstick === undefined) return undefined;
+  /** @type {number[]} */
+  const times = [];
+  for (let sample = -WARM_UP_SAMPLES; sample < SAMPLES; sample++) {
+    const begin = monotonicNs();
+    for (let i = 0; i < PER_SAMPLE; i++) one();
+    if (sample >= 0) times.push((monotonicNs() - begin) / PER_SAMPLE);
+  }
+  return { c: yardstick.medianUs * 1000, js: percentile(times, 50) ?? Number.NaN };
+}
+
+/**
+ * Ours and the yardstick in turn, so that a drift of the machine meets both.
+ * @param {string} what
+ * @param {() => Promise<{ c: number, js: number } | undefined>} takePair
+ */
+async function compare(what, takePair) {
+  const taken = [];
+  for (let i = 0; i < pairs; i++) {
+    const pair = await takePair();
+    if (pair === undefined) return undefined;
+    taken.push({ c: round1(pair.c), js: round1(pair.js) });
+  }
+  if (taken.length === 0) return undefined;
+  const middle = (/** @type {number[]} */ values) => percentile(values, 50) ?? Number.NaN;
+  const thousandths = (/** @type {number} */ value) => Math.round(value * 1000) / 1000;
+  const [cNs, jsNs] = [Math.min(...taken.map((pair) => pair.c)), Math.min(...taken.map((pair) => pair.js))];
+  return {
+    what,
+    pairs: taken,
+    best: { cNs, jsNs, addedNs: round1(jsNs - cNs), ratio: thousandths(jsNs / cNs) },
+    median: {
+      cNs: round1(middle(taken.map((pair) => pair.c))),
+      jsNs: round1(middle(taken.map((pair) => pair.js))),
+      addedNs: round1(middle(taken.map((pair) => pair.js - pair.c))),
+      ratio: thousandths(middle(taken.map((pair) => pair.js / pair.c))),
+    },
+  };
+}
+
+prepare(WrOpcode.RDMA_WRITE, 64);
+const comparisons = [];
+const isShm = near.context.device.provider === 'shm';
+const first = await compare(
+  'WRITE of 64 bytes, posted and completed',
+  isShm ? () => pairOnSharedMemory(1) : pairOnDevice,
+);
+if (first !== undefined) comparisons.push(first);
+if (first !== undefined && isShm) {
+  const batches = await compare(`WRITE of 64 bytes, ${BATCH} in one call, each`, () => pairOnSharedMemory(BATCH));
+  if (batches !== undefined) comparisons.push(batches);
+}
+const aim = isShm ? `at most ${AIM_ADDED_NS} ns added` : `at most ${AIM_RATIO} times`;
+const met =
+  first === undefined ? undefined : isShm ? first.best.addedNs <= AIM_ADDED_NS : first.best.ratio <= AIM_RATIO;
+
 if (options.json) {
-  process.stdout.write(`${JSON.stringify({ device: options.device, unit: 'ns', results })}\n`);
+  const summary = {
+    device: options.device,
+    provider: near.context.device.provider,
+    unit: 'ns',
+    results,
+    comparisons,
+    aim,
+  };
+  process.stdout.write(`${JSON.stringify({ ...summary, met: met ?? null })}\n`);
 } else {
   for (const [name, { best, median }] of Object.entries(results)) {
     process.stdout.write(`${String(best).padStart(10)} ns best ${String(median).padStart(10)} ns median   ${name}\n`);
+  }
+  for (const { what, best, median } of comparisons) {
+    process.stdout.write(
+      `${what}: ${best.jsNs} ns, from C ${best.cNs} ns; ${best.addedNs} ns added, ${best.ratio} times (best of ${pairs} ` +
+        `pairs; medians: ${median.addedNs} ns added, ${median.ratio} times)\n`,
+    );
+  }
+  if (met !== undefined) process.stdout.write(`aim: ${aim}: ${met ? 'met' : 'missed'}\n`);
+  else if (pairs > 0) {
+    const variant = isShm ? 'shm-write' : 'write-fanout';
+    process.stdout.write(`no comparison: the yardstick is not there; make it with node scripts/build.mjs ${variant}\n`);
   }
 }
 notifier.close();

@@ -1,11 +1,14 @@
 // The public face of the package: replicas and the replicated data types. The verbs binding is `quorate/verbs`.
 export type { BackgroundProfile } from './consensus/background-plane.js';
+export type { MemberRole } from './consensus/configuration.js';
 export type { ReplacementNews } from './consensus/replacement.js';
+export type { PeerPhase, Role } from './consensus/replication-plane.js';
 export { QuorateError } from './errors.js';
 export { OutcomeUnknownError } from './replica/pending-proposals.js';
 export { PROFILES } from './replica/profiles.js';
 export { NotLeaderError, Replica } from './replica/replica.js';
 export type {
+  BackgroundScheduling,
   LeaseOptions,
   MemberAddress,
   MemberStatus,
@@ -32,4 +35,5 @@ export {
   type KeyValueResult,
   KeyValueStore,
   type KeyValueStoreOptions,
+  type Text,
 } from './rsm/key-value-store.js';

@@ -2,7 +2,8 @@
 // With the name of a variant it builds that instead:
 //   native, native-address, native-thread   the C++ tests: plain, address + undefined-behaviour sanitizer, thread sanitizer
 //   addon-address, addon-thread             the addon under a sanitizer; use it with QUORATE_PREBUILD=out/addon-address
-//   write-fanout                            the C program that bench/smoke.mjs compares commits with on RDMA devices
+//   write-fanout                            the C program that benchmarks compare with on RDMA devices
+//   shm-write                               the C++ program that bench/verbs-overhead.mjs compares with on shared memory
 import { existsSync, mkdirSync, readdirSync, rmSync, statSync } from 'node:fs';
 import { dirname, join, relative } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -11,7 +12,15 @@ import { fail, runOrThrow } from './tools/child.mjs';
 export const root = dirname(dirname(fileURLToPath(import.meta.url)));
 const COMPILE_TIMEOUT_MS = 10 * 60_000;
 
-export const VARIANTS = ['native', 'native-address', 'native-thread', 'addon-address', 'addon-thread', 'write-fanout'];
+export const VARIANTS = [
+  'native',
+  'native-address',
+  'native-thread',
+  'addon-address',
+  'addon-thread',
+  'write-fanout',
+  'shm-write',
+];
 
 function packageFile(name, path) {
   return join(root, 'node_modules', name, path);
@@ -93,7 +102,8 @@ async function buildNative(variant, sanitizer, target) {
 
 /** Builds a variant with CMake and returns the path of the program or addon. */
 export async function buildVariant(variant) {
-  if (variant === 'write-fanout') return await buildNative('native', '', 'write_fanout');
+  if (['write-fanout', 'shm-write'].includes(variant))
+    return await buildNative('native', '', variant.replace('-', '_'));
   const [what, sanitizer = ''] = variant.split('-');
   if (what === 'native') return await buildNative(variant, sanitizer, 'native_tests');
   const folder = variantFolder(variant);

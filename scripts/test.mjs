@@ -113,9 +113,13 @@ async function rxeTests() {
 const SUITES = [
   {
     name: 'lint',
-    title: 'lint and format (biome)',
+    title: 'lint and format (biome), and the API reference: nothing public is undocumented (typedoc)',
     needs: 'nothing',
-    run: () => onePass([['node_modules/@biomejs/biome/bin/biome', 'check', '--error-on-warnings', '.']]),
+    run: () =>
+      onePass([
+        ['node_modules/@biomejs/biome/bin/biome', 'check', '--error-on-warnings', '.'],
+        ['node_modules/typedoc/bin/typedoc', '--emit', 'none'],
+      ]),
   },
   {
     name: 'types',

@@ -4,8 +4,11 @@
  * recorded. Compare a commit through quorate with it in the same boot and with the same size, since both run over the
  * same devices.
  *
- *   write_fanout --device b0 --peers b1,b2 [--size 128] [--iterations 10000] [--warmup 200] [--inline]
- *                [--timeout 60] [--json]
+ *   write_fanout --device b0 --peers b1,b2 [--size 128] [--iterations 10000] [--warmup 200] [--per-sample 1]
+ *                [--inline] [--timeout 60] [--json]
+ *
+ * With --per-sample N the clock is read every N rounds only, and a time is the mean of N: for comparing with a program
+ * in which reading the clock costs more.
  *
  * Each peer is a forked child process that owns a responder queue pair on its device and then waits: the WRITEs are
  * served by the device (rxe: by the kernel), never by the child. At the end each child checks that its memory holds
@@ -35,6 +38,7 @@ enum {
   kMaxIterations = 10 * 1000 * 1000,
   kPortNumber = 1,
   kInlineBytes = 512,
+  kMaxPerSample = 1024,
 };
 
 /* What one end tells the other, through a pipe between two processes of this program. */
@@ -72,6 +76,7 @@ struct settings {
   uint32_t size_bytes;
   long iterations;
   long warmup;
+  long per_sample;
   long timeout_s;
   bool inline_data;
   bool json;
@@ -286,9 +291,7 @@ static void start_peer(const struct settings* settings, int number, uint64_t dea
 
 /* --- Measurement -------------------------------------------------------------------------------------------------- */
 
-static uint64_t run_round(const struct settings* settings, const struct end* end, long round, uint64_t deadline_ns) {
-  memset(end->memory, round_byte(round), settings->size_bytes);
-  const uint64_t start = now_ns();
+static void run_round(const struct settings* settings, const struct end* end, long round, uint64_t deadline_ns) {
   for (int i = 0; i < g_peer_count; i++) {
     struct ibv_sge buffer = {
         .addr = (uint64_t)(uintptr_t)end->memory, .length = settings->size_bytes, .lkey = end->region->lkey};
@@ -318,7 +321,14 @@ static uint64_t run_round(const struct settings* settings, const struct end* end
     completed += count;
     if (polls % 1024 == 1023 && now_ns() > deadline_ns) fail("round %ld: timeout", round);
   }
-  return now_ns() - start;
+}
+
+/* The mean time of a round, of those from `round` on that make one sample. They write the bytes of the last of them. */
+static uint64_t run_sample(const struct settings* settings, const struct end* end, long round, uint64_t deadline_ns) {
+  memset(end->memory, round_byte(round + settings->per_sample - 1), settings->size_bytes);
+  const uint64_t start = now_ns();
+  for (long i = 0; i < settings->per_sample; i++) run_round(settings, end, round + i, deadline_ns);
+  return (now_ns() - start) / (uint64_t)settings->per_sample;
 }
 
 static int compare_ns(const void* a, const void* b) {
@@ -347,15 +357,16 @@ static long parse_number(const char* name, const char* text, long least, long mo
 
 static const char kUsage[] =
     "usage: write_fanout --device NAME --peers NAME[,NAME...] [--size BYTES] [--iterations N] [--warmup N]\n"
-    "                    [--inline] [--timeout SECONDS] [--json]\n"
+    "                    [--per-sample N] [--inline] [--timeout SECONDS] [--json]\n"
     "Median and 99th percentile of the time from posting one RDMA WRITE to each peer until all have completed.\n";
 
 static struct settings parse_arguments(int argc, char** argv) {
-  struct settings settings = {.size_bytes = 128, .iterations = 10000, .warmup = 200, .timeout_s = 60};
+  struct settings settings = {.size_bytes = 128, .iterations = 10000, .warmup = 200, .per_sample = 1, .timeout_s = 60};
   static const struct option options[] = {
       {"device", required_argument, NULL, 'd'}, {"peers", required_argument, NULL, 'p'},
       {"size", required_argument, NULL, 's'},   {"iterations", required_argument, NULL, 'n'},
       {"warmup", required_argument, NULL, 'w'}, {"timeout", required_argument, NULL, 't'},
+      {"per-sample", required_argument, NULL, 'm'},
       {"inline", no_argument, NULL, 'i'},       {"json", no_argument, NULL, 'j'},
       {"help", no_argument, NULL, 'h'},         {NULL, 0, NULL, 0},
   };
@@ -380,6 +391,9 @@ static struct settings parse_arguments(int argc, char** argv) {
         break;
       case 'w':
         settings.warmup = parse_number("warmup", optarg, 0, kMaxIterations);
+        break;
+      case 'm':
+        settings.per_sample = parse_number("per-sample", optarg, 1, kMaxPerSample);
         break;
       case 't':
         settings.timeout_s = parse_number("timeout", optarg, 1, 3600);
@@ -431,9 +445,9 @@ int main(int argc, char** argv) {
   uint64_t* times_ns = calloc((size_t)settings.iterations, sizeof(*times_ns));
   if (times_ns == NULL) fail("no memory for the times of %ld rounds", settings.iterations);
   long round = 0;
-  for (; round < settings.warmup; round++) run_round(&settings, &end, round, deadline_ns);
-  for (long i = 0; i < settings.iterations; i++, round++) {
-    times_ns[i] = run_round(&settings, &end, round, deadline_ns);
+  for (; round < settings.warmup; round += settings.per_sample) run_sample(&settings, &end, round, deadline_ns);
+  for (long i = 0; i < settings.iterations; i++, round += settings.per_sample) {
+    times_ns[i] = run_sample(&settings, &end, round, deadline_ns);
   }
   const long last_round = round - 1;
   for (int i = 0; i < g_peer_count; i++) {

@@ -22,7 +22,6 @@ const { workRequests, completions, submit } = list;
  * @typedef {object} Trial
  * @property {import('#lib/verbs/index.js').QueuePairEndpoint} endpoint
  * @property {number} address
- * @property {number} rkey
  * @property {number} size bytes per WRITE
  * @property {number} length bytes that are written over and over
  * @property {number} limitMs
@@ -35,9 +34,10 @@ const tell = (message) => process.send?.(message);
 /**
  * Streams until a completion fails or the time is over; then waits for what is in flight.
  * @param {Trial} trial
+ * @param {number} rkey
  */
-function stream(trial) {
-  const { size, length, address, rkey, limitMs } = trial;
+function stream(trial, rkey) {
+  const { size, length, address, limitMs } = trial;
   const inFlightMax = size > LARGE_BYTES ? LARGE_IN_FLIGHT : SMALL_IN_FLIGHT;
   const places = length / size;
   const deadline = monotonicNs() + limitMs * 1e6;
@@ -95,7 +95,7 @@ process.on('message', (/** @type {any} */ message) => {
     list.bindQueuePair(0, queuePair);
     tell({ type: 'endpoint', endpoint: queuePair.endpoint() });
   } else if (message.type === 'go' && trial !== undefined) {
-    const report = stream(trial);
+    const report = stream(trial, message.rkey);
     list.bindQueuePair(0, null);
     queuePair?.close();
     while (queue.poll(64).length > 0);

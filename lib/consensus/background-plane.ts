@@ -42,6 +42,7 @@ import {
   ToMainField,
 } from './status-layout.js';
 
+/** How a replica watches its peers: pace of the ticks, and when silence is a failure. See {@link PROFILES}. */
 export interface BackgroundProfile extends DetectorThresholds {
   /** Interval between ticks: heartbeat, READ of every peer's status, mailbox check. */
   readonly tick_ns: number;

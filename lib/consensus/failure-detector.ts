@@ -4,7 +4,9 @@
 // above `recoverAbove`. Network delay cannot fake progress or the lack of it: a READ that brought nothing lowers the
 // score just as an unchanged counter does, and a READ that the transport gave up on ends trust at once.
 
+/** When a peer is suspected, and when trusted again, by its score of beats seen and missed. */
 export interface DetectorThresholds {
+  /** Highest score: how many missed beats a peer that was never late is forgiven. */
   readonly scoreMax: number;
   /** A trusted peer whose score is below this becomes suspected. */
   readonly failBelow: number;

@@ -161,6 +161,7 @@ export interface ReplacementNews {
   readonly state: 'begun' | 'removed' | 'done' | 'cancelled';
   /** The voter that is gone. */
   readonly voter: number;
+  /** The spare that takes its place. */
   readonly spare: number;
 }
 

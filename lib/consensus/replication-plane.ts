@@ -82,6 +82,7 @@ import {
   ToMainField,
 } from './status-layout.js';
 
+/** What a replica is at present. */
 export type Role = 'follower' | 'takingOver' | 'leader';
 
 /** Points in time on the background plane's clock, nanoseconds. */
@@ -178,6 +179,7 @@ const PHASE_INSTALLING = 5;
 const PHASE_NAMES = ['none', 'repairing', 'active', 'broken', 'lagging', 'installing'] as const;
 /** Phases in which a voter that granted can be expected to acknowledge. */
 const REACHABLE_PHASES = [PHASE_NONE, PHASE_REPAIRING, PHASE_ACTIVE];
+/** What the leader does for a peer's log at present. */
 export type PeerPhase = (typeof PHASE_NAMES)[number];
 
 /** The leader's book on one other replica. */

@@ -10,6 +10,7 @@ export interface PendingProposal<Result> {
 
 /** The fate of a command is not known to this replica: it may have been committed, or may yet be, or never will. */
 export class OutcomeUnknownError extends QuorateError {
+  /** Always "unknown". */
   readonly outcome = 'unknown';
   constructor(message: string) {
     super('QUORATE_OUTCOME_UNKNOWN', message);

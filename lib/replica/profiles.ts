@@ -5,6 +5,7 @@ import type { BackgroundProfile } from '../consensus/background-plane.js';
 import { QuorateError } from '../errors.js';
 import type { ProfileName } from './replica-options.js';
 
+/** The named profiles of failure detection. */
 export const PROFILES: Readonly<Record<ProfileName, BackgroundProfile>> = {
   /** Silence of about 2 ms is a failure. For hosts with a processor to spare per replica. */
   fast: {

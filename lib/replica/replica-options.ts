@@ -37,7 +37,10 @@ export interface StateMachine<Result = unknown> {
 }
 
 /** What snapshotChunks() returns. */
-export type SnapshotStream = (Iterable<Uint8Array> | AsyncIterable<Uint8Array>) & { readonly lengthBytes?: number };
+export type SnapshotStream = (Iterable<Uint8Array> | AsyncIterable<Uint8Array>) & {
+  /** Bytes of all pieces together. */
+  readonly lengthBytes?: number;
+};
 
 /** A replica's place in the cluster. */
 export interface MemberAddress {
@@ -57,6 +60,7 @@ export interface MemberAddress {
 /** A member to be added: an id that is not in use, and where its process will listen. */
 export type NewMember = MemberAddress;
 
+/** A profile of failure detection by name, see PROFILES. */
 export type ProfileName = 'fast' | 'balanced' | 'relaxed';
 
 /**
@@ -89,6 +93,7 @@ export interface LeaseOptions {
   readonly driftBoundPpm?: number;
 }
 
+/** Options of Replica.open(). */
 export interface ReplicaOptions<Result = unknown> {
   /** This replica's id; must be one of `members`, or, with `join`, the one that it is added with. */
   readonly id: number;
@@ -101,9 +106,15 @@ export interface ReplicaOptions<Result = unknown> {
    */
   readonly join?: readonly MemberAddress[];
   /** With `join`: where this replica's control channel listens; the address that it is added with. */
-  readonly address?: { readonly host: string; readonly port: number };
+  readonly address?: {
+    /** Name or address on which to listen. */
+    readonly host: string;
+    /** TCP port. */
+    readonly port: number;
+  };
   /** Pre-shared key of the cluster: at least 16 bytes, the same at every replica. Authenticates the control channel. */
   readonly clusterKey: Uint8Array | string;
+  /** What the committed commands are applied to. */
   readonly stateMachine: StateMachine<Result>;
   /**
    * Device to use: "shm" (processes of one host) or the name of an RDMA device ("rxe0", "mlx5_0").
@@ -155,12 +166,15 @@ export interface SessionCommand {
   readonly sequence: number;
 }
 
+/** Options of Replica.read(). */
 export interface ReadOptions {
   /** How long read() may wait, 1 .. 2^31 - 1, default 5000 ms. */
   readonly timeoutMs?: number;
 }
 
+/** Options of Replica.propose(). */
 export interface ProposeOptions {
+  /** Makes it safe to propose the command again: a session applies each number once. */
   readonly session?: SessionCommand;
 }
 
@@ -174,7 +188,9 @@ export interface ProposeResult<Result = unknown> {
   readonly duplicate: boolean;
 }
 
+/** Another replica as this one sees it. */
 export interface PeerStatus {
+  /** Number of the peer. */
   readonly id: number;
   /** Links to the peer exist. */
   readonly linked: boolean;
@@ -205,13 +221,17 @@ export interface TakeoverStages {
 
 /** A member of the configuration in force, as this replica sees it. */
 export interface MemberStatus {
+  /** Number of the member. */
   readonly id: number;
   /** Voters decide and may lead; learners get the log and count for nothing; spares get no log. */
   readonly role: MemberRole;
   /** Number of the process's present life by the configuration, 0 while none has been seen. */
   readonly bootId: number;
+  /** Where its control channel listens. */
   readonly host: string;
+  /** TCP port of its control channel. */
   readonly port: number;
+  /** Of candidates that hold the whole log, that with the higher one is preferred. */
   readonly priority: number;
   /** A voter that lost its memory: a learner that is promoted by itself once it has caught up. */
   readonly returning: boolean;
@@ -223,33 +243,47 @@ export interface MemberStatus {
   readonly acknowledgedLsn: number;
 }
 
+/** What Replica.status() returns. */
 export interface ReplicaStatus {
+  /** Number of this replica. */
   readonly id: number;
+  /** What it is at present. */
   readonly role: Role;
   /** Id of the leader, or undefined if this replica knows none. */
   readonly leader: number | undefined;
   /** Promised epoch as "counter.incarnation". */
   readonly epoch: string;
+  /** Up to here the log is known to be committed. */
   readonly commitLsn: number;
+  /** Up to here the state machine has applied it. */
   readonly appliedLsn: number;
+  /** End of the log here. */
   readonly tailLsn: number;
   /** This replica is a voter of the configuration in force, in its present life. */
   readonly isVoter: boolean;
+  /** Name of the device in use. */
   readonly device: string;
+  /** "shm" or "verbs", by the device. */
   readonly fabric: 'shm' | 'verbs';
+  /** How the right to write is taken away. */
   readonly permissionStrategy: string;
+  /** Name of the profile, or "custom". */
   readonly profile: string;
+  /** Ids of the voters. */
   readonly voters: readonly number[];
+  /** Counts changes of the configuration. */
   readonly configurationVersion: number;
   /** All members of the configuration in force, by id. */
   readonly members: readonly MemberStatus[];
   /** Replica to which this leader is handing over, undefined if it is not. */
   readonly transferringTo: number | undefined;
+  /** Proposals that wait for commit. */
   readonly pendingProposals: number;
   /** Calls of readBarrier(), and of read() at a follower, that wait. */
   readonly pendingReadBarriers: number;
   /** At the leader: for how long its lease holds from now on, microseconds; 0 without one. */
   readonly leaseRemainingUs: number;
+  /** The other replicas. */
   readonly peers: readonly PeerStatus[];
   /** State transfers in which this replica takes part now. */
   readonly transfers: readonly TransferStatus[];
@@ -266,13 +300,22 @@ export interface ReplicaStatus {
  * "replacement" (a step of the automatic replacement of a voter is committed, told by every member that learns of it).
  */
 export interface ReplicaEvents {
+  /** Leadership changed; undefined: nobody is known to lead. */
   leader: [leader: number | undefined, epoch: string];
+  /** This replica stopped leading, or failed a takeover. */
   deposed: [epoch: string, reason: string];
+  /** Another configuration is in force. */
   configuration: [voters: readonly number[], version: number];
+  /** A peer was linked or lost. */
   peer: [id: number, linked: boolean];
+  /** Needs attention, not action by the program. */
   warning: [error: Error];
+  /** The replica stopped. */
   fatal: [error: Error];
+  /** This replica is no member any more and closes. */
   removed: [error: Error];
+  /** A transfer of the state began, went on, or ended. */
   transfer: [transfer: TransferStatus];
+  /** A spare takes the place of a voter that is gone. */
   replacement: [news: ReplacementNews];
 }

@@ -111,6 +111,7 @@ const RESOLVED = Promise.resolve();
  */
 export class NotLeaderError extends QuorateError {
   constructor(
+    /** Id of the leader, if it is known. */
     readonly leader: number | undefined,
     what: 'propose' | 'read' | 'change' = 'propose',
   ) {
@@ -145,6 +146,7 @@ interface WaitingProposal {
  * QUORATE_REMOVED (this replica is no member any more), QUORATE_CLOSED. Those about the membership are at its calls.
  */
 export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> implements ReplicationHost {
+  /** Number of this replica, as given. */
   readonly id: number;
   /** Largest command in bytes that propose() takes, by the size of the log. */
   readonly payloadBytesMax: number;
@@ -732,6 +734,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
 
   // -- snapshots ---------------------------------------------------------------------------------------------------
 
+  /** @internal */
   onSnapshotNeeded(peer: number): void {
     // A replica that was removed, and is still linked for a moment, is left behind.
     if (this.installing.has(peer) || this.closing !== undefined || !this.isMember(peer)) return;
@@ -897,6 +900,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
 
   // -- what the plane tells ----------------------------------------------------------------------------------------
 
+  /** @internal */
   applyCommand(
     lsn: number,
     origin: number,
@@ -925,6 +929,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     }
   }
 
+  /** @internal */
   onLeader(epoch: number): void {
     const stages = (this.plane as ReplicationPlane).candidacyStages;
     this.lastTakeover = {
@@ -936,6 +941,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     };
   }
 
+  /** @internal */
   onDeposed(epoch: number, reason: string): void {
     const error = `leadership of epoch ${formatEpoch(epoch)} ended (${reason}) before the command was known to be committed`;
     this.pending.rejectAll(() => new OutcomeUnknownError(error));
@@ -953,10 +959,12 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     this.emit('deposed', formatEpoch(epoch), reason);
   }
 
+  /** @internal */
   onReadBarrier(round: number): void {
     this.readBarriers.passed(round);
   }
 
+  /** @internal */
   onConfiguration(configuration: Configuration): void {
     // Not inside the plane's own call, which may be the first one, of its constructor.
     queueMicrotask(() => this.followMembers());
@@ -967,6 +975,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     );
   }
 
+  /** @internal */
   onConfigurationApplied(configuration: Configuration, endLsn: number): void {
     this.requests?.applied(endLsn);
     for (const peer of this.connections.keys()) this.tellIfApart(peer, configuration);
@@ -974,11 +983,13 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     this.pollSoon(); // a leader that the configuration is without steps down
   }
 
+  /** @internal */
   onTransferEnded(reason: string): void {
     this.requests?.transferEnded(reason);
     this.pollSoon();
   }
 
+  /** @internal */
   onPeerBroken(peer: number): void {
     // Not inside the plane's own call: the link is dropped, which calls the plane.
     queueMicrotask(() => this.links?.broken(peer, 'log'));

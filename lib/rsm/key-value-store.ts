@@ -38,13 +38,17 @@ export type KeyValueResult = 'created' | 'replaced' | 'deleted' | 'absent' | 'fu
 /** Key or value as text (UTF-8) or bytes. */
 export type Text = string | Uint8Array;
 
+/** A command of the store, decoded. */
 export interface KeyValueCommand {
+  /** "set" or "del". */
   readonly operation: 'set' | 'del';
+  /** 1 to 1024 bytes. */
   readonly key: Uint8Array;
   /** Undefined for "del". */
   readonly value: Uint8Array | undefined;
 }
 
+/** Options of {@link KeyValueStore}. */
 export interface KeyValueStoreOptions {
   /** Limit of the whole store in bytes, the same at every replica; default STATE_BYTES_MAX. */
   readonly stateBytesMax?: number;
@@ -141,6 +145,7 @@ export class KeyValueStore implements StateMachine<KeyValueResult> {
     return value === undefined ? undefined : Buffer.from(value).toString('utf8');
   }
 
+  /** Whether the key has a value. */
   has(key: Text): boolean {
     return this.values.has(Buffer.from(bytesOf(key)).toString('latin1'));
   }

@@ -6,6 +6,7 @@ import type { VerbsObject } from './verbs-object.js';
 
 export { AsyncEventType } from './native.js';
 
+/** An asynchronous event, see ibv_get_async_event(3). */
 export interface AsyncEvent {
   /** An AsyncEventType, or another number that the device reports. */
   readonly type: number;
@@ -30,6 +31,7 @@ export function publicEvent(event: NativeAsyncEvent): AsyncEvent {
   };
 }
 
+/** Options of {@link asyncEvents}. */
 export interface AsyncEventsOptions {
   /** Ends the iteration when it aborts. */
   signal?: AbortSignal;

@@ -9,7 +9,9 @@ import { QpType } from './queue-pair.js';
 export interface DeviceCapabilities {
   /** Queue pairs of each type (ProtectionDomain.createQueuePair). */
   readonly rc: boolean;
+  /** See `rc`. */
   readonly uc: boolean;
+  /** See `rc`. */
   readonly ud: boolean;
   /** COMPARE_SWAP and FETCH_ADD; the device's `atomicCap` says with respect to whom they are atomic. */
   readonly atomics: boolean;
@@ -19,17 +21,21 @@ export interface DeviceCapabilities {
   readonly multicast: boolean;
   /** ProtectionDomain.allocateMemoryWindow(1), (2). */
   readonly memoryWindows1: boolean;
+  /** See `memoryWindows1`. */
   readonly memoryWindows2: boolean;
   /** MemoryRegion.reregister. */
   readonly reregistration: boolean;
   /** Access.ZERO_BASED, ON_DEMAND (ProtectionDomain.registerMemory). */
   readonly zeroBasedRegions: boolean;
+  /** See `zeroBasedRegions`. */
   readonly onDemandPaging: boolean;
   /** CompletionQueue.resize. */
   readonly completionQueueResize: boolean;
   /** Context.createCompletionQueue with `extended`, `timestamps: 'raw'`, `timestamps: 'wallclock'`. */
   readonly extendedCompletionQueues: boolean;
+  /** See `extendedCompletionQueues`. */
   readonly rawTimestamps: boolean;
+  /** See `extendedCompletionQueues`. */
   readonly wallclockTimestamps: boolean;
   /** Context.openPeerProcess: the death of a peer's process is noticed at once. */
   readonly peerProcesses: boolean;

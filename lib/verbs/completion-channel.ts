@@ -15,7 +15,10 @@ export class CompletionChannel extends VerbsObject<NativeCompletionChannel> {
     return this.native.fd;
   }
 
-  /** Takes and acknowledges one event: the queue that it is for, null if none is pending. Never waits. */
+  /**
+   * Takes and acknowledges one event, see ibv_get_cq_event(3): the queue that it is for, null if none is pending. Never
+   * waits.
+   */
   getEvent(): CompletionQueue | null {
     const native = this.native.getEvent();
     return native === null ? null : CompletionQueue.of(native);

@@ -7,8 +7,10 @@ import type { CompletionChannel } from './completion-channel.js';
 import type { CompletionQueue } from './completion-queue.js';
 import type { WorkCompletion } from './native.js';
 
+/** Takes completions of a watched queue, oldest first. */
 export type CompletionHandler = (completions: WorkCompletion[], completionQueue: CompletionQueue) => void;
 
+/** Options of {@link CompletionEvents.watch}. */
 export interface WatchOptions {
   /** Completions per call of the handler, 1 .. 65,536. Default 256. */
   batch?: number;
@@ -68,6 +70,7 @@ export class CompletionEvents {
     this.#channel.unref();
   }
 
+  /** close(), for `using`. */
   [Symbol.dispose](): void {
     this.close();
   }

@@ -8,6 +8,7 @@ import type { CompletionChannel } from './completion-channel.js';
 import type { CompletionQueue } from './completion-queue.js';
 import type { WorkCompletion } from './native.js';
 
+/** Options of an iteration over completions. */
 export interface CompletionsOptions {
   /** Ends the iteration when it aborts. */
   signal?: AbortSignal;

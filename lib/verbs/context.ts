@@ -154,9 +154,10 @@ export class Context extends VerbsObject<NativeContext> {
   }
 
   /**
-   * Watches the asynchronous events in this thread's event loop: each is taken, acknowledged and handed to the callback.
-   * A second call replaces the callback, null stops watching. What the callback throws is an uncaught exception. The
-   * context does not hold the event loop open unless ref() is called. See asyncEvents() for `for await`.
+   * Watches the asynchronous events, see ibv_get_async_event(3), in this thread's event loop: each is taken,
+   * acknowledged and handed to the callback. A second call replaces the callback, null stops watching. What the
+   * callback throws is an uncaught exception. The context does not hold the event loop open unless ref() is called. See
+   * asyncEvents() for `for await`.
    */
   onAsyncEvent(callback: ((event: AsyncEvent) => void) | null): void {
     this.native.onAsyncEvent(typeof callback === 'function' ? (event) => callback(publicEvent(event)) : callback);

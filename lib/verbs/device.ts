@@ -12,6 +12,7 @@ export type {
 } from './native.js';
 export { PortState } from './native.js';
 
+/** Where devices are looked for. */
 export interface DeviceOptions {
   /**
    * Folder in which the shm device keeps its segments; all processes that shall reach each other use the same. It is

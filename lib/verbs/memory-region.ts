@@ -13,7 +13,9 @@ export interface MemoryRegionChanges {
   protectionDomain?: ProtectionDomain;
   /** With `offset` and `length`. */
   memory?: Memory;
+  /** First byte of the memory that is registered. */
   offset?: number;
+  /** Bytes. */
   length?: number;
   /** Bits of Access. */
   access?: number;

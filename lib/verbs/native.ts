@@ -20,9 +20,9 @@ import type { NativeCmEventChannel } from './cm/native.js';
 // ---------------------------------------------------------------------------------------------------------------
 // Layout of the hot path: numbers in Float64Arrays, one stride per request or completion.
 
-/** Doubles per work request in {@link NativePostList.workRequests}. */
+/** Doubles per work request in PostList.workRequests. */
 export const WR_STRIDE = 16;
-/** Doubles per completion in {@link NativePostList.completions}. */
+/** Doubles per completion in PostList.completions. */
 export const WC_STRIDE = 12;
 
 /** Index of each field of a work request, counted from the start of the request. */
@@ -37,20 +37,27 @@ export const WR = {
   localAddress: 3,
   /** Bytes, below 2^32. */
   length: 4,
+  /** Key of the memory region at localAddress. */
   lkey: 5,
   /** Remote address; for a fenced copy the target address in this process. */
   remoteAddress: 6,
+  /** Key of the peer's memory region. */
   rkey: 7,
   /** Compare value (CAS) or addend (FAA), low and high 32 bits. */
   compareAddLow: 8,
+  /** See compareAddLow. */
   compareAddHigh: 9,
+  /** New value (CAS), low and high 32 bits. */
   swapLow: 10,
+  /** See swapLow. */
   swapHigh: 11,
+  /** 32 bits for the completion at the peer. */
   immData: 12,
-  /** {@link SendFlags} without SIGNALED, which is always set. */
+  /** {@link SendFlags} without SIGNALED, which is set unless {@link POST_UNSIGNALED} is. */
   sendFlags: 13,
   /** Fenced copy: goes ahead only if the fence holds exactly this epoch. */
   epoch: 14,
+  /** Not used; 0. */
   reserved: 15,
   /** UD: number of the queue pair that the message is for. Shares its place with an operand of atomics, as the next two. */
   remoteQpNum: 8,
@@ -64,22 +71,35 @@ export const WR = {
 
 /** Index of each field of a completion. */
 export const WC = {
+  /** That of the request. */
   wrId: 0,
   /** A WcStatus, or {@link POST_REFUSED}, or {@link FENCED}. */
   status: 1,
   /** A {@link WcOpcode}, or {@link OP_FENCED_COPY}; undefined unless status is 0. */
   opcode: 2,
+  /** Bytes received or read. */
   byteLen: 3,
+  /** Number of the own queue pair. */
   qpNum: 4,
   /** Valid if wcFlags has {@link WC_WITH_IMM}; with {@link WC_WITH_INV} the key that the sender invalidated. */
   immData: 5,
   /** The device's own code; the errno of a request that was refused. */
   vendorErr: 6,
+  /** Bits: {@link WC_GRH}, {@link WC_WITH_IMM}. */
   wcFlags: 7,
   /** Receives of UD: number of the queue pair that sent the message; else 0. */
   srcQpNum: 8,
 } as const;
 
+/** Index of each field of {@link NativePostList.call}. */
+export const CALL = { count: 0, spinNs: 1, wanted: 2, filled: 3 } as const;
+
+/**
+ * Bit of the sendFlags of a request in a PostList: it yields a completion only if it fails. Requests before a signaled
+ * one of the same queue pair have ended when that one completes; their places in the queues are free then, so one in
+ * every few must be signaled.
+ */
+export const POST_UNSIGNALED = 65_536;
 /** Opcode of a copy inside this process that goes ahead only while a fence holds the epoch of the request. */
 export const OP_FENCED_COPY = 100;
 /** Status: the request never reached the device; `vendorErr` holds the errno. */
@@ -107,41 +127,77 @@ export const MAX_SPIN_NS = 10_000_000_000;
 /** Upper limit of `timeoutNs` of one waitWord, for the same reason. */
 export const MAX_WAIT_NS = 60_000_000_000;
 
+/** Operations of work requests, see ibv_post_send(3). */
 export const WrOpcode = {
+  /** Local memory to remote memory; the far end notices nothing. */
   RDMA_WRITE: 0,
+  /** The same, and it uses up a receive of the far end, whose completion carries immData. */
   RDMA_WRITE_WITH_IMM: 1,
+  /** Local memory to the buffer of a receive that the far end has posted. */
   SEND: 2,
+  /** The same with 32 bits of immData in the completion of the receive. */
   SEND_WITH_IMM: 3,
+  /** Remote memory to local memory. RC only. */
   RDMA_READ: 4,
+  /** Puts `swap` into 8 bytes of remote memory if they hold `compareAdd`; the old value goes to local memory. RC only. */
   COMPARE_SWAP: 5,
+  /** Adds `compareAdd` to 8 bytes of remote memory; the old value goes to local memory. RC only. */
   FETCH_ADD: 6,
   /** Takes back a memory window of type 2. */
   LOCAL_INV: 7,
   /** Binds a memory window of type 2; not in a PostList. */
   BIND_MW: 8,
+  /** A SEND that invalidates an rkey of the far end when it is received. */
   SEND_WITH_INV: 9,
 } as const;
+/** One of the values of the constant {@link WrOpcode}. */
 export type WrOpcode = (typeof WrOpcode)[keyof typeof WrOpcode];
 
+/** What a completion is about, see ibv_poll_cq(3). */
 export const WcOpcode = {
+  /** A SEND of any kind has been taken by the far end (RC) or has left (UC, UD). */
   SEND: 0,
+  /** A WRITE is in the far end's memory (RC) or has left (UC). */
   RDMA_WRITE: 1,
+  /** The data are in local memory. */
   RDMA_READ: 2,
+  /** The old value is in local memory. */
   COMPARE_SWAP: 3,
+  /** The old value is in local memory. */
   FETCH_ADD: 4,
+  /** A memory window is bound. */
   BIND_MW: 5,
+  /** A memory window is invalid. */
   LOCAL_INV: 6,
+  /** A message is in the buffer of a receive. */
   RECV: 128,
+  /** A WRITE with immediate data came; it used up a receive. */
   RECV_RDMA_WITH_IMM: 129,
 } as const;
+/** One of the values of the constant {@link WcOpcode}. */
 export type WcOpcode = (typeof WcOpcode)[keyof typeof WcOpcode];
 
-export const SendFlags = { FENCE: 1, SIGNALED: 2, SOLICITED: 4, INLINE: 8 } as const;
+/** Flags of send requests, see ibv_post_send(3). Bits. */
+export const SendFlags = {
+  /** Begins only when the READs and atomics before it have completed. RC. */
+  FENCE: 1,
+  /** Yields a completion when it succeeds; one that fails yields one in any case. */
+  SIGNALED: 2,
+  /** The completion of the receive at the far end raises an event there also if only solicited ones do. */
+  SOLICITED: 4,
+  /** The data are taken before the call returns, up to `maxInlineData` bytes: no lkey is needed, and the memory is free. */
+  INLINE: 8,
+} as const;
 
+/** Rights to registered memory or through a queue pair, see ibv_reg_mr(3) and ibv_modify_qp(3). Bits. */
 export const Access = {
+  /** The device may write: receives, READs, old values of atomics. REMOTE_WRITE and REMOTE_ATOMIC need it. */
   LOCAL_WRITE: 1,
+  /** Peers may WRITE. */
   REMOTE_WRITE: 2,
+  /** Peers may READ. */
   REMOTE_READ: 4,
+  /** Peers may COMPARE_SWAP and FETCH_ADD. */
   REMOTE_ATOMIC: 8,
   /** Memory windows may be bound to the region. */
   MW_BIND: 16,
@@ -151,47 +207,124 @@ export const Access = {
   ON_DEMAND: 64,
   /** The memory is known to be of huge pages. */
   HUGETLB: 128,
+  /** Peers may ask that what they wrote is visible to all; see ibv_reg_mr(3). */
   FLUSH_GLOBAL: 256,
+  /** Peers may ask that what they wrote is persistent; see ibv_reg_mr(3). */
   FLUSH_PERSISTENT: 512,
   /** The device may place the bytes of a request in any order. One that cannot ignores it. */
   RELAXED_ORDERING: 1_048_576,
 } as const;
 
-export const QpState = { RESET: 0, INIT: 1, RTR: 2, RTS: 3, SQD: 4, SQE: 5, ERR: 6, UNKNOWN: 7 } as const;
+/** States of a queue pair, see ibv_modify_qp(3). */
+export const QpState = {
+  /** Just made; takes nothing. */
+  RESET: 0,
+  /** Receives can be posted. */
+  INIT: 1,
+  /** Ready to receive: requests of the peer are served. */
+  RTR: 2,
+  /** Ready to send: requests can be posted. */
+  RTS: 3,
+  /** Send queue drained: requests that have begun are finished, none is begun. */
+  SQD: 4,
+  /** UC and UD: the send queue stopped at a local error; receives go on. */
+  SQE: 5,
+  /** Failed, or moved here: everything outstanding is flushed. */
+  ERR: 6,
+  /** The device did not say. */
+  UNKNOWN: 7,
+} as const;
+/** One of the values of the constant {@link QpState}. */
 export type QpState = (typeof QpState)[keyof typeof QpState];
 
-export const QpType = { RC: 2, UC: 3, UD: 4 } as const;
+/** Transports of queue pairs, see ibv_create_qp(3). */
+export const QpType = {
+  /** Reliable connection: everything arrives once and in order, or the queue pair fails. */
+  RC: 2,
+  /** Unreliable connection: WRITE and SEND; a message that is lost is lost, and nobody is told. */
+  UC: 3,
+  /** Unreliable datagrams: SENDs of one packet to any queue pair. */
+  UD: 4,
+} as const;
+/** One of the values of the constant {@link QpType}. */
 export type QpType = (typeof QpType)[keyof typeof QpType];
 
-export const PortState = { NOP: 0, DOWN: 1, INIT: 2, ARMED: 3, ACTIVE: 4, ACTIVE_DEFER: 5 } as const;
+/** States of a port, see ibv_query_port(3). */
+export const PortState = {
+  /** Nothing is known. */
+  NOP: 0,
+  /** The link is down. */
+  DOWN: 1,
+  /** The link is up and not configured. */
+  INIT: 2,
+  /** Configured, not yet in use. */
+  ARMED: 3,
+  /** Usable. */
+  ACTIVE: 4,
+  /** Was active; the link is being brought back. */
+  ACTIVE_DEFER: 5,
+} as const;
+/** One of the values of the constant {@link PortState}. */
 export type PortState = (typeof PortState)[keyof typeof PortState];
 
 /** Kinds of asynchronous events, ibv_event_type. */
 export const AsyncEventType = {
+  /** A completion queue overflowed or failed; its queue pairs must be replaced. */
   CQ_ERR: 0,
+  /** A queue pair failed, with no completion that says why. */
   QP_FATAL: 1,
+  /** A queue pair got a request that is no valid one. */
   QP_REQ_ERR: 2,
+  /** A queue pair got a request without the right to it. */
   QP_ACCESS_ERR: 3,
+  /** The first message came to a queue pair in RTR. */
   COMM_EST: 4,
+  /** The send queue of a queue pair in SQD has drained. */
   SQ_DRAINED: 5,
+  /** A connection moved to its alternate path. */
   PATH_MIG: 6,
+  /** A connection could not move to its alternate path. */
   PATH_MIG_ERR: 7,
+  /** The device failed: close everything. */
   DEVICE_FATAL: 8,
+  /** A port became active. */
   PORT_ACTIVE: 9,
+  /** A port is no longer active. */
   PORT_ERR: 10,
+  /** The LID of a port changed (InfiniBand). */
   LID_CHANGE: 11,
+  /** The partition table of a port changed. */
   PKEY_CHANGE: 12,
+  /** Another subnet manager (InfiniBand). */
   SM_CHANGE: 13,
+  /** A shared receive queue failed. */
   SRQ_ERR: 14,
+  /** Fewer receives are left in a shared receive queue than its limit. */
   SRQ_LIMIT_REACHED: 15,
+  /** A queue pair in ERR takes no more from its shared receive queue. */
   QP_LAST_WQE_REACHED: 16,
+  /** The subnet manager wants subscriptions made anew (InfiniBand). */
   CLIENT_REREGISTER: 17,
+  /** The GID table of a port changed. */
   GID_CHANGE: 18,
+  /** A work queue failed. */
   WQ_FATAL: 19,
 } as const;
+/** One of the values of the constant {@link AsyncEventType}. */
 export type AsyncEventType = (typeof AsyncEventType)[keyof typeof AsyncEventType];
 
-export const GidType = { IB: 0, ROCE_V1: 1, ROCE_V2: 2, SHM: 100 } as const;
+/** Kinds of GIDs, see ibv_query_gid_ex(3). */
+export const GidType = {
+  /** InfiniBand. */
+  IB: 0,
+  /** RoCE over Ethernet frames. */
+  ROCE_V1: 1,
+  /** RoCE over UDP; the one to use. */
+  ROCE_V2: 2,
+  /** Of the shm device. */
+  SHM: 100,
+} as const;
+/** One of the values of the constant {@link GidType}. */
 export type GidType = (typeof GidType)[keyof typeof GidType];
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -201,6 +334,7 @@ export type GidType = (typeof GidType)[keyof typeof GidType];
 export interface DeviceInfo {
   /** "rxe0", "mlx5_0", "shm". */
   name: string;
+  /** "ibverbs": a device of the kernel through libibverbs; "shm": shared memory of this host. */
   provider: 'ibverbs' | 'shm';
   /** Kernel driver ("rxe", "mlx5"); "shm" for shm. */
   driver: string;
@@ -214,45 +348,73 @@ export interface DeviceInfo {
 
 /** Whether the kernel's devices can be used at all. */
 export interface IbverbsStatus {
+  /** libibverbs is installed and answers. */
   available: boolean;
   /** Absent if available, else the code (QUORATE_NO_LIBRARY, ...) and an explanation with what to do. */
   code?: string;
+  /** Absent if available: what is wrong and what to do. */
   message?: string;
 }
 
 /** See ibv_query_device(3). */
 export interface DeviceAttributes {
+  /** As the vendor writes it; may be empty. */
   firmwareVersion: string;
+  /** Of the device: "0254:00ff:fe12:3456". */
   nodeGuid: string;
+  /** Of what the device is a part of. */
   sysImageGuid: string;
+  /** Bytes of the largest memory region. */
   maxMrSize: bigint;
+  /** Page sizes that the device takes, one bit each. */
   pageSizeCap: bigint;
+  /** IEEE number of the vendor. */
   vendorId: number;
+  /** The vendor's number of the part. */
   vendorPartId: number;
+  /** The vendor's number of the revision. */
   hwVersion: number;
+  /** Queue pairs. */
   maxQp: number;
+  /** Outstanding requests of a queue pair, each of send and receive. */
   maxQpWr: number;
+  /** Scatter/gather elements of a request. */
   maxSge: number;
   /** Of READs. */
   maxSgeRd: number;
+  /** Completion queues. */
   maxCq: number;
+  /** Entries of a completion queue. */
   maxCqe: number;
+  /** Memory regions. */
   maxMr: number;
+  /** Protection domains. */
   maxPd: number;
+  /** READs and atomics of peers in flight, for each queue pair. */
   maxQpRdAtom: number;
+  /** Own READs and atomics in flight, for each queue pair. */
   maxQpInitRdAtom: number;
+  /** READs and atomics of peers in flight, of the whole device. */
   maxResRdAtom: number;
   /** 0 none, 1 atomic among the requests of this HCA, 2 atomic with the CPU too. */
   atomicCap: number;
+  /** Shared receive queues; 0 if the device has none. */
   maxSrq: number;
+  /** Receives in a shared receive queue. */
   maxSrqWr: number;
+  /** Scatter/gather elements of a receive in a shared receive queue. */
   maxSrqSge: number;
+  /** Memory windows; 0 if the device has none. */
   maxMw: number;
+  /** Address handles; 0 if the device has none. */
   maxAh: number;
+  /** Multicast groups; 0 if the device has none. */
   maxMcastGrp: number;
+  /** Entries of the partition table. */
   maxPkeys: number;
   /** ibv_device_cap_flags. */
   deviceCapFlags: number;
+  /** Ports, counted from 1. */
   physPortCnt: number;
   /** Bits of raw time stamps of completions that count; 0: the device has none. */
   completionTimestampMask: bigint;
@@ -265,54 +427,87 @@ export interface DeviceAttributes {
  * where the device or provider has no such thing.
  */
 export interface ExtendedDeviceAttributes {
+  /** Scatter/gather elements of a READ. */
   maxSgeRd: number;
+  /** Not used: RD transport. */
   maxEeRdAtom: number;
+  /** Not used: RD transport. */
   maxEeInitRdAtom: number;
+  /** Not used: RD transport. */
   maxEe: number;
+  /** Not used: RD transport. */
   maxRdd: number;
+  /** Queue pairs for raw IPv6 datagrams. */
   maxRawIpv6Qp: number;
+  /** Queue pairs for raw Ethertype datagrams. */
   maxRawEthyQp: number;
+  /** Queue pairs that can be attached to one multicast group. */
   maxMcastQpAttach: number;
+  /** Queue pairs that can be attached to multicast groups, of the whole device. */
   maxTotalMcastQpAttach: number;
+  /** Not used: fast memory regions. */
   maxFmr: number;
+  /** Not used: fast memory regions. */
   maxMapPerFmr: number;
+  /** Scatter/gather elements of a receive in a shared receive queue. */
   maxSrqSge: number;
   /** Exponent: 4.096 us * 2^localCaAckDelay. */
   localCaAckDelay: number;
   /** On-demand paging. */
   odpGeneralCaps: bigint;
+  /** What RC can do with pages on demand, bits of ibv_odp_transport_cap_bits. */
   rcOdpCaps: number;
+  /** The same for UC. */
   ucOdpCaps: number;
+  /** The same for UD. */
   udOdpCaps: number;
+  /** The same for XRC. */
   xrcOdpCaps: number;
   /** Bits of completion timestamps that count. */
   completionTimestampMask: bigint;
+  /** Rate of the clock of completion timestamps, kHz; 0 if there is none. */
   hcaCoreClockKhz: bigint;
+  /** Bits of ibv_device_cap_flags and those that came later. */
   deviceCapFlagsEx: bigint;
   /** Segmentation offload. */
   tsoMaxBytes: number;
+  /** Bit n: queue pairs of type n can segment. */
   tsoSupportedQpts: number;
   /** Receive side scaling. */
   rssSupportedQpts: number;
+  /** Indirection tables. */
   rssMaxIndirectionTables: number;
+  /** Entries of an indirection table. */
   rssMaxIndirectionTableSize: number;
+  /** Bits of ibv_rx_hash_function_flags. */
   rssHashFunction: number;
+  /** Bits of ibv_rx_hash_fields. */
   rssHashFieldsMask: bigint;
+  /** Receive work queues. */
   maxWqTypeRq: number;
+  /** Bits of ibv_raw_packet_caps. */
   rawPacketCaps: number;
   /** Packet pacing, thousands of bits per second. */
   pacingMinKbps: number;
+  /** Highest rate, thousands of bits per second. */
   pacingMaxKbps: number;
+  /** Bit n: queue pairs of type n can be paced. */
   pacingSupportedQpts: number;
   /** Tag matching. */
   tmMaxRendezvousHeaderBytes: number;
+  /** Tags in a list. */
   tmMaxTags: number;
+  /** Bits of ibv_tm_cap_flags. */
   tmFlags: number;
+  /** Tag operations outstanding. */
   tmMaxOps: number;
+  /** Scatter/gather elements of a tagged buffer. */
   tmMaxSge: number;
+  /** Completions that can be awaited before an event. */
   cqModerationMaxCount: number;
   /** Microseconds. */
   cqModerationMaxPeriodUs: number;
+  /** Memory on the device itself, bytes. */
   maxDeviceMemoryBytes: bigint;
   /** Interrupts among which completion events can be spread. */
   numCompVectors: number;
@@ -320,55 +515,85 @@ export interface ExtendedDeviceAttributes {
 
 /** See ibv_query_port(3). */
 export interface PortAttributes {
+  /** A {@link PortState}. */
   state: PortState;
+  /** Largest path MTU that the port can have, bytes. */
   maxMtuBytes: number;
+  /** Path MTU at present, bytes. */
   activeMtuBytes: number;
+  /** Places in the GID table, most of them empty. */
   gidTblLen: number;
+  /** Entries of the partition table. */
   pkeyTblLen: number;
+  /** Bits of ibv_port_cap_flags. */
   portCapFlags: number;
+  /** Largest message, bytes. */
   maxMsgSz: number;
+  /** Local identifier (InfiniBand), else 0. */
   lid: number;
+  /** LID of the subnet manager (InfiniBand), else 0. */
   smLid: number;
+  /** How many low bits of the LID name the path (InfiniBand). */
   lmc: number;
+  /** Lanes in use, as the verbs API codes it: 1 = 1x, 2 = 4x, 4 = 8x, 8 = 12x. */
   activeWidth: number;
+  /** Speed of a lane as the verbs API codes it. */
   activeSpeed: number;
+  /** State of the link as the verbs API codes it; 5 = up. */
   physState: number;
+  /** Bits of ibv_port_cap_flags2. */
   portCapFlags2: number;
+  /** Packets with a wrong partition key so far. */
   badPkeyCntr: number;
+  /** Datagrams with a wrong qkey so far. */
   qkeyViolCntr: number;
   /** Code of the number of virtual lanes: 1, 2, 3, 4, 5 for 1, 2, 4, 8, 15. */
   maxVlNum: number;
+  /** Service level to the subnet manager (InfiniBand). */
   smSl: number;
+  /** Exponent of the longest time through the subnet: 4.096 us * 2^subnetTimeout (InfiniBand). */
   subnetTimeout: number;
+  /** What kind of initialization the subnet manager made (InfiniBand). */
   initTypeReply: number;
   /** "Ethernet", "InfiniBand", "Unspecified"; "SharedMemory" for shm. */
   linkLayer: string;
 }
 
+/** An entry of a port's GID table, see ibv_query_gid_table(3). */
 export interface GidEntry {
+  /** Place in the table, what `sgidIndex` means. */
   index: number;
   /** Eight groups of four hexadecimal digits, as `ibv_devinfo -v` prints it. */
   gid: string;
+  /** A {@link GidType}; RoCE v2 is the one to use on Ethernet. */
   type: GidType;
   /** Network interface; empty where there is none. */
   netdev: string;
 }
 
+/** What memory to allocate. */
 export interface MemoryOptions {
   /** 1 .. 2^46; rounded up to whole pages by the provider, `length` says what was asked for. */
   lengthBytes: number;
   /** Back it by the named file `sharedPath`, so that it outlives the process. Default false. */
   shared?: boolean;
+  /** With `shared`: the file, created with mode 0600. Does not apply to shm, whose memory is always shared. */
   sharedPath?: string;
   /** Ask for huge pages; QUORATE_SYSTEM if none are to be had. Default false. */
   hugePages?: boolean;
 }
 
+/** Sizes of a queue pair, see ibv_create_qp(3); asked for, or granted. */
 export interface QpCapabilities {
+  /** Send requests outstanding. */
   maxSendWr: number;
+  /** Receives posted. */
   maxRecvWr: number;
+  /** Scatter/gather elements of a send request. */
   maxSendSge: number;
+  /** Scatter/gather elements of a receive. */
   maxRecvSge: number;
+  /** Bytes that a request with SendFlags.INLINE may carry. */
   maxInlineData: number;
 }
 
@@ -385,17 +610,23 @@ export interface NativeQpInit {
   srq?: NativeSharedReceiveQueue;
 }
 
+/** The way to a port, see ibv_create_ah(3); in ibv_modify_qp(3) that to the peer. */
 export interface AddressVector {
   /** Default: true if dgid is given. */
   isGlobal?: boolean;
   /** Eight groups of four hexadecimal digits. */
   dgid?: string;
+  /** Index in the own port's GID table. Default 0. */
   sgidIndex?: number;
   /** Default 64. */
   hopLimit?: number;
+  /** DSCP and ECN bits on RoCE v2. Default 0. */
   trafficClass?: number;
+  /** Flow label of the routing header, 20 bits. Default 0. */
   flowLabel?: number;
+  /** LID of the destination (InfiniBand). Default 0. */
   dlid?: number;
+  /** Service level (InfiniBand), priority (RoCE). Default 0. */
   sl?: number;
   /** Default 1. */
   portNum?: number;
@@ -403,25 +634,37 @@ export interface AddressVector {
 
 /** Attributes of ibv_modify_qp(3); the mask is made of the members that are present. Unknown members are refused. */
 export interface QpAttributes {
+  /** The state to go to, a {@link QpState}. */
   state?: QpState;
+  /** What the state is taken for; only where the device must be told. */
   curState?: QpState;
+  /** What the peer may do through this queue pair, bits of {@link Access}. */
   accessFlags?: number;
+  /** Index in the partition table. */
   pkeyIndex?: number;
+  /** Own port, counted from 1. */
   portNum?: number;
+  /** The way to the peer. */
   av?: AddressVector;
   /** 256, 512, 1024, 2048 or 4096. */
   pathMtuBytes?: number;
   /** Local ack timeout: 4.096 us * 2^timeout, 0 = infinite; 0 .. 31. */
   timeout?: number;
+  /** Repetitions when no acknowledgement comes, 0 .. 7. */
   retryCnt?: number;
+  /** Repetitions when the peer has no receive posted, 0 .. 6; 7 = for ever. */
   rnrRetry?: number;
   /** 24 bits. */
   rqPsn?: number;
   /** 24 bits. */
   sqPsn?: number;
+  /** Own READs and atomics in flight. */
   maxRdAtomic?: number;
+  /** READs and atomics of the peer in flight. */
   maxDestRdAtomic?: number;
+  /** Code, 0 .. 31, of the time that a peer waits when no receive is posted. */
   minRnrTimer?: number;
+  /** Number of the peer's queue pair, 24 bits. */
   destQpNum?: number;
   /** UD: 32 bits that each message must carry to be taken. */
   qkey?: number;
@@ -429,6 +672,7 @@ export interface QpAttributes {
 
 /** A scatter/gather element: a buffer of a request. */
 export interface ScatterGatherElement {
+  /** First byte. */
   address: number;
   /** Bytes. */
   length: number;
@@ -448,20 +692,26 @@ export interface NativeWindowBinding {
 export interface SendWorkRequest {
   /** Integer below 2^53. Default 0. */
   wrId?: number;
+  /** A {@link WrOpcode}. */
   opcode: WrOpcode;
   /** Default: SIGNALED. */
   sendFlags?: number;
+  /** Source of WRITE and SEND, target of READ and of an atomic's old value. Default 0. */
   localAddress?: number;
   /** Bytes; 0 means no scatter/gather element. Default 0. */
   length?: number;
+  /** Key of the memory region at localAddress. Default 0. */
   lkey?: number;
   /**
    * Several buffers in the place of localAddress, length and lkey: gathered by WRITE and SEND, scattered to by READ. At
    * most `cap.maxSendSge` of the queue pair.
    */
   sges?: readonly ScatterGatherElement[];
+  /** Address in the peer's process. Default 0. */
   remoteAddress?: number;
+  /** Key of the peer's memory region. Default 0. */
   rkey?: number;
+  /** 32 bits for the peer's completion. Default 0. */
   immData?: number;
   /** LOCAL_INV: key of an own memory window of type 2; SEND_WITH_INV: of one of the peer's. */
   invalidateRkey?: number;
@@ -469,6 +719,7 @@ export interface SendWorkRequest {
   bind?: NativeWindowBinding & { memoryWindow: NativeMemoryWindow; rkey: number };
   /** Compare value (CAS) or addend (FAA), 64 bits. */
   compareAdd?: bigint | number;
+  /** COMPARE_SWAP: the new value, 64 bits. Default 0. */
   swap?: bigint | number;
   /** UD: where the message goes; it must stay open until the request has completed. */
   addressHandle?: NativeAddressHandle;
@@ -478,27 +729,39 @@ export interface SendWorkRequest {
   remoteQkey?: number;
 }
 
+/** A receive, see ibv_post_recv(3). */
 export interface ReceiveWorkRequest {
+  /** Comes back in the completion; integer below 2^53. Default 0. */
   wrId?: number;
+  /** Where the message goes. Default 0. */
   localAddress?: number;
+  /** Bytes; 0 for a receive that takes no data. Default 0. */
   length?: number;
+  /** Key of the memory region. Default 0. */
   lkey?: number;
   /** Several buffers, filled one after the other; at most `cap.maxRecvSge` of the queue pair. */
   sges?: readonly ScatterGatherElement[];
 }
 
+/** How a request ended, see ibv_poll_cq(3). */
 export interface WorkCompletion {
+  /** That of the request. */
   wrId: number;
+  /** A WcStatus; 0 is success. */
   status: number;
   /** Undefined content unless status is 0, see ibv_poll_cq(3). */
   opcode: number;
+  /** Bytes received or read; of UD with the {@link GRH_BYTES} in front. */
   byteLen: number;
+  /** Number of the own queue pair. */
   qpNum: number;
   /** Valid if wcFlags has {@link WC_WITH_IMM}. */
   immData: number;
   /** Valid if wcFlags has {@link WC_WITH_INV}, else 0: the own memory window that the sender invalidated. */
   invalidatedRkey: number;
+  /** The device's own code when it failed. */
   vendorErr: number;
+  /** Bits: {@link WC_GRH}, {@link WC_WITH_IMM}. */
   wcFlags: number;
   /** Of queues with time stamps: when the device completed it; see {@link CompletionQueueOptions.timestamps}. */
   timestamp?: bigint;
@@ -506,13 +769,17 @@ export interface WorkCompletion {
   srcQpNum: number;
   /** The path of a UD message on InfiniBand, see ibv_poll_cq(3). */
   pkeyIndex: number;
+  /** UD on InfiniBand: LID of the sender. */
   slid: number;
+  /** UD on InfiniBand: service level. */
   sl: number;
+  /** UD on InfiniBand: low bits of the own LID. */
   dlidPathBits: number;
 }
 
 /** What post calls return: how many requests were accepted, and why the next one was not. */
 export interface PostResult {
+  /** Requests that the device has taken, counted from the first. */
   accepted: number;
   /** 0 if all were accepted; EINVAL: wrong state or request, ENOMEM: queue full, ... */
   errno: number;
@@ -732,7 +999,7 @@ export interface NativeNotifier extends NativeSharedObject {
   unref(): void;
 }
 
-/** Reasons for which {@link NativeWaiter.wait} returns; bits. */
+/** Reasons for which Waiter.wait() returns; bits. */
 export const WaitReason = {
   /** Somebody called wake(). */
   WOKEN: 1,
@@ -741,7 +1008,7 @@ export const WaitReason = {
   /** The process of a watched peer has died or closed its device; told once per peer. */
   PEER_DIED: 4,
 } as const;
-/** Slots of {@link NativeWaiter.watchPeer}. */
+/** Slots of Waiter.watchPeer(). */
 export const WAITER_PEERS_MAX = 64;
 
 /** How a thread without an event loop sleeps until there is something to do. */
@@ -762,6 +1029,7 @@ export interface NativePeerProcess extends NativeSharedObject {
   readonly alive: boolean;
 }
 
+/** Sizes of a PostList. */
 export interface PostListOptions {
   /** 1 .. POST_LIST_MAX_ENTRIES. */
   maxWorkRequests: number;
@@ -785,18 +1053,14 @@ export interface NativePostList extends NativeObject {
   bindAddressHandle(slot: number, addressHandle: NativeAddressHandle | null): void;
   bindFence(slot: number, fence: NativeFence | null): void;
   bindMemory(slot: number, memory: NativeMemory | null): void;
+  /** Arguments and result of {@link run}, see {@link CALL}; four doubles. */
+  readonly call: Float64Array;
   /**
-   * Posts the first `count` requests in order (consecutive ones of one queue pair with one call to the provider), then
-   * polls the CQ, at least once, until `wanted` completions are in or `spinNs` nanoseconds have passed. Returns how
-   * many completions are in `completions`. Every request yields exactly one completion, in this or a later submit: one
-   * that was refused has status POST_REFUSED and the errno in vendorErr, and so have the later ones of the same queue
-   * pair in this call. A fenced copy completes at once, with status 0 or FENCED; if FENCED, this request and all
-   * behind it in this call complete with FENCED and nothing of them was executed.
-   *
-   * Throws only for arguments out of range, a closed list, or a CQ that is closed or overflowed (then after the
-   * completions of this call, if any, have been delivered by returning normally once).
+   * Does what PostList.submit() says, with `count`, `spinNs` and `wanted` from {@link call}, and leaves the number of
+   * completions there. Throws only for arguments out of range, a closed list, or a CQ that is closed or overflowed (then
+   * after the completions of this call, if any, have been delivered by returning normally once).
    */
-  submit(count: number, spinNs: number, wanted: number): number;
+  run(): void;
 }
 
 /** Counts for tests and leak checks; whole process. */

@@ -5,7 +5,7 @@ import { CompletionQueue } from './completion-queue.js';
 import type { Fence } from './fence.js';
 import { addon } from './load-addon.js';
 import type { Memory } from './memory.js';
-import { type NativePostList, type PostListOptions, WC, WC_STRIDE, WR, WR_STRIDE } from './native.js';
+import { CALL, type NativePostList, type PostListOptions, WC, WC_STRIDE, WR, WR_STRIDE } from './native.js';
 import type { QueuePair } from './queue-pair.js';
 
 export type { PostListOptions } from './native.js';
@@ -16,6 +16,7 @@ export {
   POST_LIST_MAX_ENTRIES,
   POST_LIST_SLOTS,
   POST_REFUSED,
+  POST_UNSIGNALED,
   WC,
   WC_STRIDE,
   WR,
@@ -48,13 +49,15 @@ export class PostList {
   /** The completions of the last submit: maxCompletions * WC_STRIDE doubles, outside the JavaScript heap. */
   readonly completions: Float64Array;
   /**
-   * Posts the first `count` requests in order, then polls, at least once, until `wanted` completions are in or `spinNs`
-   * nanoseconds (at most MAX_SPIN_NS) have passed. Returns the number of completions.
+   * Posts the first `count` requests in order (ibv_post_send(3)), then polls (ibv_poll_cq(3)), at least once, until
+   * `wanted` completions are in or `spinNs` nanoseconds (at most MAX_SPIN_NS) have passed. Returns the number of
+   * completions.
    *
-   * Requests are always signaled, and each yields exactly one completion, in this or a later submit. One that was
-   * refused has status POST_REFUSED with the errno in vendorErr, and so have later ones of the same queue pair in this
-   * call. Consecutive requests of one queue pair are handed to the device together. An INLINE request takes its data
-   * from a memory that was bound with bindMemory(), or is refused with EFAULT.
+   * A request is signaled and yields exactly one completion, in this or a later submit, unless it has POST_UNSIGNALED
+   * in its sendFlags: then only if it fails. One that was refused has status POST_REFUSED with the errno in vendorErr,
+   * and so have later ones of the same queue pair in this call. Consecutive requests of one queue pair are handed to
+   * the device together. An INLINE request takes its data from a memory that was bound with bindMemory(), or is refused
+   * with EFAULT.
    *
    * A request with op OP_FENCED_COPY copies `length` bytes from localAddress to remoteAddress, both in bound memories
    * of this process, inside the lock of the fence in its slot, and only if the fence holds the request's epoch. It
@@ -77,9 +80,10 @@ export class PostList {
     this.native = new addon.PostList(completionQueue.native, options);
     this.workRequests = this.native.workRequests;
     this.completions = this.native.completions;
-    this.submit = this.native.submit;
+    this.submit = submitter(this.native);
   }
 
+  /** close() was called. */
   get closed(): boolean {
     return this.native.closed;
   }
@@ -89,6 +93,7 @@ export class PostList {
     this.native.close();
   }
 
+  /** close(), for `using`. */
   [Symbol.dispose](): void {
     this.close();
   }
@@ -136,6 +141,20 @@ export class PostList {
     const entries = Object.entries(WC).map(([name, offset]) => [name, this.completions[at + offset]]);
     return Object.fromEntries(entries) as CompletionFields;
   }
+}
+
+/** The arguments go through an array that both sides see: each number that goes through Node-API costs a call. */
+function submitter({ call, run }: NativePostList): PostList['submit'] {
+  return (count, spinNs, wanted) => {
+    if (typeof count !== 'number' || typeof spinNs !== 'number' || typeof wanted !== 'number') {
+      throw invalidArgument('count, spinNs and wanted must be numbers');
+    }
+    call[CALL.count] = count;
+    call[CALL.spinNs] = spinNs;
+    call[CALL.wanted] = wanted;
+    run();
+    return (call[CALL.filled] as number) | 0;
+  };
 }
 
 function nativeOf<Native>(object: { native: Native }, name: string): Native {

@@ -48,7 +48,12 @@ export interface SendWorkRequest extends Omit<NativeSendWorkRequest, 'addressHan
    * BIND_MW: a window of type 2 that is bound to nothing, its new key (see nextRkey()), and what to bind it to. The
    * window is bound when the request has completed, and can be used through this queue pair only.
    */
-  bind?: WindowBinding & { memoryWindow: MemoryWindow; rkey: number };
+  bind?: WindowBinding & {
+    /** Of type 2, of the queue pair's domain. */
+    memoryWindow: MemoryWindow;
+    /** Its key from now on. */
+    rkey: number;
+  };
 }
 
 const PSN_VALUES = 2 ** 24;
@@ -62,6 +67,7 @@ export function randomPsn(): number {
 
 /** What one end of a connection must know of the other; plain data that can be sent as JSON. */
 export interface QueuePairEndpoint {
+  /** Number of the queue pair. */
   qpNum: number;
   /** Packet sequence number that this end sends first. */
   psn: number;
@@ -73,6 +79,7 @@ export interface QueuePairEndpoint {
   pathMtuBytes: number;
 }
 
+/** Which port and GID an endpoint has. */
 export interface EndpointOptions {
   /** Default 1. */
   portNum?: number;
@@ -80,6 +87,7 @@ export interface EndpointOptions {
   sgidIndex?: number;
 }
 
+/** Options of {@link QueuePair.toInit}. */
 export interface ToInitOptions {
   /** Default 1. */
   portNum?: number;
@@ -91,6 +99,7 @@ export interface ToInitOptions {
   qkey?: number;
 }
 
+/** Options of {@link QueuePair.toReadyToReceive}. */
 export interface ToReadyToReceiveOptions extends EndpointOptions {
   /** Default: the smaller of the two ports' active MTUs. */
   pathMtuBytes?: number;
@@ -106,6 +115,7 @@ export interface ToReadyToReceiveOptions extends EndpointOptions {
   serviceLevel?: number;
 }
 
+/** Options of {@link QueuePair.toReadyToSend}. */
 export interface ToReadyToSendOptions {
   /** Packet sequence number of the first request; default {@link QueuePair.psn}. */
   psn?: number;
@@ -161,6 +171,7 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
     return this.native.number;
   }
 
+  /** Its transport, a {@link QpType}. */
   get type(): QpType {
     return this.native.type;
   }
@@ -193,7 +204,12 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
   }
 
   /** State and attributes, see ibv_query_qp(3); `mask` says which are known. */
-  query(): QpAttributes & { mask: number; state: QpState } {
+  query(): QpAttributes & {
+    /** Bits of ibv_qp_attr_mask: the attributes that the device reported. */
+    mask: number;
+    /** The current state. */
+    state: QpState;
+  } {
     return this.native.query();
   }
 
@@ -215,9 +231,9 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
   }
 
   /**
-   * Posts the binding of a memory window of type 1, see ibv_bind_mw(3), and gives it a new key at once; what it was bound
-   * to before, if anything, ends. The binding is in force when the request has completed: MW_BIND_ERR if the region does
-   * not allow it. With `length` 0 (or absent) the window is unbound.
+   * Posts the binding of a memory window of type 1, see ibv_bind_mw(3), and gives it a new key at once; what it was
+   * bound to before, if anything, ends. The binding is in force when the request has completed: MW_BIND_ERR if the
+   * region does not allow it. With `length` 0 (or absent) the window is unbound.
    *
    * @returns the new key, or the errno that refused the request (EINVAL: wrong state or type, or, on devices, to be
    * unbound and never bound; ENOMEM: queue full)
@@ -226,7 +242,10 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
   bindMemoryWindow(
     memoryWindow: MemoryWindow,
     binding: WindowBinding & { wrId?: number; sendFlags?: number } = {},
-  ): PostResult & { rkey: number } {
+  ): PostResult & {
+    /** The window's key from now on. */
+    rkey: number;
+  } {
     if (!(memoryWindow instanceof MemoryWindow)) throw invalidArgument('memoryWindow must be a MemoryWindow');
     if (typeof binding !== 'object' || binding === null) throw invalidArgument('binding must be an object');
     const result = this.native.bindMemoryWindow(memoryWindow.native, nativeBinding(binding));
@@ -234,8 +253,8 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
   }
 
   /**
-   * Attaches a UD queue pair to a multicast group, see ibv_attach_mcast(3): it gets the datagrams sent to the group that
-   * carry its qkey. A sender names the group by an address handle with the group as `dgid`, and 0xffffff as
+   * Attaches a UD queue pair to a multicast group, see ibv_attach_mcast(3): it gets the datagrams sent to the group
+   * that carry its qkey. A sender names the group by an address handle with the group as `dgid`, and 0xffffff as
    * `remoteQpNum`. On RoCE v2 over IPv4 groups are IPv4 multicast addresses, and the interface must have joined the
    * address (IP_ADD_MEMBERSHIP, dgram's addMembership()).
    *
@@ -248,7 +267,9 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
     this.native.attachMulticast(normalizeGid(group), lid);
   }
 
-  /** Undoes attachMulticast(). @throws TypeError QUORATE_INVALID_ARGUMENT if it is not attached */
+  /**
+   * Undoes attachMulticast(), see ibv_detach_mcast(3). @throws TypeError QUORATE_INVALID_ARGUMENT if it is not attached
+   */
   detachMulticast(group: string, lid = 0): void {
     this.native.detachMulticast(normalizeGid(group), lid);
   }
@@ -292,7 +313,7 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
   }
 
   /**
-   * RESET to INIT.
+   * RESET to INIT, see ibv_modify_qp(3).
    *
    * @throws QuorateError QUORATE_QP_STATE
    */
@@ -300,7 +321,9 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
     this.modify(this.initAttributes(options));
   }
 
-  /** Attributes of the transition INIT to RTR, connecting to `remote`. For RC and UC; see {@link toDatagrams} for UD. */
+  /**
+   * Attributes of the transition INIT to RTR, connecting to `remote`. For RC and UC; see {@link toDatagrams} for UD.
+   */
   readyToReceiveAttributes(remote: QueuePairEndpoint, options: ToReadyToReceiveOptions = {}): QpAttributes {
     const { portNum = 1 } = options;
     const port = options.pathMtuBytes === undefined ? this.#context('pathMtuBytes').queryPort(portNum) : undefined;
@@ -334,8 +357,8 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
   }
 
   /**
-   * INIT to RTR: from here on requests of the peer are served. May block for about a second on Ethernet while the
-   * peer's address is resolved; toReadyToReceiveAsync() does not block.
+   * INIT to RTR, see ibv_modify_qp(3): from here on requests of the peer are served. May block for about a second on
+   * Ethernet while the peer's address is resolved; toReadyToReceiveAsync() does not block.
    *
    * @throws QuorateError QUORATE_QP_STATE, QUORATE_NO_GID, QUORATE_SYSTEM (peer's address cannot be resolved)
    */
@@ -364,7 +387,7 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
   }
 
   /**
-   * RTR to RTS: from here on requests can be posted.
+   * RTR to RTS, see ibv_modify_qp(3): from here on requests can be posted.
    *
    * @throws QuorateError QUORATE_QP_STATE
    */
@@ -373,8 +396,8 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
   }
 
   /**
-   * The whole way of a UD queue pair, from RESET to RTS: from here on it takes datagrams that carry `qkey`, and sends to
-   * whoever an address handle names.
+   * The whole way of a UD queue pair, see ibv_modify_qp(3), from RESET to RTS: from here on it takes datagrams that
+   * carry `qkey`, and sends to whoever an address handle names.
    *
    * @throws QuorateError QUORATE_QP_STATE if it is not a UD queue pair in RESET
    */
@@ -385,7 +408,9 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
     this.modify({ state: QpState.RTS, sqPsn: psn });
   }
 
-  /** To the error state: everything outstanding is flushed. The pair is of no more use after it. */
+  /**
+   * To the error state, see ibv_modify_qp(3): everything outstanding is flushed. The pair is of no more use after it.
+   */
   toError(): void {
     this.modify({ state: QpState.ERR });
   }

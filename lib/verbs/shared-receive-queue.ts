@@ -38,7 +38,12 @@ export class SharedReceiveQueue extends VerbsObject<NativeSharedReceiveQueue> {
   }
 
   /** See ibv_query_srq(3); `limit` is 0 when none is armed. */
-  query(): { maxWr: number; limit: number } {
+  query(): {
+    /** Receives that can be posted at once. */
+    maxWr: number;
+    /** As setLimit() said; 0 when none is armed. */
+    limit: number;
+  } {
     return this.native.query();
   }
 }

@@ -76,10 +76,17 @@ export function faceOf(native: NativeSharedObject): VerbsObject {
  * This thread's object for what another thread shared: `adopt(token, QueuePair)`. Both stand for the same native
  * object, which lives until it is closed or the last thread lets go of it. Adopting again gives the same object.
  *
- * @param expected the class that the object must be of; leave it out to take any
- * @throws TypeError QUORATE_INVALID_ARGUMENT for an unknown token or another class; QuorateError QUORATE_CLOSED
+ * @param token what share() gave
+ * @throws TypeError QUORATE_INVALID_ARGUMENT for an unknown token; QuorateError QUORATE_CLOSED
  */
 export function adopt(token: number): VerbsObject;
+/**
+ * The same, for an object of a known class.
+ *
+ * @param token what share() gave
+ * @param expected the class that the object must be of
+ * @throws TypeError QUORATE_INVALID_ARGUMENT for an unknown token or another class; QuorateError QUORATE_CLOSED
+ */
 export function adopt<Class extends VerbsObject>(
   token: number,
   expected: { readonly prototype: Class; readonly name: string },

@@ -4,6 +4,7 @@
 #include <time.h>
 
 #include <algorithm>
+#include <bit>
 #undef NDEBUG  // the invariants stay on in every build
 #include <cassert>
 #include <cerrno>
@@ -51,16 +52,31 @@ enum CompletionField : size_t {
   kcSrcQpNum = 8,
 };
 
-constexpr double kLimit53 = 9007199254740992.0;  // 2^53
-constexpr double kLimit32 = 4294967296.0;
+constexpr uint64_t kLimit53 = 1ull << 53;
+constexpr uint64_t kLimit32 = 1ull << 32;
 constexpr size_t kPollBatch = 64;
 constexpr int kPollsPerClockRead = 8;
+// Polls before the first pause: most completions that are waited for are in by then.
+constexpr int kEagerPolls = 16;
 
-// The integer in a double; false if it is none or not below `limit` (NaN compares false).
-inline bool toInteger(double value, double limit, uint64_t* out) {
-  if (!(value >= 0 && value < limit)) return false;
-  *out = static_cast<uint64_t>(value);
-  return static_cast<double>(*out) == value;
+// The integer in a double; false if it is none, negative, or not below `limit` (at most 2^53). By its bits and not by
+// converting it there and back: a request has a dozen of these, and floating point is what an emulated or small
+// processor is slowest at. (-0 is 0.)
+inline bool toInteger(double value, uint64_t limit, uint64_t* out) {
+  constexpr int kFractionBits = 52, kExponentOfOne = 1023;
+  constexpr uint64_t kImplicitBit = 1ull << kFractionBits;
+  const uint64_t bits = std::bit_cast<uint64_t>(value);
+  if (bits << 1 == 0) {
+    *out = 0;
+    return limit > 0;
+  }
+  // Negative numbers, infinities, NaN and 2^53 or more have a larger exponent field (with the sign in front of it).
+  const uint64_t exponent = bits >> kFractionBits;
+  if (exponent < kExponentOfOne || exponent > kExponentOfOne + kFractionBits) return false;
+  const unsigned shift = static_cast<unsigned>(kExponentOfOne + kFractionBits - exponent);
+  const uint64_t significand = (bits & (kImplicitBit - 1)) | kImplicitBit;
+  *out = significand >> shift;
+  return *out << shift == significand && *out < limit;
 }
 
 inline bool toUint32(double value, uint32_t* out) {
@@ -159,10 +175,12 @@ int PostList::decode(const double* request, size_t slot, SendWorkRequest* out) c
   if (!toInteger(request[kWrId], kLimit53, &out->wrId) ||
       !toInteger(request[kLocalAddress], kLimit53, &out->localAddress) || !toUint32(request[kLength], &out->length) ||
       !toUint32(request[kLkey], &out->lkey) || !toInteger(request[kRemoteAddress], kLimit53, &out->remoteAddress) ||
-      !toUint32(request[kRkey], &out->rkey) || !toUint32(request[kSendFlags], &flags) || flags > 15) {
+      !toUint32(request[kRkey], &out->rkey) || !toUint32(request[kSendFlags], &flags) ||
+      (flags & ~(15u | kPostUnsignaled)) != 0) {
     return EINVAL;
   }
-  out->sendFlags = flags | kSendSignaled;
+  const bool signaled = (flags & kPostUnsignaled) == 0;
+  out->sendFlags = (flags & ~(kPostUnsignaled | kSendSignaled)) | (signaled ? kSendSignaled : 0u);
   // An inline request carries no lkey, so nobody else would check where it copies from.
   if ((flags & kSendInline) != 0 && out->length > 0 && !inBoundMemory(out->localAddress, out->length)) return EFAULT;
   if (out->opcode == WrOpcode::RdmaWriteWithImm || out->opcode == WrOpcode::SendWithImm) {
@@ -308,6 +326,9 @@ size_t PostList::submit(size_t count, uint64_t spinNs, size_t wanted) {
 
   try {
     pollOnce();
+    if (filled_ < wanted && spinNs > 0) {
+      for (int i = 0; i < kEagerPolls && filled_ < wanted; i++) pollOnce();
+    }
     if (filled_ < wanted && spinNs > 0) {
       const uint64_t deadline = nowNs() + spinNs;
       do {

@@ -19,6 +19,10 @@ constexpr size_t kWcStride = 12;
 constexpr size_t kPostListSlots = 64;
 constexpr size_t kPostListMaxEntries = 65536;
 constexpr uint64_t kMaxSpinNs = 10'000'000'000;
+// Arguments and result of a submit, in the array that JavaScript shares: CALL of lib/verbs/native.ts.
+enum CallField : size_t { kCallCount = 0, kCallSpinNs = 1, kCallWanted = 2, kCallFilled = 3, kCallFields = 4 };
+// Bit of a request's send flags: no completion if it succeeds.
+constexpr uint32_t kPostUnsignaled = 1u << 16;
 constexpr int kOpFencedCopy = 100;
 constexpr int kStatusPostRefused = 1000;
 constexpr int kStatusFenced = 1001;
@@ -33,6 +37,7 @@ class PostList : public VerbsObject {
   bool closed() const override { return closed_; }
 
   double* workRequests() { return workRequests_.data(); }
+  double* call() { return call_.data(); }
   double* completions() { return completions_.data(); }
   size_t maxWorkRequests() const { return maxWorkRequests_; }
   size_t maxCompletions() const { return maxCompletions_; }
@@ -42,7 +47,8 @@ class PostList : public VerbsObject {
   void bindFence(size_t slot, std::shared_ptr<Fence> fence);
   void bindMemory(size_t slot, std::shared_ptr<Memory> memory);
 
-  // See NativePostList.submit. count <= maxWorkRequests, wanted <= maxCompletions, spinNs <= kMaxSpinNs.
+  // See PostList.submit in lib/verbs/post-list.ts. count <= maxWorkRequests, wanted <= maxCompletions, spinNs <=
+  // kMaxSpinNs.
   size_t submit(size_t count, uint64_t spinNs, size_t wanted);
 
  private:
@@ -58,6 +64,7 @@ class PostList : public VerbsObject {
 
   const size_t maxWorkRequests_, maxCompletions_;
   std::vector<double> workRequests_, completions_;
+  std::array<double, kCallFields> call_{};
   std::vector<SendWorkRequest> staged_;
   std::vector<WorkCompletion> polled_;
   std::shared_ptr<CompletionQueue> completionQueue_;

@@ -1,5 +1,7 @@
-// JavaScript class PostList. `submit` is a function of its own for each list, with the list as its closure data: on the
-// path of every operation this saves the checks and the unwrapping that a method needs.
+// JavaScript class PostList. `run` is a function of its own for each list, with the list as its closure data: on the
+// path of every operation this saves the checks and the unwrapping that a method needs. Its arguments and its result
+// are in an array that both sides see, since each number that goes through Node-API costs a call.
+#include <iterator>
 #include <string>
 #include <utility>
 
@@ -11,7 +13,7 @@ namespace quorate::addon {
 
 namespace {
 
-// Held by the submit function and by each external array, so that none outlives the native list.
+// Held by the run function and by each external array, so that none outlives the native list.
 struct ListHolder {
   ListHolder(std::shared_ptr<Environment> ofEnvironment, std::shared_ptr<PostList> ofList)
       : environment(std::move(ofEnvironment)), list(std::move(ofList)) {
@@ -43,23 +45,20 @@ Napi::Value externalDoubles(Environment& environment, const std::shared_ptr<Post
   return Napi::Value(environment.env(), array);
 }
 
-napi_value submitCallback(napi_env env, napi_callback_info info) noexcept {
-  napi_value arguments[3];
-  size_t count = 3;
+napi_value runCallback(napi_env env, napi_callback_info info) noexcept {
   void* data = nullptr;
-  if (napi_get_cb_info(env, info, &count, arguments, nullptr, &data) != napi_ok) return nullptr;
+  if (napi_get_cb_info(env, info, nullptr, nullptr, nullptr, &data) != napi_ok) return nullptr;
   auto* holder = static_cast<ListHolder*>(data);
   PostList& list = *holder->list;
-  double requests = 0, spinNs = 0, wanted = 0;
-  if (napi_get_value_double(env, arguments[0], &requests) == napi_ok &&
-      napi_get_value_double(env, arguments[1], &spinNs) == napi_ok &&
-      napi_get_value_double(env, arguments[2], &wanted) == napi_ok && requests >= 0 &&
-      requests <= static_cast<double>(list.maxWorkRequests()) && spinNs >= 0 &&
+  double* call = list.call();
+  const double requests = call[kCallCount], spinNs = call[kCallSpinNs], wanted = call[kCallWanted];
+  // Comparisons with NaN are false.
+  if (requests >= 0 && requests <= static_cast<double>(list.maxWorkRequests()) && spinNs >= 0 &&
       spinNs <= static_cast<double>(kMaxSpinNs) && wanted >= 0 &&
       wanted <= static_cast<double>(list.maxCompletions()) && !list.closed()) [[likely]] {
-    size_t filled = 0;
     try {
-      filled = list.submit(static_cast<size_t>(requests), static_cast<uint64_t>(spinNs), static_cast<size_t>(wanted));
+      call[kCallFilled] = static_cast<double>(
+          list.submit(static_cast<size_t>(requests), static_cast<uint64_t>(spinNs), static_cast<size_t>(wanted)));
     } catch (const VerbsError& error) {
       return guarded(env, holder->environment.get(), [&]() -> napi_value { throw error; });
     } catch (const std::exception& error) {
@@ -67,18 +66,16 @@ napi_value submitCallback(napi_env env, napi_callback_info info) noexcept {
         throw VerbsError("QUORATE_SYSTEM", std::string("unexpected failure: ") + error.what());
       });
     }
-    napi_value result = nullptr;
-    napi_create_uint32(env, static_cast<uint32_t>(filled), &result);
-    return result;
+    return nullptr;
   }
   return guarded(env, holder->environment.get(), [&]() -> napi_value {
     if (list.closed()) throwClosed("PostList");
-    const auto check = [&](napi_value value, const char* name, uint64_t max) {
-      readInteger(Napi::Value(env, value), name, 0, max);
+    const auto check = [&](double value, const char* name, uint64_t max) {
+      readInteger(Napi::Number::New(env, value), name, 0, max);
     };
-    check(arguments[0], "count", list.maxWorkRequests());
-    check(arguments[1], "spinNs", kMaxSpinNs);
-    check(arguments[2], "wanted", list.maxCompletions());
+    check(requests, "count", list.maxWorkRequests());
+    check(spinNs, "spinNs", kMaxSpinNs);
+    check(wanted, "wanted", list.maxCompletions());
     throwInvalidArgument("count, spinNs and wanted must be numbers");
   });
 }
@@ -109,10 +106,10 @@ void decoratePostList(Environment& environment, Napi::Object self, const std::sh
   const auto list = std::static_pointer_cast<PostList>(object);
   napi_env env = environment.env();
   auto* holder = new ListHolder(environment.shared_from_this(), list);
-  napi_value submit = nullptr;
-  if (napi_create_function(env, "submit", NAPI_AUTO_LENGTH, submitCallback, holder, &submit) != napi_ok ||
+  napi_value run = nullptr;
+  if (napi_create_function(env, "run", NAPI_AUTO_LENGTH, runCallback, holder, &run) != napi_ok ||
       napi_add_finalizer(
-          env, submit, holder, [](napi_env, void* data, void*) { delete static_cast<ListHolder*>(data); }, nullptr,
+          env, run, holder, [](napi_env, void* data, void*) { delete static_cast<ListHolder*>(data); }, nullptr,
           nullptr) != napi_ok) {
     delete holder;
     throw Napi::Error::New(env);
@@ -121,12 +118,13 @@ void decoratePostList(Environment& environment, Napi::Object self, const std::sh
     return napi_property_descriptor{name, nullptr, nullptr, nullptr, nullptr, value, napi_enumerable, nullptr};
   };
   const napi_property_descriptor properties[] = {
-      own("submit", submit),
+      own("run", run),
+      own("call", externalDoubles(environment, list, list->call(), kCallFields)),
       own("workRequests",
           externalDoubles(environment, list, list->workRequests(), list->maxWorkRequests() * kWrStride)),
       own("completions", externalDoubles(environment, list, list->completions(), list->maxCompletions() * kWcStride)),
   };
-  if (napi_define_properties(env, self, 3, properties) != napi_ok) throw Napi::Error::New(env);
+  if (napi_define_properties(env, self, std::size(properties), properties) != napi_ok) throw Napi::Error::New(env);
 }
 
 std::vector<napi_property_descriptor> postListMembers(Environment* environment) {

@@ -11,6 +11,7 @@ import {
   OP_FENCED_COPY,
   openDevice,
   POST_REFUSED,
+  POST_UNSIGNALED,
   PortState,
   PostList,
   QpState,
@@ -467,6 +468,25 @@ export function describeVerbs(devices: readonly [string, string]): void {
         }
         expect(b.bytes.subarray(4096, 4096 + 512).every((byte) => byte === 0x21)).toBe(true);
         expect(list.submit(0, 0, 0)).toBe(0);
+      });
+
+      it('gives no completion of a request with POST_UNSIGNALED that succeeds, and one if it fails', () => {
+        const [a, b] = pair();
+        const list = listFor(a);
+        a.bytes.fill(0x31, 0, 64);
+        for (let i = 0; i < 8; i++) {
+          const sendFlags = i % 4 === 3 ? 0 : POST_UNSIGNALED;
+          write(list, i, a, b, { remoteAddress: b.memory.address + 4096 + i * 64, sendFlags });
+        }
+        expect(list.submit(8, WAIT_NS, 2)).toBe(2);
+        expect(completionsOf(list, 2).map(({ wrId, status }) => [wrId, status])).toEqual([
+          [103, 0],
+          [107, 0],
+        ]);
+        expect(b.bytes.subarray(4096, 4096 + 512).every((byte) => byte === 0x31)).toBe(true);
+        write(list, 0, a, b, { rkey: (b.region.rkey ^ 1) >>> 0, sendFlags: POST_UNSIGNALED });
+        expect(list.submit(1, WAIT_NS, 1)).toBe(1);
+        expect(list.completion(0)).toMatchObject({ wrId: 100, status: WcStatus.REM_ACCESS_ERR });
       });
 
       it('carries 64-bit operands of atomics in two halves', () => {

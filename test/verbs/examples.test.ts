@@ -1,9 +1,12 @@
-// The examples with themselves, on shared memory. Against rdma-core's programs: test/rxe/interop.test.ts.
+// The examples as whole programs, on shared memory. The ping-pongs play with themselves here; against rdma-core's programs
+// in test/rxe/interop.test.ts.
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
+import { readFileSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { afterEach, expect, it } from 'vitest';
 import { openDevice } from '#lib/verbs/index.js';
+import { expectMovedBytes, expectSequence, runExample } from './support/examples.js';
 import { useShmDirectory } from './support/shm-directory.js';
 
 useShmDirectory();
@@ -82,4 +85,27 @@ it('examples/devinfo.mjs and examples/show-gids.mjs know the shm device', async 
   const missing = await start('examples/devinfo.mjs', ['-d', 'nowhere0']).ended;
   expect(missing.output).toContain('there is no device nowhere0');
   expect(missing.code).toBe(1);
+});
+
+it('examples/move-bytes.mjs moves bytes into another process, without any argument', async () => {
+  expectMovedBytes(await runExample('move-bytes.mjs', []));
+});
+
+it('examples/move-bytes.mjs is the program that docs/VERBS.md opens with', () => {
+  const [, shown] = /```js\n(.*?)```/s.exec(readFileSync('docs/VERBS.md', 'utf8')) ?? [];
+  expect(shown).toBe(readFileSync('examples/move-bytes.mjs', 'utf8'));
+});
+
+it('examples/sequencer.mjs gives each number once to many clients', async () => {
+  const args = ['--clients', '3', '--window', '8', '--requests', '2000'];
+  expectSequence(await runExample('sequencer.mjs', args), 3, 2000);
+});
+
+it.each([
+  ['no client', ['--clients', '0'], /--clients is "0"; it must be a whole number from 1 to 32/],
+  ['a device that does not exist', ['--device', 'nowhere0'], /nowhere0/],
+])('examples/sequencer.mjs with %s says what is wrong', async (_what, args, message) => {
+  const { code, output } = await runExample('sequencer.mjs', args);
+  expect(output).toMatch(message);
+  expect(code).toBe(1);
 });

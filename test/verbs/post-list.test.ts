@@ -101,6 +101,28 @@ describe('a work request', () => {
     expect(b.bytes.every((byte) => byte === 0xaa)).toBe(true);
   });
 
+  it.each([0, 1, 2, 3, 255, 2 ** 31, 2 ** 32 - 1, 2 ** 32, 3 * 2 ** 40, 2 ** 52, 2 ** 52 + 1, 2 ** 53 - 1])(
+    'has its wrId %d back in the completion, to the last bit',
+    (wrId) => {
+      const { outcome, write } = setUp();
+      expect(outcome(write({ wrId }))).toEqual([[wrId, WcStatus.SUCCESS, 0]]);
+    },
+  );
+
+  it('takes a zero with a sign for zero', () => {
+    const { outcome, write } = setUp();
+    expect(outcome(write({ wrId: -0, sendFlags: -0, slot: -0 }))).toEqual([[0, WcStatus.SUCCESS, 0]]);
+  });
+
+  it.each([5e-324, 2 ** -1022, 1 - 2 ** -53, 1.5, 2 ** 51 + 0.5, -0.5, -(2 ** 53), 1e308, -Infinity])(
+    'with %d where a whole number belongs is refused with EINVAL',
+    (value) => {
+      const { outcome, write } = setUp();
+      const [[, status, vendorErr] = []] = outcome(write({ wrId: value }));
+      expect([status, vendorErr]).toEqual([POST_REFUSED, EINVAL]);
+    },
+  );
+
   it.each([
     ['immData', WrOpcode.RDMA_WRITE_WITH_IMM],
     ['immData', WrOpcode.SEND_WITH_IMM],

@@ -8,7 +8,7 @@ useShmDirectory();
 const LIMIT_MS = 120_000;
 const timeout = LIMIT_MS / 1000 - 10;
 
-it.each(['mr-dereg', 'qp-flush', 'qp-flags', 'qp-close'])(
+it.each(['mr-dereg', 'qp-flush', 'qp-flags', 'qp-close', 'mw-1', 'mw-2'])(
   '%s is synchronous on shm',
   async (strategy) => {
     const outcome = await revocationRace({ device: 'shm', strategy, trials: 60, seed: 20_251, timeout });

@@ -8,15 +8,19 @@ import { PROGRESS_INTERVAL_MS } from './limits.js';
  */
 export type TransferState = 'opening' | 'reading' | 'installing' | 'done' | 'failed';
 
+/** A transfer of the state, as this replica sees it. */
 export interface TransferStatus {
   /** What this replica is in it: the leader asks for the transfer, the receiver pulls it from the donor. */
   readonly role: 'leader' | 'receiver' | 'donor';
+  /** Id of the replica that gets the state. */
   readonly receiver: number;
   /** Undefined until there is one; another one when it was lost. */
   readonly donor: number | undefined;
+  /** How far it is. */
   readonly state: TransferState;
   /** What the snapshot stands for: every command below. 0 until it is known. */
   readonly lsn: number;
+  /** Bytes so far. */
   readonly bytesDone: number;
   /** Undefined where the state machine does not say how much it is. */
   readonly bytesTotal: number | undefined;

@@ -7,6 +7,7 @@ import { CmId } from './id.js';
 import type { NativeCmEvent, NativeCmEventChannel } from './native.js';
 import { openShmCmEventChannel } from './shm-channel.js';
 
+/** Which connection manager to use. */
 export interface CmOptions {
   /**
    * Whose connection manager: that of the kernel's RDMA devices ("ibverbs", default; librdmacm is opened), or that of the

@@ -31,9 +31,15 @@ export interface CmWaitOptions {
 
 export interface ResolveAddressOptions extends CmWaitOptions {
   /** Own address to use; default: what the kernel's routing chooses. */
-  source?: { host: string; port?: number };
+  source?: {
+    /** Numeric address of an own interface. */
+    host: string;
+    /** 0 .. 65,535; default: one that is free. */
+    port?: number;
+  };
 }
 
+/** Where to listen, see rdma_listen(3). */
 export interface ListenOptions {
   /** Address or name to listen on; default all of the devices' IPv4 addresses ("0.0.0.0"). */
   host?: string;
@@ -65,15 +71,19 @@ export interface CmAcceptOptions extends CmWaitOptions {
   responderResources?: number;
   /** Default: what the peer asked for, or what the device can do. */
   initiatorDepth?: number;
+  /** Hardware flow control (InfiniBand). Default false. */
   flowControl?: boolean;
+  /** Repetitions while the peer has no receive posted, 0 .. 6; 7 (default) = for ever. */
   rnrRetryCount?: number;
 }
 
+/** Of the queue pair of a connection. */
 export interface CmQueuePairOptions {
   /** What the peer may do through this queue pair, bits of Access. Default 0: nothing but SEND. */
   accessFlags?: number;
 }
 
+/** Options of an iteration over requests or events. */
 export interface CmIterationOptions {
   /** Ends the iteration when it aborts. */
   signal?: AbortSignal;

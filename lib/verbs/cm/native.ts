@@ -8,21 +8,37 @@ import type { QueuePairEndpoint } from '../queue-pair.js';
 
 /** Kinds of events, rdma_cm_event_type; see rdma_get_cm_event(3). */
 export const CmEventType = {
+  /** The address belongs to a device: rdma_resolve_addr(3). */
   ADDR_RESOLVED: 0,
+  /** The address was not found. */
   ADDR_ERROR: 1,
+  /** There is a path: rdma_resolve_route(3). */
   ROUTE_RESOLVED: 2,
+  /** No path was found. */
   ROUTE_ERROR: 3,
+  /** To a listener: a peer wants to connect. */
   CONNECT_REQUEST: 4,
+  /** The peer accepted, and the queue pair is not the library's: rdma_establish(3) is to follow. */
   CONNECT_RESPONSE: 5,
+  /** The connection could not be made. */
   CONNECT_ERROR: 6,
+  /** The peer did not answer. */
   UNREACHABLE: 7,
+  /** The peer refused. */
   REJECTED: 8,
+  /** The connection is there. */
   ESTABLISHED: 9,
+  /** It has ended: rdma_disconnect(3) by either side. */
   DISCONNECTED: 10,
+  /** The device goes away: destroy what is on it. */
   DEVICE_REMOVAL: 11,
+  /** The group was joined: rdma_join_multicast(3). */
   MULTICAST_JOIN: 12,
+  /** The group could not be joined, or was lost. */
   MULTICAST_ERROR: 13,
+  /** The address moved to another interface. */
   ADDR_CHANGE: 14,
+  /** Late packets can come no more: the queue pair number is free. */
   TIMEWAIT_EXIT: 15,
 } as const;
 export type CmEventType = (typeof CmEventType)[keyof typeof CmEventType];
