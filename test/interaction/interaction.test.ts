@@ -23,6 +23,7 @@ import {
   successorNotWaitedFor,
   takeoverBeforeMajority,
   together,
+  waitsForEver,
   walkBegunAnew,
 } from '../support/mutants.js';
 
@@ -61,6 +62,7 @@ const NOTICED: Readonly<Record<string, readonly Mutant[]>> = {
   'configuration-overwritten.txt': [mutation('configuration-not-forgotten')],
   'one-change-at-a-time.txt': [mutation('two-concurrent-changes')],
   'change-after-own-noop.txt': [mutation('change-before-own-noop')],
+  'priorities-disagree.txt': [waitsForEver],
   'transfer.txt': [successorNotWaitedFor],
   'read-at-new-leader.txt': [mutation('barrier-before-own-noop'), mutation('barrier-before-applied')],
   'read-at-deposed-leader.txt': [mutation('barrier-without-round'), mutation('barrier-counts-earlier-writes')],

@@ -179,12 +179,10 @@ it('brings a replica that lost its memory up to date from a follower, and tells 
   await open(lost, Blocks.of(0));
   await expectEqual(lost);
   const told = received(lost).map(({ status }) => status);
-  expect(told.map(({ state }) => state).filter((state, index, all) => state !== all[index - 1])).toEqual([
-    'opening',
-    'reading',
-    'installing',
-    'done',
-  ]);
+  const states = told.map(({ state }) => state).filter((state, index, all) => state !== all[index - 1]);
+  // It may be past opening before open() has resolved and anybody can listen.
+  if (states[0] === 'opening') states.shift();
+  expect(states).toEqual(['reading', 'installing', 'done']);
   const last = told.at(-1) as TransferStatus;
   expect(last).toMatchObject({ receiver: lost, donor, donorsLost: 0 });
   expect(last.bytesDone).toBe(last.bytesTotal);

@@ -239,6 +239,19 @@ export const walkBegunAnew: Mutant = {
     ),
 };
 
+export const waitsForEver: Mutant = {
+  name: 'a voter that waits without end for another that shall stand',
+  install: () =>
+    replace(
+      background,
+      'mustWaitForAnother',
+      () =>
+        function () {
+          return this.isAnotherPreferred();
+        },
+    ),
+};
+
 /** The token of requests in background-plane.ts. */
 const KIND_MAILBOX_WRITE = 2;
 
