@@ -259,8 +259,10 @@ export class SimCluster {
   private linkMembers(life: SimLife): void {
     life.postToMain(() => {
       for (const peer of this.lives) {
-        if (peer === null || peer === life || this.links(life, peer.id).bootId === peer.bootId) continue;
-        if (this.mayLink(life, peer.id)) this.connect(life, peer);
+        if (peer === null || peer === life || !this.mayLink(life, peer.id)) continue;
+        // Also to a life that was linked before: while it was no member nobody saw to a link that broke.
+        if (this.links(life, peer.id).bootId === peer.bootId) this.connected(life, peer);
+        else this.connect(life, peer);
       }
     });
   }
