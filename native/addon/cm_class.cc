@@ -9,6 +9,7 @@
 #include "addon/arguments.h"
 #include "addon/environment.h"
 #include "addon/event_watcher.h"
+#include "addon/promise_worker.h"
 #include "addon/queue_pair_attributes.h"
 #include "verbs/connection_manager.h"
 
@@ -154,49 +155,10 @@ Napi::Value resolveAddress(Environment& environment, const Napi::CallbackInfo& i
   return environment.env().Undefined();
 }
 
-// On a thread of the pool; the promise is settled on the thread that called.
-class ResolveRouteWorker : public Napi::AsyncWorker {
- public:
-  ResolveRouteWorker(Environment& environment, std::shared_ptr<CmId> id, int timeoutMs)
-      : Napi::AsyncWorker(environment.env(), "quorate.CmId.resolveRoute"),
-        environment_(environment.shared_from_this()),
-        deferred_(Napi::Promise::Deferred::New(environment.env())),
-        id_(std::move(id)),
-        timeoutMs_(timeoutMs) {}
-  Napi::Promise promise() const { return deferred_.Promise(); }
-
- protected:
-  void Execute() override {
-    try {
-      id_->resolveRoute(timeoutMs_);
-    } catch (const VerbsError& error) {
-      failure_ = std::make_unique<VerbsError>(error.code, error.what(), error.errnum, error.syscall);
-    }
-  }
-  void OnOK() override {
-    id_.reset();
-    if (failure_ != nullptr) {
-      deferred_.Reject(environment_->makeError(*failure_));
-    } else {
-      deferred_.Resolve(Env().Undefined());
-    }
-  }
-  void OnError(const Napi::Error& error) override { deferred_.Reject(error.Value()); }
-
- private:
-  const std::shared_ptr<Environment> environment_;
-  Napi::Promise::Deferred deferred_;
-  std::shared_ptr<CmId> id_;
-  const int timeoutMs_;
-  std::unique_ptr<VerbsError> failure_;
-};
-
 Napi::Value resolveRoute(Environment& environment, const Napi::CallbackInfo& info, Wrapper& self) {
   const uint64_t timeoutMs = readInteger(info[0], "timeoutMs", 1, kMaxTimeoutMs);
-  auto* worker = new ResolveRouteWorker(environment, as<CmId>(self), static_cast<int>(timeoutMs));
-  const Napi::Promise promise = worker->promise();
-  worker->Queue();  // deletes itself when done
-  return promise;
+  return PromiseWorker::start(environment, "quorate.CmId.resolveRoute",
+                              [id = as<CmId>(self), timeoutMs] { id->resolveRoute(static_cast<int>(timeoutMs)); });
 }
 
 Napi::Value listen(Environment& environment, const Napi::CallbackInfo& info, Wrapper& self) {

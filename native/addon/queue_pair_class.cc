@@ -8,6 +8,7 @@
 #include "addon/arguments.h"
 #include "addon/environment.h"
 #include "addon/memory_ranges.h"
+#include "addon/promise_worker.h"
 #include "addon/queue_pair_attributes.h"
 
 namespace quorate::addon {
@@ -110,48 +111,10 @@ Napi::Value modify(Environment& environment, const Napi::CallbackInfo& info, Wra
   return environment.env().Undefined();
 }
 
-// modify on a thread of the pool; the promise is settled on the thread that called.
-class ModifyWorker : public Napi::AsyncWorker {
- public:
-  ModifyWorker(Environment& environment, std::shared_ptr<QueuePair> queuePair, const QpAttributes& attributes)
-      : Napi::AsyncWorker(environment.env(), "quorate.QueuePair.modifyAsync"),
-        environment_(environment.shared_from_this()),
-        deferred_(Napi::Promise::Deferred::New(environment.env())),
-        queuePair_(std::move(queuePair)),
-        attributes_(attributes) {}
-  Napi::Promise promise() const { return deferred_.Promise(); }
-
- protected:
-  void Execute() override {
-    try {
-      queuePair_->modify(attributes_);
-    } catch (const VerbsError& error) {
-      failure_ = std::make_unique<VerbsError>(error.code, error.what(), error.errnum, error.syscall);
-    }
-  }
-  void OnOK() override {
-    queuePair_.reset();
-    if (failure_ != nullptr) {
-      deferred_.Reject(environment_->makeError(*failure_));
-    } else {
-      deferred_.Resolve(Env().Undefined());
-    }
-  }
-  void OnError(const Napi::Error& error) override { deferred_.Reject(error.Value()); }
-
- private:
-  const std::shared_ptr<Environment> environment_;
-  Napi::Promise::Deferred deferred_;
-  std::shared_ptr<QueuePair> queuePair_;
-  const QpAttributes attributes_;
-  std::unique_ptr<VerbsError> failure_;
-};
-
 Napi::Value modifyAsync(Environment& environment, const Napi::CallbackInfo& info, Wrapper& self) {
-  auto* worker = new ModifyWorker(environment, as<QueuePair>(self), readAttributes(info[0]));
-  const Napi::Promise promise = worker->promise();
-  worker->Queue();  // deletes itself when done
-  return promise;
+  return PromiseWorker::start(
+      environment, "quorate.QueuePair.modifyAsync",
+      [queuePair = as<QueuePair>(self), attributes = readAttributes(info[0])] { queuePair->modify(attributes); });
 }
 
 Napi::Value query(Environment& environment, const Napi::CallbackInfo&, Wrapper& self) {
