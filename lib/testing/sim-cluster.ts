@@ -306,7 +306,13 @@ export class SimCluster {
   private removed(life: SimLife, reason: string): void {
     this.observer.onRemoved(life, reason);
     this.world.schedule(this.random.integer(RETIRE_NS), () => {
-      if (this.lives[life.id] === life) this.crash(life.id);
+      if (this.lives[life.id] !== life) return;
+      this.crash(life.id);
+      // It was added again before it knew that it had been removed: whoever added it starts it for that.
+      const isWanted = [this.committed, ...this.pending.values()].some(
+        (one) => memberWithId(one, life.id) !== undefined,
+      );
+      if (isWanted) this.start(life.id);
     });
   }
 

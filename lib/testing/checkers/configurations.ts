@@ -20,6 +20,8 @@ import type { CheckContext, Checker } from './checker.js';
 export class ConfigurationChecker implements Checker {
   readonly invariant = 'membership change';
   private readonly configurations = new Map<LogNode, Configuration>();
+  /** Whom a replica could write at the end of its last turn: see checkWritable(). */
+  private readonly writableBefore = new Map<SimLife, number>();
   /** Leaders that a committed configuration was without when they were looked at last. */
   private readonly leaving = new Set<SimLife>();
 
@@ -83,15 +85,25 @@ export class ConfigurationChecker implements Checker {
     }
   }
 
-  /** By the leader's own books, of this moment. */
+  /**
+   * By the leader's own books, of this moment or of the end of its last turn: between the decision and the append it may
+   * have learned that somebody is gone.
+   */
   private checkWritable(what: string, life: SimLife, { voters }: Configuration): void {
-    const { replication } = life;
-    const writable = voters.filter(({ id }) => {
-      return id === life.id || (replication.peerPhase(id) === 'active' && (replication.trustedMask & (1 << id)) !== 0);
-    });
-    if (writable.length > voters.length >> 1) return;
-    const ids = writable.map(({ id }) => id);
+    const now = this.writableBy(life);
+    const before = this.writableBefore.get(life) ?? 0;
+    const ids = voters.map(({ id }) => id).filter((id) => id === life.id || ((now | before) & (1 << id)) !== 0);
+    if (ids.length > voters.length >> 1) return;
     this.fail(`${what} has ${voters.length} voters, of which its leader can write and trusts only ${ids}: no majority`);
+  }
+
+  /** Bit per replica that this one can write and trusts. */
+  private writableBy({ replication }: SimLife): number {
+    let mask = 0;
+    for (const { id } of replication.configuration.members) {
+      if (replication.peerPhase(id) === 'active') mask |= 1 << id;
+    }
+    return mask & replication.trustedMask;
   }
 
   /** Who makes way for a spare that was called up does so when that has caught up, not before. */
@@ -132,11 +144,13 @@ export class ConfigurationChecker implements Checker {
   }
 
   onCrashed(life: SimLife): void {
+    this.writableBefore.delete(life);
     this.leaving.delete(life);
   }
 
   afterMain(life: SimLife): void {
     const { replication } = life;
+    if (replication.role === 'leader') this.writableBefore.set(life, this.writableBy(life));
     const { appliedConfiguration, configuration } = replication;
     const isCommitted = appliedConfiguration.version === configuration.version;
     const isOut =
