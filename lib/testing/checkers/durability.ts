@@ -60,13 +60,10 @@ export class DurabilityChecker implements Checker {
   private checkAcknowledged(cluster: SimCluster, life: SimLife, ownTip: LogNode | null, peer: number): void {
     const { replication } = life;
     const follower = cluster.lives[peer];
-    // What a follower promised to a later leader is that leader's to change; a link to an earlier life says nothing.
-    if (
-      !follower ||
-      replication.peerPhase(peer) !== 'active' ||
-      follower.background.promised > life.background.promised
-    )
-      return;
+    // A log that was promised to a later leader is that leader's to change, the own one too, which may be before this
+    // leader knows that it was deposed; a link to an earlier life says nothing.
+    if (!follower || replication.peerPhase(peer) !== 'active') return;
+    if (Math.max(follower.background.promised, life.background.promised) > replication.leaderEpoch) return;
     if (life.replicationFabric.linkTo(peer)?.responder !== follower.node) return;
     const ackedLsn = replication.peerAckedLsn(peer);
     // Acknowledged are bytes; the last entry that they complete is what must be there.
