@@ -240,8 +240,8 @@ export class Faults {
       victim.state === 'ended' ? true : undefined,
     );
     await this.sleep(random.logBetween(...scale.restartDelayMs));
-    if (withoutMemory && shortage !== undefined) await this.startWithoutMemory(id, shortage);
     let replica: ReplicaProcess | undefined;
+    if (withoutMemory && shortage !== undefined) replica = await this.startWithoutMemory(id, shortage);
     for (let attempt = 1; replica === undefined; attempt++) {
       const start = await cluster.tryRestart(id);
       if (start.failure === undefined) replica = start.replica;
@@ -264,12 +264,16 @@ export class Faults {
     );
   }
 
-  /** A start that must fail, with an error that has a code. */
-  private async startWithoutMemory(id: number, shortage: Shortage): Promise<void> {
+  /** A start that must fail, with an error that has a code; where the shortage passed, the replica that started. */
+  private async startWithoutMemory(id: number, shortage: Shortage): Promise<ReplicaProcess | undefined> {
     shortage.begin();
     try {
       const { failure, replica } = await this.options.cluster.tryRestart(id, shortage.wrapper);
       if (failure === undefined) {
+        if (shortage.mayPass) {
+          this.note(`replica ${id} found memory that another one gave back`);
+          return replica;
+        }
         throw new DemoError(`replica ${id} (process ${replica.pid}) started although there was no memory for it`);
       }
       if (!failure.code.startsWith('QUORATE_')) {
@@ -277,6 +281,7 @@ export class Faults {
       }
       this.shortageCodes.set(failure.code, (this.shortageCodes.get(failure.code) ?? 0) + 1);
       this.note(`replica ${id} without memory: ${failure.code}: ${failure.message}`);
+      return undefined;
     } finally {
       shortage.end();
     }

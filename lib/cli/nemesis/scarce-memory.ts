@@ -1,6 +1,7 @@
 // Exhausted memory, without exhausting the machine's. On shared memory the replicas of a run have a small file system of
 // their own for it (private-memory.ts), which is filled up; on RDMA devices a replica is started with little memory that
-// it may lock. A replica that is started under such a shortage must fail with an error that has a code, and no other.
+// it may lock. A replica that is started under such a shortage must fail with an error that has a code, and no other, unless
+// the shortage passes.
 import { spawnSync } from 'node:child_process';
 import { rmSync, statfsSync } from 'node:fs';
 import { join } from 'node:path';
@@ -19,6 +20,8 @@ export interface Shortage {
   end(): void;
   /** Program that starts the replica's process; see Cluster.tryRestart(). */
   readonly wrapper: readonly string[];
+  /** Replicas that run may give memory back in the middle of it, such as what a transfer of the state took. */
+  readonly mayPass: boolean;
 }
 
 /** A file that fills the private file system of the run. */
@@ -26,6 +29,7 @@ function fullFileSystem(folder: string): Shortage {
   const ballast = join(folder, 'ballast');
   return {
     wrapper: [],
+    mayPass: true,
     begin() {
       const { bavail, bsize, blocks } = statfsSync(folder);
       if (blocks * bsize > PRIVATE_MEMORY_BYTES_MAX) throw new DemoError(`${folder} is not the run's own file system`);
@@ -45,6 +49,7 @@ function fullFileSystem(folder: string): Shortage {
 
 /** A limit for one process, which has lost the privilege to exceed it. */
 const LITTLE_LOCKED_MEMORY: Shortage = {
+  mayPass: false,
   wrapper: [
     ...['setpriv', '--bounding-set=-ipc_lock', '--inh-caps=-ipc_lock', '--'],
     ...['prlimit', `--memlock=${MEMLOCK_BYTES}:${MEMLOCK_BYTES}`, '--'],
