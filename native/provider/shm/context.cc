@@ -148,7 +148,8 @@ std::shared_ptr<ShmContext> ShmContext::open(const std::string& directory) {
       name.substr(0, name.find('.')) + ".new-" + std::to_string(self.pid) + "-" + std::to_string(self.startTime);
   const FileDescriptor fd = createSegment(at, unready, sizeof(ControlSegment), "the control segment of a context");
   try {
-    context->controlMapping_ = Mapping::ofFile(fd.get(), sizeof(ControlSegment), "the control segment of a context");
+    context->controlMapping_ =
+        Mapping::ofFile(fd.get(), sizeof(ControlSegment), Mapping::Pages::OnDemand, "the control segment of a context");
     context->control_ = reinterpret_cast<ControlSegment*>(context->controlMapping_.data());
     ControlHeader& header = context->control_->header;
     header.version.store(kControlVersion);

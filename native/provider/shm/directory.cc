@@ -74,11 +74,12 @@ Mapping& Mapping::operator=(Mapping&& other) noexcept {
   return *this;
 }
 
-Mapping Mapping::ofFile(int fd, size_t bytes, const std::string& what) {
+Mapping Mapping::ofFile(int fd, size_t bytes, Pages pages, const std::string& what) {
   assert(bytes > 0);
   Mapping mapping;
   mapping.forks_ = forkCount();
-  void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, 0);
+  const int flags = MAP_SHARED | (pages == Pages::Present ? MAP_POPULATE : 0);
+  void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, flags, fd, 0);
   if (data == MAP_FAILED) {
     throw systemError("mmap", errno, what + " (" + std::to_string(bytes) + " bytes)",
                       "Check the address space limit (ulimit -v) and vm.max_map_count");

@@ -45,8 +45,11 @@ class Mapping {
   Mapping(Mapping&& other) noexcept;
   Mapping& operator=(Mapping&& other) noexcept;
   ~Mapping() { reset(); }
-  // Maps `bytes` of the file, pages already present. Throws.
-  static Mapping ofFile(int fd, size_t bytes, const std::string& what);
+  // Present: the first access costs no page fault. OnDemand: pages that nobody looks at cost nothing, neither now nor
+  // when the process ends, which holds a processor until all its pages are unmapped.
+  enum class Pages : uint8_t { Present, OnDemand };
+  // Maps `bytes` of the file, whose pages exist. Throws.
+  static Mapping ofFile(int fd, size_t bytes, Pages pages, const std::string& what);
   uint8_t* data() const { return data_; }
   size_t size() const { return bytes_; }
   explicit operator bool() const { return data_ != nullptr; }

@@ -64,7 +64,7 @@ bool isDead(const ControlHeader& header) {
 bool fenceIfDead(const ShmDirectory& directory, const std::string& name) {
   const FileDescriptor fd = openSegment(directory.fd(), name, sizeof(ControlSegment), nullptr);
   if (!fd) return false;
-  const Mapping mapping = Mapping::ofFile(fd.get(), sizeof(ControlSegment), name);
+  const Mapping mapping = Mapping::ofFile(fd.get(), sizeof(ControlSegment), Mapping::Pages::OnDemand, name);
   auto* control = reinterpret_cast<ControlSegment*>(mapping.data());
   // Another version's files are for that version to judge.
   if (control->header.magic.load() != kControlMagic || control->header.version.load() != kControlVersion) return false;

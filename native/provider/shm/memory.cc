@@ -135,7 +135,7 @@ ShmMemory::Segment ShmMemory::makePrivateSegment() {
   segment.name = ShmDirectory::segmentName(context_->hcaId(), segment.id);
   const FileDescriptor fd = createSegment(context_->directory()->fd(), segment.name, mappedBytes_, "a memory segment");
   try {
-    segment.mapping = Mapping::ofFile(fd.get(), mappedBytes_, "a memory segment");
+    segment.mapping = Mapping::ofFile(fd.get(), mappedBytes_, Mapping::Pages::Present, "a memory segment");
   } catch (...) {
     unlinkat(context_->directory()->fd(), segment.name.c_str(), 0);
     throw;
@@ -164,7 +164,7 @@ ShmMemory::Segment ShmMemory::makeSharedSegment() {
     }
     if (!tryLock(segment.fd.get()) || !isAt(segment.fd.get(), segment.name)) continue;  // taken for a leftover
     try {
-      segment.mapping = Mapping::ofFile(segment.fd.get(), mappedBytes_, segment.name);
+      segment.mapping = Mapping::ofFile(segment.fd.get(), mappedBytes_, Mapping::Pages::Present, segment.name);
     } catch (...) {
       unlink(segment.name.c_str());
       throw;
@@ -215,7 +215,7 @@ void ShmMemory::openShared() {
     }
     removeLeftovers(*context_->directory());
     segment_ = makeSharedSegment();
-    const Mapping content = Mapping::ofFile(old.get(), mappedBytes_, sharedPath_);
+    const Mapping content = Mapping::ofFile(old.get(), mappedBytes_, Mapping::Pages::Present, sharedPath_);
     std::memcpy(segment_.mapping.data(), content.data(), mappedBytes_);
     if (rename(segment_.name.c_str(), sharedPath_.c_str()) != 0) {
       const int errnum = errno;

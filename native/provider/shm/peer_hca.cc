@@ -28,7 +28,8 @@ std::shared_ptr<PeerHca> PeerHca::open(std::shared_ptr<ShmDirectory> directory, 
   auto peer = std::make_shared<PeerHca>();
   peer->directory_ = std::move(directory);
   peer->hcaId_ = hcaId;
-  peer->mapping_ = Mapping::ofFile(fd.get(), sizeof(ControlSegment), "the control segment " + name);
+  peer->mapping_ =
+      Mapping::ofFile(fd.get(), sizeof(ControlSegment), Mapping::Pages::OnDemand, "the control segment " + name);
   peer->control_ = reinterpret_cast<ControlSegment*>(peer->mapping_.data());
   const ControlHeader& header = peer->control_->header;
   if (header.magic.load(std::memory_order_acquire) != kControlMagic || header.version.load() != kControlVersion ||
@@ -64,7 +65,7 @@ std::shared_ptr<Mapping> PeerHca::mapSegment(uint32_t memory, uint64_t segmentId
   if (!fd || bytes > kMaxMemoryBytes) return nullptr;
   std::shared_ptr<Mapping> mapping;
   try {
-    mapping = std::make_shared<Mapping>(Mapping::ofFile(fd.get(), bytes, path));
+    mapping = std::make_shared<Mapping>(Mapping::ofFile(fd.get(), bytes, Mapping::Pages::Present, path));
   } catch (const VerbsError&) {
     return nullptr;  // no address space left: the operation fails, its completion says so
   }
