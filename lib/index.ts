@@ -4,9 +4,10 @@ export type { MemberRole } from './consensus/configuration.js';
 export type { ReplacementNews } from './consensus/replacement.js';
 export type { PeerPhase, Role } from './consensus/replication-plane.js';
 export { QuorateError } from './errors.js';
+export { NotLeaderError } from './replica/not-leader-error.js';
 export { OutcomeUnknownError } from './replica/pending-proposals.js';
 export { PROFILES } from './replica/profiles.js';
-export { NotLeaderError, Replica } from './replica/replica.js';
+export { Replica } from './replica/replica.js';
 export type {
   BackgroundScheduling,
   LeaseOptions,

@@ -2,7 +2,8 @@
 // on order what cannot be done from outside: blocks its event loop, breaks its queue pairs.
 import { rmSync } from 'node:fs';
 import { createServer, type Server, type Socket } from 'node:net';
-import { NotLeaderError, type Replica } from '../replica/replica.js';
+import { NotLeaderError } from '../replica/not-leader-error.js';
+import type { Replica } from '../replica/replica.js';
 import { ProtectionDomain, QpState, type QueuePair } from '../verbs/index.js';
 import { describeError } from './demo/answers.js';
 import { type BlockMessage, type BreakLinksMessage, monotonic_ns, type ToReplica } from './demo/messages.js';

@@ -14,6 +14,10 @@ import { LogPermissions, type PermissionStrategy } from '../fabric/permissions.j
 import { VerbsBackgroundFabric } from '../fabric/verbs-background-fabric.js';
 import { VerbsEndpoint } from '../fabric/verbs-endpoint.js';
 import { VerbsReplicationFabric } from '../fabric/verbs-replication-fabric.js';
+import { SessionTable } from '../rsm/session-table.js';
+import { FlushSchedule } from './flush-schedule.js';
+import { NotLeaderError } from './not-leader-error.js';
+import { Proposals } from './proposals.js';
 
 const REPLICAS = 3;
 const TICK_NS = 1_000_000;
@@ -31,6 +35,8 @@ const SCENE_TICKS_MAX = 500;
 const COMMANDS = 8;
 const COMMAND_BYTES = 64;
 const LINK_GENERATION = 1;
+/** Settled: what waits for it runs behind the flush of this turn. */
+const FLUSHED = Promise.resolve();
 
 export interface RehearsalOptions {
   readonly strategy: PermissionStrategy;
@@ -51,6 +57,11 @@ class RehearsedReplica implements ReplicationHost {
   readonly fabric: VerbsReplicationFabric;
   readonly backgroundFabric: VerbsBackgroundFabric;
   readonly permissions: LogPermissions;
+  private readonly proposals: Proposals<number>;
+  private readonly flushSchedule = new FlushSchedule(() => {
+    if (this.alive) this.plane.flush();
+  });
+  stages: ReplicationPlane['candidacyStages'] | undefined;
   applied = 0;
   alive = true;
 
@@ -61,6 +72,18 @@ class RehearsedReplica implements ReplicationHost {
   ) {
     this.bootId = id + 1;
     const { fence } = endpoint;
+    this.proposals = new Proposals({
+      stateMachine: { apply: () => ++this.applied },
+      sessions: new SessionTable(),
+      payloadBytesMax: COMMAND_BYTES,
+      logBytes: endpoint.logMemory.length,
+      pendingMax: COMMANDS,
+      refusal: () => new NotLeaderError(undefined),
+      onAppended: () => this.flushSchedule.soon(),
+      onFailure: (error) => {
+        throw error;
+      },
+    });
     const exchange = new Exchange(endpoint.controlMemory.buffer);
     this.fabric = new VerbsReplicationFabric(
       id,
@@ -174,10 +197,24 @@ class RehearsedReplica implements ReplicationHost {
     this.fabric.close();
   }
 
-  applyCommand(): void {
-    this.applied++;
+  /** Proposes as a caller of Replica.propose() does. */
+  propose(command: Uint8Array): void {
+    this.proposals.propose(this.plane, command, undefined).catch(() => {});
   }
-  onLeader(): void {}
+
+  applyCommand(
+    lsn: number,
+    origin: number,
+    sequence: number,
+    bytes: Uint8Array,
+    payloadOffset: number,
+    payloadBytes: number,
+  ): void {
+    this.proposals.apply(lsn, origin, sequence, bytes, payloadOffset, payloadBytes);
+  }
+  onLeader(): void {
+    this.stages = this.plane.candidacyStages;
+  }
   onDeposed(): void {}
   onConfiguration(): void {}
   onConfigurationApplied(): void {}
@@ -213,13 +250,13 @@ export async function rehearse(options: RehearsalOptions): Promise<RehearsalResu
     for (const from of replicas) {
       for (const to of replicas) if (from !== to) await from.link(to);
     }
-    return perform(replicas);
+    return await perform(replicas);
   } finally {
     for (const replica of replicas) replica.close();
   }
 }
 
-function perform(replicas: readonly RehearsedReplica[]): RehearsalResult {
+async function perform(replicas: readonly RehearsedReplica[]): Promise<RehearsalResult> {
   const command = new Uint8Array(COMMAND_BYTES);
   const leaders: number[] = [];
   let now_ns = 0;
@@ -240,8 +277,8 @@ function perform(replicas: readonly RehearsedReplica[]): RehearsalResult {
     leaders.push(leader.id);
     const before = leader.applied;
     for (let index = 0; index < COMMANDS; index++) {
-      leader.plane.propose(0, 0, command);
-      leader.plane.flush();
+      leader.propose(command);
+      await FLUSHED;
     }
     until('a commit', () => leader.applied === before + COMMANDS);
     until('its propagation', () => living.every((replica) => replica.applied >= leader.applied));

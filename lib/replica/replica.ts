@@ -12,8 +12,6 @@ import { LOG_BYTES_MAX, LOG_BYTES_MIN, MAX_REPLICAS, PRIORITY_MAX } from '../con
 import { MembershipWatch } from '../consensus/membership.js';
 import { replacementNews } from '../consensus/replacement.js';
 import {
-  PROPOSE_LEAVING,
-  PROPOSE_LOG_FULL,
   PROPOSE_NOT_LEADER,
   payloadBytesMax,
   type ReplicationHost,
@@ -36,14 +34,17 @@ import {
   invalid,
 } from './check-options.js';
 import { type ControlConnection, ControlServer } from './control-channel.js';
+import { FlushSchedule } from './flush-schedule.js';
 import { checkReadIndex, FollowerReads, type ReadIndex } from './follower-reads.js';
 import { checkReply, Formation } from './formation.js';
 import { resolveLease } from './lease-options.js';
 import { LinkManager } from './link-manager.js';
 import { MemberDirectory, REMOVED_GRACE_MS } from './member-directory.js';
 import { CATCH_UP_TIMEOUT_DEFAULT_MS, MembershipRequests, TRANSFER_TIMEOUT_DEFAULT_MS } from './membership-requests.js';
-import { OutcomeUnknownError, PendingProposals } from './pending-proposals.js';
+import { NotLeaderError } from './not-leader-error.js';
+import { OutcomeUnknownError } from './pending-proposals.js';
 import { resolveProfile } from './profiles.js';
+import { Proposals } from './proposals.js';
 import { ReadBarriers } from './read-barriers.js';
 import { rehearse } from './rehearsal.js';
 import type {
@@ -58,7 +59,6 @@ import type {
   ReplicaEvents,
   ReplicaOptions,
   ReplicaStatus,
-  SessionCommand,
   StateMachine,
   TakeoverStages,
 } from './replica-options.js';
@@ -78,8 +78,6 @@ const SPIN_SOFTWARE_DEVICE_NS = 2_000_000;
 const LAG_TIMEOUT_NS = 1_000_000_000;
 /** Housekeeping that no event announces: a blocked ring, a membership change that waits. At least two ticks apart. */
 const HOUSEKEEPING_INTERVAL_MIN_MS = 20;
-/** Flushes in a row before the event loop gets its turn. */
-const FLUSHES_PER_TURN_MAX = 256;
 /**
  * Slices of this thread, too: a takeover must not wait until a dying process has freed its memory, several
  * milliseconds, on the processor that it was woken on.
@@ -102,39 +100,6 @@ const CURRENT_TIMEOUT_MS = 2_000;
 const REMOVED_LINGER_MS = 2_000;
 /** Any replica may introduce itself; what it may ask for depends on whether it is a member. */
 const ALL_IDS: readonly number[] = Array.from({ length: MAX_REPLICAS }, (_, id) => id);
-
-const RESOLVED = Promise.resolve();
-
-/**
- * This replica does not lead: nothing was proposed or changed, or no read is current here. `leader` is the id of the one
- * that does, if it is known.
- */
-export class NotLeaderError extends QuorateError {
-  constructor(
-    /** Id of the leader, if it is known. */
-    readonly leader: number | undefined,
-    what: 'propose' | 'read' | 'change' = 'propose',
-  ) {
-    const [consequence, remedy] = {
-      propose: ['the command was not proposed', 'propose it'],
-      read: ['its state may be stale', 'read'],
-      change: ['nothing was changed', 'ask'],
-    }[what] as [string, string];
-    super(
-      'QUORATE_NOT_LEADER',
-      leader === undefined
-        ? `this replica is not the leader and knows none; ${consequence}: try again or elsewhere`
-        : `this replica is not the leader; ${consequence}: ${remedy} at replica ${leader}`,
-    );
-  }
-}
-
-interface WaitingProposal {
-  readonly payload: Uint8Array;
-  readonly session: SessionCommand | undefined;
-  readonly resolve: (result: ProposeResult<never>) => void;
-  readonly reject: (error: Error) => void;
-}
 
 /**
  * One replica of a replicated state machine. Create it with {@link Replica.open}; see {@link ReplicaOptions}.
@@ -161,7 +126,6 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   private readonly lease: LeaseSettings | null;
   /** This process as its peers see it: they may count on its end before this thread has come to it. */
   private readonly ownProcess: PeerProcess | null;
-  private readonly pendingMax: number;
   private readonly readBarriersMax: number;
   private readonly replaceAfterMs: number;
   private readonly shmDirectory: string | undefined;
@@ -170,7 +134,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   private readonly exchange: Exchange;
   private readonly statusWords: Uint32Array;
   private readonly sessions = new SessionTable();
-  private readonly pending = new PendingProposals<ProposeResult<Result>>();
+  private readonly proposals: Proposals<Result>;
+  private readonly flushSchedule = new FlushSchedule(() => this.flush());
   private readonly readBarriers = new ReadBarriers();
   private readonly followerReads = new FollowerReads({
     ask: () => this.askReadIndex(),
@@ -180,8 +145,6 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     },
     appliedLsn: () => this.plane?.appliedLsn ?? 0,
   });
-  /** Proposals that found the ring full, in order. */
-  private waiting: WaitingProposal[] = [];
   private server: ControlServer;
   private readonly makeServer: () => ControlServer;
   private readonly directory: MemberDirectory;
@@ -201,7 +164,6 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   private housekeeping: NodeJS.Timeout | undefined;
   private readonly installing = new Set<number>();
   private readonly transfers: Transfers;
-  private flushScheduled = false;
   private pollScheduled = false;
   private armed = false;
   private closing: Promise<void> | undefined;
@@ -268,12 +230,21 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     this.stateMachine = options.stateMachine;
     this.logBytes = logBytes;
     this.payloadBytesMax = payloadBytesMax(logBytes);
-    this.pendingMax = checkInteger(
-      options.pendingProposalsMax ?? PENDING_PROPOSALS_DEFAULT,
-      1,
-      2 ** 24,
-      'pendingProposalsMax',
-    );
+    this.proposals = new Proposals({
+      stateMachine: options.stateMachine,
+      sessions: this.sessions,
+      payloadBytesMax: this.payloadBytesMax,
+      logBytes,
+      pendingMax: checkInteger(
+        options.pendingProposalsMax ?? PENDING_PROPOSALS_DEFAULT,
+        1,
+        2 ** 24,
+        'pendingProposalsMax',
+      ),
+      refusal: () => this.removal ?? (this.closing ? this.closedError() : new NotLeaderError(this.leaderId())),
+      onAppended: () => this.flushSchedule.soon(),
+      onFailure: (error) => this.fail(error),
+    });
     this.readBarriersMax = checkInteger(
       options.pendingReadBarriersMax ?? PENDING_READ_BARRIERS_DEFAULT,
       1,
@@ -441,7 +412,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
         plane: this.plane,
         now_ns: monotonicNs,
         onBegun: () => {
-          this.flushSoon();
+          this.flushSchedule.soon();
           this.pollSoon();
         },
         notLeader: () => new NotLeaderError(this.leaderId(), 'change'),
@@ -499,9 +470,9 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     const error = () =>
       this.failure ?? this.removal ?? new QuorateError('QUORATE_CLOSED', `replica ${this.id} was closed`);
     this.opened?.reject(error());
-    for (const proposal of this.waiting.splice(0)) proposal.reject(error());
-    this.pending.rejectAll(
+    this.proposals.rejectAll(
       () => new OutcomeUnknownError(`replica ${this.id} was closed before the command was known to be committed`),
+      error,
     );
     this.readBarriers.rejectAll(error);
     this.followerReads.rejectAll(error);
@@ -846,7 +817,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   }
 
   private afterPlane(plane: ReplicationPlane): void {
-    if (this.waiting.length > 0) this.proposeWaiting(plane);
+    if (this.proposals.isWaiting) this.proposals.proposeWaiting(plane);
     if (this.requests?.isWaiting) this.requests.look();
     if (plane.isPublicationDue && !this.publishScheduled) {
       this.publishScheduled = true;
@@ -909,24 +880,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     payloadOffset: number,
     payloadBytes: number,
   ): void {
-    const proposal = this.pending.take(lsn);
-    const decision = this.sessions.begin(origin, sequence);
-    if (decision === 'apply') {
-      const result = this.stateMachine.apply(bytes.subarray(payloadOffset, payloadOffset + payloadBytes), lsn);
-      this.sessions.finish(origin, sequence, lsn, result);
-      proposal?.resolve({ lsn, result, duplicate: false });
-    } else if (decision === 'duplicate') {
-      const result = this.sessions.lastResult(origin, sequence) as Result | undefined;
-      proposal?.resolve({ lsn, result, duplicate: true });
-    } else {
-      proposal?.reject(
-        new QuorateError(
-          'QUORATE_SESSION_GAP',
-          `session ${origin}: command ${sequence} came before its predecessor and was not applied; commands of a session ` +
-            'must be proposed in order, without gaps',
-        ),
-      );
-    }
+    this.proposals.apply(lsn, origin, sequence, bytes, payloadOffset, payloadBytes);
   }
 
   /** @internal */
@@ -944,8 +898,10 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   /** @internal */
   onDeposed(epoch: number, reason: string): void {
     const error = `leadership of epoch ${formatEpoch(epoch)} ended (${reason}) before the command was known to be committed`;
-    this.pending.rejectAll(() => new OutcomeUnknownError(error));
-    for (const proposal of this.waiting.splice(0)) proposal.reject(new NotLeaderError(undefined));
+    this.proposals.rejectAll(
+      () => new OutcomeUnknownError(error),
+      () => new NotLeaderError(undefined),
+    );
     this.requests?.deposed(`leadership of epoch ${formatEpoch(epoch)} ended (${reason})`);
     this.readBarriers.rejectAll(
       () =>
@@ -1005,59 +961,9 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
    * command may or may not take effect: propose it again with the same session to find out, exactly once.
    */
   propose(command: Uint8Array, options?: ProposeOptions): Promise<ProposeResult<Result>> {
-    return new Promise((resolve, reject) => {
-      if (!(command instanceof Uint8Array)) {
-        reject(new QuorateError('QUORATE_INVALID_ARGUMENT', 'propose() takes a Uint8Array'));
-        return;
-      }
-      if (command.length > this.payloadBytesMax) {
-        reject(
-          new QuorateError(
-            'QUORATE_PAYLOAD_TOO_LARGE',
-            `the command has ${command.length} bytes; the limit is ${this.payloadBytesMax} bytes with a log of ` +
-              `${this.logBytes} bytes (at most one eighth of it, and 1 MiB)`,
-          ),
-        );
-        return;
-      }
-      const session = options?.session;
-      if (session !== undefined && !(isSessionNumber(session.origin) && isSessionNumber(session.sequence))) {
-        reject(
-          new QuorateError(
-            'QUORATE_INVALID_ARGUMENT',
-            'session origin and sequence must be integers from 1 to 2^53 - 1',
-          ),
-        );
-        return;
-      }
-      const { plane } = this;
-      if (this.closing !== undefined) {
-        reject(this.closedError());
-        return;
-      }
-      if (plane === undefined || plane.role !== 'leader') {
-        reject(this.removal ?? new NotLeaderError(this.leaderId()));
-        return;
-      }
-      if (this.pending.size + this.waiting.length >= this.pendingMax) {
-        reject(
-          new QuorateError(
-            'QUORATE_BACKPRESSURE',
-            `${this.pendingMax} proposals wait for commit already; the command was not proposed: slow down and try again`,
-          ),
-        );
-        return;
-      }
-      try {
-        if (this.waiting.length > 0 || !this.tryPropose(plane, command, session, resolve, reject)) {
-          this.waiting.push({ payload: command, session, resolve: resolve as never, reject });
-        }
-        this.flushSoon();
-      } catch (error) {
-        this.fail(error as Error);
-        reject(error as Error);
-      }
-    });
+    const { plane } = this;
+    const isLeading = plane !== undefined && this.closing === undefined && plane.role === 'leader';
+    return this.proposals.propose(isLeading ? plane : undefined, command, options?.session);
   }
 
   /**
@@ -1092,7 +998,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       );
     }
     const passed = this.readBarriers.join(round);
-    this.flushSoon();
+    this.flushSchedule.soon();
     return passed;
   }
 
@@ -1173,38 +1079,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     return this.readBarrier().then(() => index);
   }
 
-  private tryPropose(
-    plane: ReplicationPlane,
-    payload: Uint8Array,
-    session: SessionCommand | undefined,
-    resolve: (result: ProposeResult<Result>) => void,
-    reject: (error: Error) => void,
-  ): boolean {
-    const lsn = plane.propose(session?.origin ?? 0, session?.sequence ?? 0, payload);
-    if (lsn === PROPOSE_LOG_FULL || lsn === PROPOSE_LEAVING) return false;
-    if (lsn === PROPOSE_NOT_LEADER) reject(new NotLeaderError(undefined));
-    else this.pending.add({ lsn, resolve, reject });
-    return true;
-  }
-
-  /** All proposals of one turn of the event loop go out together, right after the current callback. */
-  private flushSoon(): void {
-    if (this.flushScheduled) return;
-    this.flushScheduled = true;
-    // On shm a proposal settles within its own turn, so a loop that awaits one after another would never let the event
-    // loop run: now and then it gets its turn.
-    if (++this.flushesThisTurn < FLUSHES_PER_TURN_MAX) {
-      void RESOLVED.then(this.flushNow); // cheaper than queueMicrotask, which makes an async resource
-    } else {
-      setImmediate(this.flushNow);
-      this.flushesThisTurn = 0;
-    }
-  }
-
-  private flushesThisTurn = 0;
-
-  private readonly flushNow = (): void => {
-    this.flushScheduled = false;
+  private flush(): void {
     const { plane } = this;
     if (plane === undefined || this.closing !== undefined) return;
     try {
@@ -1213,7 +1088,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     } catch (error) {
       this.fail(error as Error);
     }
-  };
+  }
 
   private publishScheduled = false;
 
@@ -1221,17 +1096,6 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     this.publishScheduled = false;
     if (this.closing === undefined) this.plane?.publish();
   };
-
-  private proposeWaiting(plane: ReplicationPlane): void {
-    let taken = 0;
-    for (const { payload, session, resolve, reject } of this.waiting) {
-      if (!this.tryPropose(plane, payload, session, resolve as never, reject)) break;
-      taken++;
-    }
-    if (taken === 0) return;
-    this.waiting.splice(0, taken);
-    this.flushSoon();
-  }
 
   private closedError(): QuorateError {
     return this.removal ?? new QuorateError('QUORATE_CLOSED', `replica ${this.id} is closed`);
@@ -1396,7 +1260,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       configurationVersion: configuration?.version ?? 0,
       members: configuration === undefined ? [] : this.memberStatus(configuration),
       transferringTo: plane === undefined || plane.transferringTo < 0 ? undefined : plane.transferringTo,
-      pendingProposals: this.pending.size + this.waiting.length,
+      pendingProposals: this.proposals.size,
       pendingReadBarriers: this.readBarriers.size + this.followerReads.size,
       leaseRemainingUs: isClosed ? 0 : Math.floor((plane?.leaseRemaining_ns(monotonicNs()) ?? 0) / 1000),
       peers,
@@ -1404,8 +1268,4 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       lastTakeover: this.lastTakeover,
     };
   }
-}
-
-function isSessionNumber(value: unknown): boolean {
-  return typeof value === 'number' && Number.isSafeInteger(value) && value >= 1;
 }

@@ -1,0 +1,171 @@
+// Commands on their way from the caller through the log into the state machine: checks what is proposed, gives it to the
+// replication plane or has it wait for room in the ring, and settles its promise when the command comes out of the log.
+import { PROPOSE_LEAVING, PROPOSE_LOG_FULL, PROPOSE_NOT_LEADER } from '../consensus/replication-plane.js';
+import { QuorateError } from '../errors.js';
+import type { SessionTable } from '../rsm/session-table.js';
+import { NotLeaderError } from './not-leader-error.js';
+import { PendingProposals } from './pending-proposals.js';
+import type { ProposeResult, SessionCommand, StateMachine } from './replica-options.js';
+
+/** What takes commands into the log: the replication plane. */
+export interface CommandLog {
+  propose(origin: number, sequence: number, payload: Uint8Array): number;
+}
+
+export interface ProposalsHost<Result> {
+  readonly stateMachine: Pick<StateMachine<Result>, 'apply'>;
+  readonly sessions: SessionTable;
+  /** Largest command, in bytes, and the size of the log that it follows from. */
+  readonly payloadBytesMax: number;
+  readonly logBytes: number;
+  /** Most proposals that are not settled. */
+  readonly pendingMax: number;
+  /** Why nothing can be proposed here, asked when there is no log to propose to. */
+  refusal(): Error;
+  /** Something was put into the log and must be sent. */
+  onAppended(): void;
+  /** An invariant broke while a command was appended. */
+  onFailure(error: Error): void;
+}
+
+interface WaitingProposal<Result> {
+  readonly payload: Uint8Array;
+  readonly session: SessionCommand | undefined;
+  readonly resolve: (result: ProposeResult<Result>) => void;
+  readonly reject: (error: Error) => void;
+}
+
+export class Proposals<Result> {
+  private readonly pending = new PendingProposals<ProposeResult<Result>>();
+  /** Proposals that found the ring full, in order. */
+  private readonly waiting: WaitingProposal<Result>[] = [];
+
+  constructor(private readonly host: ProposalsHost<Result>) {}
+
+  /** Proposals that are not settled. */
+  get size(): number {
+    return this.pending.size + this.waiting.length;
+  }
+
+  get isWaiting(): boolean {
+    return this.waiting.length > 0;
+  }
+
+  /** `log` is the log of the leader that this replica is, or undefined if it is none. */
+  propose(log: CommandLog | undefined, command: Uint8Array, session: SessionCommand | undefined) {
+    return new Promise<ProposeResult<Result>>((resolve, reject) => {
+      const { host } = this;
+      if (!(command instanceof Uint8Array)) {
+        reject(new QuorateError('QUORATE_INVALID_ARGUMENT', 'propose() takes a Uint8Array'));
+        return;
+      }
+      if (command.length > host.payloadBytesMax) {
+        reject(
+          new QuorateError(
+            'QUORATE_PAYLOAD_TOO_LARGE',
+            `the command has ${command.length} bytes; the limit is ${host.payloadBytesMax} bytes with a log of ` +
+              `${host.logBytes} bytes (at most one eighth of it, and 1 MiB)`,
+          ),
+        );
+        return;
+      }
+      if (session !== undefined && !(isSessionNumber(session.origin) && isSessionNumber(session.sequence))) {
+        reject(
+          new QuorateError(
+            'QUORATE_INVALID_ARGUMENT',
+            'session origin and sequence must be integers from 1 to 2^53 - 1',
+          ),
+        );
+        return;
+      }
+      if (log === undefined) {
+        reject(host.refusal());
+        return;
+      }
+      if (this.size >= host.pendingMax) {
+        reject(
+          new QuorateError(
+            'QUORATE_BACKPRESSURE',
+            `${host.pendingMax} proposals wait for commit already; the command was not proposed: slow down and try again`,
+          ),
+        );
+        return;
+      }
+      try {
+        if (this.isWaiting || !this.append(log, command, session, resolve, reject)) {
+          this.waiting.push({ payload: command, session, resolve, reject });
+        }
+        host.onAppended();
+      } catch (error) {
+        host.onFailure(error as Error);
+        reject(error as Error);
+      }
+    });
+  }
+
+  /** The ring may have room again. */
+  proposeWaiting(log: CommandLog): void {
+    let taken = 0;
+    for (const { payload, session, resolve, reject } of this.waiting) {
+      if (!this.append(log, payload, session, resolve, reject)) break;
+      taken++;
+    }
+    if (taken === 0) return;
+    this.waiting.splice(0, taken);
+    this.host.onAppended();
+  }
+
+  private append(
+    log: CommandLog,
+    payload: Uint8Array,
+    session: SessionCommand | undefined,
+    resolve: (result: ProposeResult<Result>) => void,
+    reject: (error: Error) => void,
+  ): boolean {
+    const lsn = log.propose(session?.origin ?? 0, session?.sequence ?? 0, payload);
+    if (lsn === PROPOSE_LOG_FULL || lsn === PROPOSE_LEAVING) return false;
+    if (lsn === PROPOSE_NOT_LEADER) reject(new NotLeaderError(undefined));
+    else this.pending.add({ lsn, resolve, reject });
+    return true;
+  }
+
+  /** A committed command, in log order, whoever proposed it; its bytes lie in memory that is used again. */
+  apply(
+    lsn: number,
+    origin: number,
+    sequence: number,
+    bytes: Uint8Array,
+    payloadOffset: number,
+    payloadBytes: number,
+  ): void {
+    const { sessions, stateMachine } = this.host;
+    const proposal = this.pending.take(lsn);
+    const decision = sessions.begin(origin, sequence);
+    if (decision === 'apply') {
+      const result = stateMachine.apply(bytes.subarray(payloadOffset, payloadOffset + payloadBytes), lsn);
+      sessions.finish(origin, sequence, lsn, result);
+      proposal?.resolve({ lsn, result, duplicate: false });
+    } else if (decision === 'duplicate') {
+      const result = sessions.lastResult(origin, sequence) as Result | undefined;
+      proposal?.resolve({ lsn, result, duplicate: true });
+    } else {
+      proposal?.reject(
+        new QuorateError(
+          'QUORATE_SESSION_GAP',
+          `session ${origin}: command ${sequence} came before its predecessor and was not applied; commands of a session ` +
+            'must be proposed in order, without gaps',
+        ),
+      );
+    }
+  }
+
+  /** Settles all that are left: those in the log, whose fate is not known here, and those that never got there. */
+  rejectAll(inLog: () => Error, notInLog: () => Error): void {
+    this.pending.rejectAll(inLog);
+    for (const proposal of this.waiting.splice(0)) proposal.reject(notInLog());
+  }
+}
+
+function isSessionNumber(value: unknown): boolean {
+  return typeof value === 'number' && Number.isSafeInteger(value) && value >= 1;
+}
