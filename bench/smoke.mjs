@@ -36,7 +36,7 @@ const IDLE_MS = 3_000;
 /** Kernel ticks per second in /proc/<pid>/stat: always 100 for user space on Linux. */
 const TICKS_PER_SECOND = 100;
 /** Software RDMA devices take a hundred times longer. */
-const DEFAULTS = { shm: { proposals: 50_000, rounds: 20 }, verbs: { proposals: 3_000, rounds: 5 } };
+const DEFAULTS = { shm: { proposals: 50_000, rounds: 20 }, verbs: { proposals: 20_000, rounds: 5 } };
 
 const { values: options } = parseArgs({
   options: {
