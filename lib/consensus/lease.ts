@@ -7,6 +7,7 @@
 // bound: the voter waits longer by its clock, the leader relies on less by its own.
 import { EPOCH_NONE, epochIncarnation } from './epoch.js';
 
+/** How long leases are and what clocks they bear. */
 export interface LeaseSettings {
   /** True time for which a voter promises; published in whole microseconds, so that replicas may differ in it. */
   readonly length_ns: number;

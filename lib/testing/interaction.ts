@@ -39,6 +39,7 @@ const HOLDS: Readonly<Record<string, Held>> = {
   'stall-background': 'background stalled',
 };
 
+/** What came of a script of {@link runInteraction}. */
 export interface InteractionResult {
   /** The script with what its commands say now. */
   readonly text: string;

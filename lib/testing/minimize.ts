@@ -7,8 +7,16 @@ import { runSimulation, type SimulationRequest, type SimulationResult } from './
 const SHORTENINGS = [0.25, 0.5, 0.75];
 const VIRTUAL_SECONDS_MIN = 3;
 
-/** Returns the simplest failing request that was found, and its result. */
-export function minimize(request: SimulationRequest): { request: SimulationRequest; result: SimulationResult } {
+/** A failing request, and its result. */
+export interface Minimized {
+  /** The simplest request that was found to fail in the same way. */
+  readonly request: SimulationRequest;
+  /** What it results in. */
+  readonly result: SimulationResult;
+}
+
+/** Makes a failing request simpler. Throws if it does not fail. */
+export function minimize(request: SimulationRequest): Minimized {
   let best = request;
   let result = runSimulation(best);
   const invariant = result.violation?.invariant;

@@ -3,22 +3,31 @@ import type { Violation } from '../fabric/sim/sim-world.js';
 import type { Mutation } from './mutations.js';
 import { runSimulation } from './simulation.js';
 
+/** Whether a mutation was noticed. */
 export interface MutationVerdict {
+  /** The mutation's name. */
   readonly name: string;
+  /** A checker noticed. */
   readonly caught: boolean;
   /** Seeds that were run, the last of which noticed. */
   readonly seeds: number;
+  /** The last seed that was run. */
   readonly seed: number;
+  /** What was noticed; null if nothing was. */
   readonly violation: Violation | null;
 }
 
+/** Which simulations are run with a mutation. */
 export interface MutationRequest {
+  /** The first seed; the others follow it. */
   readonly firstSeed: number;
+  /** Length of each run, at least. */
   readonly virtualSeconds: number;
   /** Fewer seeds than the mutation's own limit, to save time. */
   readonly seedsMax?: number;
 }
 
+/** Breaks the protocol, simulates until a checker notices or the seeds are used up, and mends it. */
 export function tryMutation(mutation: Mutation, request: MutationRequest): MutationVerdict {
   const seedsMax = Math.min(mutation.seedsMax, request.seedsMax ?? Number.POSITIVE_INFINITY);
   const { name, replicas, adjust } = mutation;

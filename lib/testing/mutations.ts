@@ -24,12 +24,15 @@ import { decodeCommand, Operation, SimStateMachine, type StateSnapshot, step } f
 
 export { replace } from './replace-method.js';
 
+/** A way to break the protocol that the checkers must notice: what shows that they can fail. */
 export interface Mutation {
+  /** Unique, for `npm run sim:mutations -- --only`. */
   readonly name: string;
   /** What is broken, in a sentence. */
   readonly breaks: string;
   /** Seeds within which a simulation must notice. */
   readonly seedsMax: number;
+  /** Replicas of the simulated cluster. */
   readonly replicas: number;
   /** Makes what is broken happen more often than the seeds draw it. */
   readonly adjust?: (options: SimOptions) => SimOptions;
@@ -59,6 +62,7 @@ function overwriting(options: SimOptions): SimOptions {
   };
 }
 
+/** All mutations. */
 export const MUTATIONS: readonly Mutation[] = [
   {
     name: 'grant-without-drain',

@@ -11,43 +11,62 @@ import type { SimNetworkOptions } from '../fabric/sim/sim-network.js';
 const US = 1e3;
 const MS = 1e6;
 
+/** Which faults are injected, how often and for how long. */
 export interface FaultRates {
   /** Mean time between two faults of any kind; which, is drawn by weight. */
   readonly interval_ns: number;
+  /** How often each kind occurs, against the others. */
   readonly weights: {
+    /** A process dies; its memory is gone, or survives. */
     readonly crash: number;
+    /** A process stops; its memory stays readable and writable. */
     readonly pause: number;
+    /** The event loop of a process is blocked. */
     readonly stallMain: number;
+    /** The background thread of a process does not run. */
     readonly stallBackground: number;
+    /** The replicas fall into two groups that do not reach each other. */
     readonly partition: number;
+    /** Packets from one replica to another are lost. */
     readonly oneWayCut: number;
+    /** A queue pair breaks and is replaced. */
     readonly breakLink: number;
+    /** All packets take longer. */
     readonly slowNetwork: number;
     /** A member is added, promoted, removed or described anew; or leadership is handed over. */
     readonly membership: number;
+    /** The leader is asked to hand leadership over. */
     readonly transfer: number;
   };
   /** Shortest and longest pause, stall and partition. */
   readonly durationMin_ns: number;
+  /** Longest pause, stall and partition. */
   readonly durationMax_ns: number;
   /** How often the leader is the one that is hit. */
   readonly leaderBias: number;
+  /** A process that died comes back within this time. */
   readonly restartDelayMax_ns: number;
 }
 
+/** What a seed decides before a run begins; times are virtual, in nanoseconds. */
 export interface SimOptions {
   /** Processes; the first `founders` of them form the cluster, the others may be added to it. */
   readonly replicas: number;
   /** All times, but those of the transport where it keeps its own, are so many times longer than at pace 1. */
   readonly pace: number;
+  /** Members of the first configuration. */
   readonly founders: number;
   /** Election priorities of the founders, 0 where there is none. */
   readonly priorities: readonly number[];
+  /** Size of each log, in bytes. */
   readonly logBytes: number;
+  /** Failure detection. */
   readonly profile: BackgroundProfile;
+  /** A follower that blocks the recycling of the ring for so long is dropped. */
   readonly lagTimeout_ns: number;
   /** Voters that are gone for so long are replaced by spares; 0: never. */
   readonly replaceAfter_ns: number;
+  /** How long a flush busy-polls for completions. */
   readonly spin_ns: number;
   /** How long after a wake-up the main plane runs, at most. */
   readonly mainLatencyMax_ns: number;
@@ -55,16 +74,25 @@ export interface SimOptions {
   readonly tickJitter: number;
   /** At every call into the fabric the caller may lose the processor, for up to preemptMax_ns. */
   readonly preemptProbability: number;
+  /** Longest loss of the processor within a call. */
   readonly preemptMax_ns: number;
+  /** The transport: delays, loss, tearing, how permissions are revoked. */
   readonly network: SimNetworkOptions;
+  /** The mix of faults. */
   readonly faults: FaultRates;
   /** How often a survivor's host sees at once that a process has died. */
   readonly exitNoticeProbability: number;
+  /** A broken link is replaced within this time. */
   readonly relinkDelayMax_ns: number;
+  /** Clients that propose commands, each one after the other. */
   readonly clients: number;
+  /** Registers that they use. */
   readonly keys: number;
+  /** Longest pause of a client between two operations. */
   readonly thinkMax_ns: number;
+  /** A client gives up waiting for an answer after this time. */
   readonly attemptTimeout_ns: number;
+  /** Largest command, in bytes. */
   readonly payloadBytesMax: number;
   /** Small payloads are more frequent, every order of magnitude as likely as the next; otherwise all sizes are. */
   readonly payloadsAreMostlySmall: boolean;
@@ -76,18 +104,23 @@ export interface SimOptions {
   readonly clockDeviation: number;
   /** Part of those reads that are answered by lease where there is one, and part that a follower takes on. */
   readonly leasedReads: number;
+  /** Part of the reads that a follower takes on. */
   readonly followerReads: number;
   /** Clients that do nothing but read from the state of a replica, often, at whichever. */
   readonly readers: number;
   /** Entries that a main plane applies in one go, at most, and how long the state machine takes for each, at most. */
   readonly applyEntriesMax: number;
+  /** Longest time that the state machine takes for an entry. */
   readonly applyTimeMax_ns: number;
   /** How long faults last, and the time within which the cluster must then have converged. */
   readonly faultyTime_ns: number;
+  /** Calm time within which the cluster must have converged. */
   readonly convergenceTime_ns: number;
 }
 
+/** Size and length of a run. */
 export interface SimRequest {
+  /** Processes; some of them may join a cluster of fewer founders. */
   readonly replicas: number;
   /** Length of the run, at least; it ends when the cluster has converged after the faults. */
   readonly virtualSeconds: number;

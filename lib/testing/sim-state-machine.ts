@@ -2,13 +2,27 @@
 // Small on purpose, with operations whose results show a lost, doubled or reordered command: every written value is
 // unique, and add() returns what it made.
 
-export const Operation = { write: 1, read: 2, compareAndSet: 3, add: 4 } as const;
+/** What can be done with a register. */
+export const Operation = {
+  /** Sets it to a value; the result is 0. */
+  write: 1,
+  /** The result is its value. */
+  read: 2,
+  /** Sets it to a value if it has the expected one; the result is 1 if so, else 0. */
+  compareAndSet: 3,
+  /** Adds a value, modulo 2^32; the result is the sum. */
+  add: 4,
+} as const;
 
+/** What a client asks of a register. */
 export interface Command {
+  /** One of {@link Operation}. */
   readonly operation: number;
+  /** The register. */
   readonly key: number;
   /** Written, set or added. */
   readonly value: number;
+  /** Of compareAndSet: the value that it must have. */
   readonly expected: number;
 }
 

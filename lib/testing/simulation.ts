@@ -10,7 +10,9 @@ import { SimClients } from './sim-clients.js';
 import type { ReadMeans, SimLife } from './sim-life.js';
 import { CALM_WITH_CLIENTS, drawOptions, leaveOut, type SimOptions, type SimRequest } from './sim-options.js';
 
+/** A simulation to run. The same request gives the same run everywhere. */
 export interface SimulationRequest extends SimRequest {
+  /** Decides everything that is not given here. */
   readonly seed: number;
   /** Last lines of trace to keep; 0 for none. */
   readonly traceLines?: number;
@@ -20,19 +22,28 @@ export interface SimulationRequest extends SimRequest {
   readonly adjust?: (options: SimOptions) => SimOptions;
 }
 
+/** What happened in a simulation. */
 export interface SimulationResult {
+  /** The request's seed. */
   readonly seed: number;
+  /** The first invariant that was broken, when and how; null if none was. */
   readonly violation: Violation | null;
   /** The linearizability search was given up; the other checkers decided alone. */
   readonly undecided: boolean;
+  /** Virtual time that passed, in seconds. */
   readonly virtualSeconds: number;
+  /** Commands of clients that were answered. */
   readonly operations: number;
   /** Reads answered from the state of a replica, by how it was made sure that it is current; `operations` are those
    * through the log. */
   readonly reads: Readonly<Record<ReadMeans, number>>;
+  /** Commands whose outcome stayed unknown. */
   readonly unknown: number;
+  /** Leaders that became active, without the first one. */
   readonly leaderChanges: number;
+  /** Processes that died. */
   readonly crashes: number;
+  /** Snapshots that replicas installed. */
   readonly snapshots: number;
   /** Faults that were injected, of all kinds. */
   readonly faults: number;
@@ -40,9 +51,13 @@ export interface SimulationResult {
   readonly configurations: number;
   /** Transfers of leadership that the leader ceded for, and those that ended at the leader. */
   readonly transfers: number;
+  /** Transfers of leadership that ended at the leader. */
   readonly transfersEnded: number;
+  /** Steps of the simulation. */
   readonly events: number;
+  /** What the seed drew. */
   readonly options: SimOptions;
+  /** The last lines of the trace, as many as were asked for. */
   readonly trace: readonly string[];
 }
 
@@ -72,6 +87,11 @@ class Counters implements Checker {
   }
 }
 
+/**
+ * Runs one simulation: a cluster and its clients under faults, then calm, in which it must converge; then checks the history.
+ * Every invariant is checked at every step; the first that breaks ends the run. Synchronous: a run of three minutes of
+ * virtual time takes some tenths of a second.
+ */
 export function runSimulation(request: SimulationRequest): SimulationResult {
   const world = new SimWorld(request.seed, request.traceLines ?? 0);
   const drawn = leaveOut(drawOptions(new Random(request.seed * 2 + 1), request), request.without ?? []);

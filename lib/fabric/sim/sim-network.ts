@@ -7,18 +7,25 @@ import type { Random } from './random.js';
 /** What carries the permission: a key of each grant (mr-dereg), or the link (qp-flush, qp-flags). */
 export type SimPermissionStrategy = 'key' | 'link';
 
+/** The simulated transport. Probabilities are from 0 to 1. */
 export interface SimNetworkOptions {
+  /** How permissions are given and revoked. */
   readonly strategy: SimPermissionStrategy;
   /** One-way time of a packet: uniform between the two, now and then up to `latencySpike_ns`. */
   readonly latencyMin_ns: number;
+  /** Longest one-way time of most packets. */
   readonly latencyMax_ns: number;
+  /** Longest one-way time of the others. */
   readonly latencySpike_ns: number;
+  /** How often a packet is one of the others. */
   readonly latencySpikeProbability: number;
   /** A packet is lost and sent again after `retransmit_ns`. */
   readonly lossProbability: number;
+  /** Time after which a lost packet is sent again. */
   readonly retransmit_ns: number;
   /** Time without an answer after which the transport gives up, uniform between the two. */
   readonly giveUpMin_ns: number;
+  /** Longest time without an answer. */
   readonly giveUpMax_ns: number;
   /** A message is placed in several pieces. */
   readonly tearProbability: number;
@@ -28,6 +35,7 @@ export interface SimNetworkOptions {
   readonly tearGapMax_ns: number;
   /** A completion is late by up to this, now and then. */
   readonly lateCompletionMax_ns: number;
+  /** How often a completion is late. */
   readonly lateCompletionProbability: number;
   /** Bytes of a WRITE are read from the initiator's memory when it is posted; otherwise when they are placed. */
   readonly gatherAtPost: boolean;

@@ -28,8 +28,11 @@ const WINDOW_NS = 10e6;
 
 /** A rule that the simulated system broke. */
 export interface Violation {
+  /** Name of the rule. */
   readonly invariant: string;
+  /** What was seen. */
   readonly message: string;
+  /** Virtual time at which it was seen. */
   readonly time_ns: number;
 }
 

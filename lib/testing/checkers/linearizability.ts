@@ -8,12 +8,17 @@
 import { Random } from '../../fabric/sim/random.js';
 import { type Command, Operation, step } from '../sim-state-machine.js';
 
+/** One operation of a client: what it asked for, when, and what came of it. Registers are named by numbers. */
 export interface HistoryOperation {
+  /** Who invoked it; it invokes one operation after the other. */
   readonly process: number;
+  /** What was asked: the operation, its register and its arguments. */
   readonly command: Command;
+  /** When it was invoked, on a clock that all operations of the history share. */
   readonly invoked_ns: number;
   /** Infinity while there is no response: the outcome is unknown. */
   returned_ns: number;
+  /** What was answered: the register's value, as the state machine returns it. Without meaning where there is no response. */
   result: number;
   /** "origin:sequence" of the command, where it has one. */
   readonly session?: string;
@@ -21,11 +26,34 @@ export interface HistoryOperation {
   readLsn?: number;
 }
 
-export type Verdict =
-  | { readonly kind: 'linearizable' }
-  | { readonly kind: 'violation'; readonly key: number; readonly operations: readonly HistoryOperation[] }
-  /** The search was given up after this many steps. */
-  | { readonly kind: 'undecided'; readonly key: number; readonly steps: number };
+/** What the check of a history says. */
+export type Verdict = LinearizableVerdict | ViolationVerdict | UndecidedVerdict;
+
+/** There is an order of the operations that explains every response. */
+export interface LinearizableVerdict {
+  /** Always "linearizable". */
+  readonly kind: 'linearizable';
+}
+
+/** There is no such order. */
+export interface ViolationVerdict {
+  /** Always "violation". */
+  readonly kind: 'violation';
+  /** The register whose operations cannot be explained. */
+  readonly key: number;
+  /** All operations on it. */
+  readonly operations: readonly HistoryOperation[];
+}
+
+/** The search was given up. */
+export interface UndecidedVerdict {
+  /** Always "undecided". */
+  readonly kind: 'undecided';
+  /** The register whose operations were too many. */
+  readonly key: number;
+  /** Steps after which the search was given up. */
+  readonly steps: number;
+}
 
 /** Steps of the search for one register before it is given up; ordinary histories need a few per operation. */
 const STEPS_MAX = 3_000_000;
@@ -40,6 +68,11 @@ interface Entry {
   next: Entry | null;
 }
 
+/**
+ * Whether there is an order of all operations, each between its invocation and its response, in which every response is what
+ * a register would have answered (Wing and Gong; Lowe, "Testing for linearizability", 2017). Register by register; the
+ * search for one is given up after `stepsMax` steps, default 3 million.
+ */
 export function checkLinearizability(history: readonly HistoryOperation[], stepsMax = STEPS_MAX): Verdict {
   const byKey = new Map<number, HistoryOperation[]>();
   for (const operation of history) {
