@@ -1,12 +1,20 @@
 // One replica of the nemesis, in a process of its own: it serves client processes on a Unix socket, and does to itself
-// on order what cannot be done from outside: blocks its event loop, breaks its queue pairs.
+// on order what cannot be done from outside: blocks its event loop, breaks its queue pairs, changes the membership.
 import { rmSync } from 'node:fs';
 import { createServer, type Server, type Socket } from 'node:net';
 import { NotLeaderError } from '../replica/not-leader-error.js';
 import type { Replica } from '../replica/replica.js';
+import type { MemberAddress } from '../replica/replica-options.js';
 import { ProtectionDomain, QpState, type QueuePair } from '../verbs/index.js';
 import { describeError } from './demo/answers.js';
-import { type BlockMessage, type BreakLinksMessage, monotonic_ns, type ToReplica } from './demo/messages.js';
+import {
+  type BlockMessage,
+  type BreakLinksMessage,
+  monotonic_ns,
+  type OperateMessage,
+  type OperatorWish,
+  type ToReplica,
+} from './demo/messages.js';
 import { type Role, runReplicaProcess, send } from './demo/replica-process.js';
 import { Means } from './nemesis/history.js';
 import { type ClientRequest, onLines, sendLine } from './nemesis/lines.js';
@@ -32,6 +40,7 @@ class NemesisReplica implements Role {
     private readonly replica: Replica<number>,
     private readonly state: RegisterStore,
     private readonly server: Server,
+    private readonly members: readonly MemberAddress[],
   ) {
     server.on('connection', (socket) => {
       this.sockets.add(socket);
@@ -41,14 +50,19 @@ class NemesisReplica implements Role {
     });
   }
 
-  static async begin(replica: Replica<number>, state: RegisterStore, path: string): Promise<NemesisReplica> {
+  static async begin(
+    replica: Replica<number>,
+    state: RegisterStore,
+    path: string,
+    members: readonly MemberAddress[],
+  ): Promise<NemesisReplica> {
     rmSync(path, { force: true }); // of an earlier life
     const server = createServer();
     await new Promise<void>((resolve, reject) => {
       server.once('error', reject);
       server.listen(path, resolve);
     });
-    return new NemesisReplica(replica, state, server);
+    return new NemesisReplica(replica, state, server, members);
   }
 
   private async serve(socket: Socket, request: ClientRequest): Promise<void> {
@@ -81,10 +95,42 @@ class NemesisReplica implements Role {
   handle(message: ToReplica): void {
     if (message.type === 'block') this.block(message);
     else if (message.type === 'breakLinks') this.breakLinks(message);
+    else if (message.type === 'operate') void this.operate(message);
     else if (message.type === 'digest') {
       const { id } = this.replica;
       const { appliedLsn } = this.replica.status();
       send({ type: 'digest', id, appliedLsn, digest: this.state.digest() });
+    }
+  }
+
+  private async operate({ number, wish }: OperateMessage): Promise<void> {
+    let code: string | undefined;
+    try {
+      await this.fulfil(wish);
+    } catch (error) {
+      code = describeError(error).code;
+    }
+    send({ type: 'operated', number, code });
+  }
+
+  private async fulfil(wish: OperatorWish): Promise<void> {
+    const { replica } = this;
+    switch (wish.kind) {
+      case 'transfer':
+        await replica.transferLeadership(wish.to, { timeoutMs: wish.timeoutMs });
+        break;
+      case 'setPriority':
+        await replica.setPriority(wish.id, wish.priority);
+        break;
+      case 'remove':
+        await replica.remove(wish.id);
+        break;
+      case 'addLearner':
+        await replica.addLearner(this.members[wish.id] as MemberAddress);
+        break;
+      case 'promote':
+        await replica.promote(wish.id, { timeoutMs: wish.timeoutMs });
+        break;
     }
   }
 
@@ -119,8 +165,8 @@ runReplicaProcess<number>({
   startedBy: 'the nemesis (quorate/dist/cli/nemesis.js)',
   probe: () => PROBE,
   stateMachine: state,
-  begin: (replica, { clientSocket }) => {
+  begin: (replica, { clientSocket, members }) => {
     if (clientSocket === undefined) throw new Error('the order to open names no socket for clients');
-    return NemesisReplica.begin(replica, state, clientSocket);
+    return NemesisReplica.begin(replica, state, clientSocket, members);
   },
 });

@@ -71,6 +71,23 @@ export interface BreakLinksMessage {
   readonly choices: readonly number[];
 }
 
+/** A wish of the cluster's operator, which only a leader fulfils. */
+export type OperatorWish =
+  /** Leadership goes to another voter, by default to the one that would be elected. */
+  | { readonly kind: 'transfer'; readonly to: number | undefined; readonly timeoutMs: number }
+  | { readonly kind: 'setPriority'; readonly id: number; readonly priority: number }
+  | { readonly kind: 'remove'; readonly id: number }
+  | { readonly kind: 'addLearner'; readonly id: number }
+  | { readonly kind: 'promote'; readonly id: number; readonly timeoutMs: number };
+
+/** Asks the leader for it; see OperatedMessage. */
+export interface OperateMessage {
+  readonly type: 'operate';
+  /** Comes back with the answer. */
+  readonly number: number;
+  readonly wish: OperatorWish;
+}
+
 /** Asks for a digest of the state. */
 export interface DigestRequest {
   readonly type: 'digest';
@@ -84,6 +101,7 @@ export type ToReplica =
   | CloseMessage
   | BlockMessage
   | BreakLinksMessage
+  | OperateMessage
   | DigestRequest;
 
 /** The replica is part of a formed cluster. */
@@ -171,6 +189,14 @@ export interface DigestMessage {
   readonly digest: string;
 }
 
+/** What came of a wish. */
+export interface OperatedMessage {
+  readonly type: 'operated';
+  readonly number: number;
+  /** Code of the error with which it was refused or given up; undefined if it was fulfilled. */
+  readonly code: string | undefined;
+}
+
 /** How many queue pairs were broken by order. */
 export interface LinksBrokenMessage {
   readonly type: 'linksBroken';
@@ -211,6 +237,7 @@ export type FromReplica =
   | ReportMessage
   | DigestMessage
   | LinksBrokenMessage
+  | OperatedMessage
   | MeasuredMessage
   | WarningMessage
   | FailedMessage;

@@ -6,7 +6,7 @@ import { setTimeout as sleepFor } from 'node:timers/promises';
 import type { Random } from '../../fabric/sim/random.js';
 import type { Cluster, ReplicaProcess } from '../demo/cluster.js';
 import { DemoError } from '../demo/deadline.js';
-import { monotonic_ns } from '../demo/messages.js';
+import { type FromReplica, monotonic_ns, type OperatorWish } from '../demo/messages.js';
 import type { LeaderLog } from './leader-log.js';
 import type { Network } from './network.js';
 import type { Shortage } from './scarce-memory.js';
@@ -22,6 +22,10 @@ const DEGRADED_DELAY_MS: readonly [number, number] = [0.2, 20];
 const DEGRADED_LOSS_PERCENT_MAX = 10;
 /** Starts of a killed replica, the memory being there, before its failure counts. */
 const RESTARTS_MAX = 5;
+/** Election priorities that are given: 0 and up. */
+const PRIORITIES = 3;
+const NO_LEADER = 'there being no leader';
+const NO_ANSWER = 'no answer';
 
 export interface FaultOptions {
   readonly cluster: Cluster;
@@ -52,6 +56,7 @@ export class Faults {
   private readonly healing = new Set<Promise<void>>();
   private readonly calm = new AbortController();
   private failure: Error | undefined;
+  private wishes = 0;
   private readonly start_ns = monotonic_ns();
 
   constructor(private readonly options: FaultOptions) {}
@@ -186,6 +191,23 @@ export class Faults {
         cluster.send(victim, { type: 'block', durationMs });
         break;
       }
+      case 'transfer': {
+        const to = random.chance(0.5) ? undefined : random.integer(cluster.replicas.length);
+        const timeoutMs = Math.round(random.logBetween(...scale.transferMs));
+        this.operate(kind, { kind: 'transfer', to, timeoutMs });
+        break;
+      }
+      case 'membership': {
+        if (random.chance(0.3)) {
+          this.operate(kind, { kind: 'setPriority', id: victim.id, priority: random.integer(PRIORITIES) });
+          break;
+        }
+        // A removed voter is one that is down: the others must be a majority that keeps its memory.
+        const follower = random.pick(cluster.replicas.filter((replica) => replica !== cluster.leader));
+        if (!this.mayImpair(follower.id) || !this.isSettled()) return;
+        this.impair(kind, follower, () => this.removeAndAdd(follower.id));
+        break;
+      }
       case 'breakLinks': {
         const choices = Array.from({ length: 1 + random.integer(BROKEN_LINKS_MAX) }, () => random.next());
         this.count(kind, victim, `${choices.length} of them`);
@@ -253,6 +275,93 @@ export class Faults {
     }
     healed(monotonic_ns());
     await this.within(`replica ${id} as a voter again`, () => (this.isVoter(id) ? true : undefined));
+  }
+
+  // -- the operator ------------------------------------------------------------------------------------------------
+
+  /** Has the leader asked for something, whatever comes of it. */
+  private operate(kind: FaultKind, wish: OperatorWish): void {
+    const { leader } = this.options.cluster;
+    if (leader === undefined) return;
+    this.count(kind, leader, JSON.stringify(wish));
+    const done = this.ask(wish).then((code) => {
+      this.healing.delete(done);
+      this.note(`${kind} ${code === undefined ? 'done' : `ended with ${code}`}`);
+    });
+    this.healing.add(done);
+  }
+
+  /** Resolves with the code of the error, undefined if the wish is fulfilled. Without an answer its fate is open. */
+  private async ask(wish: OperatorWish): Promise<string | undefined> {
+    const { cluster, scale } = this.options;
+    const { leader } = cluster;
+    if (leader?.state !== 'open') return NO_LEADER;
+    const number = ++this.wishes;
+    let onMessage: (from: ReplicaProcess, message: FromReplica) => void = () => {};
+    const answered = new Promise<string | undefined>((resolve) => {
+      onMessage = (_, message) => {
+        if (message.type === 'operated' && message.number === number) resolve(message.code);
+      };
+      cluster.on('message', onMessage);
+    });
+    const ac = new AbortController();
+    const late = sleepFor(scale.wishTimeoutMs, NO_ANSWER, { signal: ac.signal }).catch(() => NO_ANSWER);
+    cluster.send(leader, { type: 'operate', number, wish });
+    try {
+      return await Promise.race([answered, late]);
+    } finally {
+      ac.abort();
+      cluster.off('message', onMessage);
+    }
+  }
+
+  /** Removes a voter, and has it become one again, with a process and memory that know nothing of before. */
+  private async removeAndAdd(id: number): Promise<void> {
+    const { cluster, recoveryTimeoutMs } = this.options;
+    const code = await this.ask({ kind: 'remove', id });
+    if (code !== undefined) this.note(`  the removal of replica ${id} ended with ${code}`);
+    const before = cluster.replicas[id] as ReplicaProcess;
+    const until_ns = monotonic_ns() + recoveryTimeoutMs * 1e6;
+    // Any step may get lost with its leader: what is next follows from what the present one says.
+    for (let from_ns = monotonic_ns(); !(await this.takeInAgain(id, before, from_ns)); from_ns = monotonic_ns()) {
+      if (monotonic_ns() > until_ns) {
+        throw new DemoError(`replica ${id}, which was removed, was no voter again after ${recoveryTimeoutMs} ms`);
+      }
+    }
+    const replica = cluster.replicas[id] as ReplicaProcess;
+    await this.within(`replica ${id} (process ${replica.pid}) as a voter again`, () =>
+      this.isVoter(id) ? true : undefined,
+    );
+  }
+
+  /** The next step on the way back, by what the leader says after `from_ns`; true when there is none left. */
+  private async takeInAgain(id: number, before: ReplicaProcess, from_ns: number): Promise<boolean> {
+    const { cluster, scale } = this.options;
+    const leader = await this.within('a leader that tells its members', () => {
+      const one = cluster.leader;
+      return one?.state === 'open' && one.statusAt_ns > from_ns ? one : undefined;
+    });
+    const member = leader.status?.members.find((one) => one.id === id);
+    if (member === undefined) {
+      await this.ask({ kind: 'addLearner', id });
+      return false;
+    }
+    const replica = cluster.replicas[id] as ReplicaProcess;
+    if (member.role !== 'learner') return member.role === 'voter' && !member.returning;
+    if (replica === before || replica.state === 'ended') {
+      // What is left of the life that was removed knows that it was, and takes no part any more.
+      if (replica.state !== 'ended') {
+        cluster.strike(replica, 'SIGKILL');
+        await this.within(`the end of replica ${id}, which was removed`, () =>
+          replica.state === 'ended' ? true : undefined,
+        );
+      }
+      const { failure } = await cluster.tryRestart(id);
+      if (failure !== undefined) this.note(`  replica ${id} did not join: ${failure.code}: ${failure.message}`);
+      return false;
+    }
+    await this.ask({ kind: 'promote', id, timeoutMs: scale.wishTimeoutMs });
+    return false;
   }
 
   private isVoter(id: number): boolean {

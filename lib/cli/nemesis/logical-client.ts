@@ -25,10 +25,11 @@ const NOT_READ = new Set([
   'QUORATE_PEER_CLOSED',
   'QUORATE_TIMEOUT',
   'QUORATE_BACKPRESSURE',
+  'QUORATE_REMOVED',
   'QUORATE_CLOSED',
 ]);
 /** Answers that say for certain that the command was not proposed. */
-const NOT_PROPOSED = new Set([NOT_SENT, 'QUORATE_NOT_LEADER', 'QUORATE_BACKPRESSURE']);
+const NOT_PROPOSED = new Set([NOT_SENT, 'QUORATE_NOT_LEADER', 'QUORATE_BACKPRESSURE', 'QUORATE_REMOVED']);
 /** Answers that leave the outcome open and are part of normal operation under faults. */
 const UNKNOWN = new Set([NO_ANSWER, 'QUORATE_OUTCOME_UNKNOWN', 'QUORATE_CLOSED', 'RESULT_UNKNOWN']);
 /** Sessions of one client; each is left behind after an operation that was given up. */

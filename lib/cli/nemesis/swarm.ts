@@ -18,6 +18,10 @@ export const FAULT_KINDS = [
   'breakLinks',
   /** SIGKILL, and a new start for which there is no memory, then one for which there is. */
   'exhaust',
+  /** The leader is asked to hand leadership over. */
+  'transfer',
+  /** A follower is removed from the cluster and added to it again with empty memory, or priorities change. */
+  'membership',
   /** An interface or its port goes down. */
   'linkDown',
   /** Packets from one replica to another, or to all others, or from all others, are dropped. */
@@ -58,11 +62,15 @@ export interface Scale {
   readonly blockMs: readonly [number, number];
   readonly restartDelayMs: readonly [number, number];
   readonly networkMs: readonly [number, number];
+  /** How long a transfer of leadership may take before the leader goes on. */
+  readonly transferMs: readonly [number, number];
+  /** How long an operator waits for an answer before it looks what came of its wish. */
+  readonly wishTimeoutMs: number;
 }
 
 export const SCALES: Readonly<Record<'shm' | 'verbs', Scale>> = {
   shm: {
-    weights: { kill: 0.5, pause: 1.5, pauseMajority: 0.3, exhaust: 0.15 },
+    weights: { kill: 0.5, pause: 1.5, pauseMajority: 0.3, exhaust: 0.15, transfer: 0.3, membership: 0.2 },
     leaderBias: [0.6, 0.95],
     phaseMs: 15_000,
     intervalMs: [40, 500],
@@ -71,9 +79,20 @@ export const SCALES: Readonly<Record<'shm' | 'verbs', Scale>> = {
     blockMs: [2, 800],
     restartDelayMs: [1, 800],
     networkMs: [50, 2000],
+    transferMs: [5, 2000],
+    wishTimeoutMs: 3000,
   },
   verbs: {
-    weights: { kill: 0.1, pause: 2, pauseMajority: 0.2, exhaust: 0.1, degrade: 0.3, breakLinks: 0.5 },
+    weights: {
+      kill: 0.1,
+      pause: 2,
+      pauseMajority: 0.2,
+      exhaust: 0.1,
+      degrade: 0.3,
+      breakLinks: 0.5,
+      transfer: 0.3,
+      membership: 0.05,
+    },
     leaderBias: [0.8, 0.98],
     phaseMs: 25_000,
     intervalMs: [200, 1200],
@@ -82,6 +101,8 @@ export const SCALES: Readonly<Record<'shm' | 'verbs', Scale>> = {
     blockMs: [50, 7000],
     restartDelayMs: [10, 2000],
     networkMs: [500, 5000],
+    transferMs: [500, 10_000],
+    wishTimeoutMs: 15_000,
   },
 };
 
