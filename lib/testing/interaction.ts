@@ -2,15 +2,18 @@
 // can read. A script is a text of comments (#) and blocks; a block is one or more commands, a line "----", and what they
 // said, up to the next empty line. Running a script gives the same text with what the commands say now; a test compares.
 //
-//   cluster REPLICAS [joiners=N] [log=KIB] [tear=US] [apply=US] [seed=N]    a cluster, all of it started, and so many
-//                                            processes that may be added; the first command of a script. With tear, messages are placed in pieces, in any order, up to so
-//                                            far apart; with apply, a command takes up to so long to apply
+//   cluster REPLICAS [joiners=N] [log=KIB] [tear=US] [apply=US] [lease=MS] [seed=N]    a cluster, all of it started, and
+//                                            so many processes that may be added; the first command of a script. With
+//                                            tear, messages are placed in pieces, in any order, up to so far apart; with
+//                                            apply, a command takes up to so long to apply; with lease, leaders read by
+//                                            leases of that length, and followers with the leader's help
 //   trace all | elections | none             what is told from here on
 //   run DURATION                             such as 20us, 5ms, 1s of virtual time
 //   run until leader [ID] | answered | converged | suspected ID | trusted ID | takeover ID |
 //             repairing ID [within DURATION]
 //   propose ID COMMAND... [bytes=N] [times=N]    x=1 writes, x+=1 adds, x? reads; N bytes of filler; so many of each
-//   read ID REGISTER...                      reads registers from the state of a leader, behind a read barrier
+//   read ID REGISTER...                      reads registers from the state of a leader: by lease if there is one, else
+//                                            behind a read barrier
 //   add ID, spare ID, promote ID, remove ID, priority ID N, transfer [ID]    the operator asks a leader, the latest one
 //                                            or the one named with at=ID, to change the membership or to hand over
 //   pause ID, stall-main ID, stall-background ID, resume ID    the process, or one of its planes, stands still
@@ -28,6 +31,7 @@ import { formatCommand, type Held, ScriptedCluster } from './scripted-cluster.js
 import type { ProposalOutcome } from './sim-life.js';
 
 const SEPARATOR = '----';
+const READ_MEANS = { lease: 'lease', follower: "the leader's word" } as const;
 const UNITS_NS: Readonly<Record<string, number>> = { us: 1e3, ms: 1e6, s: 1e9 };
 /** How long "run until" waits, in virtual time. */
 const WAIT_LIMIT_NS = 10e9;
@@ -94,7 +98,7 @@ function describeOutcome(outcome: ProposalOutcome): string {
     case 'full':
       return 'refused, the log is full';
     case 'read':
-      return `read, result ${outcome.result}`;
+      return `read${outcome.by === 'barrier' ? '' : ` by ${READ_MEANS[outcome.by]}`}, result ${outcome.result}`;
     case 'readAgain':
       return 'READ AGAIN';
     default:
@@ -239,6 +243,7 @@ class Interpreter {
     const seed = this.setting(words, 'seed', 1);
     const tearGapMax_ns = this.setting(words, 'tear', 0) * 1e3;
     const applyTimeMax_ns = this.setting(words, 'apply', 0) * 1e3;
+    const lease_ns = this.setting(words, 'lease', 0) * 1e6;
     const replicas = this.count(words[0]);
     if (replicas < 1 || replicas > REPLICAS_MAX) throw new Error(`${replicas} replicas are not in 1..${REPLICAS_MAX}`);
     const script = new ScriptedCluster({
@@ -251,6 +256,7 @@ class Interpreter {
         logBytes,
         applyEntriesMax: applyTimeMax_ns > 0 ? 1 : options.applyEntriesMax,
         applyTimeMax_ns,
+        ...(lease_ns > 0 ? { lease: { length_ns: lease_ns, driftBound: 0 }, leasedReads: 1, followerReads: 1 } : {}),
         network: {
           ...options.network,
           tearProbability: tearGapMax_ns > 0 ? 1 : 0,
