@@ -462,6 +462,11 @@ export class ReplicationPlane {
     return { position: { ...this.applied }, configuration: this.appliedConfiguration };
   }
 
+  /** Below this LSN the ring certainly does not hold the log any more. What it holds above has to be validated. */
+  get ringBeginLsn(): number {
+    return Math.max(0, this.tail.lsn - this.options.logBytes, this.ring.foreignBelowLsn);
+  }
+
   /** Whether a snapshot brings this replica forward: it may have applied more while the snapshot was on its way. */
   isSnapshotNews(position: ChainPosition): boolean {
     return this.role_ === 'follower' && position.lsn > this.applied.lsn;

@@ -46,6 +46,9 @@ import { OutcomeUnknownError } from './pending-proposals.js';
 import { resolveProfile } from './profiles.js';
 import { Proposals } from './proposals.js';
 import { ReadBarriers } from './read-barriers.js';
+import { CrashSurvival } from './recovery/crash-survival.js';
+import { logAfter } from './recovery/log-source.js';
+import type { Recovered } from './recovery/recovery.js';
 import { rehearse } from './rehearsal.js';
 import type {
   BackgroundScheduling,
@@ -196,17 +199,23 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       );
     }
     const timeoutMs = checkInteger(options.openTimeoutMs ?? OPEN_TIMEOUT_DEFAULT_MS, 1, 2 ** 31 - 1, 'openTimeoutMs');
-    const endpoint = VerbsEndpoint.open({
-      device: options.device,
-      devicePort: options.devicePort,
-      gidIndex: options.gidIndex,
-      shmDirectory: options.shmDirectory,
-      logBytes,
-      permissionStrategy: options.permissionStrategy,
-    });
+    const { id, clusterKey, shmDirectory, surviveCrash } = options;
+    const survival = CrashSurvival.prepare({ id, clusterKey, logBytes, shmDirectory, surviveCrash });
+    const openEndpoint = (logPath?: string): VerbsEndpoint =>
+      VerbsEndpoint.open({
+        device: options.device,
+        devicePort: options.devicePort,
+        gidIndex: options.gidIndex,
+        shmDirectory,
+        logBytes,
+        logPath,
+        permissionStrategy: options.permissionStrategy,
+      });
+    const endpoint = survival === null ? openEndpoint() : await survival.openLog(openEndpoint);
     let replica: Replica<Result>;
     try {
-      replica = new Replica(options, logBytes, endpoint);
+      survival?.take(endpoint.logMemory.buffer);
+      replica = new Replica(options, logBytes, endpoint, survival);
     } catch (error) {
       endpoint.close();
       throw error;
@@ -217,6 +226,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       await replica.close();
       throw error;
     }
+    survival?.opened();
     return replica;
   }
 
@@ -224,6 +234,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     options: ReplicaOptions<Result>,
     logBytes: number,
     private readonly endpoint: VerbsEndpoint,
+    private readonly survival: CrashSurvival | null,
   ) {
     super();
     this.id = options.id;
@@ -284,7 +295,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       mayFound: options.members !== undefined,
       current: () => this.known,
       connectionTo: (peer) => this.connections.get(peer),
-      onFormed: (genesis, current) => this.join(genesis, current),
+      onFormed: (genesis, current) => void this.formed(genesis, current),
       onRefused: (error) => this.opened?.reject(error),
     });
     this.transfers = new Transfers({
@@ -295,10 +306,29 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       isMember: (peer) => this.isMember(peer),
       appliedLsn: () => this.plane?.appliedLsn,
       freeze: () => this.freeze(),
+      logAfter: (position) => logAfter(this.logHolder(), position),
       install: (position, configuration, sessions, put) => this.putSnapshot(position, configuration, sessions, put),
       onSnapshotKnown: (peer, lsn) => this.plane?.snapshotKnown(peer, lsn),
       onProgress: (status) => {
+        this.survival?.noteTransfer(status);
         if (this.closing === undefined) this.emit('transfer', status);
+      },
+      onWarning: (error) => this.warn(error),
+    });
+    this.survival?.attach({
+      id: this.id,
+      stateMachine: this.stateMachine as StateMachine<never>,
+      replay: this,
+      // The lowest id is the likeliest leader, on which commits wait: it is asked last.
+      donors: () => [...this.connections.keys()].sort((a, b) => b - a),
+      readLog: (donor, after, bytesMax, onBytes) => this.transfers.readLog(donor, after, bytesMax, onBytes),
+      restoreSessions: (sessions) => this.sessions.restore(sessions),
+      appliedLsn: () => this.plane?.appliedLsn ?? 0,
+      ringBeginLsn: () => this.plane?.ringBeginLsn ?? 0,
+      freeze: () => this.freeze(),
+      isClosed: () => this.closing !== undefined,
+      onStatus: (status) => {
+        if (this.closing === undefined) this.emit('recovery', status);
       },
       onWarning: (error) => this.warn(error),
     });
@@ -378,8 +408,22 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     );
   }
 
-  /** The cluster's first configuration is known: from here on this replica has a log and a background plane. */
-  private join(genesis: Configuration, current: Configuration): void {
+  /** The cluster's first configuration is known. What an earlier process left is used before this one has links. */
+  private async formed(genesis: Configuration, current: Configuration): Promise<void> {
+    const { survival } = this;
+    if (survival === null) {
+      this.join(genesis, current, null);
+      return;
+    }
+    try {
+      this.join(genesis, current, await survival.recover(genesis));
+    } catch (error) {
+      this.fail(error as Error);
+    }
+  }
+
+  /** From here on this replica has a log and a background plane. */
+  private join(genesis: Configuration, current: Configuration, recovered: Recovered | null): void {
     if (this.closing !== undefined) return;
     this.guard(() => {
       this.known = current;
@@ -399,6 +443,10 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
         this.statusWords,
         this,
       );
+      if (recovered !== null && this.plane.isSnapshotNews(recovered.position)) {
+        this.plane.installSnapshot(recovered.position, recovered.configuration);
+      }
+      this.survival?.begin(genesis, recovered);
       const background = this.background as BackgroundThread;
       this.links = new LinkManager({
         endpoint: this.endpoint,
@@ -424,7 +472,10 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
         this.armed = false;
         this.poll();
       });
-      this.housekeeping = setInterval(() => this.poll(), this.housekeepingMs);
+      this.housekeeping = setInterval(() => {
+        this.survival?.look();
+        this.poll();
+      }, this.housekeepingMs);
     });
   }
 
@@ -479,12 +530,13 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     this.requests?.close(error());
     this.transfers.close(error());
     this.links?.close();
-    await Promise.all([this.server.close(), this.directory.close()]);
+    await Promise.all([this.server.close(), this.directory.close(), this.survival?.close()]);
     await this.background?.stop();
     this.endpoint.channel.onEvent(null);
     this.fabric.close();
     this.ownProcess?.close();
     this.endpoint.close();
+    if (this.removal !== undefined) this.survival?.remove();
   }
 
   /** An invariant, the state machine or the background thread failed: better no replica than a wrong one. */
@@ -755,6 +807,13 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     const sessions = this.sessions.snapshot();
     const source = new SnapshotSource(this.stateMachine as StateMachine<never>, sessions);
     return { ...plane.snapshotPlace, sessionsBytes: sessions.length, source };
+  }
+
+  private logHolder(): Parameters<typeof logAfter>[0] {
+    const { plane, id } = this;
+    if (plane === undefined) throw new QuorateError('QUORATE_NOT_READY', `replica ${id} has no log yet`);
+    const ring = new Uint8Array(this.endpoint.logMemory.buffer);
+    return { id, ring, ringBeginLsn: plane.ringBeginLsn, place: plane.snapshotPlace };
   }
 
   private install(peer: number, bytes: Uint8Array): void {
@@ -1265,6 +1324,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       leaseRemainingUs: isClosed ? 0 : Math.floor((plane?.leaseRemaining_ns(monotonicNs()) ?? 0) / 1000),
       peers,
       transfers: this.transfers.statuses,
+      recovery: this.survival?.recoveryStatus,
+      region: this.survival?.regionStatus,
       lastTakeover: this.lastTakeover,
     };
   }

@@ -12,15 +12,15 @@ import type { ControlConnection } from '../control-channel.js';
 import { CHUNK_BYTES, CHUNK_SOFTWARE_BYTES, DONATIONS_MAX, IDLE_TIMEOUT_MS, SLOTS } from './limits.js';
 import { checkOpen, type ResumePoint, type TransferOpen, type TransferOpened, type TransferReady } from './messages.js';
 import { TransferProgress, type TransferStatus } from './progress.js';
-import type { SnapshotSource } from './snapshot-stream.js';
+import type { PieceSource } from './snapshot-stream.js';
 
 /** What this replica could give now. */
 export interface DonorState {
   readonly position: ChainPosition;
   readonly configuration: Configuration;
   readonly sessionsBytes: number;
-  /** Frozen now. */
-  readonly source: SnapshotSource;
+  /** Frozen now; what is of the log need not be, since its receiver validates it. */
+  readonly source: PieceSource;
 }
 
 export interface DonorHost {
@@ -30,6 +30,8 @@ export interface DonorHost {
   appliedLsn(): number | undefined;
   /** Freezes state, sessions and their place in the log, all of the same moment. */
   freeze(): DonorState;
+  /** The log from this position on, up to what is applied. Throws QUORATE_BEHIND or QUORATE_LOG_RECYCLED. */
+  logAfter(position: ChainPosition): DonorState;
   readonly onProgress: (status: TransferStatus) => void;
   readonly onWarning: (error: Error) => void;
 }
@@ -45,7 +47,7 @@ class Chunker {
   isEnd = false;
   private rest: Uint8Array | null = null;
 
-  constructor(private readonly source: SnapshotSource) {}
+  constructor(private readonly source: PieceSource) {}
 
   /** Fills `place` with the next chunk; returns its length, less than the place only at the end. */
   async fill(place: Uint8Array): Promise<number> {
@@ -244,11 +246,11 @@ export class Donor {
     const link = await TransferSource.open(host.endpoint, { chunkBytes, slots: SLOTS }, request.queuePair);
     let state: DonorState | undefined;
     try {
-      state = host.freeze();
+      const { resume, logAfter } = request;
+      state = logAfter === null ? host.freeze() : host.logAfter(logAfter);
       let chunks = new Chunker(state.source);
-      const { resume } = request;
       let isResumed = false;
-      if (resume !== null && isSame(state.position, resume.position)) {
+      if (logAfter === null && resume !== null && isSame(state.position, resume.position)) {
         isResumed = await skip(chunks, resume, link.bytes.subarray(0, chunkBytes));
         if (!isResumed) {
           // Its bytes are others after all: from the beginning, with the state that it is by now.
@@ -270,6 +272,7 @@ export class Donor {
         sessionsBytes,
         bytesTotal: source.bytesTotal ?? null,
         isResumed,
+        isLog: logAfter !== null,
       };
     } catch (error) {
       state?.source.close();
