@@ -4,6 +4,7 @@ export type { MemberRole } from './consensus/configuration.js';
 export type { ReplacementNews } from './consensus/replacement.js';
 export type { PeerPhase, Role } from './consensus/replication-plane.js';
 export { QuorateError } from './errors.js';
+export { bestSurvivor, type ForceNewClusterOptions } from './replica/force-new-cluster.js';
 export { NotLeaderError } from './replica/not-leader-error.js';
 export { OutcomeUnknownError } from './replica/pending-proposals.js';
 export { PROFILES } from './replica/profiles.js';

@@ -276,6 +276,10 @@ export interface ReplicaStatus {
   readonly appliedLsn: number;
   /** End of the log here. */
   readonly tailLsn: number;
+  /** Epoch of the last entry of the log here, as "counter.incarnation"; see bestSurvivor(). */
+  readonly tailEpoch: string;
+  /** Names the cluster, in hexadecimal digits; undefined until this replica is part of one. */
+  readonly clusterId: string | undefined;
   /** This replica is a voter of the configuration in force, in its present life. */
   readonly isVoter: boolean;
   /** Name of the device in use. */

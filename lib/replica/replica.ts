@@ -36,6 +36,14 @@ import {
 import { type ControlConnection, ControlServer } from './control-channel.js';
 import { FlushSchedule } from './flush-schedule.js';
 import { checkReadIndex, FollowerReads, type ReadIndex } from './follower-reads.js';
+import {
+  checkForced,
+  type ForceNewClusterOptions,
+  type Fork,
+  forkPosition,
+  newClusterId,
+  whyNotForced,
+} from './force-new-cluster.js';
 import { checkReply, Formation } from './formation.js';
 import { resolveLease } from './lease-options.js';
 import { LinkManager } from './link-manager.js';
@@ -175,6 +183,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   /** Runs while it is not told yet that there is no leader. */
   private leaderLost: NodeJS.Timeout | undefined;
   private lastLeaderEpoch = 0;
+  /** Where this replica began to listen. */
+  private self: MemberAddress = { id: 0, host: '', port: 0 };
   private lastTakeover: TakeoverStages | undefined;
   private opened: { resolve: () => void; reject: (error: Error) => void } | undefined;
 
@@ -183,6 +193,36 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
    * have been reached once; from then on a majority suffices.
    */
   static async open<Result = unknown>(options: ReplicaOptions<Result>): Promise<Replica<Result>> {
+    return await Replica.openAs(options, null);
+  }
+
+  /**
+   * **Unsafe.** When a majority of the voters is lost for ever: makes a survivor the only voter of a new cluster, which goes on
+   * with its log and its state. Closes `survivor` and resolves with another Replica in its place, with the same options and
+   * state machine, that leads; members are added to it as to any cluster. Members of the old cluster that are still
+   * alive cannot take part in it. docs/OPERATIONS.md, "When a majority is lost", says when and how, and what is lost.
+   *
+   * Everything that the survivor's log holds is taken for committed. Commands that were acknowledged by voters that are lost,
+   * and had not reached it, are gone. Choose the survivor by {@link bestSurvivor}.
+   *
+   * Rejects, and changes nothing, with QUORATE_UNSAFE (the option is missing), QUORATE_LEADER_EXISTS (a leader is known),
+   * QUORATE_QUORUM_REACHABLE (a majority of the voters is alive), QUORATE_NOT_A_VOTER, QUORATE_NO_LOG, QUORATE_NOT_READY and
+   * QUORATE_CLOSED. If the new replica cannot be opened (errors of {@link Replica.open}) the state machine holds the state
+   * still, and the same call with the same survivor tries again.
+   */
+  static async forceNewCluster<Result = unknown>(
+    survivor: Replica<Result>,
+    options: ForceNewClusterOptions,
+  ): Promise<Replica<Result>> {
+    if (!(survivor instanceof Replica)) return invalid('forceNewCluster() takes a Replica');
+    checkForced(options);
+    survivor.fork ??= await survivor.forkOff(options.evenIfNotVoter === true);
+    await survivor.close();
+    const { members: _, join: __, address: ___, ...rest } = survivor.options;
+    return await Replica.openAs<Result>({ ...rest, members: [survivor.fork.place] }, survivor.fork);
+  }
+
+  private static async openAs<Result>(options: ReplicaOptions<Result>, fork: Fork | null): Promise<Replica<Result>> {
     if (typeof options !== 'object' || options === null) return invalid('Replica.open() takes an options object');
     checkInteger(options.id, 0, MAX_REPLICAS - 1, 'id');
     const self = checkPlace(options as unknown as ReplicaOptions<never>);
@@ -215,7 +255,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     let replica: Replica<Result>;
     try {
       survival?.take(endpoint.logMemory.buffer);
-      replica = new Replica(options, logBytes, endpoint, survival);
+      replica = new Replica(options, logBytes, endpoint, survival, fork);
     } catch (error) {
       endpoint.close();
       throw error;
@@ -231,10 +271,12 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   }
 
   private constructor(
-    options: ReplicaOptions<Result>,
+    private readonly options: ReplicaOptions<Result>,
     logBytes: number,
     private readonly endpoint: VerbsEndpoint,
     private readonly survival: CrashSurvival | null,
+    /** Of another cluster, whose state this one goes on with; or of this one, in the state of which another one begins. */
+    private fork: Fork | null,
   ) {
     super();
     this.id = options.id;
@@ -293,6 +335,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       bootId: this.bootId,
       members: options.members ?? options.join ?? [],
       mayFound: options.members !== undefined,
+      clusterId: fork?.clusterId,
       current: () => this.known,
       connectionTo: (peer) => this.connections.get(peer),
       onFormed: (genesis, current) => void this.formed(genesis, current),
@@ -359,6 +402,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   // -- life cycle --------------------------------------------------------------------------------------------------
 
   private async start(self: MemberAddress, timeoutMs: number): Promise<void> {
+    this.self = self;
     setSchedulingSlice(SCHEDULING_SLICE_NS);
     this.background = new BackgroundThread(this.endpoint, {
       id: this.id,
@@ -410,7 +454,12 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
 
   /** The cluster's first configuration is known. What an earlier process left is used before this one has links. */
   private async formed(genesis: Configuration, current: Configuration): Promise<void> {
-    const { survival } = this;
+    const { survival, fork } = this;
+    if (fork !== null) {
+      this.sessions.restore(fork.sessions);
+      this.join(genesis, current, { position: fork.position, configuration: genesis });
+      return;
+    }
     if (survival === null) {
       this.join(genesis, current, null);
       return;
@@ -807,6 +856,57 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     const sessions = this.sessions.snapshot();
     const source = new SnapshotSource(this.stateMachine as StateMachine<never>, sessions);
     return { ...plane.snapshotPlace, sessionsBytes: sessions.length, source };
+  }
+
+  // -- loss of a majority ------------------------------------------------------------------------------------------
+
+  /** Where a new cluster begins in the state of this replica. From here on this one must be closed. */
+  private async forkOff(evenIfNotVoter: boolean): Promise<Fork> {
+    if (this.closing !== undefined) throw this.closedError();
+    if (this.plane === undefined) {
+      throw new QuorateError('QUORATE_NOT_READY', `replica ${this.id} is not part of a formed cluster`);
+    }
+    const answering = await this.answering();
+    const { plane, closing } = this;
+    if (closing !== undefined) throw this.closedError();
+    plane.poll(monotonicNs());
+    const refusal = whyNotForced(
+      {
+        id: this.id,
+        bootId: this.bootId,
+        leader: this.leaderId(),
+        isFollower: plane.role === 'follower',
+        tailLsn: plane.tailLsn,
+        configurations: [plane.configuration, plane.appliedConfiguration],
+        isReachable: (id) => this.trusts(id) || answering.has(id),
+      },
+      evenIfNotVoter,
+    );
+    if (refusal !== null) throw refusal;
+    const { host, port, priority } = memberWithId(plane.configuration, this.id) ?? this.self;
+    try {
+      plane.commitWholeLog();
+    } catch (error) {
+      this.fail(error as Error);
+      throw error;
+    }
+    const clusterId = newClusterId(plane.configuration.clusterId);
+    return {
+      clusterId,
+      position: forkPosition(plane.appliedPosition, plane.promisedEpoch, clusterId),
+      sessions: this.sessions.snapshot(),
+      place: { id: this.id, host, port, priority: priority ?? 0 },
+    };
+  }
+
+  /** Replicas whose processes answer, whatever the failure detector says. */
+  private async answering(): Promise<ReadonlySet<number>> {
+    const answers = [...this.incoming].map(async ([id, connection]) => {
+      await connection.request('ping', null, PING_TIMEOUT_MS);
+      return id;
+    });
+    const settled = await Promise.allSettled(answers);
+    return new Set(settled.flatMap((one) => (one.status === 'fulfilled' ? [one.value] : [])));
   }
 
   private logHolder(): Parameters<typeof logAfter>[0] {
@@ -1310,6 +1410,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       commitLsn: plane?.commitLsn ?? 0,
       appliedLsn: plane?.appliedLsn ?? 0,
       tailLsn: plane?.tailLsn ?? 0,
+      tailEpoch: formatEpoch(plane?.tailEpoch ?? 0),
+      clusterId: this.formation.genesis?.clusterId.toString(16),
       isVoter: configuration !== undefined && voterWithId(configuration, this.id)?.bootId === this.bootId,
       device: this.deviceName,
       fabric: this.fabricName,

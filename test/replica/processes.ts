@@ -61,8 +61,12 @@ class ReplicaProcess {
     return answer;
   }
 
-  async kill(signal: NodeJS.Signals = 'SIGKILL'): Promise<void> {
+  signal(signal: NodeJS.Signals): void {
     this.child.kill(signal);
+  }
+
+  async kill(): Promise<void> {
+    this.signal('SIGKILL');
     await this.ended;
   }
 }
@@ -102,12 +106,32 @@ export class Processes {
     await process.kill();
   }
 
+  signal(id: number, signal: NodeJS.Signals): void {
+    this.process(id).signal(signal);
+  }
+
   ask(id: number, action: string, body?: unknown): Promise<unknown> {
     return this.process(id).ask(action, body);
   }
 
   call(id: number, method: string, ...parameters: unknown[]): Promise<unknown> {
     return this.ask(id, 'call', { method, parameters });
+  }
+
+  /** Sets keys at whoever leads; setting them again, after a change of leader, makes no difference. */
+  async fill(body: { from: number; count: number; round: number }): Promise<void> {
+    const isPassing = (code: string): boolean => ['QUORATE_NOT_LEADER', 'QUORATE_OUTCOME_UNKNOWN'].includes(code);
+    await this.until(async () => {
+      const leader = (await this.reports()).find(({ role }) => role === 'leader');
+      if (leader === undefined) return undefined;
+      try {
+        await this.ask(leader.id, 'fill', body);
+        return true;
+      } catch (error) {
+        if (isPassing((error as { code: string }).code)) return false;
+        throw error;
+      }
+    }, 'the keys to be set');
   }
 
   report(id: number): Promise<Report> {
@@ -127,13 +151,13 @@ export class Processes {
     throw new Error(`waited ${limitMs} ms in vain for ${what}`);
   }
 
-  /** The leader, once so many voters are active. */
+  /** The leader, once so many voters at least are active. */
   leader(voters: number): Promise<Report> {
     return this.until(async () => {
       const leader = (await this.reports()).find(({ role }) => role === 'leader');
       if (leader === undefined) return undefined;
       const active = leader.members.filter(({ role, phase }) => role === 'voter' && phase === 'active').length;
-      return active === voters && leader.members.every(({ returning }) => !returning) && leader;
+      return active >= voters && leader.members.every(({ returning }) => !returning) && leader;
     }, `a leader with ${voters} active voters`);
   }
 

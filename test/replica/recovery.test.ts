@@ -2,18 +2,24 @@
 // the rest from others; whatever is wrong with what outlived it, it comes back all the same. Real processes, on shm.
 import { readdirSync, readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { afterEach, expect, it } from 'vitest';
+import { afterEach, expect, it, vi } from 'vitest';
 import { Replica } from '#lib/index.js';
 import { CommandLog, members, optionsFor } from './fixture.js';
 import { Processes, type Report } from './processes.js';
 
-const LOG_BYTES = 1024 * 1024;
-/** Keys of 4 KiB: a state of 6 MiB, six times the ring. */
+const LOG_BYTES = 2 * 1024 * 1024;
+/** Keys of 4 KiB: a state of 6 MiB, three times the ring. */
 const KEYS = 1536;
 const STATE_BYTES = KEYS * 4096;
 
+// Processes start slowly where others keep the processors busy; what is waited for has limits of its own.
+vi.setConfig({ testTimeout: 120_000 });
+
 let processes: Processes;
 afterEach(() => processes.close());
+
+const ofRegions = (warnings: Report['warnings']) =>
+  warnings.map(({ code }) => code).filter((code) => /REGION/.test(code));
 
 async function found(): Promise<{ leader: Report; victim: number; start: (id: number) => Promise<void> }> {
   processes = new Processes({ logBytes: LOG_BYTES, profile: 'relaxed' });
@@ -22,7 +28,7 @@ async function found(): Promise<{ leader: Report; victim: number; start: (id: nu
   const more = { surviveCrash: { directory } };
   await processes.found(places, more);
   const leader = await processes.leader(3);
-  await processes.ask(leader.id, 'fill', { from: 0, count: KEYS, round: 1 });
+  await processes.fill({ from: 0, count: KEYS, round: 1 });
   const victim = leader.voters.find((id) => id !== leader.id) as number;
   await processes.until(async () => (await processes.report(victim)).region?.isUsable, 'a snapshot to come back to');
   return { leader, victim, start: (id) => processes.start(id, { members: places, ...more }) };
@@ -36,7 +42,7 @@ function regionOf(id: number): string {
 
 it('a killed replica comes back by its own region, and only what it missed is read from others', async () => {
   const { leader, victim, start } = await found();
-  await processes.ask(leader.id, 'load');
+  for (const id of processes.ids) await processes.ask(id, 'load'); // whoever leads
   await processes.until(async () => (await processes.report(victim)).region?.isUsable, 'the snapshot under load');
   await processes.kill(victim);
   const region = regionOf(victim);
@@ -47,14 +53,13 @@ it('a killed replica comes back by its own region, and only what it missed is re
     const report = await processes.report(victim);
     return report.isVoter && { ...report, bootIdBefore: leader.members.find(({ id }) => id === victim)?.bootId };
   }, 'the replica to be a voter again');
-  expect(warnings).toEqual([]);
+  expect(ofRegions(warnings)).toEqual([]);
   expect(recovery).toMatchObject({ stage: 'done' });
   expect(recovery?.reason).toBeUndefined();
   expect(recovery?.donor).not.toBe(victim);
   expect(recovery?.localBytes).toBeGreaterThan(STATE_BYTES);
   expect(recovery?.remoteBytes).toBeGreaterThan(0);
   expect(recovery?.remoteBytes).toBeLessThan((recovery?.localBytes as number) / 4);
-  console.log(`own region: ${recovery?.localBytes} bytes; others: ${recovery?.remoteBytes} bytes`);
   expect(recovery?.lsn).toBeGreaterThanOrEqual(recovery?.localLsn as number);
   // No state was transferred, and it is another life all the same.
   expect(transfers.filter(({ role }) => role === 'receiver')).toEqual([]);
@@ -65,15 +70,15 @@ it('a killed replica comes back by its own region, and only what it missed is re
 it('the state is the same as that of the others, also after the leader was killed', async () => {
   const { leader, start } = await found();
   await processes.kill(leader.id);
-  const next = await processes.leader(2);
-  await processes.ask(next.id, 'fill', { from: 0, count: 20, round: 2 });
+  await processes.leader(2);
+  await processes.fill({ from: 0, count: 20, round: 2 });
   await start(leader.id);
   await processes.leader(3);
   const reports = await processes.alike();
   expect(reports.map(({ size }) => size)).toEqual([KEYS, KEYS, KEYS]);
   const back = reports.find(({ id }) => id === leader.id) as Report;
   expect(back.recovery).toMatchObject({ stage: 'done' });
-  expect(back.warnings).toEqual([]);
+  expect(ofRegions(back.warnings)).toEqual([]);
   // And from there it survives the next one.
   await processes.until(async () => (await processes.report(leader.id)).region?.isUsable, 'the next snapshot');
   await processes.kill(leader.id);
@@ -99,7 +104,7 @@ function damage(path: string, where: (bytes: Buffer) => number): void {
 }
 
 it('if record or snapshot are damaged the whole state comes from others', async () => {
-  const { leader, victim, start } = await found();
+  const { victim, start } = await found();
   for (const [what, act] of Object.entries(damages)) {
     await processes.until(async () => (await processes.report(victim)).region?.isUsable, 'a snapshot to come back to');
     await processes.kill(victim);
@@ -108,15 +113,18 @@ it('if record or snapshot are damaged the whole state comes from others', async 
     await processes.leader(3);
     const back = (await processes.alike()).find(({ id }) => id === victim) as Report;
     expect(back.size, what).toBe(KEYS);
-    expect(back.warnings.map(({ code }) => code)).toEqual(['QUORATE_REGION_UNUSABLE']);
+    expect(ofRegions(back.warnings)).toEqual(['QUORATE_REGION_UNUSABLE']);
     expect(back.recovery, what).toMatchObject({ stage: 'full', localBytes: 0 });
     expect(back.recovery?.remoteBytes).toBeGreaterThan(STATE_BYTES);
   }
-  expect(leader.id).not.toBe(victim);
 });
 
-it('if its log is damaged what is behind the damage comes from others', async () => {
+it('if its log is damaged the snapshot is used, and the log behind it comes from others', async () => {
   const { victim, start } = await found();
+  const snapshotLsn = await processes.until(async () => {
+    const { region, appliedLsn } = await processes.report(victim);
+    return region?.isUsable && appliedLsn - region.snapshotLsn < LOG_BYTES / 4 && region.snapshotLsn;
+  }, 'a snapshot that is followed by none');
   await processes.kill(victim);
   const path = join(regionOf(victim), 'log');
   const bytes = readFileSync(path);
@@ -126,8 +134,8 @@ it('if its log is damaged what is behind the damage comes from others', async ()
   await processes.leader(3);
   const back = (await processes.alike()).find(({ id }) => id === victim) as Report;
   expect(back.size).toBe(KEYS);
-  // The snapshot is still good, and others' logs may go on from there; if they do not reach back so far, all is sent.
-  expect(['done', 'full']).toContain(back.recovery?.stage);
+  expect(back.recovery).toMatchObject({ stage: 'done', localLsn: snapshotLsn });
+  expect(ofRegions(back.warnings)).toEqual([]);
 });
 
 it('a region that was left by another cluster is not used', async () => {
