@@ -183,6 +183,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   /** Runs while it is not told yet that there is no leader. */
   private leaderLost: NodeJS.Timeout | undefined;
   private lastLeaderEpoch = 0;
+  /** Where another cluster begins in the state of this replica. */
+  private fork: Fork | null = null;
   /** Where this replica began to listen. */
   private self: MemberAddress = { id: 0, host: '', port: 0 };
   private lastTakeover: TakeoverStages | undefined;
@@ -216,10 +218,10 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   ): Promise<Replica<Result>> {
     if (!(survivor instanceof Replica)) return invalid('forceNewCluster() takes a Replica');
     checkForced(options);
-    survivor.fork ??= await survivor.forkOff(options.evenIfNotVoter === true);
+    const fork = await survivor.forkOff(options.evenIfNotVoter === true);
     await survivor.close();
     const { members: _, join: __, address: ___, ...rest } = survivor.options;
-    return await Replica.openAs<Result>({ ...rest, members: [survivor.fork.place] }, survivor.fork);
+    return await Replica.openAs<Result>({ ...rest, members: [fork.place] }, fork);
   }
 
   private static async openAs<Result>(options: ReplicaOptions<Result>, fork: Fork | null): Promise<Replica<Result>> {
@@ -275,8 +277,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     logBytes: number,
     private readonly endpoint: VerbsEndpoint,
     private readonly survival: CrashSurvival | null,
-    /** Of another cluster, whose state this one goes on with; or of this one, in the state of which another one begins. */
-    private fork: Fork | null,
+    /** This replica founds a cluster that goes on with the state of another one. */
+    private readonly origin: Fork | null,
   ) {
     super();
     this.id = options.id;
@@ -335,7 +337,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       bootId: this.bootId,
       members: options.members ?? options.join ?? [],
       mayFound: options.members !== undefined,
-      clusterId: fork?.clusterId,
+      clusterId: origin?.clusterId,
       current: () => this.known,
       connectionTo: (peer) => this.connections.get(peer),
       onFormed: (genesis, current) => void this.formed(genesis, current),
@@ -454,10 +456,10 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
 
   /** The cluster's first configuration is known. What an earlier process left is used before this one has links. */
   private async formed(genesis: Configuration, current: Configuration): Promise<void> {
-    const { survival, fork } = this;
-    if (fork !== null) {
-      this.sessions.restore(fork.sessions);
-      this.join(genesis, current, { position: fork.position, configuration: genesis });
+    const { survival, origin } = this;
+    if (origin !== null) {
+      this.sessions.restore(origin.sessions);
+      this.join(genesis, current, { position: origin.position, configuration: genesis });
       return;
     }
     if (survival === null) {
@@ -862,6 +864,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
 
   /** Where a new cluster begins in the state of this replica. From here on this one must be closed. */
   private async forkOff(evenIfNotVoter: boolean): Promise<Fork> {
+    if (this.fork !== null) return this.fork; // the new replica could not be opened then
     if (this.closing !== undefined) throw this.closedError();
     if (this.plane === undefined) {
       throw new QuorateError('QUORATE_NOT_READY', `replica ${this.id} is not part of a formed cluster`);
@@ -891,12 +894,15 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       throw error;
     }
     const clusterId = newClusterId(plane.configuration.clusterId);
-    return {
+    this.fork = {
       clusterId,
       position: forkPosition(plane.appliedPosition, plane.promisedEpoch, clusterId),
       sessions: this.sessions.snapshot(),
       place: { id: this.id, host, port, priority: priority ?? 0 },
     };
+    // Not a turn later: until then somebody might write this log, or take this replica for a voter.
+    void this.close();
+    return this.fork;
   }
 
   /** Replicas whose processes answer, whatever the failure detector says. */

@@ -72,6 +72,10 @@ it('one of three goes on with all that it holds, and two new ones join it', asyn
   const alone = await processes.leader(1);
   expect(alone).toMatchObject({ id: survivor, role: 'leader', voters: [survivor], size: KEYS, digest: before.digest });
   expect(alone.clusterId).not.toBe(before.clusterId);
+  // Once is enough: the new cluster has a leader.
+  await expect(processes.ask(survivor, 'forceNewCluster', ACCEPTED)).rejects.toMatchObject({
+    code: 'QUORATE_LEADER_EXISTS',
+  });
   expect(alone.commitLsn).toBeGreaterThan(before.tailLsn);
   expect(Number.parseInt(alone.epoch, 10)).toBeGreaterThan(Number.parseInt(before.epoch, 10));
 

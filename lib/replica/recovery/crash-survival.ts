@@ -21,7 +21,7 @@ export interface CrashSurvivalOptions {
   readonly surviveCrash: boolean | SurviveCrashOptions | undefined;
 }
 
-export type CrashSurvivalHost = Omit<RecoveryHost, 'region' | 'predecessor' | 'logBytes'> &
+export type CrashSurvivalHost = Omit<RecoveryHost, 'region' | 'logBytes'> &
   Omit<RegionKeeperHost, 'region' | 'logBytes' | 'snapshotBytesMax'>;
 
 export class CrashSurvival {
@@ -117,17 +117,14 @@ export class CrashSurvival {
     const { predecessor, host, region, logBytes } = this;
     if (predecessor === null || host === undefined) return null;
     const onWarning = (error: Error): void => this.warn(error);
-    this.recovery = new Recovery({ ...recoveryPart(host), region, predecessor, logBytes, onWarning });
-    try {
-      return await this.recovery.run(genesis);
-    } finally {
-      this.predecessor = null; // the copy of the ring
-    }
+    this.recovery = new Recovery({ ...recoveryPart(host), region, logBytes, onWarning });
+    return await this.recovery.run(genesis, predecessor);
   }
 
   /** The replica has a log now, which it goes on with from `recovered`, or with nothing. */
   begin(genesis: Configuration, recovered: Recovered | null): void {
     const { region, host, logBytes, snapshotBytesMax } = this;
+    this.predecessor = null; // whatever came of it
     if (host === undefined) return;
     if (recovered === null) {
       // With the state that every replica begins with, the log reaches back to its beginning.
@@ -171,7 +168,7 @@ export class CrashSurvival {
 }
 
 /** Getters and methods of a host keep their object. */
-function recoveryPart(host: CrashSurvivalHost): Omit<RecoveryHost, 'region' | 'predecessor' | 'logBytes'> {
+function recoveryPart(host: CrashSurvivalHost): Omit<RecoveryHost, 'region' | 'logBytes'> {
   const { id, stateMachine, replay } = host;
   return {
     id,

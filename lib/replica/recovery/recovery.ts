@@ -45,8 +45,6 @@ export interface RecoveryStatus {
 export interface RecoveryHost {
   readonly id: number;
   readonly region: Region;
-  /** What there is, or why it is of no use. */
-  readonly predecessor: Predecessor | Error;
   readonly logBytes: number;
   readonly stateMachine: StateMachine<never>;
   /** Replicas that can be asked now, by preference. */
@@ -124,12 +122,12 @@ export class Recovery {
   }
 
   /**
-   * Resolves with where to go on; null if the region is of no use, which was told as a warning. Rejects if something failed
+   * Takes what there is, or why it is of no use. Resolves with where to go on; null if the region is of no use, which was told as a warning. Rejects if something failed
    * when the state machine had taken the state already: then its replica cannot go on.
    */
-  async run(genesis: Configuration): Promise<Recovered | null> {
+  async run(genesis: Configuration, predecessor: Predecessor | Error): Promise<Recovered | null> {
     try {
-      return await this.recover(genesis);
+      return await this.recover(genesis, predecessor);
     } catch (error) {
       if (this.isPutting || this.host.isClosed()) throw error;
       const reason = (error as Error).message;
@@ -146,9 +144,8 @@ export class Recovery {
     }
   }
 
-  private async recover(genesis: Configuration): Promise<Recovered> {
+  private async recover(genesis: Configuration, predecessor: Predecessor | Error): Promise<Recovered> {
     const { host } = this;
-    const { predecessor } = host;
     this.change({ stage: 'local' });
     if (predecessor instanceof Error) throw predecessor;
     const { anchor, ring } = predecessor;
