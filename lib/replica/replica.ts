@@ -350,7 +350,10 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       connectionTo: (peer) => this.connections.get(peer),
       isMember: (peer) => this.isMember(peer),
       appliedLsn: () => this.plane?.appliedLsn,
-      freeze: () => this.freeze(),
+      freeze: () => {
+        this.survival?.makeWay();
+        return this.freeze();
+      },
       logAfter: (position) => logAfter(this.logHolder(), position),
       install: (position, configuration, sessions, put) => this.putSnapshot(position, configuration, sessions, put),
       onSnapshotKnown: (peer, lsn) => this.plane?.snapshotKnown(peer, lsn),
@@ -371,6 +374,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       appliedLsn: () => this.plane?.appliedLsn ?? 0,
       ringBeginLsn: () => this.plane?.ringBeginLsn ?? 0,
       freeze: () => this.freeze(),
+      isGiving: () => this.transfers.statuses.some(({ role }) => role === 'donor'),
       isClosed: () => this.closing !== undefined,
       onStatus: (status) => {
         if (this.closing === undefined) this.emit('recovery', status);

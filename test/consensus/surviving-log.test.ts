@@ -3,6 +3,7 @@
 import { expect, it } from 'vitest';
 import {
   type Configuration,
+  type ConfigurationMember,
   encodeConfiguration,
   genesisConfiguration,
   withMember,
@@ -153,7 +154,7 @@ it('a tail that ends elsewhere than it says, or is shorter, is not used', () => 
 it('replays commands and configurations from both, in order, and each once', () => {
   const writer = new Writer();
   writer.commands(3);
-  const next: Configuration = withMember(genesis, { ...(genesis.members[1] as never), priority: 9 });
+  const next: Configuration = withMember(genesis, { ...(genesis.members[1] as ConfigurationMember), priority: 9 });
   writer.add(encodeConfiguration(next), 0, EPOCH, EntryType.configuration);
   const from = writer.commands(2);
   const mine = survivingLog(writer);

@@ -144,6 +144,11 @@ export class CrashSurvival {
     this.keeper?.look();
   }
 
+  /** See RegionKeeper.makeWay(). */
+  makeWay(): void {
+    this.keeper?.makeWay();
+  }
+
   noteTransfer({ role, state, bytesDone, lsn }: TransferStatus): void {
     if (role === 'receiver') this.recovery?.noteTransfer(bytesDone, state === 'done', lsn);
   }
@@ -188,6 +193,7 @@ function keeperPart(host: CrashSurvivalHost): Omit<RegionKeeperHost, 'region' | 
     appliedLsn: () => host.appliedLsn(),
     ringBeginLsn: () => host.ringBeginLsn(),
     freeze: () => host.freeze(),
+    isGiving: () => host.isGiving(),
     onWarning: (error) => host.onWarning(error),
   };
 }

@@ -5,6 +5,7 @@
 import { errorCode, QuorateError } from '../../errors.js';
 import { checksum } from '../../verbs/checksum.js';
 import type { DonorState } from '../transfer/donor.js';
+import type { PieceSource } from '../transfer/snapshot-stream.js';
 import {
   PIECE_BYTES,
   SNAPSHOT_DUE_FRACTION,
@@ -23,6 +24,8 @@ export interface RegionKeeperHost {
   readonly ringBeginLsn: () => number;
   /** The state of this moment. */
   freeze(): DonorState;
+  /** The state is being given to another replica: two streams of it at a time may cost a copy of all of it. */
+  isGiving(): boolean;
   readonly onWarning: (error: Error) => void;
 }
 
@@ -45,6 +48,9 @@ export class RegionKeeper {
   /** A limit that does not go away by itself was met: one warning is enough. */
   private isWarned = false;
   private writing: Promise<void> = Promise.resolve();
+  /** What is being written. */
+  private source: PieceSource | null = null;
+  private isInterrupted = false;
 
   constructor(private readonly host: RegionKeeperHost) {}
 
@@ -72,8 +78,10 @@ export class RegionKeeper {
 
   /** Called now and then. Begins a snapshot if one is due. */
   look(): void {
-    if (this.isWriting || this.isClosed || performance.now() < this.notBefore_ms || !this.isDue()) return;
+    if (this.isWriting || this.isClosed || performance.now() < this.notBefore_ms) return;
+    if (!this.isDue() || this.host.isGiving()) return;
     this.isWriting = true;
+    this.isInterrupted = false;
     const begun_ms = performance.now();
     this.writing = this.write()
       .then(() => {
@@ -82,12 +90,25 @@ export class RegionKeeper {
         this.isWarned = false;
       })
       .catch((error: Error) => {
-        this.notBefore_ms = performance.now() + SNAPSHOT_RETRY_MS;
-        this.warn(error);
+        const isPassing = this.isInterrupted;
+        this.notBefore_ms = performance.now() + (isPassing ? SNAPSHOT_PAUSE_MIN_MS : SNAPSHOT_RETRY_MS);
+        if (!isPassing) this.warn(error);
       })
       .finally(() => {
         this.isWriting = false;
       });
+  }
+
+  /** The state is about to be frozen for another replica, which goes first. */
+  makeWay(): void {
+    if (this.source === null) return;
+    this.isInterrupted = true;
+    this.source.close();
+  }
+
+  private checkGoesOn(): void {
+    if (this.isClosed) throw new QuorateError('QUORATE_CLOSED', 'the replica was closed');
+    if (this.isInterrupted) throw new QuorateError('QUORATE_CANCELLED', 'the state goes to another replica first');
   }
 
   private warn(error: Error): void {
@@ -100,6 +121,7 @@ export class RegionKeeper {
   private async write(): Promise<void> {
     const { region, snapshotBytesMax } = this.host;
     const { position, configuration, sessionsBytes, source } = this.host.freeze();
+    this.source = source;
     let file: string | undefined;
     try {
       const created = await region.createSnapshot();
@@ -112,8 +134,8 @@ export class RegionKeeper {
         for (;;) {
           const pulled = source.pull();
           const piece = pulled instanceof Promise ? await pulled : pulled;
+          this.checkGoesOn(); // a stream that was closed ends as one that is complete
           if (piece === null) break;
-          if (this.isClosed) throw new QuorateError('QUORATE_CLOSED', 'the replica was closed');
           await writer.write(piece);
         }
         await writer.end();
@@ -121,7 +143,7 @@ export class RegionKeeper {
       } finally {
         await created.handle.close();
       }
-      if (this.isClosed) throw new QuorateError('QUORATE_CLOSED', 'the replica was closed');
+      this.checkGoesOn();
       region.putAnchor({
         clusterId: configuration.clusterId,
         position,
@@ -132,6 +154,7 @@ export class RegionKeeper {
       if (file !== undefined) region.dropSnapshot(file);
       throw error;
     } finally {
+      this.source = null;
       source.close();
     }
   }
