@@ -15,6 +15,7 @@ import { hashHigh, hashLow, hashWords } from '../consensus/hash.js';
 import { BOOT_ID_MAX } from '../consensus/limits.js';
 import { QuorateError } from '../errors.js';
 import { invalid } from './check-options.js';
+import type { ReplicaStatus } from './replica-options.js';
 
 /** Candidacies of the old cluster that nobody here has heard of are fewer than this, by a wide margin. */
 const EPOCH_COUNTER_STEP = 2 ** 16;
@@ -129,7 +130,7 @@ function epochOf(formatted: string): [number, number] {
  * that ends in the latest epoch, and of those the longest. It holds all that any of them holds of what may have been
  * acknowledged. At equal logs the first one. Throws QUORATE_INVALID_ARGUMENT.
  */
-export function bestSurvivor<Survivor extends { readonly tailEpoch: string; readonly tailLsn: number }>(
+export function bestSurvivor<Survivor extends Pick<ReplicaStatus, 'tailEpoch' | 'tailLsn'>>(
   survivors: readonly Survivor[],
 ): Survivor {
   let best: Survivor | undefined;

@@ -45,8 +45,9 @@ export interface SimulationResult {
   readonly crashes: number;
   /** Snapshots that replicas installed. */
   readonly snapshots: number;
-  /** Lives that came back by what the one before left in memory that outlived it, and those that could not use it. */
+  /** Lives that came back by what the one before left in memory that outlived it. */
   readonly returns: number;
+  /** Lives that could not use it. */
   readonly returnsFailed: number;
   /** Faults that were injected, of all kinds. */
   readonly faults: number;
