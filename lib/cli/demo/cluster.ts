@@ -21,7 +21,9 @@ export interface ClusterOptions {
   /** Name of the program of a replica's process, in the folder above this one; default demo-replica.js. */
   readonly program?: string;
   /** Part of the order to open, for the replica with this id; nothing by default. */
-  readonly openWith?: (id: number) => Partial<Pick<OpenMessage, 'logBytes' | 'permissionStrategy' | 'clientSocket'>>;
+  readonly openWith?: (
+    id: number,
+  ) => Partial<Pick<OpenMessage, 'logBytes' | 'permissionStrategy' | 'regionDirectory' | 'clientSocket'>>;
   /** One for all, one for each, or none: then each replica picks its own. */
   readonly devices: readonly string[];
   readonly profile: ProfileName | undefined;
@@ -194,6 +196,7 @@ export class Cluster extends EventEmitter<ClusterEvents> {
       probeOrigin: this.firstProbeOrigin + this.everyLife.length,
       logBytes: undefined,
       permissionStrategy: undefined,
+      regionDirectory: undefined,
       clientSocket: undefined,
       ...options.openWith?.(id),
     });

@@ -96,7 +96,11 @@ export async function runNemesis(options: NemesisOptions): Promise<NemesisResult
   const settings = drawSettings(random.fork(), fabric, options.profile);
   const times = TIMES[fabric];
   const folder = mkdtempSync(join(tmpdir(), 'quorate-nemesis-'));
-  const removeFolder = () => rmSync(folder, { recursive: true, force: true });
+  const sharedMemory = privateMemory() ?? '/dev/shm';
+  const regionDirectory = settings.regionsSurvive ? mkdtempSync(join(sharedMemory, 'quorate-nemesis-')) : undefined;
+  const removeFolder = () => {
+    for (const one of [folder, regionDirectory]) if (one !== undefined) rmSync(one, { recursive: true, force: true });
+  };
   process.on('exit', removeFolder);
   const sockets = Array.from({ length: options.replicas }, (_, id) => join(folder, `${id}`));
 
@@ -117,7 +121,7 @@ export async function runNemesis(options: NemesisOptions): Promise<NemesisResult
   const strategy = settings.permissionStrategy ?? 'by device';
   say(
     `${options.replicas} replicas on ${devices.join(', ')}; log ${settings.logBytes} bytes, profile ` +
-      `${settings.profile ?? 'by device'}, permission strategy ${strategy}; faults: ${kinds.join(', ')}`,
+      `${settings.profile ?? 'by device'}, permission strategy ${strategy}, regions ${settings.regionsSurvive ? 'survive' : 'are lost'}; faults: ${kinds.join(', ')}`,
   );
 
   const violations: string[] = [];
@@ -129,7 +133,7 @@ export async function runNemesis(options: NemesisOptions): Promise<NemesisResult
     devices,
     profile: settings.profile,
     program: 'nemesis-replica.js',
-    openWith: (id) => ({ ...settings, clientSocket: sockets[id] }),
+    openWith: (id) => ({ ...settings, regionDirectory, clientSocket: sockets[id] }),
     openTimeoutMs: times.openTimeoutMs,
     random: () => random.next(),
     deadline,

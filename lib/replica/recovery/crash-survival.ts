@@ -57,7 +57,9 @@ export class CrashSurvival {
       'surviveCrash.snapshotBytesMax',
     );
     const early: Error[] = [];
-    const base = directory ?? shmDirectory ?? `/dev/shm/quorate-${process.geteuid?.()}`;
+    // As the shm provider chooses its own, see native/provider/shm/directory.cc.
+    const { QUORATE_SHM_DIR: fromEnvironment } = process.env;
+    const base = directory ?? shmDirectory ?? (fromEnvironment || `/dev/shm/quorate-${process.geteuid?.()}`);
     const region = Region.open(base, id, clusterKey, logBytes, (error) => early.push(error));
     return new CrashSurvival(region, logBytes, max, early);
   }
