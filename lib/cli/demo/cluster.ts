@@ -4,6 +4,7 @@ import { type ChildProcess, fork, spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { EventEmitter } from 'node:events';
 import { fileURLToPath } from 'node:url';
+import type { RecoveryStatus } from '../../replica/recovery/recovery.js';
 import type { MemberAddress, ProfileName, ReplicaStatus } from '../../replica/replica-options.js';
 import { type Deadline, DemoError } from './deadline.js';
 import { type FromReplica, monotonic_ns, type OpenMessage, type ToReplica } from './messages.js';
@@ -128,6 +129,11 @@ export class Cluster extends EventEmitter<ClusterEvents> {
   }
 
   /** Resolves when the process is part of the cluster, or with the error that kept it from that. */
+  /** How processes came back from what earlier ones had left, as far as they said so. */
+  get recoveries(): readonly RecoveryStatus[] {
+    return this.everyLife.flatMap(({ status }) => (status?.recovery === undefined ? [] : [status.recovery]));
+  }
+
   private opened(replica: ReplicaProcess): Promise<Failure | undefined> {
     return new Promise((resolve) => {
       const done = (failure?: Failure) => {

@@ -86,12 +86,6 @@ class HostedReplica<Result> {
       ...(permissionStrategy === undefined ? {} : { permissionStrategy }),
       ...(directory === undefined ? {} : { surviveCrash: { directory } }),
     });
-    const { recovery } = replica.status();
-    if (recovery !== undefined) {
-      const { stage, localBytes, remoteBytes, reason } = recovery;
-      const bytes = `${localBytes} bytes of its own region, ${remoteBytes} of others`;
-      console.log(`came back (${stage}): ${bytes}${reason === undefined ? '' : `; ${reason}`}`);
-    }
     const hosted = new HostedReplica(program, replica, options);
     hosted.role = await program.begin(replica, options);
     hosted.report();

@@ -5,6 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Random } from '../../fabric/sim/random.js';
+import type { RecoveryStatus } from '../../replica/recovery/recovery.js';
 import type { ProfileName } from '../../replica/replica-options.js';
 import { Cluster } from '../demo/cluster.js';
 import { type Deadline, DemoError } from '../demo/deadline.js';
@@ -43,6 +44,8 @@ export interface NemesisResult {
   readonly keys: number;
   /** Reads that did not go through the log, by what vouched for the state that was read. */
   readonly stateReads: ReadonlyMap<string, number>;
+  /** Returns of killed replicas by what had outlived them. */
+  readonly recoveries: readonly RecoveryStatus[];
   readonly leaderChanges: number;
   readonly failovers: readonly Failover[];
   readonly faults: ReadonlyMap<FaultKind, number>;
@@ -213,6 +216,7 @@ export async function runNemesis(options: NemesisOptions): Promise<NemesisResult
   if (operations === 0) problems.push('no operation was executed');
   return {
     ...{ fabric, settings, operations, failed, unknown, keys, stateReads },
+    recoveries: cluster.recoveries,
     leaderChanges: leaders.changes,
     failovers: leaders.failovers,
     faults: faults.injected,
