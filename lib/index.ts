@@ -4,9 +4,12 @@ export type { MemberRole } from './consensus/configuration.js';
 export type { ReplacementNews } from './consensus/replacement.js';
 export type { PeerPhase, Role } from './consensus/replication-plane.js';
 export { QuorateError } from './errors.js';
+export { bestSurvivor, type ForceNewClusterOptions } from './replica/force-new-cluster.js';
 export { NotLeaderError } from './replica/not-leader-error.js';
 export { OutcomeUnknownError } from './replica/pending-proposals.js';
 export { PROFILES } from './replica/profiles.js';
+export type { RecoveryStage, RecoveryStatus } from './replica/recovery/recovery.js';
+export type { RegionStatus } from './replica/recovery/region-keeper.js';
 export { Replica } from './replica/replica.js';
 export type {
   BackgroundScheduling,
@@ -25,6 +28,7 @@ export type {
   SessionCommand,
   SnapshotStream,
   StateMachine,
+  SurviveCrashOptions,
   TakeoverStages,
 } from './replica/replica-options.js';
 export type { TransferState, TransferStatus } from './replica/transfer/progress.js';

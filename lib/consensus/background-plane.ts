@@ -790,6 +790,8 @@ export class BackgroundPlane {
     if (this.ownIncarnation() === 0) throw new Error(`replica ${options.id} is no voter and stands for election`);
     let counter = epochCounter(this.promisedEpoch);
     for (const watch of this.peers) counter = Math.max(counter, epochCounter(watch.promisedEpoch()));
+    // In a new cluster that goes on with the state of another one the log says where epochs begin.
+    counter = Math.max(counter, epochCounter(readU53(this.ownMain.body, MainField.appliedEpoch)));
     const epoch = makeEpoch(counter + 1, this.ownIncarnation());
     if (!this.grant(options.id, epoch, 0, now_ns)) return;
     this.candidateEpoch = epoch;

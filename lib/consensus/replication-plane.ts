@@ -327,6 +327,10 @@ export class ReplicationPlane {
   get tailLsn(): number {
     return this.tail.lsn;
   }
+  /** Epoch of the last entry of the log. */
+  get tailEpoch(): number {
+    return this.tail.epoch;
+  }
   /** Where the applied part of the log ends. */
   get appliedPosition(): Readonly<ChainPosition> {
     return this.applied;
@@ -462,6 +466,11 @@ export class ReplicationPlane {
     return { position: { ...this.applied }, configuration: this.appliedConfiguration };
   }
 
+  /** Below this LSN the ring certainly does not hold the log any more. What it holds above has to be validated. */
+  get ringBeginLsn(): number {
+    return Math.max(0, this.tail.lsn - this.options.logBytes, this.ring.foreignBelowLsn);
+  }
+
   /** Whether a snapshot brings this replica forward: it may have applied more while the snapshot was on its way. */
   isSnapshotNews(position: ChainPosition): boolean {
     return this.role_ === 'follower' && position.lsn > this.applied.lsn;
@@ -486,6 +495,22 @@ export class ReplicationPlane {
     body[MainField.installs] = ((body[MainField.installs] as number) + 1) >>> 0;
     this.configurationChanged();
     this.publishMain();
+  }
+
+  /**
+   * Takes all that this log holds for committed, and applies it. Only for a replica that will never vote again, in whose
+   * state a new cluster begins (Replica.forceNewCluster()): elsewhere it would break every promise. Followers only.
+   */
+  commitWholeLog(): void {
+    if (this.role_ !== 'follower') throw new Error('a leader commits what a majority acknowledges');
+    this.forgetTail(); // what stands in the ring now counts, not what stood there before
+    while (this.extendTail(this.promisedEpoch, ENTRIES_PER_POLL_MAX)) {
+      // To the end of what is valid.
+    }
+    this.raiseCommit(this.tail.lsn);
+    while (this.applyCommitted()) {
+      // To the same end.
+    }
   }
 
   // -- the loop ----------------------------------------------------------------------------------------------------

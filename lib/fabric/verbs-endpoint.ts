@@ -36,6 +36,8 @@ export interface EndpointOptions {
   readonly gidIndex?: number | undefined;
   readonly shmDirectory?: string | undefined;
   readonly logBytes: number;
+  /** File that holds the log, so that it outlives this process; what is in it is kept. Default: memory of this process. */
+  readonly logPath?: string | undefined;
   readonly permissionStrategy?: PermissionStrategy | undefined;
 }
 
@@ -113,7 +115,11 @@ export class VerbsEndpoint {
     this.gid = this.selectGid(options.gidIndex);
     this.probeDomain = context.allocateProtectionDomain();
     this.logDomain = context.allocateProtectionDomain();
-    this.logMemory = context.allocateMemory({ lengthBytes: options.logBytes });
+    const isShared = options.logPath !== undefined;
+    this.logMemory = context.allocateMemory({
+      lengthBytes: options.logBytes,
+      ...(isShared ? { shared: true, sharedPath: options.logPath as string } : {}),
+    });
     this.statusMemory = context.allocateMemory({ lengthBytes: STATUS_BYTES });
     this.mailboxMemory = context.allocateMemory({ lengthBytes: MAILBOX_BYTES });
     this.workspaceBytes = workspaceBytesMin(options.logBytes);

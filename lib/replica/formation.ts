@@ -41,6 +41,8 @@ export interface FormationOptions {
   readonly members: readonly MemberAddress[];
   /** False: joins a cluster and never founds one. */
   readonly mayFound: boolean;
+  /** Id of the cluster that is founded; default: drawn at random. */
+  readonly clusterId?: number | undefined;
   /** The latest configuration that this replica knows to be committed. */
   readonly current: () => Configuration | null;
   /** The current outgoing connection to a member, if there is one. */
@@ -140,7 +142,7 @@ export class Formation {
       ...member,
       bootId: member.id === id ? bootId : (this.freshBootIds.get(member.id) as number),
     }));
-    const genesis = genesisConfiguration(randomInt(1, 2 ** 48 - 1), founders);
+    const genesis = genesisConfiguration(this.options.clusterId ?? randomInt(1, 2 ** 48 - 1), founders);
     this.adopt(genesis, genesis);
     for (const peer of this.freshBootIds.keys()) {
       // A member that misses this asks by itself within the next interval.

@@ -3,6 +3,8 @@ import type { BackgroundProfile } from '../consensus/background-plane.js';
 import type { MemberRole } from '../consensus/configuration.js';
 import type { ReplacementNews } from '../consensus/replacement.js';
 import type { PeerPhase, Role } from '../consensus/replication-plane.js';
+import type { RecoveryStatus } from './recovery/recovery.js';
+import type { RegionStatus } from './recovery/region-keeper.js';
 import type { TransferStatus } from './transfer/progress.js';
 
 /**
@@ -156,6 +158,21 @@ export interface ReplicaOptions<Result = unknown> {
   readonly replaceAfterMs?: number;
   /** How long open() waits until the replica is part of a formed cluster, default 30 000 ms. */
   readonly openTimeoutMs?: number;
+  /**
+   * Keeps the log and a snapshot of the state in shared memory that outlives this process, so that the next one with this id
+   * and cluster key gets most of its state from there and only the rest from others (see `status().recovery`). It costs as
+   * much memory as the state has, twice that while a snapshot is written, and stays when the process has ended, until the
+   * replica is removed from the cluster or the directory is. Default: not.
+   */
+  readonly surviveCrash?: boolean | SurviveCrashOptions;
+}
+
+/** Where and how much of a replica outlives its process. */
+export interface SurviveCrashOptions {
+  /** A directory on tmpfs, this user's alone (0700); made if it is not there. Default: as for `shmDirectory`. */
+  readonly directory?: string;
+  /** Largest snapshot that is kept, in bytes. Default 1 GiB. With a larger state nothing is kept, which is told as a warning. */
+  readonly snapshotBytesMax?: number;
 }
 
 /** Names a command for exactly-once execution across retries and leader changes. */
@@ -259,6 +276,10 @@ export interface ReplicaStatus {
   readonly appliedLsn: number;
   /** End of the log here. */
   readonly tailLsn: number;
+  /** Epoch of the last entry of the log here, as "counter.incarnation"; see bestSurvivor(). */
+  readonly tailEpoch: string;
+  /** Names the cluster, in hexadecimal digits; undefined until this replica is part of one. */
+  readonly clusterId: string | undefined;
   /** This replica is a voter of the configuration in force, in its present life. */
   readonly isVoter: boolean;
   /** Name of the device in use. */
@@ -287,6 +308,10 @@ export interface ReplicaStatus {
   readonly peers: readonly PeerStatus[];
   /** State transfers in which this replica takes part now. */
   readonly transfers: readonly TransferStatus[];
+  /** How this process got its state back from what an earlier one left; undefined if there was nothing, or no `surviveCrash`. */
+  readonly recovery: RecoveryStatus | undefined;
+  /** What this process would leave behind if it died now; undefined without `surviveCrash`. */
+  readonly region: RegionStatus | undefined;
   /** The last takeover that made this replica the leader, undefined if there was none. */
   readonly lastTakeover: TakeoverStages | undefined;
 }
@@ -297,7 +322,8 @@ export interface ReplicaStatus {
  * not action by the program), "fatal" (the replica stopped: an invariant or the state machine failed), "removed" (this
  * replica is no member any more and closes: an Error with code QUORATE_REMOVED), "transfer" (a state transfer in which
  * this replica is leader, receiver or donor begins, goes on, ends: at each change of state and ten times a second),
- * "replacement" (a step of the automatic replacement of a voter is committed, told by every member that learns of it).
+ * "replacement" (a step of the automatic replacement of a voter is committed, told by every member that learns of it),
+ * "recovery" (the return from a crash with `surviveCrash` made a step).
  */
 export interface ReplicaEvents {
   /** Leadership changed; undefined: nobody is known to lead. */
@@ -318,4 +344,6 @@ export interface ReplicaEvents {
   transfer: [transfer: TransferStatus];
   /** A spare takes the place of a voter that is gone. */
   replacement: [news: ReplacementNews];
+  /** The return from a crash made a step; the first ones come before open() has resolved, so see also `status().recovery`. */
+  recovery: [status: RecoveryStatus];
 }

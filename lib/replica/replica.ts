@@ -36,6 +36,14 @@ import {
 import { type ControlConnection, ControlServer } from './control-channel.js';
 import { FlushSchedule } from './flush-schedule.js';
 import { checkReadIndex, FollowerReads, type ReadIndex } from './follower-reads.js';
+import {
+  checkForced,
+  type ForceNewClusterOptions,
+  type Fork,
+  forkPosition,
+  newClusterId,
+  whyNotForced,
+} from './force-new-cluster.js';
 import { checkReply, Formation } from './formation.js';
 import { resolveLease } from './lease-options.js';
 import { LinkManager } from './link-manager.js';
@@ -46,6 +54,9 @@ import { OutcomeUnknownError } from './pending-proposals.js';
 import { resolveProfile } from './profiles.js';
 import { Proposals } from './proposals.js';
 import { ReadBarriers } from './read-barriers.js';
+import { CrashSurvival } from './recovery/crash-survival.js';
+import { logAfter } from './recovery/log-source.js';
+import type { Recovered } from './recovery/recovery.js';
 import { rehearse } from './rehearsal.js';
 import type {
   BackgroundScheduling,
@@ -172,6 +183,10 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   /** Runs while it is not told yet that there is no leader. */
   private leaderLost: NodeJS.Timeout | undefined;
   private lastLeaderEpoch = 0;
+  /** Where another cluster begins in the state of this replica. */
+  private fork: Fork | null = null;
+  /** Where this replica began to listen. */
+  private self: MemberAddress = { id: 0, host: '', port: 0 };
   private lastTakeover: TakeoverStages | undefined;
   private opened: { resolve: () => void; reject: (error: Error) => void } | undefined;
 
@@ -180,6 +195,36 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
    * have been reached once; from then on a majority suffices.
    */
   static async open<Result = unknown>(options: ReplicaOptions<Result>): Promise<Replica<Result>> {
+    return await Replica.openAs(options, null);
+  }
+
+  /**
+   * **Unsafe.** When a majority of the voters is lost for ever: makes a survivor the only voter of a new cluster, which goes on
+   * with its log and its state. Closes `survivor` and resolves with another Replica in its place, with the same options and
+   * state machine, that leads; members are added to it as to any cluster. Members of the old cluster that are still
+   * alive cannot take part in it. docs/OPERATIONS.md, "When a majority is lost", says when and how, and what is lost.
+   *
+   * Everything that the survivor's log holds is taken for committed. Commands that were acknowledged by voters that are lost,
+   * and had not reached it, are gone. Choose the survivor by {@link bestSurvivor}.
+   *
+   * Rejects, and changes nothing, with QUORATE_UNSAFE (the option is missing), QUORATE_LEADER_EXISTS (a leader is known),
+   * QUORATE_QUORUM_REACHABLE (a majority of the voters is alive), QUORATE_NOT_A_VOTER, QUORATE_NO_LOG, QUORATE_NOT_READY and
+   * QUORATE_CLOSED. If the new replica cannot be opened (errors of {@link Replica.open}) the state machine holds the state
+   * still, and the same call with the same survivor tries again.
+   */
+  static async forceNewCluster<Result = unknown>(
+    survivor: Replica<Result>,
+    options: ForceNewClusterOptions,
+  ): Promise<Replica<Result>> {
+    if (!(survivor instanceof Replica)) return invalid('forceNewCluster() takes a Replica');
+    checkForced(options);
+    const fork = await survivor.forkOff(options.evenIfNotVoter === true);
+    await survivor.close();
+    const { members: _, join: __, address: ___, ...rest } = survivor.options;
+    return await Replica.openAs<Result>({ ...rest, members: [fork.place] }, fork);
+  }
+
+  private static async openAs<Result>(options: ReplicaOptions<Result>, fork: Fork | null): Promise<Replica<Result>> {
     if (typeof options !== 'object' || options === null) return invalid('Replica.open() takes an options object');
     checkInteger(options.id, 0, MAX_REPLICAS - 1, 'id');
     const self = checkPlace(options as unknown as ReplicaOptions<never>);
@@ -196,17 +241,23 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       );
     }
     const timeoutMs = checkInteger(options.openTimeoutMs ?? OPEN_TIMEOUT_DEFAULT_MS, 1, 2 ** 31 - 1, 'openTimeoutMs');
-    const endpoint = VerbsEndpoint.open({
-      device: options.device,
-      devicePort: options.devicePort,
-      gidIndex: options.gidIndex,
-      shmDirectory: options.shmDirectory,
-      logBytes,
-      permissionStrategy: options.permissionStrategy,
-    });
+    const { id, clusterKey, shmDirectory, surviveCrash } = options;
+    const survival = CrashSurvival.prepare({ id, clusterKey, logBytes, shmDirectory, surviveCrash });
+    const openEndpoint = (logPath?: string): VerbsEndpoint =>
+      VerbsEndpoint.open({
+        device: options.device,
+        devicePort: options.devicePort,
+        gidIndex: options.gidIndex,
+        shmDirectory,
+        logBytes,
+        logPath,
+        permissionStrategy: options.permissionStrategy,
+      });
+    const endpoint = survival === null ? openEndpoint() : await survival.openLog(openEndpoint);
     let replica: Replica<Result>;
     try {
-      replica = new Replica(options, logBytes, endpoint);
+      survival?.take(endpoint.logMemory.buffer);
+      replica = new Replica(options, logBytes, endpoint, survival, fork);
     } catch (error) {
       endpoint.close();
       throw error;
@@ -217,13 +268,17 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       await replica.close();
       throw error;
     }
+    survival?.opened();
     return replica;
   }
 
   private constructor(
-    options: ReplicaOptions<Result>,
+    private readonly options: ReplicaOptions<Result>,
     logBytes: number,
     private readonly endpoint: VerbsEndpoint,
+    private readonly survival: CrashSurvival | null,
+    /** This replica founds a cluster that goes on with the state of another one. */
+    private readonly origin: Fork | null,
   ) {
     super();
     this.id = options.id;
@@ -282,9 +337,10 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       bootId: this.bootId,
       members: options.members ?? options.join ?? [],
       mayFound: options.members !== undefined,
+      clusterId: origin?.clusterId,
       current: () => this.known,
       connectionTo: (peer) => this.connections.get(peer),
-      onFormed: (genesis, current) => this.join(genesis, current),
+      onFormed: (genesis, current) => void this.formed(genesis, current),
       onRefused: (error) => this.opened?.reject(error),
     });
     this.transfers = new Transfers({
@@ -294,11 +350,34 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       connectionTo: (peer) => this.connections.get(peer),
       isMember: (peer) => this.isMember(peer),
       appliedLsn: () => this.plane?.appliedLsn,
-      freeze: () => this.freeze(),
+      freeze: () => {
+        this.survival?.makeWay();
+        return this.freeze();
+      },
+      logAfter: (position) => logAfter(this.logHolder(), position),
       install: (position, configuration, sessions, put) => this.putSnapshot(position, configuration, sessions, put),
       onSnapshotKnown: (peer, lsn) => this.plane?.snapshotKnown(peer, lsn),
       onProgress: (status) => {
+        this.survival?.noteTransfer(status);
         if (this.closing === undefined) this.emit('transfer', status);
+      },
+      onWarning: (error) => this.warn(error),
+    });
+    this.survival?.attach({
+      id: this.id,
+      stateMachine: this.stateMachine as StateMachine<never>,
+      replay: this,
+      // The lowest id is the likeliest leader, on which commits wait: it is asked last.
+      donors: () => [...this.connections.keys()].sort((a, b) => b - a),
+      readLog: (donor, after, bytesMax, onBytes) => this.transfers.readLog(donor, after, bytesMax, onBytes),
+      restoreSessions: (sessions) => this.sessions.restore(sessions),
+      appliedLsn: () => this.plane?.appliedLsn ?? 0,
+      ringBeginLsn: () => this.plane?.ringBeginLsn ?? 0,
+      freeze: () => this.freeze(),
+      isGiving: () => this.transfers.statuses.some(({ role }) => role === 'donor'),
+      isClosed: () => this.closing !== undefined,
+      onStatus: (status) => {
+        if (this.closing === undefined) this.emit('recovery', status);
       },
       onWarning: (error) => this.warn(error),
     });
@@ -329,6 +408,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   // -- life cycle --------------------------------------------------------------------------------------------------
 
   private async start(self: MemberAddress, timeoutMs: number): Promise<void> {
+    this.self = self;
     setSchedulingSlice(SCHEDULING_SLICE_NS);
     this.background = new BackgroundThread(this.endpoint, {
       id: this.id,
@@ -378,8 +458,27 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     );
   }
 
-  /** The cluster's first configuration is known: from here on this replica has a log and a background plane. */
-  private join(genesis: Configuration, current: Configuration): void {
+  /** The cluster's first configuration is known. What an earlier process left is used before this one has links. */
+  private async formed(genesis: Configuration, current: Configuration): Promise<void> {
+    const { survival, origin } = this;
+    if (origin !== null) {
+      this.sessions.restore(origin.sessions);
+      this.join(genesis, current, { position: origin.position, configuration: genesis });
+      return;
+    }
+    if (survival === null) {
+      this.join(genesis, current, null);
+      return;
+    }
+    try {
+      this.join(genesis, current, await survival.recover(genesis));
+    } catch (error) {
+      this.fail(error as Error);
+    }
+  }
+
+  /** From here on this replica has a log and a background plane. */
+  private join(genesis: Configuration, current: Configuration, recovered: Recovered | null): void {
     if (this.closing !== undefined) return;
     this.guard(() => {
       this.known = current;
@@ -399,6 +498,10 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
         this.statusWords,
         this,
       );
+      if (recovered !== null && this.plane.isSnapshotNews(recovered.position)) {
+        this.plane.installSnapshot(recovered.position, recovered.configuration);
+      }
+      this.survival?.begin(genesis, recovered);
       const background = this.background as BackgroundThread;
       this.links = new LinkManager({
         endpoint: this.endpoint,
@@ -424,7 +527,10 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
         this.armed = false;
         this.poll();
       });
-      this.housekeeping = setInterval(() => this.poll(), this.housekeepingMs);
+      this.housekeeping = setInterval(() => {
+        this.survival?.look();
+        this.poll();
+      }, this.housekeepingMs);
     });
   }
 
@@ -479,12 +585,13 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     this.requests?.close(error());
     this.transfers.close(error());
     this.links?.close();
-    await Promise.all([this.server.close(), this.directory.close()]);
+    await Promise.all([this.server.close(), this.directory.close(), this.survival?.close()]);
     await this.background?.stop();
     this.endpoint.channel.onEvent(null);
     this.fabric.close();
     this.ownProcess?.close();
     this.endpoint.close();
+    if (this.removal !== undefined) this.survival?.remove();
   }
 
   /** An invariant, the state machine or the background thread failed: better no replica than a wrong one. */
@@ -755,6 +862,68 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     const sessions = this.sessions.snapshot();
     const source = new SnapshotSource(this.stateMachine as StateMachine<never>, sessions);
     return { ...plane.snapshotPlace, sessionsBytes: sessions.length, source };
+  }
+
+  // -- loss of a majority ------------------------------------------------------------------------------------------
+
+  /** Where a new cluster begins in the state of this replica. From here on this one must be closed. */
+  private async forkOff(evenIfNotVoter: boolean): Promise<Fork> {
+    if (this.fork !== null) return this.fork; // the new replica could not be opened then
+    if (this.closing !== undefined) throw this.closedError();
+    if (this.plane === undefined) {
+      throw new QuorateError('QUORATE_NOT_READY', `replica ${this.id} is not part of a formed cluster`);
+    }
+    const answering = await this.answering();
+    const { plane, closing } = this;
+    if (closing !== undefined) throw this.closedError();
+    plane.poll(monotonicNs());
+    const refusal = whyNotForced(
+      {
+        id: this.id,
+        bootId: this.bootId,
+        leader: this.leaderId(),
+        isFollower: plane.role === 'follower',
+        tailLsn: plane.tailLsn,
+        configurations: [plane.configuration, plane.appliedConfiguration],
+        isReachable: (id) => this.trusts(id) || answering.has(id),
+      },
+      evenIfNotVoter,
+    );
+    if (refusal !== null) throw refusal;
+    const { host, port, priority } = memberWithId(plane.configuration, this.id) ?? this.self;
+    try {
+      plane.commitWholeLog();
+    } catch (error) {
+      this.fail(error as Error);
+      throw error;
+    }
+    const clusterId = newClusterId(plane.configuration.clusterId);
+    this.fork = {
+      clusterId,
+      position: forkPosition(plane.appliedPosition, plane.promisedEpoch, clusterId),
+      sessions: this.sessions.snapshot(),
+      place: { id: this.id, host, port, priority: priority ?? 0 },
+    };
+    // Not a turn later: until then somebody might write this log, or take this replica for a voter.
+    void this.close();
+    return this.fork;
+  }
+
+  /** Replicas whose processes answer, whatever the failure detector says. */
+  private async answering(): Promise<ReadonlySet<number>> {
+    const answers = [...this.incoming].map(async ([id, connection]) => {
+      await connection.request('ping', null, PING_TIMEOUT_MS);
+      return id;
+    });
+    const settled = await Promise.allSettled(answers);
+    return new Set(settled.flatMap((one) => (one.status === 'fulfilled' ? [one.value] : [])));
+  }
+
+  private logHolder(): Parameters<typeof logAfter>[0] {
+    const { plane, id } = this;
+    if (plane === undefined) throw new QuorateError('QUORATE_NOT_READY', `replica ${id} has no log yet`);
+    const ring = new Uint8Array(this.endpoint.logMemory.buffer);
+    return { id, ring, ringBeginLsn: plane.ringBeginLsn, place: plane.snapshotPlace };
   }
 
   private install(peer: number, bytes: Uint8Array): void {
@@ -1251,6 +1420,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       commitLsn: plane?.commitLsn ?? 0,
       appliedLsn: plane?.appliedLsn ?? 0,
       tailLsn: plane?.tailLsn ?? 0,
+      tailEpoch: formatEpoch(plane?.tailEpoch ?? 0),
+      clusterId: this.formation.genesis?.clusterId.toString(16),
       isVoter: configuration !== undefined && voterWithId(configuration, this.id)?.bootId === this.bootId,
       device: this.deviceName,
       fabric: this.fabricName,
@@ -1265,6 +1436,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       leaseRemainingUs: isClosed ? 0 : Math.floor((plane?.leaseRemaining_ns(monotonicNs()) ?? 0) / 1000),
       peers,
       transfers: this.transfers.statuses,
+      recovery: this.survival?.recoveryStatus,
+      region: this.survival?.regionStatus,
       lastTakeover: this.lastTakeover,
     };
   }

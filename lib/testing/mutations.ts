@@ -21,6 +21,7 @@ import { SimCluster } from './sim-cluster.js';
 import { SimLife } from './sim-life.js';
 import type { SimOptions } from './sim-options.js';
 import { decodeCommand, Operation, SimStateMachine, type StateSnapshot, step } from './sim-state-machine.js';
+import { SURVIVAL_MUTATIONS } from './survival-mutations.js';
 
 export { replace } from './replace-method.js';
 
@@ -647,4 +648,5 @@ export const MUTATIONS: readonly Mutation[] = [
   },
   ...MEMBERSHIP_MUTATIONS,
   ...LEASE_MUTATIONS,
+  ...SURVIVAL_MUTATIONS,
 ];

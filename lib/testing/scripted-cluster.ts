@@ -57,6 +57,7 @@ function calmOptions(replicas: number, founders: number, logBytes: number): SimO
     },
     lagTimeout_ns: 300 * MS,
     replaceAfter_ns: 0,
+    regionSurvives: 0,
     spin_ns: 0,
     mainLatencyMax_ns: 1,
     tickJitter: 0,

@@ -8,6 +8,7 @@ import { SimNetwork } from '../fabric/sim/sim-network.js';
 import type { SimWorld } from '../fabric/sim/sim-world.js';
 import { type ReadIndex, SimLife, type SimLifeEvents } from './sim-life.js';
 import type { SimOptions } from './sim-options.js';
+import { leaveBehind, type SimRegion, SimReturn } from './sim-survival.js';
 
 // Times at pace 1.
 
@@ -65,6 +66,13 @@ export class SimCluster {
   private committed: Configuration;
   private readonly pending = new Map<string, Configuration>();
   private readonly events: SimLifeEvents;
+  /** What the last life of each replica left behind. */
+  private readonly regions: (SimRegion | null)[];
+  /** Its own, so that runs without regions are what they were. */
+  private readonly survivalRandom: Random | null;
+  /** Lives that came back by what the one before left, and those that could not. */
+  returns = 0;
+  returnsFailed = 0;
 
   constructor(
     readonly world: SimWorld,
@@ -84,6 +92,8 @@ export class SimCluster {
       })),
     );
     this.committed = this.genesis;
+    this.regions = new Array<SimRegion | null>(options.replicas).fill(null);
+    this.survivalRandom = options.regionSurvives > 0 ? world.random.fork() : null;
     this.events = Object.create(observer, {
       onPeerBroken: { value: (life: SimLife, peer: number) => this.broken(life, peer, 'log') },
       onProbeBroken: { value: (life: SimLife, peer: number) => this.broken(life, peer, 'probe') },
@@ -123,6 +133,7 @@ export class SimCluster {
     this.lives[id] = life;
     life.trace('starts');
     this.observer.onStarted(life);
+    this.comeBack(life);
     for (const peer of this.lives) {
       if (peer === null || peer === life) continue;
       this.connect(life, peer);
@@ -130,11 +141,36 @@ export class SimCluster {
     }
   }
 
+  /** A life that has something left of the one before looks at that first; until it is done it links with nobody. */
+  private comeBack(life: SimLife): void {
+    const { regions, survivalRandom: random, world, network } = this;
+    const region = regions[life.id];
+    if (!region || random === null) return;
+    regions[life.id] = null;
+    life.isReturning = true;
+    const coming = new SimReturn(life, region, {
+      donors: () => this.lives.filter((one): one is SimLife => one !== null && one !== life),
+      controlIsOpen: (one, other) => this.controlIsOpen(one, other),
+      latency_ns: () => network.latency_ns(),
+      giveUp_ns: HANDSHAKE_TIMEOUT_NS * this.options.pace,
+      transfer_ns: () => random.between(0, SNAPSHOT_TRANSFER_MAX_NS * this.options.pace),
+      over: (_life, position) => {
+        life.isReturning = false;
+        if (position === null) this.returnsFailed++;
+        else this.returns++;
+      },
+    });
+    world.schedule(network.latency_ns(), () => {
+      if (life.alive) life.postToMain(() => coming.begin());
+    });
+  }
+
   /** The control connection from `life` to the peer comes up, as soon as nothing is in its way. */
   private connect(life: SimLife, peer: SimLife): void {
     this.world.schedule(this.random.integer(RECONNECT_NS * this.options.pace), () => {
       if (!life.alive || !peer.alive) return;
-      if (this.controlIsOpen(life.id, peer.id)) life.postToMain(() => this.connected(life, peer));
+      const isOpen = this.controlIsOpen(life.id, peer.id) && !life.isReturning && !peer.isReturning;
+      if (isOpen) life.postToMain(() => this.connected(life, peer));
       else this.connect(life, peer);
     });
   }
@@ -143,6 +179,8 @@ export class SimCluster {
     const life = this.lives[id];
     if (!life) return;
     this.lives[id] = null;
+    const { survivalRandom } = this;
+    if (survivalRandom?.chance(this.options.regionSurvives)) this.regions[id] = leaveBehind(life, survivalRandom);
     life.crash();
     this.observer.onCrashed(life);
     for (const other of this.lives) {
@@ -260,6 +298,7 @@ export class SimCluster {
     life.postToMain(() => {
       for (const peer of this.lives) {
         if (peer === null || peer === life || !this.mayLink(life, peer.id)) continue;
+        if (peer.isReturning || life.isReturning) continue; // they are connected when that is over
         // Also to a life that was linked before: while it was no member nobody saw to a link that broke.
         if (this.links(life, peer.id).bootId === peer.bootId) this.connected(life, peer);
         else this.connect(life, peer);
@@ -410,7 +449,7 @@ export class SimCluster {
     world.schedule(this.random.between(0.2, 1) * this.options.relinkDelayMax_ns, () => {
       if (!isCurrent()) return;
       const target = this.lives[peer];
-      if (!target || !this.controlIsOpen(life.id, peer) || !this.mayLink(target, life.id)) {
+      if (!target || target.isReturning || !this.controlIsOpen(life.id, peer) || !this.mayLink(target, life.id)) {
         again();
         return;
       }

@@ -20,6 +20,7 @@ import { SimReplicationFabric } from '../fabric/sim/sim-replication-fabric.js';
 import type { SimWorld } from '../fabric/sim/sim-world.js';
 import type { SimOptions } from './sim-options.js';
 import { decodeCommand, SimStateMachine, type StateSnapshot } from './sim-state-machine.js';
+import { firstAnchor, nextAnchor, type SimAnchor } from './sim-survival.js';
 
 export type ProposalOutcome =
   | { readonly kind: 'applied'; readonly result: number }
@@ -94,6 +95,10 @@ export class SimLife {
   /** The latest committed configuration that this life has heard of, in its log or from another member. */
   known: Configuration;
   private isRemoved = false;
+  /** What would be left of its state if it died now, where that outlives it. */
+  anchor: SimAnchor;
+  /** It looks at what the life before left, and has no links yet. */
+  isReturning = false;
   /** Stopped as by SIGSTOP until then: nothing runs, memory stays reachable. */
   pausedUntil_ns = 0;
   mainStalledUntil_ns = 0;
@@ -140,6 +145,7 @@ export class SimLife {
     this.node.preempt = () => this.preempt();
     this.node.onLinkDead = (peer, generation) => events.onLogLinkDead(this, peer, generation);
     this.state = new SimStateMachine(options.keys);
+    this.anchor = firstAnchor(genesis, this.state.snapshot());
     this.exchange = new Exchange(new ArrayBuffer(EXCHANGE_BYTES));
     this.replicationFabric = new SimReplicationFabric(this.node);
     this.backgroundFabric = new SimBackgroundFabric(this.node, (peer) => events.onProbeBroken(this, peer));
@@ -359,8 +365,13 @@ export class SimLife {
     state: StateSnapshot,
   ): void {
     this.trace(`installs a snapshot at LSN ${position.lsn}`);
-    this.replication.installSnapshot(position, configuration);
     this.state.restore(state);
+    this.install(position, configuration);
+  }
+
+  /** The state is that of this place in the log by now. */
+  install(position: Parameters<ReplicationPlane['installSnapshot']>[0], configuration: Configuration): void {
+    this.replication.installSnapshot(position, configuration);
     this.events.onSnapshotInstalled(this);
     this.observeCommitted(configuration);
   }
@@ -488,6 +499,7 @@ export class SimLife {
       this.answerIndexedReads();
     });
     this.isMainRunning = false;
+    if (options.regionSurvives > 0 && this.alive) this.anchor = nextAnchor(this, this.anchor);
     if (!this.alive) return;
     this.events.afterMain(this);
     if (this.answers.length > 0) for (const { answer, outcome } of this.answers.splice(0)) answer(outcome);

@@ -84,6 +84,8 @@ export interface SimOptions {
   readonly exitNoticeProbability: number;
   /** A broken link is replaced within this time. */
   readonly relinkDelayMax_ns: number;
+  /** How often the log of a replica that crashes, and a snapshot of its state, are there for its next life. */
+  readonly regionSurvives: number;
   /** Clients that propose commands, each one after the other. */
   readonly clients: number;
   /** Registers that they use. */
@@ -150,8 +152,11 @@ export function drawOptions(random: Random, request: SimRequest): SimOptions {
   const leased = random.chance(0.5) ? withLeases(random, paced) : paced;
   const timed = { ...leased, followerReads: random.pick([0, 0.5, 1]), faultyTime_ns };
   // Where there are more processes than founders, some of them are spares, half of the time.
-  if (timed.replicas === timed.founders || random.chance(0.5)) return timed;
-  return withReplacing(timed, random.logBetween(REPLACE_AFTER_MIN_NS, REPLACE_AFTER_MAX_NS));
+  const isReplacing = timed.replicas !== timed.founders && !random.chance(0.5);
+  const replacing = isReplacing
+    ? withReplacing(timed, random.logBetween(REPLACE_AFTER_MIN_NS, REPLACE_AFTER_MAX_NS))
+    : timed;
+  return random.chance(0.7) ? replacing : { ...replacing, regionSurvives: random.pick([0.5, 1]) };
 }
 
 /** Leases of some length, and clocks that differ as much as these leases bear, or less. */
@@ -309,6 +314,7 @@ function drawAtFullPace(random: Random, replicas: number): SimOptions {
     },
     exitNoticeProbability: random.pick([0, 0.5, 1]),
     relinkDelayMax_ns: random.logBetween(1 * MS, 100 * MS),
+    regionSurvives: 0,
     clients: 1 + random.integer(6),
     keys: 1 + random.integer(6),
     thinkMax_ns: random.chance(0.2) ? random.logBetween(5 * MS, 40 * MS) : random.logBetween(40 * MS, 400 * MS),

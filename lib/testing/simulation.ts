@@ -45,6 +45,10 @@ export interface SimulationResult {
   readonly crashes: number;
   /** Snapshots that replicas installed. */
   readonly snapshots: number;
+  /** Lives that came back by what the one before left in memory that outlived it. */
+  readonly returns: number;
+  /** Lives that could not use it. */
+  readonly returnsFailed: number;
   /** Faults that were injected, of all kinds. */
   readonly faults: number;
   /** Changes of the membership that were committed, those that follow crashes included. */
@@ -149,6 +153,8 @@ export function runSimulation(request: SimulationRequest): SimulationResult {
     leaderChanges: counters.leaders,
     crashes: counters.crashes,
     snapshots: counters.snapshots,
+    returns: cluster.returns,
+    returnsFailed: cluster.returnsFailed,
     faults: Object.values(faults.injected).reduce((sum, count) => sum + count, 0),
     configurations: cluster.committedVersion - 1,
     transfers: counters.transfers,

@@ -4,6 +4,7 @@ import { type ChildProcess, fork, spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { EventEmitter } from 'node:events';
 import { fileURLToPath } from 'node:url';
+import type { RecoveryStatus } from '../../replica/recovery/recovery.js';
 import type { MemberAddress, ProfileName, ReplicaStatus } from '../../replica/replica-options.js';
 import { type Deadline, DemoError } from './deadline.js';
 import { type FromReplica, monotonic_ns, type OpenMessage, type ToReplica } from './messages.js';
@@ -21,7 +22,9 @@ export interface ClusterOptions {
   /** Name of the program of a replica's process, in the folder above this one; default demo-replica.js. */
   readonly program?: string;
   /** Part of the order to open, for the replica with this id; nothing by default. */
-  readonly openWith?: (id: number) => Partial<Pick<OpenMessage, 'logBytes' | 'permissionStrategy' | 'clientSocket'>>;
+  readonly openWith?: (
+    id: number,
+  ) => Partial<Pick<OpenMessage, 'logBytes' | 'permissionStrategy' | 'regionDirectory' | 'clientSocket'>>;
   /** One for all, one for each, or none: then each replica picks its own. */
   readonly devices: readonly string[];
   readonly profile: ProfileName | undefined;
@@ -126,6 +129,11 @@ export class Cluster extends EventEmitter<ClusterEvents> {
   }
 
   /** Resolves when the process is part of the cluster, or with the error that kept it from that. */
+  /** How processes came back from what earlier ones had left, as far as they said so. */
+  get recoveries(): readonly RecoveryStatus[] {
+    return this.everyLife.flatMap(({ status }) => (status?.recovery === undefined ? [] : [status.recovery]));
+  }
+
   private opened(replica: ReplicaProcess): Promise<Failure | undefined> {
     return new Promise((resolve) => {
       const done = (failure?: Failure) => {
@@ -194,6 +202,7 @@ export class Cluster extends EventEmitter<ClusterEvents> {
       probeOrigin: this.firstProbeOrigin + this.everyLife.length,
       logBytes: undefined,
       permissionStrategy: undefined,
+      regionDirectory: undefined,
       clientSocket: undefined,
       ...options.openWith?.(id),
     });

@@ -22,6 +22,8 @@ export interface OpenMessage {
   readonly logBytes: number | undefined;
   /** Undefined: the library's default. */
   readonly permissionStrategy: PermissionStrategy | undefined;
+  /** Where its log and a snapshot of its state outlive the process; undefined: they do not. */
+  readonly regionDirectory: string | undefined;
   /** Unix socket on which client processes are served; undefined where there are none. */
   readonly clientSocket: string | undefined;
 }

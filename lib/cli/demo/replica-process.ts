@@ -73,7 +73,7 @@ class HostedReplica<Result> {
   }
 
   static async open<Result>(program: ReplicaProgram<Result>, options: OpenMessage): Promise<HostedReplica<Result>> {
-    const { device, profile, logBytes, permissionStrategy } = options;
+    const { device, profile, logBytes, permissionStrategy, regionDirectory: directory } = options;
     const replica = await Replica.open<Result>({
       id: options.id,
       members: options.members,
@@ -84,6 +84,7 @@ class HostedReplica<Result> {
       ...(profile === undefined ? {} : { profile }),
       ...(logBytes === undefined ? {} : { logBytes }),
       ...(permissionStrategy === undefined ? {} : { permissionStrategy }),
+      ...(directory === undefined ? {} : { surviveCrash: { directory } }),
     });
     const hosted = new HostedReplica(program, replica, options);
     hosted.role = await program.begin(replica, options);

@@ -43,6 +43,7 @@ export function renderReport(result: NemesisResult, seed: number): string {
     ['faults', list(result.faults)],
     ['leader changes', `${result.leaderChanges}`],
   ];
+  if (result.settings.regionsSurvive) rows.push(['returns', formatReturns(result.recoveries)]);
   const kinds = [...new Set(result.failovers.map(({ kind }) => kind))];
   for (const kind of [undefined, ...(kinds.length > 1 ? kinds : [])]) {
     const values = result.failovers
@@ -63,4 +64,14 @@ export function renderReport(result: NemesisResult, seed: number): string {
   rows.push(['violations', `${result.violations.length}`], ['seed', `${seed}`]);
   const width = Math.max(...rows.map(([name]) => name.length));
   return rows.map(([name, text]) => `  ${name.padEnd(width)}  ${text}`).join('\n');
+}
+
+function formatReturns(recoveries: NemesisResult['recoveries']): string {
+  const done = recoveries.filter(({ stage }) => stage === 'done');
+  const sum = (bytes: (one: NemesisResult['recoveries'][number]) => number) =>
+    done.reduce((total, one) => total + bytes(one), 0);
+  return (
+    `${done.length} of ${recoveries.length} by their own regions, with ${sum(({ localBytes }) => localBytes)} bytes of ` +
+    `these and ${sum(({ remoteBytes }) => remoteBytes)} bytes of others`
+  );
 }

@@ -5,6 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Random } from '../../fabric/sim/random.js';
+import type { RecoveryStatus } from '../../replica/recovery/recovery.js';
 import type { ProfileName } from '../../replica/replica-options.js';
 import { Cluster } from '../demo/cluster.js';
 import { type Deadline, DemoError } from '../demo/deadline.js';
@@ -43,6 +44,8 @@ export interface NemesisResult {
   readonly keys: number;
   /** Reads that did not go through the log, by what vouched for the state that was read. */
   readonly stateReads: ReadonlyMap<string, number>;
+  /** Returns of killed replicas by what had outlived them. */
+  readonly recoveries: readonly RecoveryStatus[];
   readonly leaderChanges: number;
   readonly failovers: readonly Failover[];
   readonly faults: ReadonlyMap<FaultKind, number>;
@@ -96,7 +99,11 @@ export async function runNemesis(options: NemesisOptions): Promise<NemesisResult
   const settings = drawSettings(random.fork(), fabric, options.profile);
   const times = TIMES[fabric];
   const folder = mkdtempSync(join(tmpdir(), 'quorate-nemesis-'));
-  const removeFolder = () => rmSync(folder, { recursive: true, force: true });
+  const sharedMemory = privateMemory() ?? '/dev/shm';
+  const regionDirectory = settings.regionsSurvive ? mkdtempSync(join(sharedMemory, 'quorate-nemesis-')) : undefined;
+  const removeFolder = () => {
+    for (const one of [folder, regionDirectory]) if (one !== undefined) rmSync(one, { recursive: true, force: true });
+  };
   process.on('exit', removeFolder);
   const sockets = Array.from({ length: options.replicas }, (_, id) => join(folder, `${id}`));
 
@@ -117,7 +124,7 @@ export async function runNemesis(options: NemesisOptions): Promise<NemesisResult
   const strategy = settings.permissionStrategy ?? 'by device';
   say(
     `${options.replicas} replicas on ${devices.join(', ')}; log ${settings.logBytes} bytes, profile ` +
-      `${settings.profile ?? 'by device'}, permission strategy ${strategy}; faults: ${kinds.join(', ')}`,
+      `${settings.profile ?? 'by device'}, permission strategy ${strategy}, regions ${settings.regionsSurvive ? 'survive' : 'are lost'}; faults: ${kinds.join(', ')}`,
   );
 
   const violations: string[] = [];
@@ -129,7 +136,7 @@ export async function runNemesis(options: NemesisOptions): Promise<NemesisResult
     devices,
     profile: settings.profile,
     program: 'nemesis-replica.js',
-    openWith: (id) => ({ ...settings, clientSocket: sockets[id] }),
+    openWith: (id) => ({ ...settings, regionDirectory, clientSocket: sockets[id] }),
     openTimeoutMs: times.openTimeoutMs,
     random: () => random.next(),
     deadline,
@@ -209,6 +216,7 @@ export async function runNemesis(options: NemesisOptions): Promise<NemesisResult
   if (operations === 0) problems.push('no operation was executed');
   return {
     ...{ fabric, settings, operations, failed, unknown, keys, stateReads },
+    recoveries: cluster.recoveries,
     leaderChanges: leaders.changes,
     failovers: leaders.failovers,
     faults: faults.injected,

@@ -110,6 +110,8 @@ export interface ClusterSettings {
   readonly profile: ProfileName | undefined;
   readonly logBytes: number;
   readonly permissionStrategy: PermissionStrategy | undefined;
+  /** What a replica has outlives its process, so that the next one comes back in two stages. */
+  readonly regionsSurvive: boolean;
 }
 
 const MIB = 1024 * 1024;
@@ -122,12 +124,14 @@ export function drawSettings(
 ): ClusterSettings {
   const logBytes = random.pick([MIB / 4, MIB, 16 * MIB]);
   if (fabric === 'verbs') {
-    return { profile, logBytes, permissionStrategy: random.pick(['mr-dereg', 'qp-flush', undefined]) };
+    const permissionStrategy = random.pick(['mr-dereg', 'qp-flush', undefined] as const);
+    return { profile, logBytes, permissionStrategy, regionsSurvive: random.chance(0.5) };
   }
   return {
     profile: profile ?? random.pick(['fast', 'balanced', 'balanced']),
     logBytes,
     permissionStrategy: random.pick(['mr-dereg', 'qp-flush', 'qp-flags', undefined]),
+    regionsSurvive: random.chance(0.5),
   };
 }
 

@@ -5,22 +5,22 @@
 import type { Configuration } from '../../consensus/configuration.js';
 import type { ChainPosition } from '../../consensus/entry.js';
 import { errorCode, QuorateError } from '../../errors.js';
-import { TransferSource } from '../../fabric/transfer-link.js';
+import { type TransferGeometry, TransferSource } from '../../fabric/transfer-link.js';
 import type { VerbsEndpoint } from '../../fabric/verbs-endpoint.js';
 import { checksum } from '../../verbs/checksum.js';
 import type { ControlConnection } from '../control-channel.js';
 import { CHUNK_BYTES, CHUNK_SOFTWARE_BYTES, DONATIONS_MAX, IDLE_TIMEOUT_MS, SLOTS } from './limits.js';
 import { checkOpen, type ResumePoint, type TransferOpen, type TransferOpened, type TransferReady } from './messages.js';
 import { TransferProgress, type TransferStatus } from './progress.js';
-import type { SnapshotSource } from './snapshot-stream.js';
+import type { PieceSource } from './snapshot-stream.js';
 
 /** What this replica could give now. */
 export interface DonorState {
   readonly position: ChainPosition;
   readonly configuration: Configuration;
   readonly sessionsBytes: number;
-  /** Frozen now. */
-  readonly source: SnapshotSource;
+  /** Frozen now; what is of the log need not be, since its receiver validates it. */
+  readonly source: PieceSource;
 }
 
 export interface DonorHost {
@@ -30,6 +30,8 @@ export interface DonorHost {
   appliedLsn(): number | undefined;
   /** Freezes state, sessions and their place in the log, all of the same moment. */
   freeze(): DonorState;
+  /** The log from this position on, up to what is applied. Throws QUORATE_BEHIND or QUORATE_LOG_RECYCLED. */
+  logAfter(position: ChainPosition): DonorState;
   readonly onProgress: (status: TransferStatus) => void;
   readonly onWarning: (error: Error) => void;
 }
@@ -45,7 +47,7 @@ class Chunker {
   isEnd = false;
   private rest: Uint8Array | null = null;
 
-  constructor(private readonly source: SnapshotSource) {}
+  constructor(private readonly source: PieceSource) {}
 
   /** Fills `place` with the next chunk; returns its length, less than the place only at the end. */
   async fill(place: Uint8Array): Promise<number> {
@@ -240,36 +242,41 @@ export class Donor {
 
   private async begin(connection: ControlConnection, request: TransferOpen): Promise<TransferOpened> {
     const { host } = this;
+    const { resume, logAfter } = request;
+    // Log is not frozen, and how much of it there is is known: a little needs little memory.
+    const log = logAfter === null ? undefined : host.logAfter(logAfter);
     const chunkBytes = host.endpoint.isSoftware ? CHUNK_SOFTWARE_BYTES : CHUNK_BYTES;
-    const link = await TransferSource.open(host.endpoint, { chunkBytes, slots: SLOTS }, request.queuePair);
+    const chunks = log?.source.bytesTotal === undefined ? SLOTS : Math.ceil(log.source.bytesTotal / chunkBytes);
+    const slots = Math.max(1, Math.min(SLOTS, chunks));
+    const link = await TransferSource.open(host.endpoint, { chunkBytes, slots }, request.queuePair);
     let state: DonorState | undefined;
     try {
-      state = host.freeze();
-      let chunks = new Chunker(state.source);
-      const { resume } = request;
+      state = log ?? host.freeze();
+      let chunker = new Chunker(state.source);
       let isResumed = false;
-      if (resume !== null && isSame(state.position, resume.position)) {
-        isResumed = await skip(chunks, resume, link.bytes.subarray(0, chunkBytes));
+      if (logAfter === null && resume !== null && isSame(state.position, resume.position)) {
+        isResumed = await skip(chunker, resume, link.bytes.subarray(0, chunkBytes));
         if (!isResumed) {
           // Its bytes are others after all: from the beginning, with the state that it is by now.
           state.source.close();
           state = host.freeze();
-          chunks = new Chunker(state.source);
+          chunker = new Chunker(state.source);
         }
       }
       if (this.isClosed || connection.isClosed) throw new QuorateError('QUORATE_CLOSED', 'the receiver has gone');
       const { position, configuration, sessionsBytes, source } = state;
-      this.add(connection, request.transfer, link, state, chunkBytes, chunks);
+      this.add(connection, request.transfer, link, state, { chunkBytes, slots }, chunker);
       return {
         queuePair: link.address,
         readable: link.readable,
         chunkBytes,
-        slots: SLOTS,
+        slots,
         position,
         configuration,
         sessionsBytes,
         bytesTotal: source.bytesTotal ?? null,
         isResumed,
+        isLog: logAfter !== null,
       };
     } catch (error) {
       state?.source.close();
@@ -283,7 +290,7 @@ export class Donor {
     transfer: number,
     link: TransferSource,
     state: DonorState,
-    chunkBytes: number,
+    { chunkBytes, slots }: TransferGeometry,
     chunks: Chunker,
   ): void {
     let of = this.donations.get(connection);
@@ -295,7 +302,7 @@ export class Donor {
     const over = (): void => {
       of.delete(transfer);
     };
-    const donation = new Donation(connection, transfer, link, state, chunkBytes, SLOTS, this.host, over, chunks);
+    const donation = new Donation(connection, transfer, link, state, chunkBytes, slots, this.host, over, chunks);
     of.set(transfer, donation);
     // The answer to the request goes first.
     setImmediate(() => void donation.run());

@@ -36,6 +36,8 @@ export interface TransferOpen {
   readonly queuePair: QueuePairAddress;
   /** Go on from here, if the donor's snapshot is the same. */
   readonly resume: ResumePoint | null;
+  /** Not the state: the log from this position on, up to what the donor has applied. */
+  readonly logAfter: ChainPosition | null;
 }
 
 export interface TransferOpened {
@@ -49,6 +51,8 @@ export interface TransferOpened {
   readonly bytesTotal: number | null;
   /** The first chunk is the one behind the point that the receiver named. */
   readonly isResumed: boolean;
+  /** What comes is log, not state. */
+  readonly isLog: boolean;
 }
 
 /** Donor to receiver: chunks that stand ready, in the slots that follow those announced before. */
@@ -145,6 +149,7 @@ export function checkOpen(value: unknown): TransferOpen {
     minLsn: lsn(from.minLsn, 'minLsn'),
     queuePair: checkQueuePairAddress(from.queuePair),
     resume,
+    logAfter: from.logAfter === null || from.logAfter === undefined ? null : position(from.logAfter),
   };
 }
 
@@ -155,6 +160,7 @@ export function checkOpened(value: unknown): TransferOpened {
   if (chunkBytes * slots > STAGING_BYTES_MAX)
     return refuse(`${slots} chunks of ${chunkBytes} bytes are too much memory`);
   if (typeof from.isResumed !== 'boolean') return refuse('isResumed is not a boolean');
+  if (typeof from.isLog !== 'boolean') return refuse('isLog is not a boolean');
   return {
     queuePair: checkQueuePairAddress(from.queuePair),
     readable: checkRemoteRange(from.readable, 'readable'),
@@ -165,6 +171,7 @@ export function checkOpened(value: unknown): TransferOpened {
     sessionsBytes: integer(from.sessionsBytes, 0, SESSIONS_BYTES_MAX, 'sessionsBytes'),
     bytesTotal: from.bytesTotal === null ? null : integer(from.bytesTotal, 0, SNAPSHOT_BYTES_MAX, 'bytesTotal'),
     isResumed: from.isResumed,
+    isLog: from.isLog,
   };
 }
 

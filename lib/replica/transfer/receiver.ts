@@ -4,6 +4,7 @@
 // has had no effect, since the state machine puts it in place only when all of it is there.
 import type { Configuration } from '../../consensus/configuration.js';
 import type { ChainPosition } from '../../consensus/entry.js';
+import { tailBytes } from '../../consensus/surviving-log.js';
 import { errorCode, QuorateError } from '../../errors.js';
 import { TransferSink } from '../../fabric/transfer-link.js';
 import type { VerbsEndpoint } from '../../fabric/verbs-endpoint.js';
@@ -47,6 +48,50 @@ class PartialSnapshot {
     readonly configuration: Configuration,
     readonly sink: SnapshotSink,
   ) {}
+}
+
+/** What the chunks of a transfer go to. */
+interface ChunkTarget {
+  bytes: number;
+  /** Of all chunks so far. */
+  sum: number;
+  readonly sink: { write(bytes: Uint8Array): Promise<void> };
+}
+
+/** The log of another replica, in private memory: untrusted until it has been found to chain. */
+export interface ReceivedLog {
+  readonly words: Uint32Array;
+  /** What the donor had applied. */
+  readonly end: ChainPosition;
+  readonly configuration: Configuration;
+}
+
+/** Log that comes in, as long as it was announced to be. */
+class LogSink {
+  readonly bytes: Uint8Array;
+  private filled = 0;
+
+  constructor(lengthBytes: number) {
+    this.bytes = new Uint8Array(lengthBytes);
+  }
+
+  async write(bytes: Uint8Array): Promise<void> {
+    if (bytes.length > this.bytes.length - this.filled) {
+      throw new QuorateError(
+        'QUORATE_PROTOCOL',
+        `the donor gave more log than the ${this.bytes.length} bytes it announced`,
+      );
+    }
+    this.bytes.set(bytes, this.filled);
+    this.filled += bytes.length;
+  }
+
+  words(): Uint32Array {
+    if (this.filled < this.bytes.length) {
+      throw new QuorateError('QUORATE_PROTOCOL', `the donor gave ${this.filled} bytes of log of ${this.bytes.length}`);
+    }
+    return new Uint32Array(this.bytes.buffer);
+  }
 }
 
 /** The chunks of one donor: announced, READ, checked and used, in this order. */
@@ -135,7 +180,7 @@ class ChunkReader {
   }
 
   /** Reads all that this donor has. `onChunk` is told after each. */
-  async run(snapshot: PartialSnapshot, onChunk: () => void): Promise<void> {
+  async run(snapshot: ChunkTarget, onChunk: () => void): Promise<void> {
     const { link, opened, connection, transfer } = this;
     let told = 0;
     for (;;) {
@@ -270,6 +315,61 @@ export class Receiver {
   private async pull(run: Run, donor: number, minLsn: number): Promise<void> {
     const { host } = this;
     const { progress, snapshot: before } = run;
+    const resume =
+      before === undefined ? null : { position: before.position, bytes: before.bytes, checksum: before.sum };
+    const begin = (opened: TransferOpened): PartialSnapshot => {
+      if (opened.position.lsn < minLsn) {
+        throw new QuorateError('QUORATE_BEHIND', `its state is of LSN ${opened.position.lsn}, before ${minLsn}`);
+      }
+      let snapshot = before;
+      if (snapshot === undefined || !opened.isResumed) {
+        snapshot?.sink.abort(new QuorateError('QUORATE_CANCELLED', 'the transfer begins anew with another donor'));
+        const sink = new SnapshotSink(host.stateMachine, opened.sessionsBytes);
+        snapshot = new PartialSnapshot(opened.position, opened.configuration, sink);
+        run.snapshot = snapshot;
+      }
+      progress.begin(donor, snapshot.position.lsn, opened.bytesTotal ?? undefined, snapshot.bytes);
+      if (run.cancelled !== undefined) throw run.cancelled;
+      return snapshot;
+    };
+    await this.read(donor, { minLsn, resume, logAfter: null }, begin, ({ bytes }) => progress.advance(bytes));
+  }
+
+  /**
+   * The log of the donor from this position on, as it stands there: the caller finds out whether it chains. Rejects with
+   * why it cannot be had, QUORATE_BEHIND or QUORATE_LOG_RECYCLED among others. `onBytes` is told how much has come.
+   */
+  async log(
+    donor: number,
+    after: ChainPosition,
+    bytesMax: number,
+    onBytes: (bytes: number) => void,
+  ): Promise<ReceivedLog> {
+    if (this.closedBecause !== undefined) throw this.closedBecause;
+    const opening: { opened?: TransferOpened; sink?: LogSink } = {};
+    const begin = (opened: TransferOpened): ChunkTarget => {
+      const bytes = tailBytes(after.lsn, opened.position.lsn, bytesMax);
+      if (bytes < 0) {
+        const text = `it offers the log from LSN ${after.lsn} to ${opened.position.lsn}, which no ring holds`;
+        throw new QuorateError('QUORATE_PROTOCOL', text);
+      }
+      opening.opened = opened;
+      opening.sink = new LogSink(bytes);
+      return { bytes: 0, sum: 0, sink: opening.sink };
+    };
+    await this.read(donor, { minLsn: 0, resume: null, logAfter: after }, begin, ({ bytes }) => onBytes(bytes));
+    const { position: end, configuration } = opening.opened as TransferOpened;
+    return { words: (opening.sink as LogSink).words(), end, configuration };
+  }
+
+  /** Opens a transfer at the donor, and reads all that comes into what `begin` makes of the donor's answer. */
+  private async read(
+    donor: number,
+    wanted: Pick<TransferOpen, 'minLsn' | 'resume' | 'logAfter'>,
+    begin: (opened: TransferOpened) => ChunkTarget,
+    onChunk: (target: ChunkTarget) => void,
+  ): Promise<void> {
+    const { host } = this;
     const connection = host.connectionTo(donor);
     if (connection === undefined || connection.isClosed) {
       throw new QuorateError('QUORATE_CLOSED', 'it is not connected');
@@ -283,30 +383,22 @@ export class Receiver {
     const lost = (): void => reader?.fail(new QuorateError('QUORATE_CLOSED', 'the connection to the donor ended'));
     connection.on('close', lost);
     try {
-      const resume =
-        before === undefined ? null : { position: before.position, bytes: before.bytes, checksum: before.sum };
-      const request: TransferOpen = { transfer, minLsn, queuePair: link.address, resume };
+      const request: TransferOpen = { transfer, queuePair: link.address, ...wanted };
       const opened = checkOpened(await connection.request('transferOpen', request, OPEN_TIMEOUT_MS));
-      if (opened.position.lsn < minLsn) {
-        throw new QuorateError('QUORATE_BEHIND', `its state is of LSN ${opened.position.lsn}, before ${minLsn}`);
+      if (opened.isLog !== (wanted.logAfter !== null)) {
+        throw new QuorateError(
+          'QUORATE_PROTOCOL',
+          `it gives ${opened.isLog ? 'log' : 'state'}, which was not asked for`,
+        );
       }
       await link.connect(opened.queuePair, { ...opened.readable, chunkBytes: opened.chunkBytes, slots: opened.slots });
-      let snapshot = before;
-      if (snapshot === undefined || !opened.isResumed) {
-        snapshot?.sink.abort(new QuorateError('QUORATE_CANCELLED', 'the transfer begins anew with another donor'));
-        const sink = new SnapshotSink(host.stateMachine, opened.sessionsBytes);
-        snapshot = new PartialSnapshot(opened.position, opened.configuration, sink);
-        run.snapshot = snapshot;
-      }
-      const { position } = snapshot;
-      progress.begin(donor, position.lsn, opened.bytesTotal ?? undefined, snapshot.bytes);
+      const target = begin(opened);
       reader = new ChunkReader(link, opened, connection, transfer);
       this.readers.set(transfer, reader);
       for (const news of early) reader.ready(news);
       if (connection.isClosed) lost();
-      const current = snapshot;
-      if (run.cancelled !== undefined) throw run.cancelled;
-      await reader.run(snapshot, () => progress.advance(current.bytes));
+      if (this.closedBecause !== undefined) throw this.closedBecause;
+      await reader.run(target, () => onChunk(target));
     } catch (error) {
       failure = error as Error;
       throw error;
@@ -345,6 +437,7 @@ export class Receiver {
 
   close(error: Error): void {
     this.closedBecause = error;
-    if (this.running !== undefined) this.cancel(this.running, error);
+    this.running?.cancel(error);
+    for (const reader of this.readers.values()) if (reader instanceof ChunkReader) reader.fail(error);
   }
 }

@@ -16,8 +16,18 @@ function invalidPiece(): QuorateError {
   );
 }
 
+/** Bytes that a transfer carries, piece by piece. */
+export interface PieceSource {
+  /** Of all pieces, if that is known. */
+  readonly bytesTotal: number | undefined;
+  /** The next piece, valid until the one after is asked for; null at the end. Not a promise where nothing is waited for. */
+  pull(): Uint8Array | null | Promise<Uint8Array | null>;
+  /** No more pieces are wanted. */
+  close(): void;
+}
+
 /** The donor's side. Frozen when it is made: what is applied afterwards is not in it. */
-export class SnapshotSource {
+export class SnapshotSource implements PieceSource {
   /** All of it, if the state machine says how much that is. */
   readonly bytesTotal: number | undefined;
   private sessions: Uint8Array | null;
@@ -45,7 +55,6 @@ export class SnapshotSource {
     this.bytesTotal = isKnown ? sessions.length + lengthBytes : undefined;
   }
 
-  /** The next piece, valid until the one after is asked for; null at the end. Not a promise where nothing is waited for. */
   pull(): Uint8Array | null | Promise<Uint8Array | null> {
     const { sessions, whole, pieces } = this;
     if (sessions !== null) {

@@ -1,5 +1,6 @@
 // The state transfers in which this replica takes part: as leader, which orders them; as receiver; as donor. Joins them to
 // the control connections, and tells of their progress.
+import type { ChainPosition } from '../../consensus/entry.js';
 import { QuorateError } from '../../errors.js';
 import type { ControlConnection } from '../control-channel.js';
 import { Donor, type DonorHost } from './donor.js';
@@ -14,7 +15,7 @@ import {
   type TransferOrder,
 } from './messages.js';
 import { TransferProgress, type TransferStatus } from './progress.js';
-import { Receiver, type ReceiverHost } from './receiver.js';
+import { type ReceivedLog, Receiver, type ReceiverHost } from './receiver.js';
 
 export interface TransfersHost extends Omit<DonorHost, 'onProgress'>, Omit<ReceiverHost, 'onProgress'> {
   /** Members deal with members only. */
@@ -133,6 +134,16 @@ export class Transfers {
     } finally {
       this.ordered.delete(receiver);
     }
+  }
+
+  /** See Receiver.log(). */
+  readLog(
+    donor: number,
+    after: ChainPosition,
+    bytesMax: number,
+    onBytes: (bytes: number) => void,
+  ): Promise<ReceivedLog> {
+    return this.receiver.log(donor, after, bytesMax, onBytes);
   }
 
   close(error: Error): void {

@@ -1,0 +1,191 @@
+// When a majority is lost a survivor can be made the only voter of a new cluster, if that is asked for in so many words and
+// nobody else can lead; members of the old cluster take no part in it. Real processes, on shm.
+import { afterEach, expect, it, vi } from 'vitest';
+import { genesisConfiguration } from '#lib/consensus/configuration.js';
+import { makeEpoch } from '#lib/consensus/epoch.js';
+import { bestSurvivor, type MemberAddress, Replica } from '#lib/index.js';
+import { forkPosition, type SurvivorView, whyNotForced } from '#lib/replica/force-new-cluster.js';
+import { CommandLog, members, optionsFor } from './fixture.js';
+import { Processes, type Report } from './processes.js';
+
+const ACCEPTED = { iUnderstandThatAcknowledgedCommandsMayBeLost: true } as const;
+const KEYS = 200;
+
+// Processes start slowly where others keep the processors busy; what is waited for has limits of its own.
+vi.setConfig({ testTimeout: 120_000 });
+
+let processes: Processes;
+afterEach(() => processes?.close());
+
+async function found(count: number): Promise<{ places: MemberAddress[]; leader: Report }> {
+  processes = new Processes({ logBytes: 256 * 1024, profile: 'relaxed' });
+  const places = await members(count + 2);
+  await processes.found(places.slice(0, count));
+  const leader = await processes.leader(count);
+  await processes.fill({ from: 0, count: KEYS, round: 1 });
+  return { places, leader };
+}
+
+/** Asks until the failure detector has noticed what was killed. */
+function force(id: number): Promise<unknown> {
+  const isEarly = (code: string): boolean => ['QUORATE_LEADER_EXISTS', 'QUORATE_QUORUM_REACHABLE'].includes(code);
+  return processes.until(async () => {
+    try {
+      await processes.ask(id, 'forceNewCluster', ACCEPTED);
+      return true;
+    } catch (error) {
+      if (isEarly((error as { code: string }).code)) return false;
+      throw error;
+    }
+  }, 'the survivor to be alone');
+}
+
+async function grow(survivor: number, places: readonly MemberAddress[]): Promise<void> {
+  const join = [(await processes.report(survivor)).members.find(({ id }) => id === survivor) as MemberAddress].map(
+    ({ id, host, port }) => ({ id, host, port }),
+  );
+  for (const { id, host, port } of places) {
+    await processes.call(survivor, 'addLearner', { id, host, port });
+    await processes.start(id, { join, address: { host, port } });
+    await processes.call(survivor, 'promote', id, { timeoutMs: 30_000 });
+  }
+}
+
+it('one of three goes on with all that it holds, and two new ones join it', async () => {
+  const { places, leader } = await found(3);
+  const [survivor, other] = leader.voters.filter((id) => id !== leader.id) as [number, number];
+  const before = await processes.until(async () => {
+    const report = await processes.report(survivor);
+    return report.size === KEYS && report;
+  }, 'the survivor to hold all');
+
+  // Not while there is a leader, and not without the words.
+  await expect(processes.ask(survivor, 'forceNewCluster', ACCEPTED)).rejects.toMatchObject({
+    code: 'QUORATE_LEADER_EXISTS',
+  });
+  await expect(processes.ask(survivor, 'forceNewCluster', {})).rejects.toMatchObject({ code: 'QUORATE_UNSAFE' });
+
+  await processes.kill(other);
+  await processes.kill(leader.id);
+  await expect(processes.ask(survivor, 'forceNewCluster', undefined)).rejects.toMatchObject({ code: 'QUORATE_UNSAFE' });
+  await force(survivor);
+  const alone = await processes.leader(1);
+  expect(alone).toMatchObject({ id: survivor, role: 'leader', voters: [survivor], size: KEYS, digest: before.digest });
+  expect(alone.clusterId).not.toBe(before.clusterId);
+  // Once is enough: the new cluster has a leader.
+  await expect(processes.ask(survivor, 'forceNewCluster', ACCEPTED)).rejects.toMatchObject({
+    code: 'QUORATE_LEADER_EXISTS',
+  });
+  expect(alone.commitLsn).toBeGreaterThan(before.tailLsn);
+  expect(Number.parseInt(alone.epoch, 10)).toBeGreaterThan(Number.parseInt(before.epoch, 10));
+
+  await grow(survivor, places.slice(3));
+  await processes.fill({ from: KEYS, count: 10, round: 2 });
+  await processes.leader(3);
+  const reports = await processes.alike();
+  expect(reports.map(({ size }) => size)).toEqual([KEYS + 10, KEYS + 10, KEYS + 10]);
+  // It is a cluster like any other: it survives the loss of one.
+  await processes.kill(survivor);
+  const next = await processes.leader(2);
+  expect(next.clusterId).toBe(alone.clusterId);
+  await processes.fill({ from: 0, count: 1, round: 3 });
+  expect((await processes.alike()).map(({ size }) => size)).toEqual([KEYS + 10, KEYS + 10]);
+});
+
+it('a member of the old cluster that was only stopped takes no part in the new one', async () => {
+  const { leader } = await found(3);
+  const [survivor, late] = leader.voters.filter((id) => id !== leader.id) as [number, number];
+  processes.signal(late, 'SIGSTOP');
+  await processes.kill(leader.id);
+  await force(survivor);
+  const alone = await processes.report(survivor);
+  processes.signal(late, 'SIGCONT');
+  const back = await processes.until(async () => {
+    const report = await processes.report(late);
+    const isRefused = report.warnings.some(({ code }) => code === 'QUORATE_CLUSTER_MISMATCH');
+    const isCutOff = report.peers.every(({ trusted }) => !trusted);
+    return isRefused && isCutOff && report;
+  }, 'the late one to be refused');
+  expect(back.clusterId).not.toBe(alone.clusterId);
+  expect(back.role).toBe('follower');
+  await expect(processes.ask(late, 'fill', { from: 0, count: 1, round: 9 })).rejects.toMatchObject({
+    code: 'QUORATE_NOT_LEADER',
+  });
+  await processes.ask(survivor, 'fill', { from: 0, count: 1, round: 2 });
+  const after = await processes.report(survivor);
+  expect(after).toMatchObject({ role: 'leader', voters: [survivor] });
+  expect(after.peers).toEqual([]);
+});
+
+it('is refused while a majority is alive, whoever leads or not', async () => {
+  const { leader } = await found(3);
+  const [survivor, other] = leader.voters.filter((id) => id !== leader.id) as [number, number];
+  await processes.kill(other);
+  await expect(processes.ask(survivor, 'forceNewCluster', ACCEPTED)).rejects.toMatchObject({
+    code: 'QUORATE_LEADER_EXISTS',
+  });
+  await expect(processes.ask(leader.id, 'forceNewCluster', ACCEPTED)).rejects.toMatchObject({
+    code: 'QUORATE_LEADER_EXISTS',
+  });
+  const still = await processes.leader(2);
+  expect(still.clusterId).toBe(leader.clusterId);
+});
+
+const genesis = genesisConfiguration(
+  77,
+  [0, 1, 2].map((id) => ({ id, bootId: id + 1 })),
+);
+const view = (more: Partial<SurvivorView> = {}): SurvivorView => ({
+  id: 0,
+  bootId: 1,
+  leader: undefined,
+  isFollower: true,
+  tailLsn: 640,
+  configurations: [genesis],
+  isReachable: () => false,
+  ...more,
+});
+
+it('says why it is refused', () => {
+  const code = (more: Partial<SurvivorView>, evenIfNotVoter = false) => whyNotForced(view(more), evenIfNotVoter)?.code;
+  expect(code({})).toBeUndefined();
+  expect(code({ leader: 2, isReachable: (id) => id === 2 })).toBe('QUORATE_LEADER_EXISTS');
+  expect(code({ leader: 0 })).toBe('QUORATE_LEADER_EXISTS');
+  expect(code({ leader: 2 })).toBeUndefined();
+  expect(code({ isReachable: (id) => id === 2 })).toBe('QUORATE_QUORUM_REACHABLE');
+  expect(code({ isFollower: false })).toBe('QUORATE_QUORUM_REACHABLE');
+  expect(code({ bootId: 9 })).toBe('QUORATE_NOT_A_VOTER');
+  expect(code({ bootId: 9 }, true)).toBeUndefined();
+  expect(code({ tailLsn: 0 })).toBe('QUORATE_NO_LOG');
+  expect(code({ tailLsn: 0, bootId: 9 }, true)).toBe('QUORATE_NO_LOG');
+});
+
+it('the best survivor is the one whose log ends in the latest epoch, and then the longest', () => {
+  const at = (id: number, tailEpoch: string, tailLsn: number) => ({ id, tailEpoch, tailLsn });
+  expect(bestSurvivor([at(0, '9.1', 9000), at(1, '10.1', 64), at(2, '10.1', 128)]).id).toBe(2);
+  expect(bestSurvivor([at(0, '10.2', 64), at(1, '10.10', 64)]).id).toBe(1);
+  expect(bestSurvivor([at(0, '1.1', 64), at(1, '1.1', 64)]).id).toBe(0);
+  expect(() => bestSurvivor([])).toThrow(/one replica/);
+  expect(() => bestSurvivor([at(0, 'x', 1)])).toThrow(/tailEpoch/);
+});
+
+it('no log of the old cluster chains to the new one, whose epochs come after all of the old one', () => {
+  const applied = { lsn: 640, hashLow: 1, hashHigh: 2, epoch: makeEpoch(5, 2) };
+  const one = forkPosition(applied, makeEpoch(7, 3), 1234);
+  expect(one.lsn).toBe(640);
+  expect([one.hashLow, one.hashHigh]).not.toEqual([1, 2]);
+  expect(one.epoch).toBeGreaterThan(makeEpoch(7 + 1000, 3));
+  const other = forkPosition(applied, makeEpoch(7, 3), 1235);
+  expect([other.hashLow, other.hashHigh]).not.toEqual([one.hashLow, one.hashHigh]);
+});
+
+it('a replica that was closed cannot be forced', async () => {
+  const places = await members(1);
+  const replica = await Replica.open(optionsFor(0, places, { stateMachine: new CommandLog() }));
+  await expect(Replica.forceNewCluster(replica, ACCEPTED)).rejects.toMatchObject({ code: 'QUORATE_LEADER_EXISTS' });
+  await replica.close();
+  await expect(Replica.forceNewCluster(replica, ACCEPTED)).rejects.toMatchObject({ code: 'QUORATE_CLOSED' });
+  await expect(Replica.forceNewCluster({} as never, ACCEPTED)).rejects.toMatchObject({
+    code: 'QUORATE_INVALID_ARGUMENT',
+  });
+});

@@ -1,0 +1,174 @@
+// A replica whose process is killed and started again gets most of its state back from what outlived the process, and only
+// the rest from others; whatever is wrong with what outlived it, it comes back all the same. Real processes, on shm.
+import { readdirSync, readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { afterEach, expect, it, vi } from 'vitest';
+import { Replica } from '#lib/index.js';
+import { CommandLog, members, optionsFor } from './fixture.js';
+import { Processes, type Report } from './processes.js';
+
+const LOG_BYTES = 2 * 1024 * 1024;
+/** Keys of 4 KiB: a state of 6 MiB, three times the ring. */
+const KEYS = 1536;
+const STATE_BYTES = KEYS * 4096;
+
+// Processes start slowly where others keep the processors busy; what is waited for has limits of its own.
+vi.setConfig({ testTimeout: 120_000 });
+
+let processes: Processes;
+afterEach(() => processes.close());
+
+const ofRegions = (warnings: Report['warnings']) =>
+  warnings.map(({ code }) => code).filter((code) => /REGION/.test(code));
+
+async function found(): Promise<{ leader: Report; victim: number; start: (id: number) => Promise<void> }> {
+  processes = new Processes({ logBytes: LOG_BYTES, profile: 'relaxed' });
+  const { directory } = processes;
+  const places = await members(3);
+  const more = { surviveCrash: { directory } };
+  await processes.found(places, more);
+  const leader = await processes.leader(3);
+  await processes.fill({ from: 0, count: KEYS, round: 1 });
+  const victim = leader.voters.find((id) => id !== leader.id) as number;
+  await processes.until(async () => (await processes.report(victim)).region?.isUsable, 'a snapshot to come back to');
+  return { leader, victim, start: (id) => processes.start(id, { members: places, ...more }) };
+}
+
+/** The region of a replica that was killed. */
+function regionOf(id: number): string {
+  const name = readdirSync(processes.directory).find((one) => one.endsWith(`-${id}`));
+  return join(processes.directory, name as string);
+}
+
+it('a killed replica comes back by its own region, and only what it missed is read from others', async () => {
+  const { leader, victim, start } = await found();
+  for (const id of processes.ids) await processes.ask(id, 'load'); // whoever leads
+  await processes.until(async () => (await processes.report(victim)).region?.isUsable, 'the snapshot under load');
+  await processes.kill(victim);
+  const region = regionOf(victim);
+  expect(statSync(region).mode & 0o777).toBe(0o700);
+  for (const name of readdirSync(region)) expect(statSync(join(region, name)).mode & 0o777).toBe(0o600);
+  await start(victim);
+  const { recovery, warnings, transfers, bootIdBefore } = await processes.until(async () => {
+    const report = await processes.report(victim);
+    return report.isVoter && { ...report, bootIdBefore: leader.members.find(({ id }) => id === victim)?.bootId };
+  }, 'the replica to be a voter again');
+  expect(ofRegions(warnings)).toEqual([]);
+  expect(recovery).toMatchObject({ stage: 'done' });
+  expect(recovery?.reason).toBeUndefined();
+  expect(recovery?.donor).not.toBe(victim);
+  expect(recovery?.localBytes).toBeGreaterThan(STATE_BYTES);
+  expect(recovery?.remoteBytes).toBeGreaterThan(0);
+  expect(recovery?.remoteBytes).toBeLessThan((recovery?.localBytes as number) / 4);
+  expect(recovery?.lsn).toBeGreaterThanOrEqual(recovery?.localLsn as number);
+  // No state was transferred, and it is another life all the same.
+  expect(transfers.filter(({ role }) => role === 'receiver')).toEqual([]);
+  const now = await processes.report(leader.id);
+  expect(now.members.find(({ id }) => id === victim)?.bootId).not.toBe(bootIdBefore);
+});
+
+it('the state is the same as that of the others, also after the leader was killed', async () => {
+  const { leader, start } = await found();
+  await processes.kill(leader.id);
+  await processes.leader(2);
+  await processes.fill({ from: 0, count: 20, round: 2 });
+  await start(leader.id);
+  await processes.leader(3);
+  const reports = await processes.alike();
+  expect(reports.map(({ size }) => size)).toEqual([KEYS, KEYS, KEYS]);
+  const back = reports.find(({ id }) => id === leader.id) as Report;
+  expect(back.recovery).toMatchObject({ stage: 'done' });
+  expect(ofRegions(back.warnings)).toEqual([]);
+  // And from there it survives the next one.
+  await processes.until(async () => (await processes.report(leader.id)).region?.isUsable, 'the next snapshot');
+  await processes.kill(leader.id);
+  await start(leader.id);
+  expect((await processes.report(leader.id)).recovery).toMatchObject({ stage: 'done' });
+});
+
+const damages = {
+  'its record is damaged': (region: string) => damage(join(region, 'anchor'), (bytes) => Math.floor(bytes.length / 2)),
+  'its snapshot is damaged': (region: string) => damage(snapshotIn(region), (bytes) => bytes.length - 100),
+  'its snapshot is shorter than it was': (region: string) => truncateSync(snapshotIn(region), 1000),
+};
+
+function snapshotIn(region: string): string {
+  return join(region, readdirSync(region).find((name) => name.startsWith('snapshot-')) as string);
+}
+
+function damage(path: string, where: (bytes: Buffer) => number): void {
+  const bytes = readFileSync(path);
+  const at = where(bytes);
+  bytes[at] = (bytes[at] as number) ^ 0x10;
+  writeFileSync(path, bytes);
+}
+
+it('if record or snapshot are damaged the whole state comes from others', async () => {
+  const { victim, start } = await found();
+  for (const [what, act] of Object.entries(damages)) {
+    await processes.until(async () => (await processes.report(victim)).region?.isUsable, 'a snapshot to come back to');
+    await processes.kill(victim);
+    act(regionOf(victim));
+    await start(victim);
+    await processes.leader(3);
+    const back = (await processes.alike()).find(({ id }) => id === victim) as Report;
+    expect(back.size, what).toBe(KEYS);
+    expect(ofRegions(back.warnings)).toEqual(['QUORATE_REGION_UNUSABLE']);
+    expect(back.recovery, what).toMatchObject({ stage: 'full', localBytes: 0 });
+    expect(back.recovery?.remoteBytes).toBeGreaterThan(STATE_BYTES);
+  }
+});
+
+it('if its log is damaged the snapshot is used, and the log behind it comes from others', async () => {
+  const { victim, start } = await found();
+  const snapshotLsn = await processes.until(async () => {
+    const { region, appliedLsn } = await processes.report(victim);
+    return region?.isUsable && appliedLsn - region.snapshotLsn < LOG_BYTES / 4 && region.snapshotLsn;
+  }, 'a snapshot that is followed by none');
+  await processes.kill(victim);
+  const path = join(regionOf(victim), 'log');
+  const bytes = readFileSync(path);
+  bytes.fill(0x5a);
+  writeFileSync(path, bytes);
+  await start(victim);
+  await processes.leader(3);
+  const back = (await processes.alike()).find(({ id }) => id === victim) as Report;
+  expect(back.size).toBe(KEYS);
+  expect(back.recovery).toMatchObject({ stage: 'done', localLsn: snapshotLsn });
+  expect(ofRegions(back.warnings)).toEqual([]);
+});
+
+it('a region that was left by another cluster is not used', async () => {
+  processes = new Processes();
+  const { directory } = processes;
+  const open = async () => {
+    const places = await members(1);
+    return Replica.open(optionsFor(0, places, { surviveCrash: { directory }, stateMachine: new CommandLog() }));
+  };
+  const first = await open();
+  await first.propose(Buffer.from('of the first cluster'));
+  await first.close();
+  const second = await open();
+  expect(second.status().recovery).toMatchObject({ stage: 'full', reason: expect.stringContaining('cluster') });
+  await second.close();
+});
+
+it('a region whose owner lives is refused', async () => {
+  processes = new Processes();
+  const { directory } = processes;
+  const places = await members(1);
+  const first = await Replica.open(optionsFor(0, places, { surviveCrash: { directory } }));
+  await expect(Replica.open(optionsFor(0, await members(1), { surviveCrash: { directory } }))).rejects.toMatchObject({
+    code: 'QUORATE_REGION_IN_USE',
+  });
+  await first.close();
+});
+
+it('a replica that is removed leaves nothing behind', async () => {
+  const { leader, victim } = await found();
+  await processes.call(leader.id, 'remove', victim);
+  await processes.until(
+    async () => !readdirSync(processes.directory).some((name) => name.endsWith(`-${victim}`)),
+    'it to be gone',
+  );
+});
