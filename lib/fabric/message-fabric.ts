@@ -322,7 +322,7 @@ export class MessageFabric {
   /** The link on which this replica writes is gone. */
   remove(id: number): void {
     const peer = this.peers[id];
-    if (!peer) return;
+    if (!peer || this.isClosed) return;
     peer.port.unlinked();
     peer.outgoing = null;
     this.outstanding[id] = 0;
@@ -381,12 +381,12 @@ export class MessageFabric {
   /** Ends all links; the endpoint releases the rest. */
   close(): void {
     if (this.isClosed) return;
-    this.isClosed = true;
     this.channel.onEvent(null);
     for (let id = 0; id < MAX_REPLICAS; id++) {
       this.remove(id);
       this.peers[id]?.incoming?.close();
     }
+    this.isClosed = true;
     this.list.close();
   }
 }

@@ -153,6 +153,7 @@ export class LinkManager {
   }
 
   private later(delayMs: number, action: () => void): void {
+    if (this.closed) return;
     const timer = setTimeout(() => {
       this.timers.delete(timer);
       action();
