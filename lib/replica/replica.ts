@@ -319,7 +319,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     });
     this.forwarded = new ForwardedProposals({
       id: this.id,
-      leaderId: () => this.leaderId(),
+      leaderId: () => this.liveLeaderId(),
       trusts: (peer) => this.trusts(peer),
       proposeHere: (command, session) => this.proposeHere(command, session),
       send: (leader, command, session, settle) => this.mailbox.propose(leader, command, session, settle),
@@ -1166,6 +1166,12 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
 
   private leaderId(): number | undefined {
     return this.plane === undefined || this.plane.leader < 0 ? undefined : this.plane.leader;
+  }
+
+  /** One that this replica takes for dead is sent nothing, while another one may be on its way to lead. */
+  private liveLeaderId(): number | undefined {
+    const leader = this.leaderId();
+    return leader === undefined || leader === this.id || this.trusts(leader) ? leader : undefined;
   }
 
   // -- membership --------------------------------------------------------------------------------------------------

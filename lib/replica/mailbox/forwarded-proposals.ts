@@ -16,7 +16,7 @@ import { MessageKind } from './messages.js';
 
 export interface ForwardedProposalsHost {
   readonly id: number;
-  /** Who leads, as far as this replica knows. */
+  /** Who leads and is alive, as far as this replica knows. */
   leaderId(): number | undefined;
   /** The failure detector trusts the peer. */
   trusts(peer: number): boolean;
