@@ -43,6 +43,8 @@ export interface NemesisResult {
   readonly keys: number;
   /** Reads that did not go through the log, by what vouched for the state that was read. */
   readonly stateReads: ReadonlyMap<string, number>;
+  /** Executed commands that were proposed at a replica that did not lead. */
+  readonly forwarded: number;
   readonly leaderChanges: number;
   readonly failovers: readonly Failover[];
   readonly faults: ReadonlyMap<FaultKind, number>;
@@ -205,10 +207,10 @@ export async function runNemesis(options: NemesisOptions): Promise<NemesisResult
     else problems.push(`a client was answered with ${code}`);
   }
   if (leaders.changes === 0) problems.push('the leader never changed');
-  const { operations, failed, unknown, keys, stateReads } = judge;
+  const { operations, failed, unknown, keys, stateReads, forwarded } = judge;
   if (operations === 0) problems.push('no operation was executed');
   return {
-    ...{ fabric, settings, operations, failed, unknown, keys, stateReads },
+    ...{ fabric, settings, operations, failed, unknown, keys, stateReads, forwarded },
     leaderChanges: leaders.changes,
     failovers: leaders.failovers,
     faults: faults.injected,
