@@ -209,7 +209,7 @@ export class MessageRingReader {
     const { words, record } = this;
     const start = offsetOf(this.consumed_) / 4;
     for (let index = 0; index < HEADER_WORDS; index++) record[index] = words[start + index] as number;
-    if (!this.isNext(readU53(record, POSITION_WORD))) return false;
+    if (!this.isNext(readU53(record, POSITION_WORD), readU53(record, NUMBER_WORD))) return false;
     const kind = record[KIND_WORD] as number;
     if (kind !== MAGIC && kind !== MAGIC + FLAG_MORE && kind !== MAGIC + FLAG_PAD) return false;
     const payloadBytes = record[LENGTH_WORD] as number;
@@ -217,12 +217,18 @@ export class MessageRingReader {
     if (offsetOf(this.consumed_) + recordBytes(payloadBytes) > MESSAGE_RING_BYTES) return false;
     const count = HEADER_WORDS + Math.ceil(payloadBytes / 4);
     for (let index = HEADER_WORDS; index < count; index++) record[index] = words[start + index] as number;
-    seal(record, 0, count, this.stream_);
-    if (record[CHECKSUM_WORD] !== hashLow || record[CHECKSUM_WORD + 1] !== hashHigh) return false;
-    return readU53(record, NUMBER_WORD) === this.number;
+    return this.isWhole(count);
   }
 
-  private isNext(position: number): boolean {
-    return position === this.consumed_;
+  /** All bytes of the record have arrived. */
+  private isWhole(countWords: number): boolean {
+    const { record } = this;
+    seal(record, 0, countWords, this.stream_);
+    return record[CHECKSUM_WORD] === hashLow && record[CHECKSUM_WORD + 1] === hashHigh;
+  }
+
+  /** What stands here is of this lap, not of an earlier one. */
+  private isNext(position: number, number: number): boolean {
+    return position === this.consumed_ && number === this.number;
   }
 }

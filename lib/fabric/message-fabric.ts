@@ -121,15 +121,34 @@ export class MessageFabric {
     return this.partsMax * MESSAGE_WRITES_MAX;
   }
 
+  /** Where messages of one peer are; made with the first link. Throws QUORATE_MEMLOCK, QUORATE_SYSTEM. */
   private peer(id: number): PeerMessages {
     const known = this.peers[id];
     if (known) return known;
     const { context } = this.endpoint;
     const lengthBytes = MESSAGE_REGION_BYTES;
-    const incoming = context.allocateMemory({ lengthBytes });
-    const outgoing = context.allocateMemory({ lengthBytes });
-    const remoteWrite = Access.LOCAL_WRITE | Access.REMOTE_WRITE;
-    const port = new MessagePort(
+    const made: { close(): void }[] = [];
+    try {
+      const incoming = context.allocateMemory({ lengthBytes });
+      made.unshift(incoming);
+      const outgoing = context.allocateMemory({ lengthBytes });
+      made.unshift(outgoing);
+      const remoteWrite = Access.LOCAL_WRITE | Access.REMOTE_WRITE;
+      const incomingRegion = this.domain.registerMemory(incoming, 0, lengthBytes, remoteWrite);
+      made.unshift(incomingRegion);
+      const outgoingRegion = this.domain.registerMemory(outgoing, 0, lengthBytes, Access.LOCAL_WRITE);
+      const port = this.makePort(id, incoming, outgoing);
+      const peer = new PeerMessages(port, incomingRegion, outgoing, outgoingRegion);
+      this.peers[id] = peer;
+      return peer;
+    } catch (error) {
+      for (const object of made) object.close();
+      throw error;
+    }
+  }
+
+  private makePort(id: number, incoming: Memory, outgoing: Memory): MessagePort {
+    return new MessagePort(
       {
         incoming: new Uint8Array(incoming.buffer),
         outgoing: new Uint8Array(outgoing.buffer),
@@ -139,22 +158,20 @@ export class MessageFabric {
       },
       newStream(),
     );
-    const made = new PeerMessages(
-      port,
-      this.domain.registerMemory(incoming, 0, lengthBytes, remoteWrite),
-      outgoing,
-      this.domain.registerMemory(outgoing, 0, lengthBytes, Access.LOCAL_WRITE),
-    );
-    this.peers[id] = made;
-    return made;
   }
 
   // -- messages ----------------------------------------------------------------------------------------------------
 
-  /** Sends a message with all others of this turn; null if too much waits for this peer already. */
+  /** There is or was a link to the peer, so messages can be sent: they wait for the next one, if there is none. */
+  isKnown(id: number): boolean {
+    return this.peers[id] !== null;
+  }
+
+  /** Sends a message with all others of this turn; null if too much waits for this peer already, or it is not known. */
   send(id: number, bytes: Uint8Array): OutgoingMessage | null {
-    if (this.isClosed) return null;
-    const message = this.peer(id).port.send(bytes);
+    const peer = this.peers[id];
+    if (this.isClosed || !peer) return null;
+    const message = peer.port.send(bytes);
     if (message !== null && !this.isFlushScheduled) {
       this.isFlushScheduled = true;
       void RESOLVED.then(this.flushNow);
@@ -164,16 +181,12 @@ export class MessageFabric {
 
   /** Takes a message back; false if it may arrive. */
   withdraw(id: number, message: OutgoingMessage): boolean {
-    return this.peer(id).port.withdraw(message);
+    return this.peers[id]?.port.withdraw(message) ?? true;
   }
 
   /** Bytes that wait for room in this peer's ring. */
   queuedBytes(id: number): number {
     return this.peers[id]?.port.queuedBytes ?? 0;
-  }
-
-  isLinked(id: number): boolean {
-    return this.peers[id]?.outgoing !== null && this.peers[id] !== null;
   }
 
   private readonly flushNow = (): void => {

@@ -319,7 +319,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     });
     this.forwarded = new ForwardedProposals({
       id: this.id,
-      leaderId: () => this.liveLeaderId(),
+      leaderId: () => this.reachableLeaderId(),
       trusts: (peer) => this.trusts(peer),
       proposeHere: (command, session) => this.proposeHere(command, session),
       send: (leader, command, session, settle) => this.mailbox.propose(leader, command, session, settle),
@@ -1098,7 +1098,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
    * `read` may be called more than once, the last time for good; it must have no effect, not wait, and return no promise.
    *
    * Rejects with what `read` throws; with QUORATE_NOT_LEADER if no leader is known or the one that was asked leads no
-   * more, QUORATE_LEADERSHIP_ENDED, QUORATE_PEER_CLOSED (the leader is gone), QUORATE_TIMEOUT, QUORATE_BACKPRESSURE
+   * more, QUORATE_LEADERSHIP_ENDED, QUORATE_DISCONNECTED or QUORATE_PEER_CLOSED (the leader is gone), QUORATE_TIMEOUT, QUORATE_BACKPRESSURE
    * beyond `pendingReadBarriersMax`, and QUORATE_CLOSED. In all these cases reading again is safe.
    */
   async read<Value>(read: () => Value, options: ReadOptions = {}): Promise<Value> {
@@ -1168,10 +1168,11 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     return this.plane === undefined || this.plane.leader < 0 ? undefined : this.plane.leader;
   }
 
-  /** One that this replica takes for dead is sent nothing, while another one may be on its way to lead. */
-  private liveLeaderId(): number | undefined {
+  /** The leader, if it can be sent proposals: not one that is taken for dead, while another may be about to lead. */
+  private reachableLeaderId(): number | undefined {
     const leader = this.leaderId();
-    return leader === undefined || leader === this.id || this.trusts(leader) ? leader : undefined;
+    if (leader === undefined || leader === this.id) return leader;
+    return this.trusts(leader) && this.mailbox.fabric.isKnown(leader) ? leader : undefined;
   }
 
   // -- membership --------------------------------------------------------------------------------------------------

@@ -6,10 +6,15 @@ import { MessageKind } from './messages.js';
 
 /**
  * Asks the leader. Rejects with what it refused with (QUORATE_NOT_LEADER, QUORATE_LEADERSHIP_ENDED), QUORATE_PEER_CLOSED if
- * it is another process by now, QUORATE_TIMEOUT, QUORATE_BACKPRESSURE. Nothing depends on it: ask again.
+ * it is another process by now, QUORATE_DISCONNECTED, QUORATE_TIMEOUT, QUORATE_BACKPRESSURE. Nothing depends on it: ask again.
  */
 export function askReadIndex(mailbox: Mailbox, leader: number, timeoutMs: number): Promise<ReadIndex> {
   return new Promise((resolve, reject) => {
+    if (!mailbox.fabric.isKnown(leader)) {
+      const text = `there is no link for messages to replica ${leader} yet; nothing was done: read again`;
+      reject(new QuorateError('QUORATE_DISCONNECTED', text));
+      return;
+    }
     const question = mailbox.readIndex(leader, (answer) => {
       clearTimeout(timer);
       if (answer === null) {
