@@ -172,11 +172,14 @@ export class MessageFabric {
     const peer = this.peers[id];
     if (this.isClosed || !peer) return null;
     const message = peer.port.send(bytes);
-    if (message !== null && !this.isFlushScheduled) {
-      this.isFlushScheduled = true;
-      void RESOLVED.then(this.flushNow);
-    }
+    if (message !== null) this.flushSoon();
     return message;
+  }
+
+  private flushSoon(): void {
+    if (this.isFlushScheduled) return;
+    this.isFlushScheduled = true;
+    void RESOLVED.then(this.flushNow);
   }
 
   /** Takes a message back; false if it may arrive. */
@@ -326,7 +329,8 @@ export class MessageFabric {
     };
     this.list.bindQueuePair(id, queuePair);
     this.queuePairs[id] = queuePair;
-    this.turn();
+    // Not now: if the link fails with its first WRITE, whoever made it must know it by then.
+    this.flushSoon();
     return true;
   }
 

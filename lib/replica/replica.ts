@@ -63,6 +63,7 @@ import type {
   ReplicaEvents,
   ReplicaOptions,
   ReplicaStatus,
+  SessionCommand,
   StateMachine,
   TakeoverStages,
 } from './replica-options.js';
