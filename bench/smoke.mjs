@@ -4,7 +4,8 @@
 //   node bench/smoke.mjs [--device NAME[,NAME,NAME]] [--proposals N] [--rounds N] [--payload BYTES] [--profile NAME]
 //                        [--fanout PROGRAM] [--seed N] [--json]
 //
-// 1. propose: from the call of propose() to its settled promise, one after the other, at the leader of three processes.
+// 1. propose: from the call of propose() to its settled promise, one after the other, at the leader of three processes; then
+//    at a follower, which forwards.
 // 2. failover: SIGKILL of the leader under load to the first commit of the next one, by the machinery of the demo.
 // 3. with RDMA devices, the ratio of 1 to a C loop that posts the same two WRITEs and polls (bench/native), in one run.
 import { execFile } from 'node:child_process';
@@ -30,6 +31,8 @@ const OPEN_TIMEOUT_MS = 60_000;
 const FANOUT_TIMEOUT_MS = 180_000;
 const WINDOW = 64;
 const OPS_PER_ROUND = 1000;
+/** Of the proposals that are measured at the leader, so many are measured at a follower. */
+const FORWARDED_PART = 0.2;
 /** What a replica did while it started is not idling. */
 const SETTLE_MS = 5_000;
 const IDLE_MS = 3_000;
@@ -130,6 +133,7 @@ async function measurePropose(common, proposals, payloadBytes) {
         `${formatUs(histogram.maxValue / 1000)}   (${proposals} after ${warmUp} to warm up; ${Math.round(answer.count / (answer.wall_ns / 1e9))}` +
         ` per second)   [${fabric}, ${profile}]`,
     );
+    const forwardedUs = await measureForwarded(cluster, Math.ceil(proposals * FORWARDED_PART), payloadBytes);
     return {
       fabric,
       device,
@@ -137,11 +141,35 @@ async function measurePropose(common, proposals, payloadBytes) {
       permissionStrategy,
       idlePercent: round(idlePercent),
       proposeUs: { p50: round(at(50)), p99: round(at(99)), max: round(histogram.maxValue / 1000) },
+      forwardedUs,
     };
   } finally {
     for (const problem of await cluster.stop()) say(`warning: ${problem}`);
     cluster.killAll();
   }
+}
+
+/**
+ * Part 1, at a follower.
+ * @param {Cluster} cluster
+ * @param {number} count
+ * @param {number} payloadBytes
+ */
+async function measureForwarded(cluster, count, payloadBytes) {
+  const follower = await cluster.waitFor('a follower that knows the leader', () =>
+    cluster.replicas.find(({ status }) => status?.role === 'follower' && status.leader !== undefined),
+  );
+  const warmUp = Math.ceil(count / 2);
+  const answer = await cluster.request(follower, { type: 'measure', warmUp, count, payloadBytes }, 'measured');
+  const histogram = decodeFromCompressedBase64(answer.histogram);
+  const at = (/** @type {number} */ percent) => histogram.getValueAtPercentile(percent) / 1000;
+  const maxUs = histogram.maxValue / 1000;
+  const { fabric, profile } = /** @type {NonNullable<typeof follower.status>} */ (follower.status);
+  say(
+    `the same at a follower, which forwards:           p50 ${formatUs(at(50))}   p99 ${formatUs(at(99))}   max ` +
+      `${formatUs(maxUs)}   (${count} after ${warmUp} to warm up)   [${fabric}, ${profile}]`,
+  );
+  return { p50: round(at(50)), p99: round(at(99)), max: round(maxUs) };
 }
 
 /**

@@ -64,7 +64,8 @@ class DemoReplica implements Role {
   ): Promise<void> {
     const start_ns = monotonic_ns();
     try {
-      const { duplicate } = await this.replica.propose(payload, { session: { origin, sequence } });
+      // The driver finds the leader itself, and sees who that is.
+      const { duplicate } = await this.replica.propose(payload, { session: { origin, sequence }, forward: false });
       answers.acknowledge(generation, sequence, monotonic_ns() - start_ns, duplicate);
     } catch (error) {
       answers.refuse(generation, sequence, error);

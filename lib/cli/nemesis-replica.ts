@@ -66,15 +66,19 @@ class NemesisReplica implements Role {
   }
 
   private async serve(socket: Socket, request: ClientRequest): Promise<void> {
-    const { id, origin, sequence, fillerBytes, isStateRead, key } = request;
+    const { id, origin, sequence, fillerBytes, isStateRead, forwardMs = 0, key } = request;
     const payload = encodeRegisterCommand(request, fillerBytes);
     try {
       if (isStateRead === true) {
         sendLine(socket, { id, ...(await this.readState(key)) });
         return;
       }
-      const { result } = await this.replica.propose(payload, origin === 0 ? {} : { session: { origin, sequence } });
-      sendLine(socket, result === undefined ? { id, code: 'RESULT_UNKNOWN' } : { id, result });
+      const by = this.replica.status().role === 'leader' ? Means.log : Means.forwarded;
+      const { result } = await this.replica.propose(payload, {
+        ...(origin === 0 ? {} : { session: { origin, sequence } }),
+        ...(forwardMs === 0 ? { forward: false } : { timeoutMs: forwardMs }),
+      });
+      sendLine(socket, result === undefined ? { id, code: 'RESULT_UNKNOWN' } : { id, result, by });
     } catch (error) {
       const { code, message } = describeError(error);
       if (code === 'UNKNOWN') send({ type: 'warning', code, message });

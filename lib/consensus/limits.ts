@@ -2,7 +2,7 @@
 // read and write in each other's memory, so all members of a cluster must run the same values (LAYOUT_VERSION).
 
 /** Version of the shared memory layout; replicas with different versions refuse to connect. */
-export const LAYOUT_VERSION = 4;
+export const LAYOUT_VERSION = 5;
 /** Replica ids are 0 .. MAX_REPLICAS - 1, so that sets of replicas fit one 32-bit mask. */
 export const MAX_REPLICAS = 16;
 /** Life numbers of processes are 1 .. this; they are drawn at random. */
@@ -57,3 +57,27 @@ export const STATUS_PROBE_BYTES = GRANT_BLOCK_OFFSET_WORDS * 4;
 export const MAILBOX_SLOT_WORDS = 32;
 export const MAILBOX_SLOT_BYTES = MAILBOX_SLOT_WORDS * 4;
 export const MAILBOX_BYTES = MAX_REPLICAS * MAILBOX_SLOT_BYTES;
+
+/**
+ * Messages between two replicas: what one of them writes in the other's memory, a report (a sealed block) and a ring.
+ * Both ends have the same layout, so that an offset says where something stands at either.
+ */
+export const MESSAGE_REPORT_WORDS = 16;
+export const MESSAGE_REPORT_BYTES = MESSAGE_REPORT_WORDS * 4;
+/** A power of two. */
+export const MESSAGE_RING_BYTES = 128 * 1024;
+export const MESSAGE_REGION_BYTES = MESSAGE_REPORT_BYTES + MESSAGE_RING_BYTES;
+/** Records begin at multiples of this, so the header of one that fills the end of the ring always fits. */
+export const MESSAGE_RECORD_ALIGNMENT_BYTES = 32;
+export const MESSAGE_RECORD_HEADER_BYTES = 32;
+/** A record takes at most a quarter of the ring; longer messages are cut. */
+export const MESSAGE_FRAGMENT_BYTES_MAX = MESSAGE_RING_BYTES / 4 - MESSAGE_RECORD_HEADER_BYTES;
+/** Longest message: the largest command, and what is said about it. */
+export const MESSAGE_BYTES_MAX = PAYLOAD_BYTES_MAX + 4096;
+/** Messages that wait for room in the ring to one peer may take this much together; more are refused. */
+export const MESSAGE_QUEUE_BYTES_MAX = 8 * 1024 * 1024;
+/** How often a replica may wake a peer that has not come to look yet. */
+export const MESSAGE_WAKES_MAX = 16;
+/** Operations outstanding on a message link, and what one of them writes at most. */
+export const MESSAGE_WRITES_MAX = 8;
+export const MESSAGE_WRITE_BYTES_MAX = 32 * 1024;

@@ -3,7 +3,7 @@
 // the parameters that the other needs to connect to it.
 import { QuorateError } from '../errors.js';
 
-export type LinkKind = 'probe' | 'log';
+export type LinkKind = 'probe' | 'log' | 'message';
 
 /** One end's queue pair. */
 export interface QueuePairAddress {
@@ -24,6 +24,8 @@ export interface LinkRequest {
   readonly generation: number;
   readonly queuePair: QueuePairAddress;
   readonly logBytes: number;
+  /** Message link: the initiator's stream, which is written on it. 0 otherwise. */
+  readonly stream: number;
 }
 
 /** Where in the responder's memory the initiator may read and write. */
@@ -35,10 +37,14 @@ export interface RemoteRange {
 /** Responder to initiator. */
 export interface LinkReply {
   readonly queuePair: QueuePairAddress;
-  /** Status region (probe link) or log (log link), for READs. */
+  /** Status region (probe link) or log (log link), for READs; nothing (address and rkey 0) on a message link. */
   readonly readable: RemoteRange;
-  /** Own mailbox slot (probe link) or log (log link; rkey 0 where each grant names its own key), for WRITEs. */
+  /**
+   * Own mailbox slot (probe link), log (log link; rkey 0 where each grant names its own key) or message region, for WRITEs.
+   */
   readonly writable: RemoteRange;
+  /** Message link: up to where the responder has taken the stream; null if it hears of it for the first time. */
+  readonly position: number | null;
 }
 
 function integer(value: unknown, max: number, what: string): number {
@@ -85,14 +91,15 @@ export function checkRemoteRange(value: unknown, what: string): RemoteRange {
 
 export function checkLinkRequest(value: unknown): LinkRequest {
   const from = record<LinkRequest>(value, 'request');
-  if (from.kind !== 'probe' && from.kind !== 'log') {
-    throw new QuorateError('QUORATE_PROTOCOL', 'link parameters: kind is neither "probe" nor "log"');
+  if (from.kind !== 'probe' && from.kind !== 'log' && from.kind !== 'message') {
+    throw new QuorateError('QUORATE_PROTOCOL', 'link parameters: kind is neither "probe" nor "log" nor "message"');
   }
   return {
     kind: from.kind,
     generation: integer(from.generation, 2 ** 32 - 1, 'generation'),
     queuePair: checkQueuePairAddress(from.queuePair),
     logBytes: integer(from.logBytes, 2 ** 31, 'logBytes'),
+    stream: integer(from.stream, Number.MAX_SAFE_INTEGER, 'stream'),
   };
 }
 
@@ -102,5 +109,6 @@ export function checkLinkReply(value: unknown): LinkReply {
     queuePair: checkQueuePairAddress(from.queuePair),
     readable: checkRemoteRange(from.readable, 'readable'),
     writable: checkRemoteRange(from.writable, 'writable'),
+    position: from.position === null ? null : integer(from.position, Number.MAX_SAFE_INTEGER, 'position'),
   };
 }

@@ -209,6 +209,7 @@ export class VerbsEndpoint {
       generation,
       queuePair: this.address(queuePair),
       logBytes: this.logMemory.length,
+      stream: 0,
     };
     return { kind, queuePair, request };
   }
@@ -275,6 +276,7 @@ export class VerbsEndpoint {
         writable: isLog
           ? { address: this.logRegion.address, rkey: this.logWriteRegion?.rkey ?? 0 }
           : { address: mailbox.address, rkey: mailbox.rkey },
+        position: null,
       };
       return { queuePair, reply };
     } catch (error) {

@@ -11,13 +11,6 @@ export interface ReadIndex {
   readonly lsn: number;
 }
 
-export function checkReadIndex(value: unknown): ReadIndex {
-  const { epoch, lsn } = (value ?? {}) as Record<string, unknown>;
-  const isValid = (one: unknown): one is number => typeof one === 'number' && Number.isSafeInteger(one) && one >= 0;
-  if (!isValid(epoch) || !isValid(lsn)) throw new QuorateError('QUORATE_PROTOCOL', 'a read index without epoch or LSN');
-  return { epoch, lsn };
-}
-
 interface WaitingRead {
   readonly resolve: () => void;
   readonly reject: (error: Error) => void;

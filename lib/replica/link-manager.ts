@@ -1,10 +1,10 @@
-// Keeps the links to all peers in place. For every member that the control channel reaches there is one probe link and
-// one log link; a link that failed is replaced by one with fresh queue pairs, and a peer that comes back in a new life
-// gets all new links. Answers the peers' requests for the responder's ends of their links.
+// Keeps the links to all peers in place. For every member that the control channel reaches there is one probe link, one
+// log link and one message link; a link that failed is replaced by one with fresh queue pairs, and a peer that comes back
+// in a new life gets all new links. Answers the peers' requests for the responder's ends of their links.
 import { checkLinkReply, checkLinkRequest, type LinkKind, type LinkReply } from '../fabric/link-parameters.js';
-import type { VerbsEndpoint } from '../fabric/verbs-endpoint.js';
+import type { MessageFabric } from '../fabric/message-fabric.js';
+import type { PendingLink, VerbsEndpoint } from '../fabric/verbs-endpoint.js';
 import type { VerbsReplicationFabric } from '../fabric/verbs-replication-fabric.js';
-import type { QueuePair } from '../verbs/index.js';
 import type { BackgroundThread } from './background-thread.js';
 import type { ControlConnection } from './control-channel.js';
 
@@ -20,6 +20,7 @@ const RELINK_DELAY_MS = 25;
 export interface LinkManagerOptions {
   readonly endpoint: VerbsEndpoint;
   readonly fabric: VerbsReplicationFabric;
+  readonly messages: MessageFabric;
   readonly background: BackgroundThread;
   /** A log link leads to the peer's life `bootId`; called before anything is posted on it. */
   readonly onLogLinked: (peer: number, bootId: number) => void;
@@ -32,11 +33,15 @@ class PeerLinks {
   connection: ControlConnection | undefined;
   /** Life that the links lead to. */
   bootId = 0;
-  readonly generation = { probe: 0, log: 0 };
-  readonly live = { probe: false, log: false };
-  readonly making = { probe: false, log: false };
-  readonly retryDelayMs = { probe: RETRY_DELAY_MIN_MS, log: RETRY_DELAY_MIN_MS };
+  /** Life that the stream of messages goes to, also while there is no link. */
+  messagesTo = 0;
+  readonly generation = { probe: 0, log: 0, message: 0 };
+  readonly live = { probe: false, log: false, message: false };
+  readonly making = { probe: false, log: false, message: false };
+  readonly retryDelayMs = { probe: RETRY_DELAY_MIN_MS, log: RETRY_DELAY_MIN_MS, message: RETRY_DELAY_MIN_MS };
 }
+
+const KINDS = ['probe', 'log', 'message'] as const;
 
 export class LinkManager {
   private readonly peers = new Map<number, PeerLinks>();
@@ -55,7 +60,7 @@ export class LinkManager {
     return links;
   }
 
-  /** Whether both links to the peer are in place. */
+  /** Whether the links to the peer that consensus needs are in place. */
   linked(id: number): boolean {
     const links = this.peers.get(id);
     if (links === undefined) return false;
@@ -74,11 +79,11 @@ export class LinkManager {
     const { bootId } = connection.peer;
     if (links.bootId !== bootId) {
       links.bootId = bootId;
-      this.drop(id, 'probe');
-      this.drop(id, 'log');
+      for (const kind of KINDS) this.drop(id, kind);
+      if (links.messagesTo !== bootId) this.options.messages.restart(id);
+      links.messagesTo = bootId;
     }
-    this.ensure(id, 'probe');
-    this.ensure(id, 'log');
+    for (const kind of KINDS) this.ensure(id, kind);
   }
 
   /** The control channel to the peer is down. Links that work stay: only memory tells whether the peer lives. */
@@ -91,8 +96,7 @@ export class LinkManager {
   forget(id: number): void {
     const links = this.peer(id);
     links.connection = undefined;
-    this.drop(id, 'probe');
-    this.drop(id, 'log');
+    for (const kind of KINDS) this.drop(id, kind);
     links.bootId = 0;
   }
 
@@ -122,6 +126,8 @@ export class LinkManager {
     links.live[kind] = false;
     if (kind === 'probe') {
       background.send({ type: 'probe', peer: id, link: null });
+    } else if (kind === 'message') {
+      this.options.messages.remove(id);
     } else {
       background.send({ type: 'outgoingLog', peer: id, generation: 0 });
       fabric.setPeer(id, null);
@@ -147,6 +153,7 @@ export class LinkManager {
   }
 
   private later(delayMs: number, action: () => void): void {
+    if (this.closed) return;
     const timer = setTimeout(() => {
       this.timers.delete(timer);
       action();
@@ -155,21 +162,21 @@ export class LinkManager {
   }
 
   private async make(id: number, kind: LinkKind, connection: ControlConnection): Promise<boolean> {
-    const { endpoint, onWarning } = this.options;
+    const { endpoint, messages, onWarning } = this.options;
     const links = this.peer(id);
     const generation = this.nextGeneration++;
-    const pending = endpoint.initiate(kind, generation);
+    let pending: PendingLink | undefined;
     try {
+      pending = kind === 'message' ? messages.initiate(id, generation) : endpoint.initiate(kind, generation);
       const reply = checkLinkReply(await connection.request('link', pending.request, REQUEST_TIMEOUT_MS));
       await endpoint.complete(pending, reply);
       if (this.closed || links.connection !== connection || connection.peer.bootId !== links.bootId) {
         pending.queuePair.close();
         return false;
       }
-      this.install(id, kind, generation, pending.queuePair, reply);
-      return true;
+      return this.install(id, pending, reply);
     } catch (error) {
-      pending.queuePair.close();
+      pending?.queuePair.close();
       const code = (error as { code?: string }).code;
       const isPassing =
         code === 'QUORATE_NOT_READY' ||
@@ -181,11 +188,16 @@ export class LinkManager {
     }
   }
 
-  private install(id: number, kind: LinkKind, generation: number, queuePair: QueuePair, reply: LinkReply): void {
-    const { fabric, background, onLogLinked } = this.options;
+  /** False if the link is to be made again. */
+  private install(id: number, pending: PendingLink, reply: LinkReply): boolean {
+    const { fabric, messages, background, onLogLinked } = this.options;
+    const { kind, queuePair } = pending;
+    const { generation } = pending.request;
     const links = this.peer(id);
+    if (kind === 'message' && !messages.install(id, pending, reply)) return false;
     links.generation[kind] = generation;
     links.live[kind] = true;
+    if (kind === 'message') return true;
     if (kind === 'probe') {
       background.send({
         type: 'probe',
@@ -199,7 +211,7 @@ export class LinkManager {
           process: this.options.endpoint.peerProcess(reply)?.share() ?? null,
         },
       });
-      return;
+      return true;
     }
     fabric.setPeer(id, {
       queuePair,
@@ -209,12 +221,14 @@ export class LinkManager {
     });
     onLogLinked(id, links.bootId);
     background.send({ type: 'outgoingLog', peer: id, generation });
+    return true;
   }
 
   /** A peer asks for the responder's end of one of its links. */
   async accept(id: number, value: unknown): Promise<LinkReply> {
-    const { endpoint, background } = this.options;
+    const { endpoint, messages, background } = this.options;
     const request = checkLinkRequest(value);
+    if (request.kind === 'message') return messages.accept(id, request);
     const { queuePair, reply } = await endpoint.accept(id, request);
     if (request.kind === 'probe') {
       background.send({ type: 'incomingProbe', peer: id, queuePair: queuePair.share() });

@@ -4,13 +4,25 @@ import { PROPOSE_LEAVING, PROPOSE_LOG_FULL, PROPOSE_NOT_LEADER } from '../consen
 import { QuorateError } from '../errors.js';
 import type { SessionTable } from '../rsm/session-table.js';
 import { NotLeaderError } from './not-leader-error.js';
-import { PendingProposals } from './pending-proposals.js';
+import { OutcomeUnknownError, PendingProposals } from './pending-proposals.js';
 import type { ProposeResult, SessionCommand, StateMachine } from './replica-options.js';
 
 /** What takes commands into the log: the replication plane. */
 export interface CommandLog {
   propose(origin: number, sequence: number, payload: Uint8Array): number;
 }
+
+/**
+ * Has another replica propose a command. With `error` this one tried before, and says what came of it: that it does not
+ * lead, or that the outcome is unknown.
+ */
+export type Elsewhere<Result> = (
+  command: Uint8Array,
+  session: SessionCommand | undefined,
+  resolve: (result: ProposeResult<Result>) => void,
+  reject: (error: Error) => void,
+  error: Error | undefined,
+) => void;
 
 export interface ProposalsHost<Result> {
   readonly stateMachine: Pick<StateMachine<Result>, 'apply'>;
@@ -51,8 +63,16 @@ export class Proposals<Result> {
     return this.waiting.length > 0;
   }
 
-  /** `log` is the log of the leader that this replica is, or undefined if it is none. */
-  propose(log: CommandLog | undefined, command: Uint8Array, session: SessionCommand | undefined) {
+  /**
+   * `log` is the log of the leader that this replica is, or undefined if it is none. Then the command goes elsewhere, if
+   * that is wanted; so does one with a session when leadership ends before its outcome is known.
+   */
+  propose(
+    log: CommandLog | undefined,
+    command: Uint8Array,
+    session: SessionCommand | undefined,
+    elsewhere: Elsewhere<Result> | undefined,
+  ) {
     return new Promise<ProposeResult<Result>>((resolve, reject) => {
       const { host } = this;
       if (!(command instanceof Uint8Array)) {
@@ -79,7 +99,8 @@ export class Proposals<Result> {
         return;
       }
       if (log === undefined) {
-        reject(host.refusal());
+        if (elsewhere === undefined) reject(host.refusal());
+        else elsewhere(command, session, resolve, reject, undefined);
         return;
       }
       if (this.size >= host.pendingMax) {
@@ -91,9 +112,19 @@ export class Proposals<Result> {
         );
         return;
       }
+      const failed =
+        session === undefined || elsewhere === undefined
+          ? reject
+          : (error: Error) => {
+              if (error instanceof OutcomeUnknownError || error instanceof NotLeaderError) {
+                elsewhere(command, session, resolve, reject, error);
+              } else {
+                reject(error);
+              }
+            };
       try {
-        if (this.isWaiting || !this.append(log, command, session, resolve, reject)) {
-          this.waiting.push({ payload: command, session, resolve, reject });
+        if (this.isWaiting || !this.append(log, command, session, resolve, failed)) {
+          this.waiting.push({ payload: command, session, resolve, reject: failed });
         }
         host.onAppended();
       } catch (error) {

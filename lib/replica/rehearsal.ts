@@ -199,7 +199,7 @@ class RehearsedReplica implements ReplicationHost {
 
   /** Proposes as a caller of Replica.propose() does. */
   propose(command: Uint8Array): void {
-    this.proposals.propose(this.plane, command, undefined).catch(() => {});
+    this.proposals.propose(this.plane, command, undefined, undefined).catch(() => {});
   }
 
   applyCommand(

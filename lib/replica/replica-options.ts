@@ -191,11 +191,21 @@ export interface ReadOptions {
 
 /** Options of Replica.propose(). */
 export interface ProposeOptions {
-  /** Makes it safe to propose the command again: a session applies each number once. */
+  /**
+   * Makes it safe to propose the command again: a session applies each number once. propose() does so by itself when
+   * leadership changes before the outcome is known, unless `forward` is false.
+   */
   readonly session?: SessionCommand;
+  /** Where this replica does not lead: has the leader propose it. Default true; false: QUORATE_NOT_LEADER. */
+  readonly forward?: boolean;
+  /**
+   * How long a proposal that is forwarded, or has a session, waits for a leader and its answer, 1 .. 2^31 - 1, default
+   * 5000 ms. A leader's own proposals without a session are settled by commit or by the end of its leadership.
+   */
+  readonly timeoutMs?: number;
 }
 
-/** What propose() resolves with, once the command is committed and applied here. */
+/** What propose() resolves with, once the command is committed and applied at the leader. */
 export interface ProposeResult<Result = unknown> {
   /** Position of the command in the log. */
   readonly lsn: number;
@@ -298,7 +308,7 @@ export interface ReplicaStatus {
   readonly members: readonly MemberStatus[];
   /** Replica to which this leader is handing over, undefined if it is not. */
   readonly transferringTo: number | undefined;
-  /** Proposals that wait for commit. */
+  /** Proposals that wait for commit, here or at the leader that they were forwarded to. */
   readonly pendingProposals: number;
   /** Calls of readBarrier(), and of read() at a follower, that wait. */
   readonly pendingReadBarriers: number;

@@ -35,7 +35,7 @@ import {
 } from './check-options.js';
 import { type ControlConnection, ControlServer } from './control-channel.js';
 import { FlushSchedule } from './flush-schedule.js';
-import { checkReadIndex, FollowerReads, type ReadIndex } from './follower-reads.js';
+import { FollowerReads, type ReadIndex } from './follower-reads.js';
 import {
   checkForced,
   type ForceNewClusterOptions,
@@ -47,12 +47,16 @@ import {
 import { checkReply, Formation } from './formation.js';
 import { resolveLease } from './lease-options.js';
 import { LinkManager } from './link-manager.js';
+import { ForwardedProposals } from './mailbox/forwarded-proposals.js';
+import { FORWARD_TIMEOUT_DEFAULT_MS, READ_INDEX_TIMEOUT_MS } from './mailbox/limits.js';
+import { Mailbox } from './mailbox/mailbox.js';
+import { askReadIndex } from './mailbox/read-index.js';
 import { MemberDirectory, REMOVED_GRACE_MS } from './member-directory.js';
 import { CATCH_UP_TIMEOUT_DEFAULT_MS, MembershipRequests, TRANSFER_TIMEOUT_DEFAULT_MS } from './membership-requests.js';
 import { NotLeaderError } from './not-leader-error.js';
 import { OutcomeUnknownError } from './pending-proposals.js';
 import { resolveProfile } from './profiles.js';
-import { Proposals } from './proposals.js';
+import { type Elsewhere, Proposals } from './proposals.js';
 import { ReadBarriers } from './read-barriers.js';
 import { CrashSurvival } from './recovery/crash-survival.js';
 import { logAfter } from './recovery/log-source.js';
@@ -70,6 +74,7 @@ import type {
   ReplicaEvents,
   ReplicaOptions,
   ReplicaStatus,
+  SessionCommand,
   StateMachine,
   TakeoverStages,
 } from './replica-options.js';
@@ -99,8 +104,6 @@ const LEADER_LOST_GRACE_MS = 10;
 const SNAPSHOT_TIMEOUT_MS = 120_000;
 const SNAPSHOT_RETRY_MS = 200;
 const READ_TIMEOUT_DEFAULT_MS = 5_000;
-/** A leader that does not answer a follower's question within this time may lead no more. */
-const READ_INDEX_TIMEOUT_MS = 2_000;
 /** A donor or receiver has no memory for READs: asking again would not help. */
 const IMPOSSIBLE_TRANSFER: readonly string[] = ['QUORATE_MEMLOCK', 'QUORATE_LIMIT', 'QUORATE_SYSTEM'];
 /** A process that does not answer for so long is not taken for alive when another one comes with its id. */
@@ -137,6 +140,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   private readonly lease: LeaseSettings | null;
   /** This process as its peers see it: they may count on its end before this thread has come to it. */
   private readonly ownProcess: PeerProcess | null;
+  private readonly pendingMax: number;
   private readonly readBarriersMax: number;
   private readonly replaceAfterMs: number;
   private readonly shmDirectory: string | undefined;
@@ -171,6 +175,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   private lingering: NodeJS.Timeout | undefined;
   private background: BackgroundThread | undefined;
   private links: LinkManager | undefined;
+  private readonly mailbox: Mailbox;
+  private readonly forwarded: ForwardedProposals;
   private readonly housekeepingMs: number;
   private housekeeping: NodeJS.Timeout | undefined;
   private readonly installing = new Set<number>();
@@ -285,17 +291,18 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     this.stateMachine = options.stateMachine;
     this.logBytes = logBytes;
     this.payloadBytesMax = payloadBytesMax(logBytes);
+    this.pendingMax = checkInteger(
+      options.pendingProposalsMax ?? PENDING_PROPOSALS_DEFAULT,
+      1,
+      2 ** 24,
+      'pendingProposalsMax',
+    );
     this.proposals = new Proposals({
       stateMachine: options.stateMachine,
       sessions: this.sessions,
       payloadBytesMax: this.payloadBytesMax,
       logBytes,
-      pendingMax: checkInteger(
-        options.pendingProposalsMax ?? PENDING_PROPOSALS_DEFAULT,
-        1,
-        2 ** 24,
-        'pendingProposalsMax',
-      ),
+      pendingMax: this.pendingMax,
       refusal: () => this.removal ?? (this.closing ? this.closedError() : new NotLeaderError(this.leaderId())),
       onAppended: () => this.flushSchedule.soon(),
       onFailure: (error) => this.fail(error),
@@ -380,6 +387,25 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
         if (this.closing === undefined) this.emit('recovery', status);
       },
       onWarning: (error) => this.warn(error),
+    });
+    this.mailbox = new Mailbox({
+      id: this.id,
+      endpoint,
+      isMember: (peer) => this.isMember(peer),
+      proposeHere: (command, session) => this.proposeHere(command, session),
+      readIndex: () => this.readIndex(),
+      onBroken: (peer) => this.links?.broken(peer, 'message'),
+      onWarning: (error) => this.warn(error),
+    });
+    this.forwarded = new ForwardedProposals({
+      id: this.id,
+      leaderId: () => this.reachableLeaderId(),
+      trusts: (peer) => this.trusts(peer),
+      proposeHere: (command, session) => this.proposeHere(command, session),
+      send: (leader, command, session, settle) => this.mailbox.propose(leader, command, session, settle),
+      withdraw: (question) => this.mailbox.withdraw(question),
+      forget: (question) => this.mailbox.forget(question),
+      notLeader: (leader) => new NotLeaderError(leader),
     });
     const hello = () => ({
       id: this.id,
@@ -506,6 +532,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       this.links = new LinkManager({
         endpoint: this.endpoint,
         fabric: this.fabric,
+        messages: this.mailbox.fabric,
         background,
         onLogLinked: (peer, bootId) => this.guard(() => this.plane?.peerLinked(peer, bootId)),
         onLogUnlinked: (peer) => this.guard(() => this.plane?.peerUnlinked(peer)),
@@ -530,6 +557,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       this.housekeeping = setInterval(() => {
         this.survival?.look();
         this.poll();
+        this.forwarded.look();
       }, this.housekeepingMs);
     });
   }
@@ -582,12 +610,14 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     );
     this.readBarriers.rejectAll(error);
     this.followerReads.rejectAll(error);
+    this.forwarded.close(error);
     this.requests?.close(error());
     this.transfers.close(error());
     this.links?.close();
     await Promise.all([this.server.close(), this.directory.close(), this.survival?.close()]);
     await this.background?.stop();
     this.endpoint.channel.onEvent(null);
+    this.mailbox.close();
     this.fabric.close();
     this.ownProcess?.close();
     this.endpoint.close();
@@ -769,12 +799,6 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
         );
       }
       return this.links.accept(peer, request);
-    });
-    connection.onRequest('readIndex', () => {
-      if (!this.isMember(peer)) {
-        throw new QuorateError('QUORATE_NOT_A_MEMBER', `replica ${peer} is no member and asks for a read index`);
-      }
-      return this.readIndex();
     });
     connection.onMessage('logDead', (body) =>
       this.links?.logDeadAtPeer(peer, (body as { generation?: unknown })?.generation),
@@ -994,6 +1018,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     }
     if (plane.operationsInFlight > 0) this.arm(plane);
     this.followerReads.look();
+    this.forwarded.noticeLeader();
     // A barrier waits for commands that are committed and not applied yet: nothing else announces that they can be.
     if (this.readBarriers.size > 0 && plane.appliedLsn < plane.commitLsn) this.pollSoon();
     this.noticeLeader(plane);
@@ -1123,16 +1148,54 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   // -- what users call ---------------------------------------------------------------------------------------------
 
   /**
-   * Proposes a command. Resolves when it is committed (a majority of the voters has it in memory) and applied here.
-   * Works at the leader only; elsewhere it rejects with QUORATE_NOT_LEADER, whose `leader` says where to go.
+   * Proposes a command. Resolves when it is committed (a majority of the voters has it in memory) and applied at the
+   * leader, with what the leader's state machine returned. At any other replica it is forwarded to the leader, or waits for
+   * one, up to `timeoutMs`; the state machine here may apply it a moment later ({@link Replica.read} waits for that). What
+   * travels back is plain data (null, booleans, numbers, strings, bytes, arrays, plain objects) of up to 256 KiB.
    *
    * The bytes must not be changed until the promise settles. A rejection with QUORATE_OUTCOME_UNKNOWN means that the
-   * command may or may not take effect: propose it again with the same session to find out, exactly once.
+   * command may or may not take effect: propose it again with the same session to find out, exactly once. With a session
+   * propose() does that by itself, across changes of leadership, until `timeoutMs` is over.
+   *
+   * Beside what every call may reject with: QUORATE_NOT_LEADER with `forward: false`, or when no leader was known in time,
+   * and QUORATE_TIMEOUT when the leader could not be reached in time (neither was proposed); QUORATE_RESULT_TOO_LARGE and
+   * QUORATE_RESULT_NOT_SENDABLE (it was applied, but its result cannot travel).
    */
   propose(command: Uint8Array, options?: ProposeOptions): Promise<ProposeResult<Result>> {
     const { plane } = this;
-    const isLeading = plane !== undefined && this.closing === undefined && plane.role === 'leader';
-    return this.proposals.propose(isLeading ? plane : undefined, command, options?.session);
+    const log = plane !== undefined && this.closing === undefined && plane.role === 'leader' ? plane : undefined;
+    if (log !== undefined && options?.session === undefined && options?.timeoutMs === undefined) {
+      return this.proposals.propose(log, command, undefined, undefined);
+    }
+    try {
+      return this.proposals.propose(log, command, options?.session, this.elsewhere(options ?? {}));
+    } catch (error) {
+      return Promise.reject(error as Error);
+    }
+  }
+
+  private proposeHere(command: Uint8Array, session: SessionCommand | undefined): Promise<ProposeResult<Result>> {
+    return this.propose(command, session === undefined ? { forward: false } : { session, forward: false });
+  }
+
+  /** Has the leader propose what this replica cannot propose, or has lost track of; undefined if that is not wanted. */
+  private elsewhere({ forward = true, timeoutMs }: ProposeOptions): Elsewhere<Result> | undefined {
+    const limitMs = checkInteger(timeoutMs ?? FORWARD_TIMEOUT_DEFAULT_MS, 1, 2 ** 31 - 1, 'timeoutMs');
+    if (!forward || this.removal !== undefined || this.closing !== undefined) return undefined;
+    const begun_ns = monotonicNs();
+    return (command, session, resolve, reject, error) => {
+      const restMs = error === undefined ? limitMs : Math.floor(limitMs - (monotonicNs() - begun_ns) / 1e6);
+      if (error !== undefined && (this.closing !== undefined || restMs < 1)) {
+        reject(error);
+      } else if (this.forwarded.size >= this.pendingMax) {
+        const text = `${this.pendingMax} forwarded proposals are under way already`;
+        const backpressure = `${text}; the command was not proposed: slow down and try again`;
+        reject(error ?? new QuorateError('QUORATE_BACKPRESSURE', backpressure));
+      } else {
+        const proposal = { command, session, timeoutMs: restMs, resolve: resolve as never, reject };
+        this.forwarded.add(proposal, error instanceof OutcomeUnknownError);
+      }
+    };
   }
 
   /**
@@ -1198,7 +1261,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   /**
    * Runs `read`, which reads the state machine of this replica, when that is linearizable, and resolves with what it
    * returned. At the leader at once if it holds a lease, else behind a {@link Replica.readBarrier}; at a follower when it
-   * has applied what the leader says, one round trip over the control channel that reads of one turn share.
+   * has applied what the leader says, one round trip of messages in registered memory that reads of one turn share.
    *
    * `read` may be called more than once, the last time for good; it must have no effect, not wait, and return no promise.
    *
@@ -1231,9 +1294,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   private async askReadIndex(): Promise<ReadIndex> {
     const leader = this.leaderId();
     if (leader === this.id) return await this.readIndex();
-    const connection = leader === undefined ? undefined : this.connections.get(leader);
-    if (connection === undefined) throw new NotLeaderError(leader, 'read');
-    return checkReadIndex(await connection.request('readIndex', null, READ_INDEX_TIMEOUT_MS));
+    if (leader === undefined) throw new NotLeaderError(undefined, 'read');
+    return await askReadIndex(this.mailbox, leader, READ_INDEX_TIMEOUT_MS);
   }
 
   /**
@@ -1272,6 +1334,13 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
 
   private leaderId(): number | undefined {
     return this.plane === undefined || this.plane.leader < 0 ? undefined : this.plane.leader;
+  }
+
+  /** The leader, if it can be sent proposals: not one that is taken for dead, while another may be about to lead. */
+  private reachableLeaderId(): number | undefined {
+    const leader = this.leaderId();
+    if (leader === undefined || leader === this.id) return leader;
+    return this.trusts(leader) && this.mailbox.fabric.isKnown(leader) ? leader : undefined;
   }
 
   // -- membership --------------------------------------------------------------------------------------------------
@@ -1431,7 +1500,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       configurationVersion: configuration?.version ?? 0,
       members: configuration === undefined ? [] : this.memberStatus(configuration),
       transferringTo: plane === undefined || plane.transferringTo < 0 ? undefined : plane.transferringTo,
-      pendingProposals: this.proposals.size,
+      pendingProposals: this.proposals.size + this.forwarded.size,
       pendingReadBarriers: this.readBarriers.size + this.followerReads.size,
       leaseRemainingUs: isClosed ? 0 : Math.floor((plane?.leaseRemaining_ns(monotonicNs()) ?? 0) / 1000),
       peers,

@@ -9,6 +9,7 @@ import { GrantGuardChecker } from './checkers/grant-guard.js';
 import { LeaderCompletenessChecker } from './checkers/leader-completeness.js';
 import { LeaseExclusivityChecker } from './checkers/lease-exclusivity.js';
 import { LogMatchingChecker } from './checkers/log-matching.js';
+import { MessageOrderChecker } from './checkers/message-order.js';
 import { PromiseChecker } from './checkers/promises.js';
 import { SingleWriterChecker } from './checkers/single-writer.js';
 import { StateMachineSafetyChecker } from './checkers/state-machine-safety.js';
@@ -23,6 +24,7 @@ const EVENT_NAMES = [
   'onFenceRaised',
   'onRevoked',
   'onEnabled',
+  'onMessageTaken',
   'onApplied',
   'onSnapshotInstalled',
   'onLeader',
@@ -90,6 +92,7 @@ export function createCheckedCluster(
       new LeaderCompletenessChecker(context),
       new StateMachineSafetyChecker(context),
       new DurabilityChecker(context),
+      new MessageOrderChecker(context),
       atMostOnce,
     ]),
   );

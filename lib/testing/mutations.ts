@@ -16,6 +16,7 @@ import { SimNode } from '../fabric/sim/sim-node.js';
 import { SimReplicationFabric } from '../fabric/sim/sim-replication-fabric.js';
 import { LEASE_MUTATIONS } from './lease-mutations.js';
 import { MEMBERSHIP_MUTATIONS } from './membership-mutations.js';
+import { MESSAGE_MUTATIONS } from './message-mutations.js';
 import { all, replace, replaceGetter } from './replace-method.js';
 import { SimCluster } from './sim-cluster.js';
 import { SimLife } from './sim-life.js';
@@ -649,4 +650,5 @@ export const MUTATIONS: readonly Mutation[] = [
   ...MEMBERSHIP_MUTATIONS,
   ...LEASE_MUTATIONS,
   ...SURVIVAL_MUTATIONS,
+  ...MESSAGE_MUTATIONS,
 ];

@@ -108,6 +108,8 @@ function calmOptions(replicas: number, founders: number, logBytes: number): SimO
     attemptTimeout_ns: 0,
     payloadBytesMax: payloadBytesMax(logBytes),
     payloadsAreMostlySmall: false,
+    forwarding: 0,
+    sessionless: 0,
     barrierReads: 0,
     lease: null,
     clockDeviation: 0,

@@ -7,7 +7,7 @@ import type { HistoryOperation } from './checkers/linearizability.js';
 import type { SimCluster } from './sim-cluster.js';
 import type { ProposalOutcome, ReadMeans } from './sim-life.js';
 import type { SimOptions } from './sim-options.js';
-import { COMMAND_BYTES, encodeCommand, Operation } from './sim-state-machine.js';
+import { COMMAND_BYTES, encodeCommand, isSessionless, Operation, sessionless } from './sim-state-machine.js';
 
 /** A client gives an operation of unknown outcome up after an attempt with this probability. */
 const GIVE_UP_PROBABILITY = 0.05;
@@ -123,7 +123,15 @@ class SimClient {
   }
 
   next(): void {
-    const begun = this.clients.begin(this.process, `${this.origin}:${this.sequence + 1}`);
+    const { clients, options } = this;
+    // An operation without a session is the only one of its origin.
+    const hasNone = options.sessionless > 0 && clients.random.chance(options.sessionless);
+    if (hasNone || isSessionless(this.origin)) {
+      this.origin = hasNone ? sessionless(clients.newOrigin()) : clients.newOrigin();
+      this.sequence = 0;
+    }
+    if (options.forwarding > 0) this.target = clients.random.integer(options.replicas);
+    const begun = clients.begin(this.process, `${this.origin}:${this.sequence + 1}`);
     if (begun === null) return;
     if (begun.payload !== null) this.sequence++;
     this.try(begun.operation, begun.payload);
@@ -173,7 +181,8 @@ class SimClient {
     }
     if (outcome.kind === 'notLeader' && outcome.leader >= 0) this.target = outcome.leader;
     else if (outcome.kind !== 'full') this.target = clients.random.integer(options.replicas);
-    if (outcome.kind === 'unknown' && clients.random.chance(GIVE_UP_PROBABILITY)) {
+    const hasSession = !isSessionless(this.origin) || payload === null;
+    if (outcome.kind === 'unknown' && (!hasSession || clients.random.chance(GIVE_UP_PROBABILITY))) {
       // The session is left behind: its last command may still take effect, and no later one can come from it.
       this.origin = clients.newOrigin();
       this.sequence = 0;

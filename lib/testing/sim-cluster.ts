@@ -31,10 +31,12 @@ const RETIRE_NS = 100e6;
 class PeerLinks {
   /** Life of the peer that the links lead to. */
   bootId = 0;
-  readonly generation = { probe: 0, log: 0 };
-  readonly live = { probe: false, log: false };
+  /** Life that the stream of messages goes to, also while there is no link. */
+  messagesTo = 0;
+  readonly generation = { probe: 0, log: 0, message: 0 };
+  readonly live = { probe: false, log: false, message: false };
   /** Generation of the link that is being made, 0 if none is. */
-  readonly making = { probe: 0, log: 0 };
+  readonly making = { probe: 0, log: 0, message: 0 };
   isSnapshotUnderWay = false;
 }
 
@@ -43,6 +45,7 @@ export type SimClusterObserver = Omit<
   SimLifeEvents,
   | 'onPeerBroken'
   | 'onProbeBroken'
+  | 'onMessageLinkBroken'
   | 'onLogLinkDead'
   | 'onSnapshotNeeded'
   | 'onConfiguration'
@@ -97,6 +100,7 @@ export class SimCluster {
     this.events = Object.create(observer, {
       onPeerBroken: { value: (life: SimLife, peer: number) => this.broken(life, peer, 'log') },
       onProbeBroken: { value: (life: SimLife, peer: number) => this.broken(life, peer, 'probe') },
+      onMessageLinkBroken: { value: (life: SimLife, peer: number) => this.broken(life, peer, 'message') },
       onLogLinkDead: {
         value: (life: SimLife, peer: number, generation: number) => this.logLinkDied(life, peer, generation),
       },
@@ -322,8 +326,7 @@ export class SimCluster {
         if (!life.alive) return;
         life.postToMain(() => {
           if (this.mayLink(life, peer.id)) return;
-          this.drop(life, peer.id, 'probe');
-          this.drop(life, peer.id, 'log');
+          for (const kind of this.kinds) this.drop(life, peer.id, kind);
           this.links(life, peer.id).bootId = 0;
         });
       });
@@ -385,11 +388,15 @@ export class SimCluster {
     const links = this.links(life, peer.id);
     if (links.bootId !== peer.bootId) {
       links.bootId = peer.bootId;
-      this.drop(life, peer.id, 'probe');
-      this.drop(life, peer.id, 'log');
+      for (const kind of this.kinds) this.drop(life, peer.id, kind);
+      if (links.messagesTo !== peer.bootId) life.messages.restart(peer.id);
+      links.messagesTo = peer.bootId;
     }
-    this.ensure(life, peer.id, 'probe');
-    this.ensure(life, peer.id, 'log');
+    for (const kind of this.kinds) this.ensure(life, peer.id, kind);
+  }
+
+  private get kinds(): readonly SimLinkKind[] {
+    return this.options.forwarding > 0 ? ['probe', 'log', 'message'] : ['probe', 'log'];
   }
 
   /** A link was found broken: it is replaced. Not inside the plane's own call, which reported it. */
@@ -429,6 +436,10 @@ export class SimCluster {
       life.postToBackground(() => life.backgroundFabric.setProbe(peer, null));
       return;
     }
+    if (kind === 'message') {
+      life.messages.remove(peer);
+      return;
+    }
     life.postToBackground(() => life.backgroundFabric.setOutgoingLogGeneration(peer, 0));
     life.replicationFabric.setPeer(peer, null);
     life.replication.peerUnlinked(peer);
@@ -440,6 +451,7 @@ export class SimCluster {
     const { world, network } = this;
     const generation = this.nextGeneration++;
     links.making[kind] = generation;
+    const stream = kind === 'message' ? life.messages.streamTo(peer) : 0;
     const isCurrent = (): boolean => life.alive && links.making[kind] === generation;
     const again = (): void => {
       if (!isCurrent()) return;
@@ -458,13 +470,16 @@ export class SimCluster {
         if (!isCurrent()) return;
         const link = new SimLink(kind, generation, life.node, target.node);
         if (kind === 'log') target.postToBackground(() => target.node.setIncomingLog(life.id, link));
+        const position = kind === 'message' ? target.messages.accept(life.id, link, stream) : null;
         if (!this.controlIsOpen(life.id, peer)) return; // the answer is lost
         world.schedule(network.latency_ns(), () => {
           if (!isCurrent()) return;
           life.postToMain(() => {
             if (!isCurrent()) return;
             links.making[kind] = 0;
-            if (links.bootId === target.bootId) this.install(life, target, kind, link);
+            const isWanted = links.bootId === target.bootId;
+            if (isWanted && kind === 'message' && !life.messages.install(peer, link, stream, position)) again();
+            else if (isWanted) this.install(life, target, kind, link);
             else this.ensure(life, peer, kind);
           });
         });
@@ -481,6 +496,7 @@ export class SimCluster {
       life.postToBackground(() => life.backgroundFabric.setProbe(peer.id, link));
       return;
     }
+    if (kind === 'message') return;
     life.replicationFabric.setPeer(peer.id, link);
     life.replication.peerLinked(peer.id, peer.bootId);
     life.postToBackground(() => life.backgroundFabric.setOutgoingLogGeneration(peer.id, link.generation));

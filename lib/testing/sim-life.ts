@@ -14,12 +14,14 @@ import {
   workspaceBytesMin,
 } from '../consensus/replication-plane.js';
 import { SimBackgroundFabric } from '../fabric/sim/sim-background-fabric.js';
+import { SimMessageFabric } from '../fabric/sim/sim-message-fabric.js';
 import type { SimNetwork } from '../fabric/sim/sim-network.js';
 import { type SimFabricObserver, SimNode, SimProcessDied } from '../fabric/sim/sim-node.js';
 import { SimReplicationFabric } from '../fabric/sim/sim-replication-fabric.js';
 import type { SimWorld } from '../fabric/sim/sim-world.js';
+import { SimForwarding } from './sim-forwarding.js';
 import type { SimOptions } from './sim-options.js';
-import { decodeCommand, SimStateMachine, type StateSnapshot } from './sim-state-machine.js';
+import { decodeCommand, isSessionless, SimStateMachine, type StateSnapshot } from './sim-state-machine.js';
 import { firstAnchor, nextAnchor, type SimAnchor } from './sim-survival.js';
 
 export type ProposalOutcome =
@@ -58,6 +60,7 @@ export interface SimLifeEvents extends SimFabricObserver {
   afterBackground(life: SimLife): void;
   onPeerBroken(life: SimLife, peer: number): void;
   onProbeBroken(life: SimLife, peer: number): void;
+  onMessageLinkBroken(life: SimLife, peer: number): void;
   onLogLinkDead(life: SimLife, peer: number, generation: number): void;
   onSnapshotNeeded(life: SimLife, peer: number): void;
   /** A configuration is in force at this life; one is committed, as far as it knows. */
@@ -86,6 +89,8 @@ export class SimLife {
   readonly node: SimNode;
   readonly replicationFabric: SimReplicationFabric;
   readonly backgroundFabric: SimBackgroundFabric;
+  readonly messages: SimMessageFabric;
+  private readonly forwarding: SimForwarding;
   readonly replication: ReplicationPlane;
   readonly background: BackgroundPlane;
   readonly state: SimStateMachine;
@@ -111,7 +116,8 @@ export class SimLife {
   private mustTickAgain = false;
   private readonly mainTasks: (() => void)[] = [];
   private readonly backgroundTasks: (() => void)[] = [];
-  private readonly proposals = new Map<string, (outcome: ProposalOutcome) => void>();
+  /** Who waits for each command; several, if it was proposed again meanwhile. */
+  private readonly proposals = new Map<string, ((outcome: ProposalOutcome) => void)[]>();
   /** By ascending round. */
   private rounds: WaitingRound[] = [];
   private indexedReads: IndexedRead[] = [];
@@ -149,6 +155,12 @@ export class SimLife {
     this.exchange = new Exchange(new ArrayBuffer(EXCHANGE_BYTES));
     this.replicationFabric = new SimReplicationFabric(this.node);
     this.backgroundFabric = new SimBackgroundFabric(this.node, (peer) => events.onProbeBroken(this, peer));
+    this.messages = new SimMessageFabric(this.node, {
+      onMessage: (peer, message) => this.forwarding.hear(peer, message),
+      onStreamEnded: (peer) => this.forwarding.streamEnded(peer),
+      onBroken: (peer) => events.onMessageLinkBroken(this, peer),
+    });
+    this.forwarding = new SimForwarding(this, this.messages);
     this.replication = new ReplicationPlane(
       {
         id,
@@ -176,7 +188,9 @@ export class SimLife {
         },
         onDeposed: (epoch, reason) => {
           this.trace(`deposed from epoch ${formatEpoch(epoch)}: ${reason}`);
-          for (const answer of this.proposals.values()) this.answers.push({ answer, outcome: { kind: 'unknown' } });
+          for (const answers of this.proposals.values()) {
+            for (const answer of answers) this.answers.push({ answer, outcome: { kind: 'unknown' } });
+          }
           this.proposals.clear();
           for (const { failed } of this.rounds.splice(0)) failed();
           events.onDeposed(this, epoch, reason);
@@ -247,8 +261,25 @@ export class SimLife {
 
   /** A client's request arrives; `answer` is called exactly once unless the process dies first. */
   propose(origin: number, sequence: number, payload: Uint8Array, answer: (outcome: ProposalOutcome) => void): void {
+    if (this.options.forwarding === 0) {
+      this.proposeHere(origin, sequence, payload, answer);
+      return;
+    }
     this.postToMain(() => {
-      const known = this.state.resultOf(origin, sequence);
+      const { role, leader } = this.replication;
+      const isElsewhere = role !== 'leader' && leader >= 0 && leader !== this.id;
+      if (!isElsewhere || !this.world.random.chance(this.options.forwarding)) {
+        this.proposeHere(origin, sequence, payload, answer);
+        return;
+      }
+      this.forwarding.forward(leader, origin, sequence, payload, (outcome) => this.answers.push({ answer, outcome }));
+    });
+  }
+
+  /** As propose(), by this replica and no other. */
+  proposeHere(origin: number, sequence: number, payload: Uint8Array, answer: (outcome: ProposalOutcome) => void): void {
+    this.postToMain(() => {
+      const known = isSessionless(origin) ? undefined : this.state.resultOf(origin, sequence);
       if (known !== undefined) {
         this.answers.push({ answer, outcome: { kind: 'applied', result: known } });
         return;
@@ -261,8 +292,8 @@ export class SimLife {
       } else {
         const key = `${origin}:${sequence}`;
         const earlier = this.proposals.get(key);
-        if (earlier !== undefined) this.answers.push({ answer: earlier, outcome: { kind: 'unknown' } });
-        this.proposals.set(key, answer);
+        if (earlier === undefined) this.proposals.set(key, [answer]);
+        else earlier.push(answer);
       }
     });
   }
@@ -295,10 +326,12 @@ export class SimLife {
         answers.push({ answer, outcome: { kind: 'notLeader', leader } });
         return;
       }
-      this.events.onReadIndexWanted(this, leader, ({ epoch, lsn }) => {
+      const answered = ({ epoch, lsn }: ReadIndex): void => {
         replication.noteCommit(epoch, lsn);
         this.indexedReads.push({ lsn, key, answer });
-      });
+      };
+      if (options.forwarding > 0) this.forwarding.askReadIndex(leader, answered);
+      else this.events.onReadIndexWanted(this, leader, answered);
     });
   }
 
@@ -490,6 +523,7 @@ export class SimLife {
     this.mustRunAgain = false;
     let more = false;
     this.guarded(() => {
+      if (options.forwarding > 0) this.messages.turn();
       for (let task = this.mainTasks.shift(); task !== undefined; task = this.mainTasks.shift()) task();
       replication.flush();
       more = true;
@@ -497,6 +531,10 @@ export class SimLife {
       const pollsMax = options.applyTimeMax_ns > 0 ? 1 : POLLS_PER_RUN_MAX;
       for (let polls = 0; more && polls < pollsMax; polls++) more = replication.poll(this.clock_ns());
       this.answerIndexedReads();
+      if (options.forwarding > 0) {
+        this.forwarding.look();
+        this.messages.turn();
+      }
     });
     this.isMainRunning = false;
     if (options.regionSurvives > 0 && this.alive) this.anchor = nextAnchor(this, this.anchor);
@@ -574,10 +612,11 @@ export class SimLife {
 
   private resolve(origin: number, sequence: number): void {
     const key = `${origin}:${sequence}`;
-    const answer = this.proposals.get(key);
-    if (answer === undefined) return;
+    const answers = this.proposals.get(key);
+    if (answers === undefined) return;
     this.proposals.delete(key);
     const result = this.state.resultOf(origin, sequence);
-    this.answers.push({ answer, outcome: result === undefined ? { kind: 'unknown' } : { kind: 'applied', result } });
+    const outcome: ProposalOutcome = result === undefined ? { kind: 'unknown' } : { kind: 'applied', result };
+    for (const answer of answers) this.answers.push({ answer, outcome });
   }
 }

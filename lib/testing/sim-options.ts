@@ -100,6 +100,10 @@ export interface SimOptions {
   readonly payloadsAreMostlySmall: boolean;
   /** Part of the reads that are answered from the leader's state behind a read barrier; the others go through the log. */
   readonly barrierReads: number;
+  /** Part of the proposals at followers that are forwarded, by messages, as are questions for the read index; 0: no messages. */
+  readonly forwarding: number;
+  /** Part of the operations, of all clients, that have no session: what became of them is left open. */
+  readonly sessionless: number;
   /** Null where there are no leases. */
   readonly lease: LeaseSettings | null;
   /** By how much the rates of clocks differ from true time, as a fraction; at most the lease's drift bound. */
@@ -150,13 +154,19 @@ export function drawOptions(random: Random, request: SimRequest): SimOptions {
   const calm_ns = paced.convergenceTime_ns * CALM_WITH_CLIENTS;
   const faultyTime_ns = Math.max(FAULTY_TIME_MIN_NS, request.virtualSeconds * 1e9 - calm_ns);
   const leased = random.chance(0.5) ? withLeases(random, paced) : paced;
-  const timed = { ...leased, followerReads: random.pick([0, 0.5, 1]), faultyTime_ns };
+  const timed = { ...withMessages(random.fork(), leased), followerReads: random.pick([0, 0.5, 1]), faultyTime_ns };
   // Where there are more processes than founders, some of them are spares, half of the time.
   const isReplacing = timed.replicas !== timed.founders && !random.chance(0.5);
   const replacing = isReplacing
     ? withReplacing(timed, random.logBetween(REPLACE_AFTER_MIN_NS, REPLACE_AFTER_MAX_NS))
     : timed;
   return random.chance(0.7) ? replacing : { ...replacing, regionSurvives: random.pick([0.5, 1]) };
+}
+
+/** Clients of some clusters propose anywhere, and some of their commands have no session. */
+function withMessages(random: Random, options: SimOptions): SimOptions {
+  if (random.chance(0.6)) return options;
+  return { ...options, forwarding: random.pick([0.5, 1, 1]), sessionless: random.pick([0, 0.3, 1]) };
 }
 
 /** Leases of some length, and clocks that differ as much as these leases bear, or less. */
@@ -323,6 +333,8 @@ function drawAtFullPace(random: Random, replicas: number): SimOptions {
     payloadBytesMax: random.pick([16, 16, 1024, 1024, Math.min(maxPayload, 8 * 1024), maxPayload]),
     payloadsAreMostlySmall: false,
     barrierReads: 0,
+    forwarding: 0,
+    sessionless: 0,
     lease: null,
     clockDeviation: 0,
     leasedReads: 0,

@@ -83,6 +83,17 @@ export function step(register: number, command: Command): { register: number; re
   }
 }
 
+/** Origins from here on are no sessions: each is one command, which is applied as often as it comes. */
+const SESSIONLESS_BEGIN = 2 ** 40;
+
+export function isSessionless(origin: number): boolean {
+  return origin >= SESSIONLESS_BEGIN;
+}
+
+export function sessionless(origin: number): number {
+  return SESSIONLESS_BEGIN + origin;
+}
+
 interface Session {
   sequence: number;
   result: number;
@@ -118,7 +129,7 @@ export class SimStateMachine {
   /** Returns whether the command took effect: false for a duplicate of one that did. */
   apply(origin: number, sequence: number, command: Command): boolean {
     const session = this.sessions.get(origin);
-    if (session !== undefined && sequence <= session.sequence) return false;
+    if (session !== undefined && sequence <= session.sequence && !isSessionless(origin)) return false;
     const { register, result } = step(this.registers[command.key] as number, command);
     this.registers[command.key] = register;
     if (session === undefined) this.sessions.set(origin, { sequence, result });

@@ -22,7 +22,7 @@ interface RecordedOperation {
   returned_ns: number;
   outcome: 'ok' | 'failed' | 'unknown';
   result: number;
-  by: 'log' | 'lease' | 'barrier' | 'follower';
+  by: 'log' | 'lease' | 'barrier' | 'follower' | 'forwarded';
 }
 
 interface HistoryFile {
@@ -59,6 +59,7 @@ describe('a run with every fault that shared memory has', () => {
       expect(summary?.['operations'], errors).toBeGreaterThan(200);
       expect(errors).toContain(`seed ${SEED}`);
       expect(errors).toMatch(/states +agree/);
+      expect(errors).toMatch(/proposed at a follower +[1-9]/);
       for (const by of ['lease', 'follower']) expect(errors).toMatch(new RegExp(`reads of a state .*${by} [1-9]`));
       expect(readdirSync(folder)).toEqual([`nemesis-${SEED}-sample.json`]);
       recorded = readFileSync(join(folder, `nemesis-${SEED}-sample.json`), 'utf8');

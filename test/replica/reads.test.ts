@@ -2,6 +2,9 @@
 // at followers.
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import { Replica } from '#lib/index.js';
+import type { Answer, Mailbox } from '#lib/replica/mailbox/mailbox.js';
+import { MessageKind } from '#lib/replica/mailbox/messages.js';
+import { askReadIndex } from '#lib/replica/mailbox/read-index.js';
 import { type CommandLog, members, openCluster, optionsFor, type TestCluster, waitFor } from './fixture.js';
 
 let cluster: TestCluster;
@@ -18,11 +21,11 @@ const bytes = (text: string) => new Uint8Array(Buffer.from(text));
 const machineOf = (replica: Replica<number>): CommandLog => cluster.machines[replica.id] as CommandLog;
 const followers = () => cluster.replicas.filter((replica) => replica !== leader);
 
-/** What the tests look into: the background thread, which beats and promises, what peers think of it, connections. */
+/** What the tests look into: the background thread, which beats and promises, what peers think of it, the mailbox. */
 interface Internals {
   background: { stop(): Promise<void> };
   ownProcess: { alive: boolean };
-  connections: Map<number, { request(type: string, ...rest: unknown[]): Promise<unknown> }>;
+  mailbox: Mailbox;
 }
 const internalsOf = (replica: Replica<number>): Internals => replica as unknown as Internals;
 
@@ -136,11 +139,24 @@ describe('a read at a follower', () => {
   });
   afterAll(() => cluster.close());
 
-  /** The control connection on which the follower asks. */
-  function connection() {
-    const found = internalsOf(follower).connections.get(leader.id);
-    if (found === undefined) throw new Error('the follower is not connected to the leader');
-    return found;
+  type Ask = Mailbox['readIndex'];
+
+  /** Replaces how the follower asks; the function returned puts it back. */
+  function replaceAsking(make: (ask: Ask) => Ask): () => void {
+    const { mailbox } = internalsOf(follower);
+    const original = mailbox.readIndex.bind(mailbox);
+    mailbox.readIndex = make(original);
+    return () => {
+      mailbox.readIndex = original;
+    };
+  }
+
+  /** The question goes out, and its answer is kept from the follower, who may be given another one. */
+  function keepAnswer(ask: Ask, peer: number, other: (settle: (answer: Answer | null) => void) => void) {
+    return (...[, settle]: Parameters<Ask>) => {
+      other(settle);
+      return ask(peer, () => {});
+    };
   }
 
   it('returns what was acknowledged at the leader a moment ago', async () => {
@@ -153,28 +169,28 @@ describe('a read at a follower', () => {
   });
 
   it('shares its question with all reads of the turn, and with none that came before', async () => {
-    const asked = connection();
-    const { request } = asked;
     let questions = 0;
-    asked.request = function (type, ...rest) {
-      if (type === 'readIndex') questions++;
-      return request.call(this, type, ...rest);
-    };
+    const restore = replaceAsking((ask) => (...asked) => {
+      questions++;
+      return ask(...asked);
+    });
     const first = Array.from({ length: 500 }, () => follower.read(() => true));
     expect(follower.status().pendingReadBarriers).toBe(500);
     await new Promise((resolve) => setImmediate(resolve));
     const later = Array.from({ length: 500 }, () => follower.read(() => true));
     await Promise.all([...first, ...later]);
-    asked.request = request;
+    restore();
     expect(questions).toBe(2);
     expect(follower.status().pendingReadBarriers).toBe(0);
   });
 
   it('waits until the follower has applied what the leader says', async () => {
-    const asked = connection();
-    const { request } = asked;
     const lsn = follower.status().appliedLsn + 640; // further than the follower's log is
-    asked.request = async () => ({ epoch: 0, lsn });
+    const restore = replaceAsking((ask) =>
+      keepAnswer(ask, leader.id, (settle) => {
+        setImmediate(() => settle({ kind: MessageKind.readIndexIs, number: 0, epoch: 0, lsn }));
+      }),
+    );
     let appliedAtRead = 0;
     const read = follower.read(() => {
       appliedAtRead = follower.status().appliedLsn;
@@ -184,25 +200,25 @@ describe('a read at a follower', () => {
       await leader.propose(bytes('x'));
       await new Promise((resolve) => setImmediate(resolve));
     }
-    asked.request = request;
+    restore();
     expect(await read).toBe(true);
     expect(appliedAtRead).toBeGreaterThanOrEqual(lsn);
   });
 
   it('is refused when nobody answers in time, and by one that does not lead', async () => {
-    const asked = connection();
-    const { request } = asked;
-    let fail = (_: Error): void => {};
-    asked.request = () =>
-      new Promise((_, reject) => {
-        fail = reject;
-      });
+    let settleLate: (answer: Answer | null) => void = () => {};
+    const restore = replaceAsking((ask) =>
+      keepAnswer(ask, leader.id, (settle) => {
+        settleLate = settle;
+      }),
+    );
     await expect(follower.read(() => true, { timeoutMs: 20 })).rejects.toMatchObject({ code: 'QUORATE_TIMEOUT' });
-    asked.request = request;
-    fail(new Error('given up'));
+    restore();
+    settleLate(null);
     expect(follower.status().pendingReadBarriers).toBe(0);
-    const toFollower = internalsOf(leader).connections.get(follower.id);
-    await expect(toFollower?.request('readIndex', null, 5_000)).rejects.toMatchObject({ code: 'QUORATE_NOT_LEADER' });
+    await expect(askReadIndex(internalsOf(leader).mailbox, follower.id, 5_000)).rejects.toMatchObject({
+      code: 'QUORATE_NOT_LEADER',
+    });
   });
 
   it('beyond the limit is refused', async () => {
@@ -213,8 +229,10 @@ describe('a read at a follower', () => {
 
   it('asks the next leader when the leader is gone, also when the question had been sent', async () => {
     const { length } = machineOf(leader).commands;
-    connection().request = () => new Promise(() => {});
+    const restore = replaceAsking((ask) => keepAnswer(ask, leader.id, () => {}));
     const unanswered = follower.read(() => machineOf(follower).commands.length, { timeoutMs: 30_000 });
+    await new Promise((resolve) => setImmediate(resolve));
+    restore();
     await leader.close();
     expect(await unanswered).toBe(length);
     const rest = followers();

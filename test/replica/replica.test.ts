@@ -31,12 +31,13 @@ describe('a cluster of three', () => {
     expect(results.map(({ result }) => result)).toEqual(Array.from({ length: 500 }, (_, index) => index + 1));
   });
 
-  it('sends proposals at a follower to the leader by an error that names it', async () => {
+  it('refuses proposals at a follower that are not to be forwarded, by an error that names the leader', async () => {
     cluster = await openCluster(3);
     const leader = await cluster.leader();
     const follower = cluster.replicas.find((replica) => replica !== leader) as Replica<number>;
     await waitFor(() => follower.status().leader === leader.id, 'the follower to know the leader');
-    await expect(follower.propose(bytes('x'))).rejects.toMatchObject({ code: 'QUORATE_NOT_LEADER', leader: leader.id });
+    const refused = follower.propose(bytes('x'), { forward: false });
+    await expect(refused).rejects.toMatchObject({ code: 'QUORATE_NOT_LEADER', leader: leader.id });
   });
 
   it('applies a repeated session command once and says that it is a duplicate', async () => {

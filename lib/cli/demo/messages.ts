@@ -48,7 +48,7 @@ export interface ReportRequest {
   readonly origin: number;
 }
 
-/** Asks the leader to propose commands one at a time and to measure each; see MeasuredMessage. */
+/** Asks a replica to propose commands one at a time and to measure each; see MeasuredMessage. */
 export interface MeasureRequest {
   readonly type: 'measure';
   readonly warmUp: number;

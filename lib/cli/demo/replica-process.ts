@@ -110,7 +110,8 @@ class HostedReplica<Result> {
     // A probe whose fate stayed unknown is proposed again under its number: the session takes no other next.
     const sequence = this.probeSequence;
     try {
-      await this.replica.propose(this.program.probe(origin, sequence), { session: { origin, sequence } });
+      const probe = this.program.probe(origin, sequence);
+      await this.replica.propose(probe, { session: { origin, sequence }, forward: false });
       send({ type: 'serving', epoch, leaderAt_ns, at_ns: monotonic_ns() });
       this.probeSequence = sequence + 1;
     } catch (error) {

@@ -7,8 +7,11 @@ import { Operation } from '../../testing/sim-state-machine.js';
 export const Outcome = { ok: 0, failed: 1, unknown: 2 } as const;
 export type Outcome = (typeof Outcome)[keyof typeof Outcome];
 
-/** Where an answer came from: the log, or the state of a replica, and what vouched for that. */
-export const Means = { log: 0, lease: 1, barrier: 2, follower: 3 } as const;
+/**
+ * Where an answer came from: the log, or the state of a replica, and what vouched for that. A command that a replica had
+ * the leader propose is "forwarded".
+ */
+export const Means = { log: 0, lease: 1, barrier: 2, follower: 3, forwarded: 4 } as const;
 export type Means = (typeof Means)[keyof typeof Means];
 
 export interface OperationRecord {

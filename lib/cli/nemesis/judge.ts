@@ -14,6 +14,8 @@ export class Judge {
   unknown = 0;
   keys = 0;
   readonly stateReads = new Map<string, number>();
+  /** Commands that were proposed at a replica that did not lead. */
+  forwarded = 0;
   violations = 0;
   undecided = 0;
   readonly verdicts: KeyVerdict[] = [];
@@ -48,6 +50,10 @@ export class Judge {
   private countExecuted({ by }: OperationRecord): void {
     this.operations++;
     if (by === Means.log) return;
+    if (by === Means.forwarded) {
+      this.forwarded++;
+      return;
+    }
     const name = MEANS_NAMES[by] as string;
     this.stateReads.set(name, (this.stateReads.get(name) ?? 0) + 1);
   }

@@ -17,13 +17,15 @@ export interface ClientRequest {
   readonly fillerBytes: number;
   /** A read that is answered from the replica's state, whoever leads, and no command. */
   readonly isStateRead?: boolean;
+  /** A replica that does not lead has the leader propose the command, for so long; 0: it refuses. */
+  readonly forwardMs?: number;
 }
 
 /** What became of it: a result, or the code of an error and who leads instead. */
 export interface ClientAnswer {
   readonly id: number;
   readonly result?: number;
-  /** Of a read that is no command: what vouched for the state, one of Means. */
+  /** How it was answered, one of Means; the log if it is left out. */
   readonly by?: number;
   readonly code?: string;
   readonly leader?: number;

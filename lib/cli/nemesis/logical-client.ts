@@ -8,6 +8,8 @@ import { type Connections, NO_ANSWER, NOT_SENT } from './connections.js';
 import { Means, type OperationRecord, Outcome } from './history.js';
 import type { ClientStart } from './messages.js';
 
+/** Clients that propose at any replica, which has the leader propose it; the others look for the leader. */
+const FORWARDING_PROBABILITY = 0.5;
 /** An attempt goes to any replica instead of the one that is believed to lead. */
 const STRAY_PROBABILITY = 0.03;
 /** A client with a session gives an operation of unknown outcome up, and its session. */
@@ -29,7 +31,13 @@ const NOT_READ = new Set([
   'QUORATE_CLOSED',
 ]);
 /** Answers that say for certain that the command was not proposed. */
-const NOT_PROPOSED = new Set([NOT_SENT, 'QUORATE_NOT_LEADER', 'QUORATE_BACKPRESSURE', 'QUORATE_REMOVED']);
+const NOT_PROPOSED = new Set([
+  NOT_SENT,
+  'QUORATE_NOT_LEADER',
+  'QUORATE_BACKPRESSURE',
+  'QUORATE_REMOVED',
+  'QUORATE_TIMEOUT',
+]);
 /** Answers that leave the outcome open and are part of normal operation under faults. */
 const UNKNOWN = new Set([NO_ANSWER, 'QUORATE_OUTCOME_UNKNOWN', 'QUORATE_CLOSED', 'RESULT_UNKNOWN']);
 /** Sessions of one client; each is left behind after an operation that was given up. */
@@ -52,6 +60,7 @@ function sleep(ms: number): Promise<void> {
 
 export class LogicalClient {
   private readonly hasSession: boolean;
+  private readonly isForwarding: boolean;
   private sessions = 0;
   private sequence = 0;
   private target: number;
@@ -63,6 +72,7 @@ export class LogicalClient {
     private readonly random: Random,
   ) {
     this.hasSession = random.chance(0.7);
+    this.isForwarding = random.chance(FORWARDING_PROBABILITY);
     this.target = random.integer(host.start.sockets.length);
   }
 
@@ -120,21 +130,22 @@ export class LogicalClient {
     const { connections, start } = host;
     const fillerBytes = random.chance(0.5) ? 0 : random.integer(start.fillerBytesMax + 1);
     if (this.hasSession) this.sequence++;
-    if (random.chance(STRAY_PROBABILITY)) this.target = random.integer(start.sockets.length);
+    if (this.isForwarding || random.chance(STRAY_PROBABILITY)) this.target = random.integer(start.sockets.length);
     const invoked_ns = monotonic_ns();
     const deadline_ns = invoked_ns + timeoutMs * 1e6;
     /** Some attempt may have been executed. */
     let mayHaveHappened = false;
-    const record = (outcome: Outcome, result: number): OperationRecord => {
+    const record = (outcome: Outcome, result: number, by: Means): OperationRecord => {
       const returned_ns = monotonic_ns();
-      return { client: this.number, ...command, invoked_ns, returned_ns, outcome, result, by: Means.log };
+      return { client: this.number, ...command, invoked_ns, returned_ns, outcome, result, by };
     };
+    const forwardMs = this.isForwarding ? start.attemptTimeoutMs : 0;
     for (;;) {
-      const request = { ...command, origin: this.origin, sequence: this.sequence, fillerBytes };
-      const { result, code, leader } = await connections.request(this.target, request);
+      const request = { ...command, origin: this.origin, sequence: this.sequence, fillerBytes, forwardMs };
+      const { result, code, leader, by = Means.log } = await connections.request(this.target, request);
       if (result !== undefined) {
         this.note(command, result);
-        return record(Outcome.ok, result);
+        return record(Outcome.ok, result, by as Means);
       }
       if (code === undefined || !NOT_PROPOSED.has(code)) {
         mayHaveHappened = true;
@@ -150,7 +161,7 @@ export class LogicalClient {
         } else if (this.hasSession) {
           this.sequence--;
         }
-        return record(mayHaveHappened ? Outcome.unknown : Outcome.failed, 0);
+        return record(mayHaveHappened ? Outcome.unknown : Outcome.failed, 0, Means.log);
       }
       this.target = leader ?? random.integer(start.sockets.length);
       await sleep(random.between(0, RETRY_PAUSE_MS_MAX));

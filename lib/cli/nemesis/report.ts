@@ -38,6 +38,7 @@ export function renderReport(result: NemesisResult, seed: number): string {
   const rows: [string, string][] = [
     ['fabric', result.fabric],
     ['operations', `${result.operations} executed, ${result.unknown} unknown, ${result.failed} certainly not executed`],
+    ['proposed at a follower', `${result.forwarded}`],
     ['reads of a state', list(result.stateReads)],
     ['keys checked', `${result.keys}`],
     ['faults', list(result.faults)],

@@ -46,6 +46,8 @@ export interface NemesisResult {
   readonly stateReads: ReadonlyMap<string, number>;
   /** Returns of killed replicas by what had outlived them. */
   readonly recoveries: readonly RecoveryStatus[];
+  /** Executed commands that were proposed at a replica that did not lead. */
+  readonly forwarded: number;
   readonly leaderChanges: number;
   readonly failovers: readonly Failover[];
   readonly faults: ReadonlyMap<FaultKind, number>;
@@ -212,10 +214,10 @@ export async function runNemesis(options: NemesisOptions): Promise<NemesisResult
     else problems.push(`a client was answered with ${code}`);
   }
   if (leaders.changes === 0) problems.push('the leader never changed');
-  const { operations, failed, unknown, keys, stateReads } = judge;
+  const { operations, failed, unknown, keys, stateReads, forwarded } = judge;
   if (operations === 0) problems.push('no operation was executed');
   return {
-    ...{ fabric, settings, operations, failed, unknown, keys, stateReads },
+    ...{ fabric, settings, operations, failed, unknown, keys, stateReads, forwarded },
     recoveries: cluster.recoveries,
     leaderChanges: leaders.changes,
     failovers: leaders.failovers,

@@ -11,7 +11,7 @@
 import { FabricStatus } from '../fabric.js';
 import type { SimNode } from './sim-node.js';
 
-export type SimLinkKind = 'probe' | 'log';
+export type SimLinkKind = 'probe' | 'log' | 'message';
 
 const PIECES_MAX = 6;
 /** Where the message that is being cut is cut. */
@@ -47,6 +47,8 @@ function copyBytes(from: Uint8Array, fromOffset: number, to: Uint8Array, toOffse
   for (let index = 0; index < lengthBytes; index++) to[toOffset + index] = from[fromOffset + index] as number;
 }
 
+const NO_MEMORY = new Uint8Array(0);
+
 class WorkRequest {
   arrivesAt_ns = 0;
   completesAt_ns = Number.POSITIVE_INFINITY;
@@ -57,7 +59,7 @@ class WorkRequest {
   /** Start and end of each piece, in the order of placement; null while undecided. */
   pieces: readonly number[] | null = null;
   nextPiece = 0;
-  /** The responder's background plane is woken when it has landed. */
+  /** The responder is woken when it has landed. */
   wakesResponder = false;
 
   constructor(
@@ -77,6 +79,10 @@ export class SimLink {
   failed = false;
   /** The responder's end is in the error state or destroyed: nothing arrives through it any more. */
   responderClosed = false;
+  /** Message link: the responder's memory that is written. */
+  remoteMessages: Uint8Array = NO_MEMORY;
+  /** A WRITE that wakes the responder has landed; by default its background plane is woken. */
+  onLanded: () => void = () => this.responder.wakeBackground();
   /** Posted and not yet handed to the initiator, oldest first. */
   private readonly requests: WorkRequest[] = [];
   /** How many of those were placed, and how many of those were acknowledged. */
@@ -321,7 +327,7 @@ export class SimLink {
     const { initiator, responder } = this;
     request.isPlaced = true;
     this.placed++;
-    if (request.wakesResponder) responder.wakeBackground();
+    if (request.wakesResponder && responder.alive) this.onLanded();
     if (this.acknowledged === this.placed - 1 && initiator.network.connected(responder.id, initiator.id)) {
       this.stalledSince_ns = -1;
       this.acknowledge(request);
@@ -359,7 +365,7 @@ export class SimLink {
   }
 
   private wake(at_ns: number): void {
-    if (this.kind === 'log') this.initiator.wakeMain(at_ns);
+    if (this.kind !== 'probe') this.initiator.wakeMain(at_ns);
   }
 
   // -- responder ---------------------------------------------------------------------------------------------------
@@ -392,13 +398,14 @@ export class SimLink {
   private leaveStrays(): void {
     const { initiator, responder } = this;
     const { world, network } = initiator;
-    if (this.failed || this.kind !== 'log') return;
+    if (this.failed || this.kind === 'probe') return;
     const request = this.requests[this.placed];
     if (request === undefined || !request.isWrite || !world.random.chance(network.options.strayProbability)) return;
     request.pieces ??= this.cutIntoPieces(request.lengthBytes);
     request.gathered ??= request.local.slice(request.localOffset, request.localOffset + request.lengthBytes);
     const step = (): void => {
-      if (!responder.alive || this.responderClosed || !responder.mayWrite(this, request.key)) return;
+      if (!responder.alive || this.responderClosed) return;
+      if (this.kind === 'log' && !responder.mayWrite(this, request.key)) return;
       if (!network.connected(initiator.id, responder.id)) return;
       if (request.nextPiece >= (request.pieces as readonly number[]).length) return;
       this.placePiece(request);

@@ -13,6 +13,8 @@ export interface SimFabricObserver {
   onRefused?(node: SimNode, initiator: SimNode, logOffset: number, lengthBytes: number): void;
   /** The node's own plane appended to its log. */
   onAppended(node: SimNode, epoch: number, logOffset: number, lengthBytes: number): void;
+  /** The node's main plane took a message of `from`, which had sent it `count` messages before. */
+  onMessageTaken?(node: SimNode, from: SimNode, count: number): void;
   onFenceRaised(node: SimNode, epoch: number): void;
   onRevoked(node: SimNode, peer: number): void;
   onEnabled(node: SimNode, peer: number): void;

@@ -1,0 +1,191 @@
+// Questions and answers between replicas, over messages in registered memory: a follower forwards proposals to the leader
+// and asks it for the read index. Every question is answered by a peer that lives, with what it knows; what becomes of a
+// question that a peer took with it when it ended, the one who asked has to decide.
+import type { OutgoingMessage } from '../../consensus/message-port.js';
+import { QuorateError } from '../../errors.js';
+import { MessageFabric } from '../../fabric/message-fabric.js';
+import type { VerbsEndpoint } from '../../fabric/verbs-endpoint.js';
+import type { ReadIndex } from '../follower-reads.js';
+import type { ProposeResult, SessionCommand } from '../replica-options.js';
+import { ANSWERS_QUEUED_BYTES_MAX } from './limits.js';
+import {
+  decodeMessage,
+  encodeFailed,
+  encodePropose,
+  encodeProposed,
+  encodeReadIndex,
+  encodeReadIndexIs,
+  type Message,
+  MessageKind,
+} from './messages.js';
+
+/** What a question was answered with. */
+export type Answer = Extract<Message, { readonly kind: 3 | 4 | 5 }>;
+
+export interface MailboxHost {
+  readonly id: number;
+  readonly endpoint: VerbsEndpoint;
+  /** Members deal with members only. */
+  isMember(id: number): boolean;
+  /** Proposes the command here and nowhere else. */
+  proposeHere(command: Uint8Array, session: SessionCommand | undefined): Promise<ProposeResult<unknown>>;
+  readIndex(): ReadIndex | Promise<ReadIndex>;
+  onBroken(peer: number): void;
+  onWarning(error: Error): void;
+}
+
+/** A question under way. */
+export class Question {
+  constructor(
+    readonly peer: number,
+    readonly number: number,
+    readonly message: OutgoingMessage,
+    readonly settle: (answer: Answer | null) => void,
+  ) {}
+}
+
+const NUMBER_END = 2 ** 32;
+
+export class Mailbox {
+  readonly fabric: MessageFabric;
+  private readonly questions = new Map<number, Question>();
+  private lastNumber = 0;
+
+  constructor(private readonly host: MailboxHost) {
+    this.fabric = new MessageFabric(host.endpoint, {
+      onMessage: (peer, bytes) => this.hear(peer, bytes),
+      onStreamEnded: (peer) => this.streamEnded(peer),
+      onBroken: (peer) => host.onBroken(peer),
+      onFault: (error) => host.onWarning(error),
+    });
+  }
+
+  // -- asking ------------------------------------------------------------------------------------------------------
+
+  /**
+   * Forwards a proposal. `settle` is called with the answer, or with null when nobody will know what became of it, unless
+   * withdraw() or forget() come first. Null, and nothing was sent, if too much waits for this peer already.
+   */
+  propose(
+    peer: number,
+    command: Uint8Array,
+    session: SessionCommand | undefined,
+    settle: (answer: Answer | null) => void,
+  ): Question | null {
+    const number = this.nextNumber();
+    return this.ask(peer, number, encodePropose(number, session?.origin ?? 0, session?.sequence ?? 0, command), settle);
+  }
+
+  /** Asks for the read index. As propose(). */
+  readIndex(peer: number, settle: (answer: Answer | null) => void): Question | null {
+    const number = this.nextNumber();
+    return this.ask(peer, number, encodeReadIndex(number), settle);
+  }
+
+  private nextNumber(): number {
+    do this.lastNumber = (this.lastNumber + 1) % NUMBER_END;
+    while (this.questions.has(this.lastNumber));
+    return this.lastNumber;
+  }
+
+  private ask(
+    peer: number,
+    number: number,
+    bytes: Uint8Array,
+    settle: (answer: Answer | null) => void,
+  ): Question | null {
+    const message = this.fabric.send(peer, bytes);
+    if (message === null) return null;
+    const question = new Question(peer, number, message, settle);
+    this.questions.set(number, question);
+    return question;
+  }
+
+  /** Takes the question back; false if it left this replica, and may be answered. */
+  withdraw(question: Question): boolean {
+    if (!this.fabric.withdraw(question.peer, question.message)) return false;
+    this.questions.delete(question.number);
+    return true;
+  }
+
+  /** The answer is not wanted any more. */
+  forget(question: Question): void {
+    this.questions.delete(question.number);
+  }
+
+  private streamEnded(peer: number): void {
+    for (const question of [...this.questions.values()]) {
+      if (question.peer !== peer || !question.message.isWritten) continue;
+      this.questions.delete(question.number);
+      question.settle(null);
+    }
+  }
+
+  // -- hearing -----------------------------------------------------------------------------------------------------
+
+  private hear(peer: number, bytes: Uint8Array): void {
+    let message: Message;
+    try {
+      message = decodeMessage(bytes);
+    } catch (error) {
+      const text = `replica ${peer}: ${(error as Error).message}`;
+      this.host.onWarning(new QuorateError('QUORATE_PROTOCOL', text, { cause: error }));
+      return;
+    }
+    switch (message.kind) {
+      case MessageKind.propose:
+        this.serve(peer, message.number, () => this.servePropose(peer, message));
+        break;
+      case MessageKind.readIndex:
+        this.serve(peer, message.number, async () => {
+          const { epoch, lsn } = await this.host.readIndex();
+          return encodeReadIndexIs(message.number, epoch, lsn);
+        });
+        break;
+      default: {
+        const question = this.questions.get(message.number);
+        if (question === undefined || question.peer !== peer) return; // given up
+        this.questions.delete(message.number);
+        question.settle(message);
+      }
+    }
+  }
+
+  private async servePropose(
+    peer: number,
+    { number, origin, sequence, command }: Extract<Message, { readonly kind: typeof MessageKind.propose }>,
+  ): Promise<Uint8Array> {
+    if (this.fabric.queuedBytes(peer) > ANSWERS_QUEUED_BYTES_MAX) {
+      throw new QuorateError(
+        'QUORATE_BACKPRESSURE',
+        `replica ${peer} does not take the answers that it gets; the command was not proposed: slow down and try again`,
+      );
+    }
+    const session = origin === 0 ? undefined : { origin, sequence };
+    const { lsn, result, duplicate } = await this.host.proposeHere(command, session);
+    return encodeProposed(number, lsn, duplicate, result);
+  }
+
+  private serve(peer: number, number: number, answer: () => Promise<Uint8Array>): void {
+    if (!this.host.isMember(peer)) {
+      const text = `replica ${peer} is no member as far as replica ${this.host.id} knows`;
+      this.fabric.send(peer, encodeFailed(number, new QuorateError('QUORATE_NOT_A_MEMBER', text)));
+      return;
+    }
+    void answer()
+      .catch((error: Error) => encodeFailed(number, error))
+      // Where it does not fit the peer is told nothing, and gives up by itself.
+      .then((bytes) => this.fabric.send(peer, bytes));
+  }
+
+  // -- links -------------------------------------------------------------------------------------------------------
+
+  /** Nobody is asked or answered any more. */
+  close(): void {
+    for (const question of [...this.questions.values()]) {
+      this.questions.delete(question.number);
+      question.settle(null);
+    }
+    this.fabric.close();
+  }
+}

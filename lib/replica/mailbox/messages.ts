@@ -1,0 +1,192 @@
+// What replicas say to each other in messages: a question has a number, and its answer carries the same. What comes from
+// a peer is bounded and checked here before anybody uses it.
+//
+//   byte 0 kind   1 flags   4-7 number of the question (32 bits)   then by kind; numbers are doubles, little-endian:
+//   propose        8 origin   16 sequence   24.. command
+//   readIndex      nothing
+//   proposed       8 LSN      16.. result (MessagePack)
+//   readIndexIs    8 epoch    16 LSN
+//   failed         8.. {code, message, leader} (MessagePack)
+import { QuorateError } from '../../errors.js';
+import { decodeValue, encodeValue } from '../control/message-pack.js';
+import { FORWARDED_RESULT_BYTES_MAX } from './limits.js';
+
+export const MessageKind = { propose: 1, readIndex: 2, proposed: 3, readIndexIs: 4, failed: 5 } as const;
+
+const FLAG_DUPLICATE = 1;
+/** The result is undefined, which MessagePack does not have. */
+const FLAG_UNDEFINED = 2;
+
+const HEADER_BYTES = 8;
+const PROPOSE_BYTES = 24;
+const PROPOSED_BYTES = 16;
+const READ_INDEX_IS_BYTES = 24;
+const TEXT_CHARACTERS_MAX = 1000;
+const CODE = /^[A-Z][A-Z0-9_]{0,63}$/;
+
+export type Message =
+  | {
+      readonly kind: typeof MessageKind.propose;
+      readonly number: number;
+      /** 0 for no session. */
+      readonly origin: number;
+      readonly sequence: number;
+      readonly command: Uint8Array;
+    }
+  | { readonly kind: typeof MessageKind.readIndex; readonly number: number }
+  | {
+      readonly kind: typeof MessageKind.proposed;
+      readonly number: number;
+      readonly lsn: number;
+      readonly duplicate: boolean;
+      readonly result: unknown;
+    }
+  | {
+      readonly kind: typeof MessageKind.readIndexIs;
+      readonly number: number;
+      readonly epoch: number;
+      readonly lsn: number;
+    }
+  | {
+      readonly kind: typeof MessageKind.failed;
+      readonly number: number;
+      readonly code: string;
+      readonly text: string;
+      readonly leader: number | undefined;
+    };
+
+function begin(
+  kind: number,
+  flags: number,
+  number: number,
+  lengthBytes: number,
+): { bytes: Uint8Array; view: DataView } {
+  const bytes = new Uint8Array(lengthBytes);
+  const view = new DataView(bytes.buffer);
+  view.setUint8(0, kind);
+  view.setUint8(1, flags);
+  view.setUint32(4, number, true);
+  return { bytes, view };
+}
+
+export function encodePropose(number: number, origin: number, sequence: number, command: Uint8Array): Uint8Array {
+  const { bytes, view } = begin(MessageKind.propose, 0, number, PROPOSE_BYTES + command.length);
+  view.setFloat64(8, origin, true);
+  view.setFloat64(16, sequence, true);
+  bytes.set(command, PROPOSE_BYTES);
+  return bytes;
+}
+
+export function encodeReadIndex(number: number): Uint8Array {
+  return begin(MessageKind.readIndex, 0, number, HEADER_BYTES).bytes;
+}
+
+/**
+ * Throws QUORATE_RESULT_TOO_LARGE, or QUORATE_RESULT_NOT_SENDABLE if the result is no plain data: the command was applied
+ * all the same.
+ */
+export function encodeProposed(number: number, lsn: number, duplicate: boolean, result: unknown): Uint8Array {
+  const packed = result === undefined ? new Uint8Array(0) : packResult(lsn, result);
+  const flags = (duplicate ? FLAG_DUPLICATE : 0) | (result === undefined ? FLAG_UNDEFINED : 0);
+  const { bytes, view } = begin(MessageKind.proposed, flags, number, PROPOSED_BYTES + packed.length);
+  view.setFloat64(8, lsn, true);
+  bytes.set(packed, PROPOSED_BYTES);
+  return bytes;
+}
+
+function packResult(lsn: number, result: unknown): Uint8Array {
+  let packed: Uint8Array;
+  try {
+    packed = encodeValue(result);
+  } catch (error) {
+    const tooLarge = (error as QuorateError).code === 'QUORATE_LIMIT';
+    throw new QuorateError(
+      tooLarge ? 'QUORATE_RESULT_TOO_LARGE' : 'QUORATE_RESULT_NOT_SENDABLE',
+      `the command was applied at LSN ${lsn}, but its result cannot be sent to the replica that forwarded it: ` +
+        (error as Error).message,
+    );
+  }
+  if (packed.length > FORWARDED_RESULT_BYTES_MAX) {
+    throw new QuorateError(
+      'QUORATE_RESULT_TOO_LARGE',
+      `the command was applied at LSN ${lsn}; its result takes ${packed.length} bytes, and no more than ` +
+        `${FORWARDED_RESULT_BYTES_MAX} are sent to the replica that forwarded it: propose such commands at the leader, or ` +
+        'have them return less',
+    );
+  }
+  return packed;
+}
+
+export function encodeReadIndexIs(number: number, epoch: number, lsn: number): Uint8Array {
+  const { bytes, view } = begin(MessageKind.readIndexIs, 0, number, READ_INDEX_IS_BYTES);
+  view.setFloat64(8, epoch, true);
+  view.setFloat64(16, lsn, true);
+  return bytes;
+}
+
+export function encodeFailed(number: number, error: Error): Uint8Array {
+  const { code, leader } = error as { code?: unknown; leader?: unknown };
+  const body = {
+    code: typeof code === 'string' && CODE.test(code) ? code : 'QUORATE_INTERNAL',
+    message: error.message.slice(0, TEXT_CHARACTERS_MAX),
+    leader: typeof leader === 'number' ? leader : null,
+  };
+  const packed = encodeValue(body);
+  const { bytes } = begin(MessageKind.failed, 0, number, HEADER_BYTES + packed.length);
+  bytes.set(packed, HEADER_BYTES);
+  return bytes;
+}
+
+function refuse(what: string): never {
+  throw new QuorateError('QUORATE_PROTOCOL', `a message cannot be used: ${what}`);
+}
+
+function integerAt(view: DataView, offset: number, what: string): number {
+  const value = view.getFloat64(offset, true);
+  if (!Number.isSafeInteger(value) || value < 0) refuse(`${what} is no integer from 0 to 2^53 - 1`);
+  return value;
+}
+
+/** Throws QUORATE_PROTOCOL. */
+export function decodeMessage(bytes: Uint8Array): Message {
+  const lengthAtLeast = (least: number): void => {
+    if (bytes.length < least) refuse(`it has ${bytes.length} bytes, fewer than ${least}`);
+  };
+  lengthAtLeast(HEADER_BYTES);
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+  const kind = view.getUint8(0);
+  const flags = view.getUint8(1);
+  const number = view.getUint32(4, true);
+  switch (kind) {
+    case MessageKind.propose: {
+      lengthAtLeast(PROPOSE_BYTES);
+      const origin = integerAt(view, 8, 'origin');
+      const sequence = integerAt(view, 16, 'sequence');
+      if ((origin === 0) !== (sequence === 0)) refuse(`origin ${origin} with sequence ${sequence}`);
+      return { kind, number, origin, sequence, command: bytes.subarray(PROPOSE_BYTES) };
+    }
+    case MessageKind.readIndex:
+      return { kind, number };
+    case MessageKind.proposed: {
+      lengthAtLeast(PROPOSED_BYTES);
+      const lsn = integerAt(view, 8, 'LSN');
+      const result = (flags & FLAG_UNDEFINED) !== 0 ? undefined : unpack(bytes, PROPOSED_BYTES);
+      return { kind, number, lsn, duplicate: (flags & FLAG_DUPLICATE) !== 0, result };
+    }
+    case MessageKind.readIndexIs:
+      lengthAtLeast(READ_INDEX_IS_BYTES);
+      return { kind, number, epoch: integerAt(view, 8, 'epoch'), lsn: integerAt(view, 16, 'LSN') };
+    case MessageKind.failed: {
+      const { code, message, leader } = (unpack(bytes, HEADER_BYTES) ?? {}) as Record<string, unknown>;
+      if (typeof code !== 'string' || !CODE.test(code)) refuse('an error without a code');
+      if (typeof message !== 'string' || message.length > TEXT_CHARACTERS_MAX) refuse('an error without a text');
+      return { kind, number, code, text: message, leader: typeof leader === 'number' ? leader : undefined };
+    }
+    default:
+      return refuse(`its kind ${kind} is not known`);
+  }
+}
+
+function unpack(bytes: Uint8Array, offset: number): unknown {
+  return decodeValue(Buffer.from(bytes.buffer, bytes.byteOffset + offset, bytes.length - offset));
+}
