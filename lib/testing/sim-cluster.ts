@@ -2,7 +2,7 @@
 // from the leader to those who need one. It is the host's part, with the same order of steps as the real one and with
 // every step taking its own time, so that lives end, links break and leaders change between any two of them.
 import { type Configuration, genesisConfiguration, memberWithId } from '../consensus/configuration.js';
-import type { Random } from '../fabric/sim/random.js';
+import { Random } from '../fabric/sim/random.js';
 import { SimLink, type SimLinkKind } from '../fabric/sim/sim-link.js';
 import { SimNetwork } from '../fabric/sim/sim-network.js';
 import type { SimWorld } from '../fabric/sim/sim-world.js';
@@ -71,7 +71,7 @@ export class SimCluster {
   private readonly events: SimLifeEvents;
   /** What the last life of each replica left behind. */
   private readonly regions: (SimRegion | null)[];
-  /** Its own, so that runs without regions are what they were. */
+  /** Its own, so that a run in which nothing has to survive is what it would be otherwise. */
   private readonly survivalRandom: Random | null;
   /** Lives that came back by what the one before left, and those that could not. */
   returns = 0;
@@ -96,7 +96,7 @@ export class SimCluster {
     );
     this.committed = this.genesis;
     this.regions = new Array<SimRegion | null>(options.replicas).fill(null);
-    this.survivalRandom = options.regionSurvives > 0 ? world.random.fork() : null;
+    this.survivalRandom = options.regionSurvives > 0 ? new Random(this.genesis.clusterId) : null;
     this.events = Object.create(observer, {
       onPeerBroken: { value: (life: SimLife, peer: number) => this.broken(life, peer, 'log') },
       onProbeBroken: { value: (life: SimLife, peer: number) => this.broken(life, peer, 'probe') },

@@ -21,9 +21,9 @@ async function found(count: number): Promise<{ places: MemberAddress[]; leader: 
   processes = new Processes({ logBytes: 256 * 1024, profile: 'relaxed' });
   const places = await members(count + 2);
   await processes.found(places.slice(0, count));
-  const leader = await processes.leader(count);
+  await processes.leader(count);
   await processes.fill({ from: 0, count: KEYS, round: 1 });
-  return { places, leader };
+  return { places, leader: await processes.leader(count) };
 }
 
 /** Asks until the failure detector has noticed what was killed. */

@@ -27,10 +27,13 @@ async function found(): Promise<{ leader: Report; victim: number; start: (id: nu
   const places = await members(3);
   const more = { surviveCrash: { directory } };
   await processes.found(places, more);
-  const leader = await processes.leader(3);
+  await processes.leader(3);
   await processes.fill({ from: 0, count: KEYS, round: 1 });
+  await processes.until(async () => {
+    return (await processes.reports()).every(({ region }) => region?.isUsable);
+  }, 'snapshots to come back to');
+  const leader = await processes.leader(3);
   const victim = leader.voters.find((id) => id !== leader.id) as number;
-  await processes.until(async () => (await processes.report(victim)).region?.isUsable, 'a snapshot to come back to');
   return { leader, victim, start: (id) => processes.start(id, { members: places, ...more }) };
 }
 
