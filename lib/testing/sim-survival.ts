@@ -157,6 +157,11 @@ export class SimReturn {
       return;
     }
     const { anchor } = region;
+    if (!life.replication.isSnapshotNews(tail.end)) {
+      // A snapshot that was meant for the life before has come first, or nobody has applied anything yet.
+      host.over(life, life.replication.appliedPosition);
+      return;
+    }
     life.state.restore(anchor.state);
     const replay = new LogReplay(anchor.position, anchor.configuration, {
       applyCommand: (_lsn, origin, sequence, bytes, offset, lengthBytes) => {
@@ -167,7 +172,7 @@ export class SimReturn {
     replay.advance(LogStretch.ofPiece(following.words, from.lsn), following.end, Number.POSITIVE_INFINITY);
     const local = from.lsn - anchor.position.lsn;
     life.trace(`comes back with ${local} bytes of its own log and ${following.words.length * 4} of ${donor.name}'s`);
-    if (life.replication.isSnapshotNews(replay.position)) life.install(replay.position, replay.configuration);
+    life.install(replay.position, replay.configuration);
     host.over(life, replay.position);
   }
 }

@@ -67,6 +67,10 @@ export class Transfers {
     };
     connection.onRequest('transfer', (body) => {
       admit();
+      if (this.host.appliedLsn() === undefined) {
+        // It may have the state itself, from an earlier process; the leader sees that, or asks again.
+        throw new QuorateError('QUORATE_NOT_READY', `replica ${this.host.id} has no log yet that a state could go to`);
+      }
       return this.obey(connection, checkOrder(body));
     });
     connection.onRequest('transferOpen', (body) => {
