@@ -157,7 +157,7 @@ export class SimReturn {
       return;
     }
     const { anchor } = region;
-    if (!life.replication.isSnapshotNews(tail.end)) {
+    if (!life.replication.isSnapshotNews(following.end)) {
       // A snapshot that was meant for the life before has come first, or nobody has applied anything yet.
       host.over(life, life.replication.appliedPosition);
       return;
