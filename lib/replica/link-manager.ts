@@ -67,6 +67,12 @@ export class LinkManager {
     return links.live.probe && links.live.log;
   }
 
+  /** Whether there is a link for messages to this life of the peer. */
+  messagesReach(id: number, bootId: number): boolean {
+    const links = this.peers.get(id);
+    return links !== undefined && links.live.message && links.bootId === bootId;
+  }
+
   /** Life of the peer that the links lead to, 0 if none. */
   bootId(id: number): number {
     return this.peers.get(id)?.bootId ?? 0;

@@ -368,6 +368,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
         this.survival?.noteTransfer(status);
         if (this.closing === undefined) this.emit('transfer', status);
       },
+      mailboxTo: (peer, bootId) => (this.links?.messagesReach(peer, bootId) ? this.mailbox : undefined),
       onWarning: (error) => this.warn(error),
     });
     this.survival?.attach({
@@ -394,6 +395,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       isMember: (peer) => this.isMember(peer),
       proposeHere: (command, session) => this.proposeHere(command, session),
       readIndex: () => this.readIndex(),
+      onTold: (peer, type, body) => this.transfers.told(peer, type, body),
       onBroken: (peer) => this.links?.broken(peer, 'message'),
       onWarning: (error) => this.warn(error),
     });

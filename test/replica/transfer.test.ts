@@ -10,6 +10,9 @@ import {
   type StateMachine,
   type TransferStatus,
 } from '#lib/index.js';
+import { ControlConnection } from '#lib/replica/control/connection.js';
+import type { LinkManager } from '#lib/replica/link-manager.js';
+import { Mailbox } from '#lib/replica/mailbox/mailbox.js';
 import { CHUNK_BYTES, SLOTS } from '#lib/replica/transfer/limits.js';
 import { members, optionsFor, waitFor } from './fixture.js';
 
@@ -204,6 +207,30 @@ it('brings a replica that lost its memory up to date from a follower, and tells 
   );
   expect(replicas.get(lost)?.status().transfers).toEqual([]);
   expect(warnings).toEqual([]);
+});
+
+it('needs the control channel to order and to link; what goes on is said by messages in registered memory', async () => {
+  const { leader, followers } = await found(3, 600);
+  const [lost, donor] = followers as [number, number];
+  await lose(lost, leader);
+  const links = (at: number) => (replicas.get(at) as unknown as { links?: LinkManager } | undefined)?.links;
+  const reaches = (from: number, to: number) => links(from)?.messagesReach(to, links(from)?.bootId(to) ?? 0);
+  const held = gate();
+  (machines.get(donor) as Blocks).beforeGiving = () => held.opened;
+  const said = vi.spyOn(ControlConnection.prototype, 'send');
+  const told = vi.spyOn(Mailbox.prototype, 'tell');
+  const opening = open(lost, Blocks.of(0));
+  await waitFor(() => transfers.some(({ at, status }) => at === donor && status.state === 'reading'), 'a donor');
+  await waitFor(() => reaches(donor, lost), 'a link for messages to the receiver');
+  held.open();
+  await opening;
+  await expectEqual(lost);
+  const types = (calls: readonly (readonly unknown[])[], at: number) =>
+    [...new Set(calls.map((call) => call[at] as string))].filter((type) => type.startsWith('transfer')).sort();
+  for (const type of ['transferReady', 'transferTaken', 'transferClose']) {
+    expect(types(told.mock.calls, 1)).toContain(type);
+    expect(types(said.mock.calls, 0)).not.toContain(type);
+  }
 });
 
 it('commits on while the state is read, and what is committed meanwhile is not in the snapshot but behind it', async () => {

@@ -15,6 +15,7 @@ import {
   encodeProposed,
   encodeReadIndex,
   encodeReadIndexIs,
+  encodeTold,
   type Message,
   MessageKind,
 } from './messages.js';
@@ -30,6 +31,8 @@ export interface MailboxHost {
   /** Proposes the command here and nowhere else. */
   proposeHere(command: Uint8Array, session: SessionCommand | undefined): Promise<ProposeResult<unknown>>;
   readIndex(): ReadIndex | Promise<ReadIndex>;
+  /** The peer told something. Throws if it makes no sense. */
+  onTold(peer: number, type: string, body: unknown): void;
   onBroken(peer: number): void;
   onWarning(error: Error): void;
 }
@@ -101,6 +104,11 @@ export class Mailbox {
     return question;
   }
 
+  /** Tells the peer something, which it does not answer. False, and nothing was sent, if too much waits already. */
+  tell(peer: number, type: string, body: unknown): boolean {
+    return this.fabric.send(peer, encodeTold(type, body)) !== null;
+  }
+
   /** Takes the question back; false if it left this replica, and may be answered. */
   withdraw(question: Question): boolean {
     if (!this.fabric.withdraw(question.peer, question.message)) return false;
@@ -123,15 +131,20 @@ export class Mailbox {
 
   // -- hearing -----------------------------------------------------------------------------------------------------
 
-  private hear(peer: number, bytes: Uint8Array): void {
-    let message: Message;
+  /** What a peer says may be wrong: that is a warning, and nothing else follows. */
+  private guarded<Value>(peer: number, action: () => Value): Value | undefined {
     try {
-      message = decodeMessage(bytes);
+      return action();
     } catch (error) {
       const text = `replica ${peer}: ${(error as Error).message}`;
       this.host.onWarning(new QuorateError('QUORATE_PROTOCOL', text, { cause: error }));
-      return;
+      return undefined;
     }
+  }
+
+  private hear(peer: number, bytes: Uint8Array): void {
+    const message = this.guarded(peer, () => decodeMessage(bytes));
+    if (message === undefined) return;
     switch (message.kind) {
       case MessageKind.propose:
         this.serve(peer, message.number, () => this.servePropose(peer, message));
@@ -141,6 +154,9 @@ export class Mailbox {
           const { epoch, lsn } = await this.host.readIndex();
           return encodeReadIndexIs(message.number, epoch, lsn);
         });
+        break;
+      case MessageKind.told:
+        this.guarded(peer, () => this.host.onTold(peer, message.type, message.body));
         break;
       default: {
         const question = this.questions.get(message.number);

@@ -7,11 +7,12 @@
 //   proposed       8 LSN      16.. result (MessagePack)
 //   readIndexIs    8 epoch    16 LSN
 //   failed         8.. {code, message, leader} (MessagePack)
+//   told           8.. [type, body] (MessagePack); asks for nothing, its number is 0
 import { QuorateError } from '../../errors.js';
 import { decodeValue, encodeValue } from '../control/message-pack.js';
 import { FORWARDED_RESULT_BYTES_MAX } from './limits.js';
 
-export const MessageKind = { propose: 1, readIndex: 2, proposed: 3, readIndexIs: 4, failed: 5 } as const;
+export const MessageKind = { propose: 1, readIndex: 2, proposed: 3, readIndexIs: 4, failed: 5, told: 6 } as const;
 
 const FLAG_DUPLICATE = 1;
 /** The result is undefined, which MessagePack does not have. */
@@ -22,6 +23,7 @@ const PROPOSE_BYTES = 24;
 const PROPOSED_BYTES = 16;
 const READ_INDEX_IS_BYTES = 24;
 const TEXT_CHARACTERS_MAX = 1000;
+const TYPE_CHARACTERS_MAX = 64;
 const CODE = /^[A-Z][A-Z0-9_]{0,63}$/;
 
 export type Message =
@@ -53,7 +55,8 @@ export type Message =
       readonly code: string;
       readonly text: string;
       readonly leader: number | undefined;
-    };
+    }
+  | { readonly kind: typeof MessageKind.told; readonly number: number; readonly type: string; readonly body: unknown };
 
 function begin(
   kind: number,
@@ -137,6 +140,14 @@ export function encodeFailed(number: number, error: Error): Uint8Array {
   return bytes;
 }
 
+/** What the peer is to know, of some type. Throws QUORATE_INVALID_ARGUMENT for what is no plain data. */
+export function encodeTold(type: string, body: unknown): Uint8Array {
+  const packed = encodeValue([type, body]);
+  const { bytes } = begin(MessageKind.told, 0, 0, HEADER_BYTES + packed.length);
+  bytes.set(packed, HEADER_BYTES);
+  return bytes;
+}
+
 function refuse(what: string): never {
   throw new QuorateError('QUORATE_PROTOCOL', `a message cannot be used: ${what}`);
 }
@@ -181,6 +192,12 @@ export function decodeMessage(bytes: Uint8Array): Message {
       if (typeof code !== 'string' || !CODE.test(code)) refuse('an error without a code');
       if (typeof message !== 'string' || message.length > TEXT_CHARACTERS_MAX) refuse('an error without a text');
       return { kind, number, code, text: message, leader: typeof leader === 'number' ? leader : undefined };
+    }
+    case MessageKind.told: {
+      const value = unpack(bytes, HEADER_BYTES);
+      const [type, body] = Array.isArray(value) ? (value as unknown[]) : [];
+      if (typeof type !== 'string' || type.length > TYPE_CHARACTERS_MAX) refuse('something told without a type');
+      return { kind, number, type, body };
     }
     default:
       return refuse(`its kind ${kind} is not known`);

@@ -1,5 +1,5 @@
 // The donor of a state transfer: freezes the state of this replica, puts it chunk by chunk into memory that the receiver
-// READs, and says over the control channel which chunks stand there. A chunk's place is used again when the receiver has
+// READs, and says by message which chunks stand there. A chunk's place is used again when the receiver has
 // said that it took it, so the donor holds no more than the staging memory, however large the state is; commits and
 // applying go on between two chunks.
 import type { Configuration } from '../../consensus/configuration.js';
@@ -32,6 +32,8 @@ export interface DonorHost {
   freeze(): DonorState;
   /** The log from this position on, up to what is applied. Throws QUORATE_BEHIND or QUORATE_LOG_RECYCLED. */
   logAfter(position: ChainPosition): DonorState;
+  /** Tells the other end of this connection. */
+  tell(connection: ControlConnection, type: string, body: unknown): void;
   readonly onProgress: (status: TransferStatus) => void;
   readonly onWarning: (error: Error) => void;
 }
@@ -94,7 +96,7 @@ class Donation {
     private readonly state: DonorState,
     private readonly chunkBytes: number,
     private readonly slots: number,
-    host: DonorHost,
+    private readonly host: DonorHost,
     private readonly onOver: () => void,
     private readonly chunks: Chunker,
   ) {
@@ -167,7 +169,7 @@ class Donation {
     this.first = this.sequence;
     this.lengths = [];
     this.checksums = [];
-    this.connection.send('transferReady', news);
+    this.host.tell(this.connection, 'transferReady', news);
   }
 
   /** Ends it, with success if there is no error; the receiver is told of one. */
@@ -183,7 +185,7 @@ class Donation {
         message: error.message.slice(0, 1000),
       };
       try {
-        this.connection.send('transferFailed', body);
+        this.host.tell(this.connection, 'transferFailed', body);
       } catch {
         // It finds out by silence.
       }
@@ -310,6 +312,25 @@ export class Donor {
 
   took(connection: ControlConnection, { transfer, count }: { transfer: number; count: number }): void {
     this.donations.get(connection)?.get(transfer)?.took(count);
+  }
+
+  /** As took(), by a message of this peer. */
+  tookAt(peer: number, taken: { transfer: number; count: number }): void {
+    const connection = this.connectionOf(peer, taken.transfer);
+    if (connection !== undefined) this.took(connection, taken);
+  }
+
+  /** As closed(), by a message of this peer. */
+  closedAt(peer: number, closed: { transfer: number; code: string; message: string }): void {
+    const connection = this.connectionOf(peer, closed.transfer);
+    if (connection !== undefined) this.closed(connection, closed);
+  }
+
+  private connectionOf(peer: number, transfer: number): ControlConnection | undefined {
+    for (const [connection, of] of this.donations) {
+      if (connection.peer.id === peer && !connection.isClosed && of.has(transfer)) return connection;
+    }
+    return undefined;
   }
 
   /** The receiver has all, or gave up. */

@@ -34,6 +34,8 @@ export interface ReceiverHost {
    * changed nothing.
    */
   install(position: ChainPosition, configuration: Configuration, sessions: Uint8Array, put: () => void): void;
+  /** Tells the other end of this connection. */
+  tell(connection: ControlConnection, type: string, body: unknown): void;
   readonly onProgress: (status: TransferStatus) => void;
 }
 
@@ -113,8 +115,8 @@ class ChunkReader {
   constructor(
     private readonly link: TransferSink,
     private readonly opened: TransferOpened,
-    private readonly connection: ControlConnection,
-    private readonly transfer: number,
+    /** Tells the donor how many chunks were taken. */
+    private readonly tellTaken: (count: number) => void,
   ) {
     this.lengths = new Array<number>(opened.slots).fill(0);
     this.checksums = new Array<number>(opened.slots).fill(0);
@@ -181,7 +183,7 @@ class ChunkReader {
 
   /** Reads all that this donor has. `onChunk` is told after each. */
   async run(snapshot: ChunkTarget, onChunk: () => void): Promise<void> {
-    const { link, opened, connection, transfer } = this;
+    const { link, opened } = this;
     let told = 0;
     for (;;) {
       if (this.failure !== undefined) throw this.failure;
@@ -210,7 +212,7 @@ class ChunkReader {
       // The place here is still in use, the one at the donor is not.
       if (this.used + 1 - told >= Math.max(1, opened.slots >> 2)) {
         told = this.used + 1;
-        connection.send('transferTaken', { transfer, count: told });
+        this.tellTaken(told);
       }
       await snapshot.sink.write(bytes);
       this.used++;
@@ -393,7 +395,7 @@ export class Receiver {
       }
       await link.connect(opened.queuePair, { ...opened.readable, chunkBytes: opened.chunkBytes, slots: opened.slots });
       const target = begin(opened);
-      reader = new ChunkReader(link, opened, connection, transfer);
+      reader = new ChunkReader(link, opened, (count) => host.tell(connection, 'transferTaken', { transfer, count }));
       this.readers.set(transfer, reader);
       for (const news of early) reader.ready(news);
       if (connection.isClosed) lost();
@@ -416,7 +418,7 @@ export class Receiver {
     const code = error === undefined ? '' : (errorCode(error) ?? 'QUORATE_TRANSFER_FAILED');
     const body: TransferClosed = { transfer, code, message: (error?.message ?? '').slice(0, 1000) };
     try {
-      connection.send('transferClose', body);
+      this.host.tell(connection, 'transferClose', body);
     } catch {
       // The donor gives up by itself.
     }

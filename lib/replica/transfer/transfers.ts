@@ -1,8 +1,10 @@
 // The state transfers in which this replica takes part: as leader, which orders them; as receiver; as donor. Joins them to
-// the control connections, and tells of their progress.
+// the control connections, over which they are ordered and their links made, and to the mailbox, by which the two ends
+// then keep each other informed; and tells of their progress.
 import type { ChainPosition } from '../../consensus/entry.js';
 import { QuorateError } from '../../errors.js';
 import type { ControlConnection } from '../control-channel.js';
+import type { Mailbox } from '../mailbox/mailbox.js';
 import { Donor, type DonorHost } from './donor.js';
 import { ORDER_TIMEOUT_MS } from './limits.js';
 import {
@@ -17,7 +19,11 @@ import {
 import { TransferProgress, type TransferStatus } from './progress.js';
 import { type ReceivedLog, Receiver, type ReceiverHost } from './receiver.js';
 
-export interface TransfersHost extends Omit<DonorHost, 'onProgress'>, Omit<ReceiverHost, 'onProgress'> {
+export interface TransfersHost
+  extends Omit<DonorHost, 'onProgress' | 'tell'>,
+    Omit<ReceiverHost, 'onProgress' | 'tell'> {
+  /** Where messages to this life of the peer go; undefined if there is no link for them. */
+  mailboxTo(peer: number, bootId: number): Pick<Mailbox, 'tell'> | undefined;
   /** Members deal with members only. */
   isMember(id: number): boolean;
   /** At the leader: the snapshot that the receiver gets stands for this LSN. */
@@ -32,11 +38,16 @@ export class Transfers {
   private readonly ordered = new Map<number, TransferProgress>();
   /** Who is to hear how the transfer to this replica goes. */
   private readonly orderers = new Set<ControlConnection>();
+  /** How the other end of a connection is told; null: over the connection. */
+  private readonly mailboxes = new WeakMap<ControlConnection, Pick<Mailbox, 'tell'> | null>();
 
   constructor(private readonly host: TransfersHost) {
-    this.donor = new Donor(host);
+    const tell = (connection: ControlConnection, type: string, body: unknown): void =>
+      this.tell(connection, type, body);
+    this.donor = new Donor({ ...donorPart(host), tell });
     this.receiver = new Receiver({
       ...receiverPart(host),
+      tell,
       onProgress: (status) => {
         host.onProgress(status);
         this.report(status);
@@ -48,6 +59,47 @@ export class Transfers {
   get statuses(): TransferStatus[] {
     const ordered = [...this.ordered.values()].map((progress) => progress.status);
     return [...ordered, ...this.receiver.statuses, ...this.donor.statuses];
+  }
+
+  /**
+   * By message, if there is a link for messages when the first one is sent to the other end of this connection; else over
+   * the connection: not by turns, since the order counts.
+   */
+  private tell(connection: ControlConnection, type: string, body: unknown): void {
+    const { id, bootId } = connection.peer;
+    let mailbox = this.mailboxes.get(connection);
+    if (mailbox === undefined) {
+      mailbox = this.host.mailboxTo(id, bootId) ?? null;
+      this.mailboxes.set(connection, mailbox);
+    }
+    if (mailbox === null) connection.send(type, body);
+    else if (!mailbox.tell(id, type, body)) {
+      throw new QuorateError('QUORATE_BACKPRESSURE', `too much waits to be sent to replica ${id} already`);
+    }
+  }
+
+  /** Something that the other end of a transfer said by message. */
+  told(peer: number, type: string, body: unknown): void {
+    if (!this.host.isMember(peer)) return;
+    switch (type) {
+      case 'transferReady':
+        this.receiver.ready(checkReady(body));
+        break;
+      case 'transferFailed':
+        this.receiver.failed(checkClosed(body));
+        break;
+      case 'transferNews':
+        this.heard(peer, checkNews(body));
+        break;
+      case 'transferTaken':
+        this.donor.tookAt(peer, checkTaken(body));
+        break;
+      case 'transferClose':
+        this.donor.closedAt(peer, checkClosed(body));
+        break;
+      default:
+        throw new QuorateError('QUORATE_PROTOCOL', `nobody here is told of "${type}"`);
+    }
   }
 
   /** A connection that this replica made: it pulls from the peer over it, or orders a transfer. */
@@ -102,7 +154,7 @@ export class Transfers {
     };
     for (const connection of this.orderers) {
       try {
-        if (!connection.isClosed) connection.send('transferNews', news);
+        if (!connection.isClosed) this.tell(connection, 'transferNews', news);
       } catch {
         // News only: the next one says more.
       }
@@ -157,7 +209,19 @@ export class Transfers {
 }
 
 /** Getters and methods of a host keep their object. */
-function receiverPart(host: TransfersHost): Omit<ReceiverHost, 'onProgress'> {
+function donorPart(host: TransfersHost): Omit<DonorHost, 'tell'> {
+  return {
+    id: host.id,
+    endpoint: host.endpoint,
+    appliedLsn: () => host.appliedLsn(),
+    freeze: () => host.freeze(),
+    logAfter: (position) => host.logAfter(position),
+    onProgress: (status) => host.onProgress(status),
+    onWarning: (error) => host.onWarning(error),
+  };
+}
+
+function receiverPart(host: TransfersHost): Omit<ReceiverHost, 'onProgress' | 'tell'> {
   return {
     id: host.id,
     endpoint: host.endpoint,
