@@ -73,6 +73,10 @@ export interface BackgroundOptions {
   readonly profile: BackgroundProfile;
   /** What this replica promises to leaders, and relies on as one; null for no leases. */
   readonly lease: LeaseSettings | null;
+  /** Names this process; a durable life has one after the other. Default: the life's only one. */
+  readonly processId?: number;
+  /** Durable mode; null or missing: what is promised is promised for as long as memory lasts. */
+  readonly durable?: DurablePromise | null;
   /** Uniform in [0, 1). */
   readonly random: () => number;
   /** Wakes the replication plane. */
@@ -80,6 +84,23 @@ export interface BackgroundOptions {
   /** Told when a revocation could not be proven or a link not be opened; the grant is then withheld and tried again. */
   readonly onGrantFailure?: (peer: number, error: unknown) => void;
 }
+
+/** A voter that keeps its promises on disk. */
+export interface DurablePromise {
+  /** What this life promised last, in an earlier process; epoch 0 for nothing. */
+  readonly epoch: number;
+  readonly to: number;
+  /**
+   * How long that process may have undertaken to let nobody else lead, by the own clock from now on: how long ago it
+   * last did is not known.
+   */
+  readonly leaseWait_ns: number;
+  /** Puts the promise on disk before it returns; throws if that cannot be proven, and then nothing is granted. */
+  readonly record: (epoch: number, to: number) => void;
+}
+
+/** Ticks at the pace of an election after the last sign that entries come, so that the next one finds this plane awake. */
+const WAKEFUL_TICKS = 4;
 
 const KIND_STATUS_READ = 1;
 const KIND_MAILBOX_WRITE = 2;
@@ -104,6 +125,8 @@ class PeerWatch {
   requestRegrants = 0;
   requestSentAt_ns = 0;
   granted = false;
+  /** How much of the log it had on disk when it was looked at last. */
+  syncedLsn = 0;
   /** Newest request of this peer that was answered. */
   answeredEpoch = EPOCH_NONE;
   answeredRequestSequence = 0;
@@ -167,6 +190,9 @@ export class BackgroundPlane {
   private readonly tally = new LeaseTally(MAX_REPLICAS);
   /** How long the promise to a former leader holds up what this plane would do, as of this tick; 0 if it does not. */
   private heldUp_ns = 0;
+  private readonly processId: number;
+  /** Durable mode: entries come, or wait for a disk, so there is no long pause between ticks. */
+  private wakefulUntil_ns = Number.NEGATIVE_INFINITY;
 
   constructor(
     private readonly options: BackgroundOptions,
@@ -175,6 +201,7 @@ export class BackgroundPlane {
   ) {
     this.detector = new FailureDetector(options.profile, MAX_REPLICAS);
     this.promise = new LeasePromise(options.lease);
+    this.processId = options.processId ?? options.bootId;
     this.scanner = new LogScanner(fabric.logWords, options.logBytes);
     this.blockWriter = new SealedBlockWriter(fabric.statusWords, BACKGROUND_BLOCK_OFFSET_WORDS, BACKGROUND_BLOCK_WORDS);
     this.grantWriter = new SealedBlockWriter(fabric.statusWords, GRANT_BLOCK_OFFSET_WORDS, GRANT_BLOCK_WORDS);
@@ -184,6 +211,12 @@ export class BackgroundPlane {
       this.outboxWriters.push(new SealedBlockWriter(fabric.outboxWords, peer * MAILBOX_SLOT_WORDS, MAILBOX_SLOT_WORDS));
     }
     writeU53(this.blockWriter.body, BackgroundField.bootId, options.bootId);
+    writeU53(this.blockWriter.body, BackgroundField.processId, this.processId);
+    if (options.durable != null && options.durable.epoch !== EPOCH_NONE) {
+      this.promisedEpoch = options.durable.epoch;
+      this.promisedTo = options.durable.to;
+      this.promisedAt_ns = Number.NEGATIVE_INFINITY;
+    }
     this.publishToMain();
   }
 
@@ -206,8 +239,9 @@ export class BackgroundPlane {
     if (this.mainNotice === MAIN_NOTICE_NEXT_TICK) this.mainNotice = MAIN_NOTICE_NOW;
     this.fromMain.read(this.exchange.words, this.exchange.toBackgroundOffset);
     this.ownMain.read(fabric.statusWords, MAIN_BLOCK_OFFSET_WORDS);
+    this.resume(now_ns);
     this.promise.begin(now_ns, this.promisedEpoch);
-    this.promise.observe(options.id, options.bootId, readU53(this.ownMain.body, MainField.leaderEpoch));
+    this.promise.observe(options.id, this.processId, readU53(this.ownMain.body, MainField.leaderEpoch));
     this.heldUp_ns = 0;
     this.drain();
     if (now_ns - this.lastScore_ns >= options.profile.tick_ns) {
@@ -224,6 +258,7 @@ export class BackgroundPlane {
     this.probe();
     if (this.candidateEpoch !== EPOCH_NONE && !this.takeoverAnnounced) this.announceMajority(now_ns);
     this.watchLog();
+    if (options.durable != null) this.watchDisks(now_ns);
     if (this.detector.trustedMask !== this.lastTrustedMask) {
       this.lastTrustedMask = this.detector.trustedMask;
       this.publishToMain();
@@ -235,9 +270,47 @@ export class BackgroundPlane {
     }
     this.isElectionOn = this.electionIsOn(now_ns);
     if (this.heldUp_ns > 0) return Math.min(this.heldUp_ns, options.profile.electionTick_ns);
-    if (this.isElectionOn) return options.profile.electionTick_ns;
+    if (this.isElectionOn || now_ns < this.wakefulUntil_ns) return options.profile.electionTick_ns;
     // A tick that somebody's wake brought forward does not put off the next beat.
     return Math.max(options.profile.tick_ns - (now_ns - this.lastScore_ns), options.profile.tick_ns / 4);
+  }
+
+  private isResumed = false;
+
+  /**
+   * This process goes on as the voter that an earlier one was. What that undertook for a lease it may have undertaken an
+   * instant before it ended. If the leader was that process itself, nobody reads by it any more.
+   */
+  private resume(now_ns: number): void {
+    if (this.isResumed) return;
+    this.isResumed = true;
+    const { durable, id } = this.options;
+    if (durable == null || durable.epoch === EPOCH_NONE) return;
+    this.fabric.raiseFence(durable.epoch);
+    if (durable.to !== id) this.promise.resume(durable.to, durable.epoch, now_ns + durable.leaseWait_ns);
+  }
+
+  /**
+   * Durable mode: a leader waits for what the others' disks hold, which it can only read, and a follower for entries, which
+   * nobody announces. While there are some, both look as often as in an election.
+   */
+  private watchDisks(now_ns: number): void {
+    const { profile } = this.options;
+    const main = this.ownMain.body;
+    const tailLsn = readU53(main, MainField.tailLsn);
+    const isAwaited = this.candidateEpoch !== EPOCH_NONE && readU53(main, MainField.commitLsn) < tailLsn;
+    const isWritten = readU53(main, MainField.syncedLsn) < tailLsn && this.isReady();
+    if (isAwaited || isWritten || this.hasGrown(tailLsn)) {
+      this.wakefulUntil_ns = now_ns + WAKEFUL_TICKS * profile.tick_ns;
+    }
+    if (this.candidateEpoch === EPOCH_NONE) return;
+    for (let peer = 0; peer < MAX_REPLICAS; peer++) {
+      const watch = this.peers[peer] as PeerWatch;
+      const syncedLsn = readU53(watch.main.body, MainField.syncedLsn);
+      if (syncedLsn === watch.syncedLsn) continue;
+      watch.syncedLsn = syncedLsn;
+      this.mainNotice = MAIN_NOTICE_NOW;
+    }
   }
 
   /** The host saw the connection to a peer end: a sign, not a proof, that its process has. */
@@ -333,12 +406,12 @@ export class BackgroundPlane {
 
   /** The leader that was promised last gets its promise anew with every beat, and loses it when it leads no more. */
   private renewPromise(peer: number, watch: PeerWatch): void {
-    const bootId = readU53(watch.main.body, MainField.bootId);
-    this.promise.observe(peer, bootId, readU53(watch.main.body, MainField.leaderEpoch));
+    const processId = readU53(watch.main.body, MainField.processId);
+    this.promise.observe(peer, processId, readU53(watch.main.body, MainField.leaderEpoch));
     if (peer !== this.promisedTo || watch.leaderEpoch() !== this.promisedEpoch) return;
     if (this.promisedEpoch === EPOCH_NONE || (this.fabric.exitedMask() & (1 << peer)) !== 0) return;
-    if (readU53(watch.background.body, BackgroundField.bootId) !== bootId) return;
-    this.promise.saw(peer, bootId, this.promisedEpoch, watch.background.sequence);
+    if (readU53(watch.background.body, BackgroundField.processId) !== processId) return;
+    this.promise.saw(peer, processId, this.promisedEpoch, watch.background.sequence);
   }
 
   private probe(): void {
@@ -405,7 +478,7 @@ export class BackgroundPlane {
     if (readU53(body, ToMainField.leaseEnd_ns) === end_ns && body[ToMainField.leaseConfigurationVersion] === version) {
       return;
     }
-    promise.holdOwn(options.id, options.bootId, this.candidateEpoch, end_ns);
+    promise.holdOwn(options.id, this.processId, this.candidateEpoch, end_ns);
     writeU53(body, ToMainField.leaseEnd_ns, end_ns);
     writeU53(body, ToMainField.leaseEpoch, this.candidateEpoch);
     body[ToMainField.leaseConfigurationVersion] = version;
@@ -425,13 +498,20 @@ export class BackgroundPlane {
   private watchLog(): void {
     const main = this.ownMain.body;
     const tailLsn = readU53(main, MainField.tailLsn);
-    const at = this.scanner.physical(tailLsn) >>> 2;
     const commitLsn = this.leaderCommitLsn();
-    const grown = readU53(this.fabric.logWords, at) === tailLsn && this.fabric.logWords[at + 5] !== 0;
-    if (grown || (commitLsn > readU53(main, MainField.appliedLsn) && commitLsn !== this.lastNotifiedCommitLsn)) {
+    if (
+      this.hasGrown(tailLsn) ||
+      (commitLsn > readU53(main, MainField.appliedLsn) && commitLsn !== this.lastNotifiedCommitLsn)
+    ) {
       this.lastNotifiedCommitLsn = commitLsn;
       this.mainNotice = MAIN_NOTICE_NOW;
     }
+  }
+
+  /** Behind the end of the log that the replication plane knows stands something that may be an entry. */
+  private hasGrown(tailLsn: number): boolean {
+    const at = this.scanner.physical(tailLsn) >>> 2;
+    return readU53(this.fabric.logWords, at) === tailLsn && this.fabric.logWords[at + 5] !== 0;
   }
 
   private leaderCommitLsn(): number {
@@ -562,6 +642,7 @@ export class BackgroundPlane {
   private grant(candidate: number, epoch: number, requestSequence: number, now_ns: number): boolean {
     const { fabric, options } = this;
     if (epoch < this.promisedEpoch) throw new Error(`promise would decrease: ${epoch} < ${this.promisedEpoch}`);
+    if (!this.recordPromise(epoch, candidate)) return false;
     fabric.raiseFence(epoch);
     this.promisedEpoch = epoch;
     this.promisedTo = candidate;
@@ -605,6 +686,19 @@ export class BackgroundPlane {
     return true;
   }
 
+  /** Before anything of the grant can be seen, in memory or by its effects: a promise that is forgotten was never one. */
+  private recordPromise(epoch: number, candidate: number): boolean {
+    const { durable, onGrantFailure } = this.options;
+    if (durable == null || (epoch === this.promisedEpoch && candidate === this.promisedTo)) return true;
+    try {
+      durable.record(epoch, candidate);
+      return true;
+    } catch (error) {
+      onGrantFailure?.(candidate, error);
+      return false;
+    }
+  }
+
   /** Leaves the end of the valid own log in scanPosition and its epochs from the applied LSN on in scanHistory. */
   private validateTail(epoch: number): void {
     const main = this.ownMain.body;
@@ -629,6 +723,7 @@ export class BackgroundPlane {
     body[GrantField.candidate] = candidate;
     body[GrantField.requestSequence] = requestSequence;
     writeU53(body, GrantField.bootId, this.options.bootId);
+    writeU53(body, GrantField.processId, this.processId);
     writeU53(body, GrantField.appliedLsn, readU53(this.ownMain.body, MainField.appliedLsn));
     writeU53(body, GrantField.tailLsn, position.lsn);
     writeU53(body, GrantField.tailEpoch, position.epoch);
@@ -655,10 +750,14 @@ export class BackgroundPlane {
     return readU53(this.fromMain.body, ToBackgroundField.voterBootIds + peer * 2);
   }
 
+  private isReady(): boolean {
+    return this.fromMain.body[ToBackgroundField.ready] === 1;
+  }
+
   private eligible(now_ns: number): boolean {
     return (
       this.ownIncarnation() !== 0 &&
-      this.fromMain.body[ToBackgroundField.ready] === 1 &&
+      this.isReady() &&
       now_ns >= this.standBackUntil_ns &&
       !this.isStalled &&
       !this.isTooFarBehind()

@@ -25,7 +25,7 @@ export const LEASE_TICKS_MIN = 5;
 export class LeasePromise {
   /** Replica that has the promise, -1 if none. */
   holder = -1;
-  private holderBootId = 0;
+  private holderProcessId = 0;
   /** Epoch in which the holder was seen to lead. */
   private epoch = EPOCH_NONE;
   private until_ns = Number.NEGATIVE_INFINITY;
@@ -33,7 +33,7 @@ export class LeasePromise {
   private coveredCounter = 0;
   // Seen since begin(): when exactly, this replica does not know until it looks at its clock again.
   private seenHolder = -1;
-  private seenBootId = 0;
+  private seenProcessId = 0;
   private seenEpoch = EPOCH_NONE;
   private seenCounter = 0;
 
@@ -49,7 +49,7 @@ export class LeasePromise {
     // Not what was seen before a grant to somebody else.
     if (this.seenEpoch === promisedEpoch) {
       this.holder = this.seenHolder;
-      this.holderBootId = this.seenBootId;
+      this.holderProcessId = this.seenProcessId;
       this.epoch = this.seenEpoch;
       this.until_ns = Math.max(this.until_ns, now_ns + this.waits_ns(settings));
       this.coveredCounter = this.seenCounter;
@@ -63,19 +63,19 @@ export class LeasePromise {
   }
 
   /** The heartbeat counter of the replica that was promised `epoch` last, and leads in it, was seen. */
-  saw(holder: number, bootId: number, epoch: number, counter: number): void {
+  saw(holder: number, processId: number, epoch: number, counter: number): void {
     // The same counter again is not news, and nothing is promised on its account: a dead process's memory still shows it.
     if (holder === this.holder && epoch === this.epoch && counter === this.coveredCounter) return;
     this.seenHolder = holder;
-    this.seenBootId = bootId;
+    this.seenProcessId = processId;
     this.seenEpoch = epoch;
     this.seenCounter = counter;
   }
 
   /** This replica leads itself, and its own reads rely on this time: it does not grant to others before. */
-  holdOwn(id: number, bootId: number, epoch: number, until_ns: number): void {
+  holdOwn(id: number, processId: number, epoch: number, until_ns: number): void {
     this.holder = id;
-    this.holderBootId = bootId;
+    this.holderProcessId = processId;
     this.epoch = epoch;
     this.until_ns = Math.max(this.until_ns, until_ns);
     this.coveredCounter = 0;
@@ -83,11 +83,23 @@ export class LeasePromise {
   }
 
   /**
-   * What a main block of the replica says now. One that was seen to lead and does not any more, in the same life, answers
-   * no read by that lease: it has given the leadership up, and there is none of the same epoch again.
+   * What a main block of the replica says now. One that was seen to lead and does not any more, in the same process,
+   * answers no read by that lease: it has given the leadership up, and there is none of the same epoch again. What another
+   * process of the same life says proves nothing of the one before.
    */
-  observe(replica: number, bootId: number, leaderEpoch: number): void {
-    if (replica === this.holder && bootId === this.holderBootId && leaderEpoch !== this.epoch) this.release(replica);
+  observe(replica: number, processId: number, leaderEpoch: number): void {
+    if (replica === this.holder && processId === this.holderProcessId && leaderEpoch !== this.epoch) {
+      this.release(replica);
+    }
+  }
+
+  /** What an earlier process of this replica may have promised to the leader of the epoch, in whichever process of that. */
+  resume(holder: number, epoch: number, until_ns: number): void {
+    this.holder = holder;
+    this.holderProcessId = 0;
+    this.epoch = epoch;
+    this.until_ns = until_ns;
+    this.coveredCounter = 0;
   }
 
   /** The holder reads nothing any more, for certain. */

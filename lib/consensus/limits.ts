@@ -43,8 +43,8 @@ export const CONFIGURATION_BYTES_MAX = 8 * 1024;
 export const INCARNATION_MAX = 2 ** 20;
 
 /** Layout of a replica's status region, all of it remotely readable. */
-export const BACKGROUND_BLOCK_WORDS = 16;
-export const MAIN_BLOCK_WORDS = 24;
+export const BACKGROUND_BLOCK_WORDS = 18;
+export const MAIN_BLOCK_WORDS = 28;
 export const GRANT_BLOCK_WORDS = 192;
 export const BACKGROUND_BLOCK_OFFSET_WORDS = 0;
 export const MAIN_BLOCK_OFFSET_WORDS = BACKGROUND_BLOCK_OFFSET_WORDS + BACKGROUND_BLOCK_WORDS;

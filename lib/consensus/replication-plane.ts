@@ -16,6 +16,7 @@ import {
   majority,
   voterWithId,
 } from './configuration.js';
+import type { DurableLog } from './durable-log.js';
 import {
   type ChainPosition,
   copyPosition,
@@ -145,6 +146,24 @@ export interface ReplicationOptions {
   readonly replaceAfter_ns?: number;
   /** Most entries that are applied in one go, before the host gets its turn. Default 4096. */
   readonly applyEntriesMax?: number;
+  /** Names this process; a durable life has one after the other. Default: the life's only one. */
+  readonly processId?: number;
+  /**
+   * Durable mode: an entry is committed when a majority of the voters has it on disk. The host calls durableProgress()
+   * when the log says that more is.
+   */
+  readonly durableLog?: DurableLog | null;
+  /** What an earlier process of this life left behind; its log stands in the ring from `applied` on. */
+  readonly recovered?: RecoveredState | null;
+}
+
+export interface RecoveredState {
+  /** Up to here the state machine has been fed. */
+  readonly applied: Readonly<ChainPosition>;
+  /** The latest configuration up to there. */
+  readonly configuration: Configuration;
+  /** Below this LSN the ring does not hold the log. */
+  readonly foreignBelowLsn: number;
 }
 
 /** Results of propose() that are not an LSN; the first one is also one of readBarrier(). */
@@ -187,6 +206,8 @@ class Follower {
   phase = PHASE_NONE;
   /** Life of the replica that the current links lead to; 0 while not linked. */
   linkBootId = 0;
+  /** Process of that life. */
+  linkProcessId = 0;
   sentLsn = 0;
   ackedLsn = 0;
   appliedLsn = 0;
@@ -199,6 +220,11 @@ class Follower {
   grantAppliedLsn = 0;
   grantTailLsn = 0;
   grantTailEpoch = 0;
+}
+
+/** Where the log of the cluster begins. */
+export function chainBeginning({ clusterId }: Configuration): ChainPosition {
+  return { lsn: 0, hashLow: clusterId >>> 0, hashHigh: Math.floor(clusterId / 4294967296) >>> 0, epoch: EPOCH_NONE };
 }
 
 /** Largest payload that a ring of this size takes. */
@@ -222,6 +248,11 @@ export class ReplicationPlane {
   private readonly reads = new ReadRounds();
   private readonly applyEntriesMax: number;
   private readonly replacement: Replacement;
+  private readonly processId: number;
+  private readonly durableLog: DurableLog | null;
+  /** Changes whenever what lies between the applied LSN and the tail may have become another log. */
+  private tailVersion = 0;
+  private diskFailure: string | null = null;
 
   private role_: Role = 'follower';
   /** Epoch of the own takeover or leadership, or of the last one. */
@@ -293,6 +324,8 @@ export class ReplicationPlane {
     this.stagingBytesMax = fabric.workspaceBytes.length / 2;
     this.replacement = new Replacement(options.replaceAfter_ns ?? 0);
     this.applyEntriesMax = options.applyEntriesMax ?? ENTRIES_PER_POLL_MAX;
+    this.processId = options.processId ?? options.bootId;
+    this.durableLog = options.durableLog ?? null;
     this.mainWriter = new SealedBlockWriter(statusWords, MAIN_BLOCK_OFFSET_WORDS, MAIN_BLOCK_WORDS);
     this.toBackgroundWriter = new SealedBlockWriter(exchange.words, exchange.toBackgroundOffset, TO_BACKGROUND_WORDS);
     for (let peer = 0; peer < MAX_REPLICAS; peer++) this.followers.push(new Follower());
@@ -304,9 +337,17 @@ export class ReplicationPlane {
       lagBytesMax: Math.min(LEARNER_LAG_BYTES_MAX, options.logBytes / 16),
       trusts: (id) => id === options.id || (this.trustedMask & (1 << id)) !== 0,
     };
-    this.configurations = [{ endLsn: 0, configuration: genesis }];
-    this.applied.hashLow = genesis.clusterId >>> 0;
-    this.applied.hashHigh = Math.floor(genesis.clusterId / 4294967296) >>> 0;
+    const recovered = options.recovered ?? null;
+    if (recovered === null) {
+      this.configurations = [{ endLsn: 0, configuration: genesis }];
+      copyPosition(chainBeginning(genesis), this.applied);
+    } else {
+      const { applied, configuration, foreignBelowLsn } = recovered;
+      this.configurations = [{ endLsn: applied.lsn, configuration }];
+      copyPosition(applied, this.applied);
+      this.commitLsn_ = applied.lsn;
+      this.ring.noteForeign(foreignBelowLsn);
+    }
     copyPosition(this.applied, this.tail);
     copyPosition(this.applied, this.recheckedTail);
     this.configurationChanged();
@@ -392,10 +433,11 @@ export class ReplicationPlane {
 
   // -- links and snapshots -----------------------------------------------------------------------------------------
 
-  /** The host established fresh links to the peer, which is in the life `bootId`. */
-  peerLinked(peer: number, bootId: number): void {
+  /** The host established fresh links to the peer, which is in the life `bootId`, in its process `processId`. */
+  peerLinked(peer: number, bootId: number, processId = bootId): void {
     const follower = this.followers[peer] as Follower;
     follower.linkBootId = bootId;
+    follower.linkProcessId = processId;
     this.peersChanged();
     follower.phase = PHASE_NONE;
     follower.hasGrant = false;
@@ -410,6 +452,7 @@ export class ReplicationPlane {
   peerUnlinked(peer: number): void {
     const follower = this.followers[peer] as Follower;
     follower.linkBootId = 0;
+    follower.linkProcessId = 0;
     this.peersChanged();
     if (follower.phase !== PHASE_NONE) follower.phase = PHASE_BROKEN;
     this.afterFollowerLost();
@@ -485,6 +528,8 @@ export class ReplicationPlane {
     if (configuration.clusterId !== this.options.genesis.clusterId) throw new Error('snapshot of another cluster');
     this.ring.noteEnd(this.tail.lsn);
     this.ring.noteForeign(position.lsn);
+    this.tailVersion++;
+    this.durableLog?.restart(position);
     copyPosition(position, this.applied);
     copyPosition(position, this.tail);
     copyPosition(position, this.recheckedTail);
@@ -537,6 +582,8 @@ export class ReplicationPlane {
     } else {
       this.takeGrants();
       if (this.role_ === 'takingOver') this.advanceTakeover();
+      // What the others' disks hold they tell in their status; no completion announces it.
+      if (this.durableLog !== null && this.noopAppended()) this.advanceCommit();
       this.relieve(now_ns);
       this.maintainMembership();
       if (this.replacement.isWanted) this.replaceTheGone(now_ns);
@@ -553,6 +600,7 @@ export class ReplicationPlane {
   }
 
   private forgetTail(): void {
+    this.tailVersion++;
     this.ring.noteEnd(this.tail.lsn);
     copyPosition(this.applied, this.tail);
     copyPosition(this.applied, this.recheckedTail);
@@ -591,6 +639,7 @@ export class ReplicationPlane {
       const leader = this.followers[promisedTo] as Follower;
       this.raiseCommit(readU53(leader.main.body, MainField.commitLsn));
     }
+    this.takeLog();
     // Only an entry of the epoch in which the commit LSN was learned proves that what precedes it is the leader's log.
     if (this.tail.epoch !== promisedEpoch || promisedEpoch === EPOCH_NONE) return more;
     return this.applyCommitted() || more;
@@ -646,9 +695,14 @@ export class ReplicationPlane {
 
   /** Applies what is committed and validated. Returns true if it stopped before the end. */
   private applyCommitted(): boolean {
-    const { applied, host, scanner } = this;
+    const { applied, host, scanner, durableLog } = this;
     const words = this.fabric.logWords;
-    const limitLsn = Math.min(this.commitLsn_, this.tail.lsn);
+    let limitLsn = Math.min(this.commitLsn_, this.tail.lsn);
+    if (durableLog !== null) {
+      // What is applied may be recycled, and it must not be before it was taken to the disk.
+      this.takeLog();
+      limitLsn = Math.min(limitLsn, durableLog.takenLsn);
+    }
     for (let count = 0; applied.lsn < limitLsn; count++) {
       if (count === this.applyEntriesMax) return true;
       const offset = scanner.physical(applied.lsn);
@@ -729,8 +783,9 @@ export class ReplicationPlane {
       if (readU53(grant, GrantField.epoch) !== this.epoch || grant[GrantField.candidate] !== this.options.id) continue;
       const requestSequence = grant[GrantField.requestSequence] as number;
       if (requestSequence === follower.usedGrant) continue;
-      // The grant is of the life that the links lead to, or it is of no use.
+      // The grant is of the process that the links lead to, or it is of no use.
       if (follower.linkBootId === 0 || readU53(grant, GrantField.bootId) !== follower.linkBootId) continue;
+      if (readU53(grant, GrantField.processId) !== follower.linkProcessId) continue;
       if (follower.writesInFlight > 0) {
         complete = false; // completions of the broken link first
         continue;
@@ -1005,7 +1060,7 @@ export class ReplicationPlane {
   private refreshApplied(peer: number, follower: Follower): void {
     if (!follower.main.read(this.exchange.words, this.exchange.peerViewOffset(peer) + MAIN_BLOCK_OFFSET_WORDS)) return;
     const body = follower.main.body;
-    if (readU53(body, MainField.bootId) !== follower.linkBootId) return;
+    if (readU53(body, MainField.processId) !== follower.linkProcessId) return;
     const appliedLsn = readU53(body, MainField.appliedLsn);
     if (appliedLsn > follower.appliedLsn && appliedLsn <= this.tail.lsn) follower.appliedLsn = appliedLsn;
   }
@@ -1350,7 +1405,10 @@ export class ReplicationPlane {
     }
     if (this.appendsOutstanding === 0 && this.runBytes === 0) this.stagedBytes = 0;
     if (this.role_ === 'follower') return;
-    if (this.appendsOutstanding === 0) this.appendedLsn = this.tail.lsn - (this.runBytes > 0 ? this.runBytes : 0);
+    if (this.appendsOutstanding === 0) {
+      this.appendedLsn = this.tail.lsn - (this.runBytes > 0 ? this.runBytes : 0);
+      this.takeLog();
+    }
     if (acknowledged || count > 0) this.advanceCommit();
     this.advanceReadRound();
     if (lost) this.afterFollowerLost();
@@ -1370,7 +1428,9 @@ export class ReplicationPlane {
     for (let index = 0; index < voters.length; index++) {
       const voter = voters[index] as { id: number; bootId: number };
       let lsn = 0;
-      if (voter.id === this.options.id) {
+      if (this.durableLog !== null) {
+        lsn = this.syncedLsn(voter.id, voter.bootId, this.durableLog);
+      } else if (voter.id === this.options.id) {
         if (voter.bootId === this.options.bootId) lsn = this.appendedLsn;
       } else {
         const follower = this.followers[voter.id] as Follower;
@@ -1399,6 +1459,46 @@ export class ReplicationPlane {
     } else {
       this.applyCommitted();
     }
+  }
+
+  /** Durable mode: how much of this leader's log the voter has on disk, 0 if that is not known. */
+  private syncedLsn(id: number, bootId: number, { synced }: DurableLog): number {
+    if (id === this.options.id) return bootId === this.options.bootId && synced.epoch === this.epoch ? synced.lsn : 0;
+    const follower = this.followers[id] as Follower;
+    if (follower.linkBootId !== bootId) return 0;
+    follower.main.read(this.exchange.words, this.exchange.peerViewOffset(id) + MAIN_BLOCK_OFFSET_WORDS);
+    const { body } = follower.main;
+    // An entry of this epoch on its disk: so it has this leader's log, up to there, and had it before it let in another.
+    if (readU53(body, MainField.processId) !== follower.linkProcessId) return 0;
+    if (readU53(body, MainField.syncedEpoch) !== this.epoch) return 0;
+    const lsn = readU53(body, MainField.syncedLsn);
+    return lsn <= this.appendedLsn ? lsn : 0;
+  }
+
+  /** More of the own log is on disk, or there is room to take more. The caller polls afterwards. */
+  durableProgress(): void {
+    this.dirty = true;
+    if (this.role_ !== 'follower' && this.noopAppended()) this.advanceCommit();
+    this.publish(); // the caller polls, and what can be applied is
+  }
+
+  /** Durable mode: hands what the ring holds of the log to the disk. */
+  private takeLog(): void {
+    const { durableLog, tail } = this;
+    if (durableLog === null) return;
+    // What is staged is not in the ring yet; in front of the own noop the tail is only what was found there.
+    const isStaging = this.role_ !== 'follower' && this.noopAppended();
+    const limitLsn = isStaging ? Math.min(tail.lsn, this.appendedLsn) : tail.lsn;
+    durableLog.take(limitLsn, this.applied.lsn, this.tailVersion);
+  }
+
+  /** The disk failed: this replica acknowledges nothing any more, and does not lead. */
+  stopForDisk(reason: string): void {
+    if (this.diskFailure !== null) return;
+    this.diskFailure = reason;
+    this.toBackgroundWriter.body[ToBackgroundField.ready] = 0;
+    this.toBackgroundWriter.publish();
+    if (this.role_ !== 'follower') this.cede(-1, reason);
   }
 
   /**
@@ -1668,7 +1768,7 @@ export class ReplicationPlane {
     body[ToBackgroundField.spareMask] = spareMask;
     body[ToBackgroundField.configurationVersion] = configuration.version;
     writeU53(body, ToBackgroundField.incarnation, incarnation);
-    body[ToBackgroundField.ready] = 1;
+    body[ToBackgroundField.ready] = this.diskFailure === null ? 1 : 0;
     this.toBackgroundWriter.publish();
     this.dirty = true;
     this.leavingChanged();
@@ -1685,8 +1785,12 @@ export class ReplicationPlane {
     writeU53(body, MainField.appliedEpoch, this.applied.epoch);
     writeU53(body, MainField.tailLsn, this.tail.lsn);
     body[MainField.configurationVersion] = this.configuration.version;
-    writeU53(body, MainField.bootId, this.options.bootId);
+    writeU53(body, MainField.processId, this.processId);
     writeU53(body, MainField.foreignBelowLsn, this.ring.foreignBelowLsn);
+    if (this.durableLog !== null) {
+      writeU53(body, MainField.syncedLsn, this.durableLog.synced.lsn);
+      writeU53(body, MainField.syncedEpoch, this.durableLog.synced.epoch);
+    }
     this.mainWriter.publish();
     this.publishedAppliedLsn = this.applied.lsn;
     this.dirty = false;

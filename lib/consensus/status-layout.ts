@@ -20,6 +20,8 @@ export const BackgroundField = {
    */
   leaseCounter: 12,
   leaseLength_us: 13,
+  /** Process that writes the block; a life that is durable outlives its processes. */
+  processId: 14,
 } as const;
 
 /** Written by the replication plane whenever something in it changes. */
@@ -36,8 +38,8 @@ export const MainField = {
   configurationVersion: 13,
   /** Counts snapshots installed: the applied position may then have jumped over a gap in the log. */
   installs: 14,
-  /** Life of the replica that wrote the block, so that a successor's peers never take old positions for new ones. */
-  bootId: 15,
+  /** Process that wrote the block, so that a successor's peers never take old positions for new ones. */
+  processId: 15,
   /**
    * Below this LSN the ring does not hold the log, as far as is known: a snapshot was installed, or a log that reached
    * further, and was truncated, recycled it.
@@ -47,6 +49,12 @@ export const MainField = {
   cededEpoch: 19,
   /** Replica that shall lead after that epoch, NOBODY if any may. */
   cededTo: 21,
+  /**
+   * Durable mode: the log of this replica's disk ends at `syncedLsn` with an entry of `syncedEpoch`, and so holds that
+   * epoch's leader's log up to there (durable-log.ts).
+   */
+  syncedLsn: 22,
+  syncedEpoch: 24,
 } as const;
 /** In a field that names a replica: none. */
 export const NOBODY = 0xffffffff;
@@ -67,8 +75,10 @@ export const GrantField = {
   appliedHashLow: 16,
   appliedHashHigh: 17,
   runCount: 18,
+  /** Process of the voter whose memory this is about. */
+  processId: 19,
   /** Four words per run: epoch, first LSN. */
-  runs: 19,
+  runs: 21,
 } as const;
 
 /** A candidate's request in the voter's mailbox. */
@@ -128,8 +138,8 @@ export const TO_BACKGROUND_WORDS = 6 + MAX_REPLICAS * 4 + 10;
 function assertFits(name: string, endIndex: number, words: number): void {
   if (endIndex > words - 2) throw new Error(`${name} block overflows: ${endIndex} > ${words - 2} words`);
 }
-assertFits('background', BackgroundField.leaseLength_us + 1, BACKGROUND_BLOCK_WORDS);
-assertFits('main', MainField.cededTo + 1, MAIN_BLOCK_WORDS);
+assertFits('background', BackgroundField.processId + 2, BACKGROUND_BLOCK_WORDS);
+assertFits('main', MainField.syncedEpoch + 2, MAIN_BLOCK_WORDS);
 assertFits('grant', GrantField.runs + EPOCH_RUNS_MAX * 4, GRANT_BLOCK_WORDS);
 assertFits('to-main', ToMainField.leaseConfigurationVersion + 1, TO_MAIN_WORDS);
 assertFits('to-background', ToBackgroundField.configurationVersion + 1, TO_BACKGROUND_WORDS);

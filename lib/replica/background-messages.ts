@@ -3,11 +3,22 @@
 import type { BackgroundProfile } from '../consensus/background-plane.js';
 import type { LeaseSettings } from '../consensus/lease.js';
 import type { PermissionStrategy } from '../fabric/permissions.js';
+import type { StoredPromise } from './durable/promise-store.js';
 import type { BackgroundScheduling } from './replica-options.js';
+
+/** What the background plane of a durable replica keeps on disk, and where. */
+export interface DurableVoter {
+  readonly directory: string;
+  readonly promise: StoredPromise;
+  /** For how long this process may promise a lease, by its clock. */
+  readonly leaseWait_ns: number;
+}
 
 export interface BackgroundWorkerData {
   readonly id: number;
   readonly bootId: number;
+  readonly processId: number;
+  readonly durable: DurableVoter | null;
   readonly logBytes: number;
   readonly profile: BackgroundProfile;
   readonly lease: LeaseSettings | null;

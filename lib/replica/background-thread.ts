@@ -5,12 +5,14 @@ import type { LeaseSettings } from '../consensus/lease.js';
 import { QuorateError } from '../errors.js';
 import { CONTROL_STOP_OFFSET, type VerbsEndpoint } from '../fabric/verbs-endpoint.js';
 import { addWord, Notifier, Waiter } from '../verbs/index.js';
-import type { BackgroundWorkerData, ToBackground, ToMain } from './background-messages.js';
+import type { BackgroundWorkerData, DurableVoter, ToBackground, ToMain } from './background-messages.js';
 import type { BackgroundScheduling } from './replica-options.js';
 
 export interface BackgroundThreadOptions {
   readonly id: number;
   readonly bootId: number;
+  readonly processId: number;
+  readonly durable: DurableVoter | null;
   readonly profile: BackgroundProfile;
   readonly lease: LeaseSettings | null;
   readonly shmDirectory: string | undefined;
@@ -37,6 +39,8 @@ export class BackgroundThread {
     const data: BackgroundWorkerData = {
       id: options.id,
       bootId: options.bootId,
+      processId: options.processId,
+      durable: options.durable,
       logBytes: endpoint.logMemory.length,
       profile: options.profile,
       lease: options.lease,

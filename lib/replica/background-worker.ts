@@ -2,7 +2,7 @@
 // loop; between ticks it sleeps in one native call, which ends at once when the main thread has sent something, when a peer
 // asks for permission or has granted it, and when the process of a peer dies.
 import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads';
-import { BackgroundPlane } from '../consensus/background-plane.js';
+import { BackgroundPlane, type DurablePromise } from '../consensus/background-plane.js';
 import { Exchange } from '../consensus/exchange.js';
 import { LogPermissions } from '../fabric/permissions.js';
 import { VerbsBackgroundFabric } from '../fabric/verbs-background-fabric.js';
@@ -24,7 +24,7 @@ import {
   setTimerSlack,
   type Waiter,
 } from '../verbs/index.js';
-import type { BackgroundWorkerData, ToBackground, ToMain } from './background-messages.js';
+import type { BackgroundWorkerData, DurableVoter, ToBackground, ToMain } from './background-messages.js';
 import { Calm } from './calm.js';
 import { rehearse } from './rehearsal.js';
 
@@ -36,6 +36,38 @@ function describe(error: unknown): { code: string; message: string } {
   return {
     code: (error as { code?: string }).code ?? 'QUORATE_INTERNAL',
     message: error instanceof Error ? error.message : String(error),
+  };
+}
+
+/** Promises outlive the process: they are on disk before they count. Loaded where it is needed only. */
+async function openVoter(
+  id: number,
+  { directory, promise, leaseWait_ns }: DurableVoter,
+): Promise<{ promise: DurablePromise; close: () => Promise<void> }> {
+  const [{ Durability }, { PromiseStore }, { diskError }] = await Promise.all([
+    import('./durable/durability.js'),
+    import('./durable/promise-store.js'),
+    import('./durable/disk-error.js'),
+  ]);
+  const store = new PromiseStore(Durability.promisePath(directory));
+  let failure: Error | undefined;
+  const write = (epoch: number, to: number, wait_ns: number): void => {
+    // What a failed sync left behind is not to be relied on: this store is not used any more.
+    if (failure !== undefined) throw failure;
+    try {
+      store.write({ epoch, to, leaseWait_ns: wait_ns });
+    } catch (error) {
+      failure = diskError(id, directory, 'store its promise as a voter', error);
+      throw failure;
+    }
+  };
+  // The first write is slow, and must not be an election's. It says, too, how long this process's leases may be.
+  const longest_ns = Math.max(promise.leaseWait_ns, leaseWait_ns);
+  write(promise.epoch, promise.to, longest_ns);
+  const record = (epoch: number, to: number): void => write(epoch, to, leaseWait_ns);
+  return {
+    promise: { epoch: promise.epoch, to: promise.to, leaseWait_ns: longest_ns, record },
+    close: () => store.close(),
   };
 }
 
@@ -74,10 +106,13 @@ async function run(data: BackgroundWorkerData): Promise<void> {
     (peer) => report({ type: 'probeBroken', peer }),
     { waiter, wakeQueue, wakeChannel },
   );
+  const voter = data.durable === null ? null : await openVoter(data.id, data.durable);
   const plane = new BackgroundPlane(
     {
       id: data.id,
       bootId: data.bootId,
+      processId: data.processId,
+      durable: voter?.promise ?? null,
       logBytes: data.logBytes,
       profile: data.profile,
       lease: data.lease,
@@ -147,6 +182,7 @@ async function run(data: BackgroundWorkerData): Promise<void> {
     hasMail = fabric.wait(next_ns);
   }
   fabric.close();
+  await voter?.close();
 }
 
 await run(workerData as BackgroundWorkerData);

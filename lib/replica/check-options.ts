@@ -1,7 +1,8 @@
 // Checks of what users pass in: each failure is an error with code QUORATE_INVALID_ARGUMENT that names the option.
 import { HOST_CHARACTERS_MAX, MAX_REPLICAS, PRIORITY_MAX } from '../consensus/limits.js';
 import { QuorateError } from '../errors.js';
-import type { BackgroundScheduling, MemberAddress, ReplicaOptions } from './replica-options.js';
+import { SNAPSHOT_AFTER_BYTES_DEFAULT, SNAPSHOT_AFTER_BYTES_MAX, SNAPSHOT_AFTER_BYTES_MIN } from './durable/limits.js';
+import type { BackgroundScheduling, DurableOptions, MemberAddress, ReplicaOptions } from './replica-options.js';
 
 export function invalid(message: string): never {
   throw new QuorateError('QUORATE_INVALID_ARGUMENT', message);
@@ -71,6 +72,24 @@ export function checkReplaceAfter(replaceAfterMs: number, lookIntervalMs: number
   if (replaceAfterMs === 0) return 0;
   const minMs = Math.ceil(Math.max(REPLACE_AFTER_MIN_MS, LOOKS_MIN * lookIntervalMs));
   return checkInteger(replaceAfterMs, minMs, 2 ** 31 - 1, 'replaceAfterMs');
+}
+
+/** Null for a replica that is not durable. */
+export function checkDurable(
+  durable: boolean | DurableOptions | undefined,
+  id: number,
+  surviveCrash: unknown,
+): { directory: string; snapshotAfterBytes: number } | null {
+  if (durable === undefined || durable === false) return null;
+  if (surviveCrash !== undefined && surviveCrash !== false) {
+    return invalid('durable and surviveCrash exclude each other: a durable replica comes back from its disk');
+  }
+  const options = durable === true ? { directory: `quorate-${id}` } : durable;
+  if (typeof options !== 'object' || options === null) invalid('durable is neither true, false nor an object');
+  const { directory, snapshotAfterBytes = SNAPSHOT_AFTER_BYTES_DEFAULT } = options as DurableOptions;
+  if (typeof directory !== 'string' || directory === '') invalid('durable.directory is not the path of a directory');
+  checkInteger(snapshotAfterBytes, SNAPSHOT_AFTER_BYTES_MIN, SNAPSHOT_AFTER_BYTES_MAX, 'durable.snapshotAfterBytes');
+  return { directory, snapshotAfterBytes };
 }
 
 /** Of CPU_SET(3). */

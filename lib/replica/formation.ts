@@ -102,6 +102,11 @@ export class Formation {
     return this.reply();
   }
 
+  /** This replica comes back, and knows its cluster. */
+  resume(genesis: Configuration, current: Configuration): void {
+    this.adopt(genesis, current);
+  }
+
   private adopt(genesis: Configuration, current: Configuration): void {
     if (this.genesis_ !== null || this.closed) return;
     this.genesis_ = genesis;

@@ -1,6 +1,7 @@
 // Keeps the links to all peers in place. For every member that the control channel reaches there is one probe link, one
 // log link and one message link; a link that failed is replaced by one with fresh queue pairs, and a peer that comes back
 // in a new life gets all new links. Answers the peers' requests for the responder's ends of their links.
+import { randomInt } from 'node:crypto';
 import { checkLinkReply, checkLinkRequest, type LinkKind, type LinkReply } from '../fabric/link-parameters.js';
 import type { MessageFabric } from '../fabric/message-fabric.js';
 import type { PendingLink, VerbsEndpoint } from '../fabric/verbs-endpoint.js';
@@ -9,6 +10,8 @@ import type { BackgroundThread } from './background-thread.js';
 import type { ControlConnection } from './control-channel.js';
 
 const REQUEST_TIMEOUT_MS = 10_000;
+/** Generations are 32 bits; half of them is more than a process ever makes. */
+const GENERATION_BEGIN_MAX = 2 ** 31;
 const RETRY_DELAY_MIN_MS = 10;
 const RETRY_DELAY_MAX_MS = 500;
 /**
@@ -22,8 +25,8 @@ export interface LinkManagerOptions {
   readonly fabric: VerbsReplicationFabric;
   readonly messages: MessageFabric;
   readonly background: BackgroundThread;
-  /** A log link leads to the peer's life `bootId`; called before anything is posted on it. */
-  readonly onLogLinked: (peer: number, bootId: number) => void;
+  /** A log link leads to the peer's life `bootId`, in its process `processId`; called before anything is posted on it. */
+  readonly onLogLinked: (peer: number, bootId: number, processId: number) => void;
   /** Log link gone. */
   readonly onLogUnlinked: (peer: number) => void;
   readonly onWarning: (error: Error) => void;
@@ -33,7 +36,9 @@ class PeerLinks {
   connection: ControlConnection | undefined;
   /** Life that the links lead to. */
   bootId = 0;
-  /** Life that the stream of messages goes to, also while there is no link. */
+  /** Process of that life. */
+  processId = 0;
+  /** Process that the stream of messages goes to, also while there is no link. */
   messagesTo = 0;
   readonly generation = { probe: 0, log: 0, message: 0 };
   readonly live = { probe: false, log: false, message: false };
@@ -46,7 +51,8 @@ const KINDS = ['probe', 'log', 'message'] as const;
 export class LinkManager {
   private readonly peers = new Map<number, PeerLinks>();
   private readonly timers = new Set<NodeJS.Timeout>();
-  private nextGeneration = 1;
+  /** Not the same as in an earlier process of this life, whose requests may still stand in the peers' mailboxes. */
+  private nextGeneration = randomInt(1, GENERATION_BEGIN_MAX);
   private closed = false;
 
   constructor(private readonly options: LinkManagerOptions) {}
@@ -82,12 +88,13 @@ export class LinkManager {
   connected(id: number, connection: ControlConnection): void {
     const links = this.peer(id);
     links.connection = connection;
-    const { bootId } = connection.peer;
-    if (links.bootId !== bootId) {
+    const { bootId, processId } = connection.peer;
+    if (links.processId !== processId) {
       links.bootId = bootId;
+      links.processId = processId;
       for (const kind of KINDS) this.drop(id, kind);
-      if (links.messagesTo !== bootId) this.options.messages.restart(id);
-      links.messagesTo = bootId;
+      if (links.messagesTo !== processId) this.options.messages.restart(id);
+      links.messagesTo = processId;
     }
     for (const kind of KINDS) this.ensure(id, kind);
   }
@@ -104,6 +111,7 @@ export class LinkManager {
     links.connection = undefined;
     for (const kind of KINDS) this.drop(id, kind);
     links.bootId = 0;
+    links.processId = 0;
   }
 
   /** A link was found broken: replaces it in a moment. Meanwhile nothing goes over it; the fabric has seen to that. */
@@ -176,7 +184,7 @@ export class LinkManager {
       pending = kind === 'message' ? messages.initiate(id, generation) : endpoint.initiate(kind, generation);
       const reply = checkLinkReply(await connection.request('link', pending.request, REQUEST_TIMEOUT_MS));
       await endpoint.complete(pending, reply);
-      if (this.closed || links.connection !== connection || connection.peer.bootId !== links.bootId) {
+      if (this.closed || links.connection !== connection || connection.peer.processId !== links.processId) {
         pending.queuePair.close();
         return false;
       }
@@ -225,7 +233,7 @@ export class LinkManager {
       readKey: reply.readable.rkey,
       writeKey: reply.writable.rkey,
     });
-    onLogLinked(id, links.bootId);
+    onLogLinked(id, links.bootId, links.processId);
     background.send({ type: 'outgoingLog', peer: id, generation });
     return true;
   }

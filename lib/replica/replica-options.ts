@@ -95,6 +95,29 @@ export interface LeaseOptions {
   readonly driftBoundPpm?: number;
 }
 
+/** See docs/OPERATIONS.md for what it costs. */
+export interface DurableOptions {
+  /** Where this replica keeps its log and its state; no other one may use it. Made if it is not there. */
+  readonly directory: string;
+  /**
+   * A snapshot of the state is stored, and the log before it removed, when so many bytes of log were written since the
+   * last one; 64 KiB .. 1 TiB, default 64 MiB. More is longer to replay at the next start.
+   */
+  readonly snapshotAfterBytes?: number;
+}
+
+/** What a durable replica's disk holds. */
+export interface DurableStatus {
+  /** The directory, as an absolute path. */
+  readonly directory: string;
+  /** Up to here the log is on this replica's disk. */
+  readonly syncedLsn: number;
+  /** The last snapshot that is on disk stands for this LSN, 0 if there is none. */
+  readonly snapshotLsn: number;
+  /** Code of the error that ended the use of the disk, undefined while it works. */
+  readonly failure: string | undefined;
+}
+
 /** Options of Replica.open(). */
 export interface ReplicaOptions<Result = unknown> {
   /** This replica's id; must be one of `members`, or, with `join`, the one that it is added with. */
@@ -156,6 +179,12 @@ export interface ReplicaOptions<Result = unknown> {
    * value counts, so it should be the same everywhere. Default 0: never.
    */
   readonly replaceAfterMs?: number;
+  /**
+   * Keeps the log on disk: a command is acknowledged when a majority of the voters has synced it, and nothing that was
+   * acknowledged is lost when all of them lose power. The same at all replicas. `true`: in the directory
+   * `quorate-<id>` of the working directory. Default false. See docs/OPERATIONS.md.
+   */
+  readonly durable?: boolean | DurableOptions;
   /** How long open() waits until the replica is part of a formed cluster, default 30 000 ms. */
   readonly openTimeoutMs?: number;
   /**
@@ -324,6 +353,8 @@ export interface ReplicaStatus {
   readonly region: RegionStatus | undefined;
   /** The last takeover that made this replica the leader, undefined if there was none. */
   readonly lastTakeover: TakeoverStages | undefined;
+  /** What this replica's disk holds; undefined if it is not durable. */
+  readonly durable: DurableStatus | undefined;
 }
 
 /**

@@ -4,6 +4,7 @@
 import { randomInt } from 'node:crypto';
 import { EventEmitter } from 'node:events';
 import { type Configuration, checkConfiguration, memberWithId, voterWithId } from '../consensus/configuration.js';
+import type { DurableLog } from '../consensus/durable-log.js';
 import type { ChainPosition } from '../consensus/entry.js';
 import { formatEpoch } from '../consensus/epoch.js';
 import { Exchange } from '../consensus/exchange.js';
@@ -14,6 +15,7 @@ import { replacementNews } from '../consensus/replacement.js';
 import {
   PROPOSE_NOT_LEADER,
   payloadBytesMax,
+  type RecoveredState,
   type ReplicationHost,
   ReplicationPlane,
 } from '../consensus/replication-plane.js';
@@ -22,10 +24,11 @@ import { VerbsEndpoint } from '../fabric/verbs-endpoint.js';
 import { VerbsReplicationFabric } from '../fabric/verbs-replication-fabric.js';
 import { SessionTable } from '../rsm/session-table.js';
 import { monotonicNs, type PeerProcess, setSchedulingSlice } from '../verbs/index.js';
-import type { ToMain } from './background-messages.js';
+import type { DurableVoter, ToMain } from './background-messages.js';
 import { BackgroundThread } from './background-thread.js';
 import {
   checkAddress,
+  checkDurable,
   checkInteger,
   checkMember,
   checkPlace,
@@ -34,6 +37,8 @@ import {
   invalid,
 } from './check-options.js';
 import { type ControlConnection, ControlServer } from './control-channel.js';
+import type { Durability } from './durable/durability.js';
+import { TAKEOVER_EXTRA_NS } from './durable/limits.js';
 import { FlushSchedule } from './flush-schedule.js';
 import { FollowerReads, type ReadIndex } from './follower-reads.js';
 import {
@@ -123,13 +128,22 @@ const ALL_IDS: readonly number[] = Array.from({ length: MAX_REPLICAS }, (_, id) 
  * this id), QUORATE_OPEN_TIMEOUT, QUORATE_NOT_LEADER, QUORATE_OUTCOME_UNKNOWN, QUORATE_BACKPRESSURE,
  * QUORATE_PAYLOAD_TOO_LARGE, QUORATE_SESSION_GAP, QUORATE_LEADERSHIP_ENDED (of a read, which can be repeated),
  * QUORATE_REMOVED (this replica is no member any more), QUORATE_CLOSED. Those about the membership are at its calls.
+ * Of a durable replica also: QUORATE_STORE_IN_USE (another process has its directory), QUORATE_STORE_MISMATCH (it is another
+ * replica's), QUORATE_STORE_INVALID and QUORATE_LOG_CORRUPT (the disk lost what it had), QUORATE_DISK_FULL and
+ * QUORATE_DISK_FAILED, which a running replica reports as "warning"; it then leads and acknowledges no more.
  */
 export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> implements ReplicationHost {
   /** Number of this replica, as given. */
   readonly id: number;
   /** Largest command in bytes that propose() takes, by the size of the log. */
   readonly payloadBytesMax: number;
-  private readonly bootId = randomInt(1, 2 ** 48 - 1);
+  /** This process; a durable life has one after the other. */
+  private readonly processId = randomInt(1, 2 ** 48 - 1);
+  /** This life, as the configuration names it. */
+  private readonly bootId: number;
+  private readonly durability: Durability | null;
+  /** What the disk held of an earlier process. */
+  private fromDisk: RecoveredState | null = null;
   private readonly stateMachine: StateMachine<Result>;
   private readonly logBytes: number;
   private readonly profileName: string;
@@ -215,7 +229,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
    *
    * Rejects, and changes nothing, with QUORATE_UNSAFE (the option is missing), QUORATE_LEADER_EXISTS (a leader is known),
    * QUORATE_QUORUM_REACHABLE (a majority of the voters is alive), QUORATE_NOT_A_VOTER, QUORATE_NO_LOG, QUORATE_NOT_READY and
-   * QUORATE_CLOSED. If the new replica cannot be opened (errors of {@link Replica.open}) the state machine holds the state
+   * QUORATE_CLOSED; and with QUORATE_DURABLE for a durable replica. If the new replica cannot be opened (errors of {@link Replica.open}) the state machine holds the state
    * still, and the same call with the same survivor tries again.
    */
   static async forceNewCluster<Result = unknown>(
@@ -224,6 +238,13 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   ): Promise<Replica<Result>> {
     if (!(survivor instanceof Replica)) return invalid('forceNewCluster() takes a Replica');
     checkForced(options);
+    if (survivor.durability !== null) {
+      throw new QuorateError(
+        'QUORATE_DURABLE',
+        `replica ${survivor.id} is durable, and its directory stands for its cluster: nothing was changed. Bring back the ` +
+          'directories of the voters that are lost',
+      );
+    }
     const fork = await survivor.forkOff(options.evenIfNotVoter === true);
     await survivor.close();
     const { members: _, join: __, address: ___, ...rest } = survivor.options;
@@ -247,25 +268,32 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       );
     }
     const timeoutMs = checkInteger(options.openTimeoutMs ?? OPEN_TIMEOUT_DEFAULT_MS, 1, 2 ** 31 - 1, 'openTimeoutMs');
+    const durable = checkDurable(options.durable, options.id, options.surviveCrash);
+    const durability =
+      durable === null
+        ? null
+        : await (await import('./durable/durability.js')).Durability.open({ ...durable, id: options.id, logBytes });
     const { id, clusterKey, shmDirectory, surviveCrash } = options;
-    const survival = CrashSurvival.prepare({ id, clusterKey, logBytes, shmDirectory, surviveCrash });
-    const openEndpoint = (logPath?: string): VerbsEndpoint =>
-      VerbsEndpoint.open({
-        device: options.device,
-        devicePort: options.devicePort,
-        gidIndex: options.gidIndex,
-        shmDirectory,
-        logBytes,
-        logPath,
-        permissionStrategy: options.permissionStrategy,
-      });
-    const endpoint = survival === null ? openEndpoint() : await survival.openLog(openEndpoint);
+    let endpoint: VerbsEndpoint | undefined;
     let replica: Replica<Result>;
     try {
+      const survival = CrashSurvival.prepare({ id, clusterKey, logBytes, shmDirectory, surviveCrash });
+      const openEndpoint = (logPath?: string): VerbsEndpoint =>
+        VerbsEndpoint.open({
+          device: options.device,
+          devicePort: options.devicePort,
+          gidIndex: options.gidIndex,
+          shmDirectory,
+          logBytes,
+          logPath,
+          permissionStrategy: options.permissionStrategy,
+        });
+      endpoint = survival === null ? openEndpoint() : await survival.openLog(openEndpoint);
       survival?.take(endpoint.logMemory.buffer);
-      replica = new Replica(options, logBytes, endpoint, survival, fork);
+      replica = new Replica(options, logBytes, endpoint, survival, fork, durability);
     } catch (error) {
-      endpoint.close();
+      endpoint?.close();
+      await durability?.close();
       throw error;
     }
     try {
@@ -274,7 +302,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       await replica.close();
       throw error;
     }
-    survival?.opened();
+    replica.survival?.opened();
     return replica;
   }
 
@@ -285,8 +313,11 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     private readonly survival: CrashSurvival | null,
     /** This replica founds a cluster that goes on with the state of another one. */
     private readonly origin: Fork | null,
+    durability: Durability | null,
   ) {
     super();
+    this.durability = durability;
+    this.bootId = durability?.bootId ?? this.processId;
     this.id = options.id;
     this.stateMachine = options.stateMachine;
     this.logBytes = logBytes;
@@ -321,7 +352,10 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     this.profileName = name;
     this.deviceName = endpoint.context.device.name;
     this.fabricName = endpoint.isShm ? 'shm' : 'verbs';
-    this.profile = profile;
+    this.profile =
+      durability === null
+        ? profile
+        : { ...profile, takeoverTimeout_ns: profile.takeoverTimeout_ns + TAKEOVER_EXTRA_NS };
     this.lease = resolveLease(options.lease, profile);
     this.ownProcess = endpoint.ownProcess();
     this.exchange = new Exchange(endpoint.controlMemory.buffer);
@@ -412,6 +446,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     const hello = () => ({
       id: this.id,
       bootId: this.bootId,
+      processId: this.processId,
+      isDurable: this.durability !== null,
       clusterId: this.formation.genesis?.clusterId ?? null,
     });
     const identity = { clusterKey: options.clusterKey, memberIds: ALL_IDS, hello };
@@ -438,9 +474,12 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   private async start(self: MemberAddress, timeoutMs: number): Promise<void> {
     this.self = self;
     setSchedulingSlice(SCHEDULING_SLICE_NS);
+    await this.recover();
     this.background = new BackgroundThread(this.endpoint, {
       id: this.id,
       bootId: this.bootId,
+      processId: this.processId,
+      durable: this.durableVoter(),
       profile: this.profile,
       lease: this.lease,
       shmDirectory: this.shmDirectory,
@@ -460,12 +499,78 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     });
     try {
       this.directory.start();
-      this.formation.start();
+      const { durability, fromDisk } = this;
+      if (durability?.genesis && fromDisk !== null) {
+        this.formation.resume(durability.genesis, fromDisk.configuration);
+      } else {
+        this.formation.start();
+      }
       await opened;
     } finally {
       clearTimeout(timer);
       this.opened = undefined;
     }
+  }
+
+  // -- durable mode ------------------------------------------------------------------------------------------------
+
+  /** Brings back what the disk holds of an earlier process. */
+  private async recover(): Promise<void> {
+    const { durability } = this;
+    if (durability === null) return;
+    this.fromDisk = await durability.recover({
+      stateMachine: this.stateMachine as StateMachine<never>,
+      ring: this.fabric.logBytes,
+      restoreSessions: (sessions) => this.sessions.restore(sessions),
+      applyCommand: (lsn, origin, sequence, bytes, payloadOffset, payloadBytes) =>
+        this.applyCommand(lsn, origin, sequence, bytes, payloadOffset, payloadBytes),
+    });
+  }
+
+  private durableVoter(): DurableVoter | null {
+    const { durability, lease } = this;
+    if (durability === null) return null;
+    const leaseWait_ns = lease === null ? 0 : Math.ceil(lease.length_ns * (1 + lease.driftBound));
+    return { directory: durability.directory, promise: durability.promise, leaseWait_ns };
+  }
+
+  /** The log of this replica's disk, from the moment on in which others may see anything of it. */
+  private beginDurableLog(genesis: Configuration): DurableLog | null {
+    return (
+      this.durability?.begin(genesis, this.fabric.logBytes, {
+        freeze: () => this.freeze(),
+        onProgress: () => {
+          this.guard(() => this.plane?.durableProgress());
+          this.poll();
+        },
+        onFailure: (error) => this.diskFailed(error),
+        onWarning: (error) => this.warn(error),
+      }) ?? null
+    );
+  }
+
+  private diskFailed(error: QuorateError): void {
+    this.warn(error);
+    // Not inside the plane's own call.
+    setImmediate(() => {
+      if (this.closing !== undefined) return;
+      this.guard(() => this.plane?.stopForDisk(error.message));
+      this.background?.wake();
+      this.pollSoon();
+    });
+  }
+
+  private isSyncAwaited = false;
+
+  /** What waits for the disks of others is looked at more often, from now on; and a snapshot may be due. */
+  private lookAtDurability(plane: ReplicationPlane): void {
+    const isAwaited = plane.role !== 'follower' && plane.commitLsn < plane.tailLsn;
+    if (isAwaited && !this.isSyncAwaited) {
+      plane.publish();
+      this.background?.wake();
+    }
+    this.isSyncAwaited = isAwaited;
+    this.durability?.look(monotonicNs() / 1e6);
   }
 
   private openTimeout(timeoutMs: number): QuorateError {
@@ -511,10 +616,14 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     this.guard(() => {
       this.known = current;
       this.watch = new MembershipWatch(this.id, this.bootId, current);
+      const durableLog = this.beginDurableLog(genesis);
       this.plane = new ReplicationPlane(
         {
           id: this.id,
           bootId: this.bootId,
+          processId: this.processId,
+          durableLog,
+          recovered: this.fromDisk,
           logBytes: this.logBytes,
           genesis,
           spin_ns: this.endpoint.isSoftware ? SPIN_SOFTWARE_DEVICE_NS : SPIN_NS,
@@ -536,7 +645,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
         fabric: this.fabric,
         messages: this.mailbox.fabric,
         background,
-        onLogLinked: (peer, bootId) => this.guard(() => this.plane?.peerLinked(peer, bootId)),
+        onLogLinked: (peer, bootId, processId) => this.guard(() => this.plane?.peerLinked(peer, bootId, processId)),
         onLogUnlinked: (peer) => this.guard(() => this.plane?.peerUnlinked(peer)),
         onWarning: (error) => this.warn(error),
       });
@@ -582,6 +691,10 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
         this.tell(message.peer, 'logDead', { generation: message.generation });
         break;
       case 'grantFailed':
+        if (message.code === 'QUORATE_DISK_FULL' || message.code === 'QUORATE_DISK_FAILED') {
+          this.durability?.promiseFailed(new QuorateError(message.code, message.message));
+          break;
+        }
         if (message.code !== 'QUORATE_LINK_DEAD') {
           this.warn(new QuorateError(message.code, `granting replica ${message.peer}: ${message.message}`));
         }
@@ -618,6 +731,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     this.links?.close();
     await Promise.all([this.server.close(), this.directory.close(), this.survival?.close()]);
     await this.background?.stop();
+    await this.durability?.close();
     this.endpoint.channel.onEvent(null);
     this.mailbox.close();
     this.fabric.close();
@@ -815,9 +929,9 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
 
   /** Refuses a second process with the id of one that is alive, which is one that answers. */
   private async admit(connection: ControlConnection): Promise<void> {
-    const { id: peer, bootId } = connection.peer;
+    const { id: peer, processId } = connection.peer;
     const current = this.incoming.get(peer);
-    if (current !== undefined && current.peer.bootId !== bootId && !current.isClosed) {
+    if (current !== undefined && current.peer.processId !== processId && !current.isClosed) {
       const answers = await current.request('ping', null, PING_TIMEOUT_MS).then(
         () => true,
         () => false,
@@ -1018,6 +1132,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       this.publishScheduled = true;
       setImmediate(this.publishNow);
     }
+    if (this.durability !== null) this.lookAtDurability(plane);
     if (plane.operationsInFlight > 0) this.arm(plane);
     this.followerReads.look();
     this.forwarded.noticeLeader();
@@ -1510,6 +1625,15 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       recovery: this.survival?.recoveryStatus,
       region: this.survival?.regionStatus,
       lastTakeover: this.lastTakeover,
+      durable:
+        this.durability === null
+          ? undefined
+          : {
+              directory: this.durability.directory,
+              syncedLsn: this.durability.syncedLsn,
+              snapshotLsn: this.durability.snapshotLsn,
+              failure: this.durability.failure?.code,
+            },
     };
   }
 }

@@ -22,6 +22,7 @@ export class FaultScheduler {
     slowNetwork: 0,
     membership: 0,
     transfer: 0,
+    powerLoss: 0,
   };
   private readonly random: Random;
   private isStopped = false;
@@ -92,15 +93,22 @@ export class FaultScheduler {
     const life = this.victim();
     const duration_ns = this.duration_ns();
     const milliseconds = `${(duration_ns / 1e6).toFixed(1)} ms`;
+    if (kind === 'powerLoss') {
+      this.losePower();
+      return;
+    }
+    if (kind === 'crash' && options.disk !== null && !random.chance(options.disk.diskLossProbability)) {
+      if (life === null) return;
+      this.injected.crash++;
+      this.crashForAWhile(life.id, false);
+      return;
+    }
     if (kind === 'crash') {
       const expendable = cluster.expendable();
       if (expendable.length === 0) return;
       const id = life !== null && expendable.includes(life.id) ? life.id : random.pick(expendable);
       this.injected.crash++;
-      cluster.crash(id);
-      world.schedule(random.logBetween(1e6 * options.pace, options.faults.restartDelayMax_ns), () => {
-        if (cluster.lives[id] === null) cluster.start(id);
-      });
+      this.crashForAWhile(id, true);
       return;
     }
     if (kind === 'membership' || kind === 'transfer') {
@@ -153,6 +161,26 @@ export class FaultScheduler {
         }
       }
       this.cut(cuts, duration_ns, `partition {${[...side].join(' ')}} from the rest for ${milliseconds}`);
+    }
+  }
+
+  private crashForAWhile(id: number, losesDisk: boolean): void {
+    const { world, cluster, random, options } = this;
+    cluster.crash(id, losesDisk);
+    world.schedule(random.logBetween(1e6 * options.pace, options.faults.restartDelayMax_ns), () => {
+      if (cluster.lives[id] === null) cluster.start(id);
+    });
+  }
+
+  /** All replicas, or all but some, lose power at this moment, and keep their disks. */
+  private losePower(): void {
+    const { world, cluster, random } = this;
+    if (cluster.options.disk === null) return;
+    this.injected.powerLoss++;
+    world.trace('faults', 'the power goes');
+    const isTotal = random.chance(0.7);
+    for (const life of cluster.lives) {
+      if (life !== null && (isTotal || random.chance(0.7))) this.crashForAWhile(life.id, false);
     }
   }
 

@@ -14,6 +14,7 @@ import { SimBackgroundFabric } from '../fabric/sim/sim-background-fabric.js';
 import type { SimLink } from '../fabric/sim/sim-link.js';
 import { SimNode } from '../fabric/sim/sim-node.js';
 import { SimReplicationFabric } from '../fabric/sim/sim-replication-fabric.js';
+import { DURABLE_MUTATIONS } from './durable-mutations.js';
 import { LEASE_MUTATIONS } from './lease-mutations.js';
 import { MEMBERSHIP_MUTATIONS } from './membership-mutations.js';
 import { MESSAGE_MUTATIONS } from './message-mutations.js';
@@ -651,4 +652,5 @@ export const MUTATIONS: readonly Mutation[] = [
   ...LEASE_MUTATIONS,
   ...SURVIVAL_MUTATIONS,
   ...MESSAGE_MUTATIONS,
+  ...DURABLE_MUTATIONS,
 ];

@@ -6,6 +6,7 @@ import { Random } from '../fabric/sim/random.js';
 import { SimLink, type SimLinkKind } from '../fabric/sim/sim-link.js';
 import { SimNetwork } from '../fabric/sim/sim-network.js';
 import type { SimWorld } from '../fabric/sim/sim-world.js';
+import { SimDisk } from './sim-disk.js';
 import { type ReadIndex, SimLife, type SimLifeEvents } from './sim-life.js';
 import type { SimOptions } from './sim-options.js';
 import { leaveBehind, type SimRegion, SimReturn } from './sim-survival.js';
@@ -29,9 +30,9 @@ const RETIRE_NS = 100e6;
 
 /** What a host knows of its links to one peer. */
 class PeerLinks {
-  /** Life of the peer that the links lead to. */
-  bootId = 0;
-  /** Life that the stream of messages goes to, also while there is no link. */
+  /** Process of the peer that the links lead to. */
+  processId = 0;
+  /** Process that the stream of messages goes to, also while there is no link. */
   messagesTo = 0;
   readonly generation = { probe: 0, log: 0, message: 0 };
   readonly live = { probe: false, log: false, message: false };
@@ -62,6 +63,8 @@ export class SimCluster {
   readonly lives: (SimLife | null)[];
   readonly genesis: Configuration;
   readonly random: Random;
+  /** What each replica keeps while it is down; null where it has no disk, or lost it. */
+  readonly disks: (SimDisk | null)[];
   private readonly livesStarted: number[];
   private readonly linkTables = new Map<SimLife, PeerLinks[]>();
   private nextGeneration = 1;
@@ -85,6 +88,7 @@ export class SimCluster {
     this.random = world.random.fork();
     this.network = new SimNetwork(options.network, world.random);
     this.lives = new Array<SimLife | null>(options.replicas).fill(null);
+    this.disks = new Array<SimDisk | null>(options.replicas).fill(null);
     this.livesStarted = new Array<number>(options.replicas).fill(0);
     this.genesis = genesisConfiguration(
       1 + this.random.integer(2 ** 31) * 2 ** 16,
@@ -131,12 +135,22 @@ export class SimCluster {
   start(id: number): void {
     if (this.lives[id] !== null) throw new Error(`replica ${id} is up already`);
     const count = ++(this.livesStarted as number[])[id]!;
-    const bootId = this.bootIdOf(id, count);
+    const processId = this.bootIdOf(id, count);
     const { world, network, genesis, committed, options, events } = this;
-    const life = new SimLife(world, network, id, bootId, genesis, committed, options, events);
+    if (options.disk !== null) this.disks[id] ??= new SimDisk(this.freshLife(id, processId), genesis);
+    const disk = this.disks[id] as SimDisk | null;
+    const bootId = disk?.bootId ?? processId;
+    let life: SimLife;
+    try {
+      life = new SimLife(world, network, id, bootId, processId, disk, genesis, committed, options, events);
+    } catch (error) {
+      world.fail('recovery', `replica ${id} cannot start from its disk: ${(error as Error).message}`);
+      return;
+    }
     this.lives[id] = life;
     life.trace('starts');
     this.observer.onStarted(life);
+    if (life.isRecovered) this.observer.onSnapshotInstalled(life);
     this.comeBack(life);
     for (const peer of this.lives) {
       if (peer === null || peer === life) continue;
@@ -179,13 +193,21 @@ export class SimCluster {
     });
   }
 
-  crash(id: number): void {
+  /** The life of a replica whose disk is new: one that there never was. */
+  private freshLife(_id: number, processId: number): number {
+    return processId;
+  }
+
+  /** A replica that is durable comes back as the same life, unless its disk is lost, too. */
+  crash(id: number, losesDisk = false): void {
     const life = this.lives[id];
     if (!life) return;
     this.lives[id] = null;
     const { survivalRandom } = this;
     if (survivalRandom?.chance(this.options.regionSurvives)) this.regions[id] = leaveBehind(life, survivalRandom);
     life.crash();
+    this.disks[id]?.powerLost(this.random);
+    if (losesDisk) this.disks[id] = null;
     this.observer.onCrashed(life);
     for (const other of this.lives) {
       if (other !== null && this.random.chance(this.options.exitNoticeProbability)) this.noticeExit(other, life);
@@ -237,7 +259,9 @@ export class SimCluster {
 
   /** A majority of these voters is up, in the lives that are meant, without the replica `without`. */
   keepsMajority(voters: Configuration['voters'], without = -1): boolean {
-    const kept = voters.filter(({ id, bootId }) => id !== without && this.lives[id]?.bootId === bootId);
+    const { lives, disks, options } = this;
+    const holders = options.disk === null ? lives : disks;
+    const kept = voters.filter(({ id, bootId }) => id !== without && holders[id]?.bootId === bootId);
     return kept.length > voters.length >> 1;
   }
 
@@ -304,7 +328,7 @@ export class SimCluster {
         if (peer === null || peer === life || !this.mayLink(life, peer.id)) continue;
         if (peer.isReturning || life.isReturning) continue; // they are connected when that is over
         // Also to a life that was linked before: while it was no member nobody saw to a link that broke.
-        if (this.links(life, peer.id).bootId === peer.bootId) this.connected(life, peer);
+        if (this.links(life, peer.id).processId === peer.processId) this.connected(life, peer);
         else this.connect(life, peer);
       }
     });
@@ -317,7 +341,7 @@ export class SimCluster {
       for (const [key, { version }] of this.pending) if (version <= configuration.version) this.pending.delete(key);
     }
     for (const peer of this.lives) {
-      if (peer === null || peer === life || this.links(life, peer.id).bootId === 0) continue;
+      if (peer === null || peer === life || this.links(life, peer.id).processId === 0) continue;
       const isMember = this.mayLink(life, peer.id);
       // A spare has no log to learn from, and who was removed may get nothing any more.
       if (!isMember || memberWithId(configuration, peer.id)?.role === 'spare') this.tell(life, peer, configuration);
@@ -327,7 +351,7 @@ export class SimCluster {
         life.postToMain(() => {
           if (this.mayLink(life, peer.id)) return;
           for (const kind of this.kinds) this.drop(life, peer.id, kind);
-          this.links(life, peer.id).bootId = 0;
+          this.links(life, peer.id).processId = 0;
         });
       });
     }
@@ -349,7 +373,7 @@ export class SimCluster {
     this.observer.onRemoved(life, reason);
     this.world.schedule(this.random.integer(RETIRE_NS), () => {
       if (this.lives[life.id] !== life) return;
-      this.crash(life.id);
+      this.crash(life.id, true);
       // It was added again before it knew that it had been removed: whoever added it starts it for that.
       const isWanted = [this.committed, ...this.pending.values()].some(
         (one) => memberWithId(one, life.id) !== undefined,
@@ -386,11 +410,11 @@ export class SimCluster {
   private connected(life: SimLife, peer: SimLife): void {
     if (!this.mayLink(life, peer.id)) return;
     const links = this.links(life, peer.id);
-    if (links.bootId !== peer.bootId) {
-      links.bootId = peer.bootId;
+    if (links.processId !== peer.processId) {
+      links.processId = peer.processId;
       for (const kind of this.kinds) this.drop(life, peer.id, kind);
-      if (links.messagesTo !== peer.bootId) life.messages.restart(peer.id);
-      links.messagesTo = peer.bootId;
+      if (links.messagesTo !== peer.processId) life.messages.restart(peer.id);
+      links.messagesTo = peer.processId;
     }
     for (const kind of this.kinds) this.ensure(life, peer.id, kind);
   }
@@ -477,7 +501,7 @@ export class SimCluster {
           life.postToMain(() => {
             if (!isCurrent()) return;
             links.making[kind] = 0;
-            const isWanted = links.bootId === target.bootId;
+            const isWanted = links.processId === target.processId;
             if (isWanted && kind === 'message' && !life.messages.install(peer, link, stream, position)) again();
             else if (isWanted) this.install(life, target, kind, link);
             else this.ensure(life, peer, kind);
@@ -498,7 +522,7 @@ export class SimCluster {
     }
     if (kind === 'message') return;
     life.replicationFabric.setPeer(peer.id, link);
-    life.replication.peerLinked(peer.id, peer.bootId);
+    life.replication.peerLinked(peer.id, peer.bootId, peer.processId);
     life.postToBackground(() => life.backgroundFabric.setOutgoingLogGeneration(peer.id, link.generation));
   }
 

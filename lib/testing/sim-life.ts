@@ -1,12 +1,14 @@
 // One life of one replica in a simulation: a process with its two planes over the simulated fabric, each run at its own
 // pace by the events of the world. What a host does around the core is done here and in sim-cluster.ts.
-import { BackgroundPlane } from '../consensus/background-plane.js';
+import { BackgroundPlane, type DurablePromise } from '../consensus/background-plane.js';
 import type { Configuration } from '../consensus/configuration.js';
+import { DurableLog } from '../consensus/durable-log.js';
 import { formatEpoch } from '../consensus/epoch.js';
 import { EXCHANGE_BYTES, Exchange } from '../consensus/exchange.js';
 import { type MembershipChange, MembershipWatch } from '../consensus/membership.js';
 import { replacementNews } from '../consensus/replacement.js';
 import {
+  chainBeginning,
   PROPOSE_LEAVING,
   PROPOSE_LOG_FULL,
   PROPOSE_NOT_LEADER,
@@ -19,6 +21,7 @@ import type { SimNetwork } from '../fabric/sim/sim-network.js';
 import { type SimFabricObserver, SimNode, SimProcessDied } from '../fabric/sim/sim-node.js';
 import { SimReplicationFabric } from '../fabric/sim/sim-replication-fabric.js';
 import type { SimWorld } from '../fabric/sim/sim-world.js';
+import { type SimDisk, type SimDiskOptions, SimLogDisk } from './sim-disk.js';
 import { SimForwarding } from './sim-forwarding.js';
 import type { SimOptions } from './sim-options.js';
 import { decodeCommand, isSessionless, SimStateMachine, type StateSnapshot } from './sim-state-machine.js';
@@ -82,6 +85,8 @@ export interface ReadIndex {
 /** The host calls poll() at least this often at pace 1, for what only time brings about. */
 const IDLE_POLL_NS = 50e6;
 const POLLS_PER_RUN_MAX = 8;
+/** Between two looks whether the log on disk reaches the place of a snapshot. */
+const SNAPSHOT_LOOK_NS = 1e6;
 /** A wake-up this close before one that is scheduled is joined with it. */
 const WAKE_JOIN_NS = 20e3;
 
@@ -124,6 +129,12 @@ export class SimLife {
   /** Its clock runs at this rate, from this offset. */
   private readonly clockRate: number = 1;
   private readonly clockOffset_ns: number = 0;
+  private readonly durableLog: DurableLog | null = null;
+  /** It came back with what its disk held. */
+  readonly isRecovered: boolean;
+  private isSyncAwaited = false;
+  private isTakingSnapshot = false;
+  private bytesAtSnapshot = 0;
   private readonly answers: { answer: (outcome: ProposalOutcome) => void; outcome: ProposalOutcome }[] = [];
 
   constructor(
@@ -131,6 +142,10 @@ export class SimLife {
     network: SimNetwork,
     readonly id: number,
     readonly bootId: number,
+    /** This process of the life; the only one, unless it is durable. */
+    readonly processId: number,
+    /** Null if it is not durable. */
+    readonly disk: SimDisk | null,
     genesis: Configuration,
     /** Committed when this life begins. */
     current: Configuration,
@@ -139,7 +154,7 @@ export class SimLife {
   ) {
     this.membership = new MembershipWatch(id, bootId, current);
     this.known = current;
-    this.name = `r${id}/${bootId}`;
+    this.name = processId === bootId ? `r${id}/${bootId}` : `r${id}/${bootId}/${processId}`;
     if (options.lease !== null) {
       const { random } = world;
       const deviation = random.chance(0.5) ? random.pick([-1, 1]) : random.between(-1, 1);
@@ -161,10 +176,16 @@ export class SimLife {
       onBroken: (peer) => events.onMessageLinkBroken(this, peer),
     });
     this.forwarding = new SimForwarding(this, this.messages);
+    const resumed = disk?.isUsed ? disk.resume(this.node.log, this.state) : null;
+    this.isRecovered = resumed !== null && resumed.applied.lsn > 0;
+    if (disk !== null) this.durableLog = this.openLog(disk, genesis, resumed);
     this.replication = new ReplicationPlane(
       {
         id,
         bootId,
+        processId,
+        durableLog: this.durableLog,
+        recovered: resumed?.recovered ?? null,
         logBytes: options.logBytes,
         genesis,
         spin_ns: options.spin_ns,
@@ -218,6 +239,8 @@ export class SimLife {
       {
         id,
         bootId,
+        processId,
+        durable: disk === null ? null : this.durablePromise(disk),
         logBytes: options.logBytes,
         profile: options.profile,
         lease: options.lease,
@@ -231,6 +254,91 @@ export class SimLife {
     this.node.wakeBackground = () => this.wakeBackground();
     this.scheduleBackground(world.random.integer(options.profile.tick_ns));
     world.schedule(0, () => this.idlePoll());
+  }
+
+  // -- durable mode ------------------------------------------------------------------------------------------------
+
+  private openLog(disk: SimDisk, genesis: Configuration, resumed: ReturnType<SimDisk['resume']> | null): DurableLog {
+    const { world, options } = this;
+    const { syncMin_ns, syncMax_ns, segmentBytes } = options.disk as SimDiskOptions;
+    const position = resumed?.log.tail ?? chainBeginning(genesis);
+    this.bytesAtSnapshot = (resumed?.log.start.lsn ?? 0) - position.lsn;
+    const files = new SimLogDisk(disk, (then) => {
+      world.schedule(world.random.between(syncMin_ns, syncMax_ns), () => {
+        // The disk's part is done by the disk; the process hears of it when its turn comes.
+        if (this.alive) this.postToMain(then);
+      });
+    });
+    return new DurableLog(
+      {
+        clusterId: genesis.clusterId,
+        ring: this.node.log,
+        segmentBytes,
+        applied: resumed?.applied ?? position,
+        position,
+        segments: resumed?.log.segments ?? [],
+        nextSegment: resumed?.log.nextSegment ?? 1,
+        onProgress: () => this.replication.durableProgress(),
+        onFailure: (error) => this.trace(`its disk failed: ${error}`),
+      },
+      files,
+    );
+  }
+
+  /** The own leases are never longer than those of an earlier process: the settings do not change. */
+  private durablePromise(disk: SimDisk): DurablePromise {
+    const { lease } = this.options;
+    const leaseWait_ns = lease === null ? 0 : Math.ceil(lease.length_ns * (1 + lease.driftBound));
+    const { epoch, to } = disk.promise;
+    return {
+      epoch,
+      to,
+      leaseWait_ns,
+      record: (promised, candidate) => {
+        this.preempt(); // a sync takes its time
+        disk.recordPromise(promised, candidate, leaseWait_ns);
+        this.preempt();
+      },
+    };
+  }
+
+  /** Stores a snapshot when the log has grown, or one was received; takes its time. */
+  private lookAtDisk(): void {
+    const { durableLog, disk, replication, world, options } = this;
+    if (durableLog === null || disk === null) return;
+    const isAwaited = replication.role !== 'follower' && replication.commitLsn < replication.tailLsn;
+    if (isAwaited && !this.isSyncAwaited) {
+      replication.publish();
+      this.wakeBackground();
+    }
+    this.isSyncAwaited = isAwaited;
+    const { snapshotAfterBytes, snapshotMax_ns } = options.disk as SimDiskOptions;
+    const grown = durableLog.bytesWritten - this.bytesAtSnapshot >= snapshotAfterBytes;
+    if (this.isTakingSnapshot || !(grown || durableLog.awaitsSnapshot)) return;
+    this.isTakingSnapshot = true;
+    const { position, configuration } = replication.snapshotPlace;
+    const state = this.state.snapshot();
+    const bytes = durableLog.bytesWritten;
+    const commit = (): void => {
+      if (durableLog.isBehind(position.lsn)) {
+        this.isTakingSnapshot = false;
+        return;
+      }
+      if (!durableLog.reaches(position.lsn)) {
+        world.schedule(SNAPSHOT_LOOK_NS * options.pace, () => this.postToMain(commit));
+        return;
+      }
+      this.trace(`stores a snapshot at LSN ${position.lsn}`);
+      disk.snapshot = { position, configuration, state };
+      this.bytesAtSnapshot = bytes;
+      this.isTakingSnapshot = false;
+      this.preempt(); // the process may end before the log is cut
+      disk.drop(durableLog.forget(position.lsn));
+      replication.durableProgress();
+    };
+    world.schedule(world.random.between(0, snapshotMax_ns), () => {
+      if (this.alive) this.postToMain(commit);
+    });
   }
 
   /** What this replica's clock shows: it has its own rate where leases depend on it. */
@@ -531,6 +639,7 @@ export class SimLife {
       const pollsMax = options.applyTimeMax_ns > 0 ? 1 : POLLS_PER_RUN_MAX;
       for (let polls = 0; more && polls < pollsMax; polls++) more = replication.poll(this.clock_ns());
       this.answerIndexedReads();
+      this.lookAtDisk();
       if (options.forwarding > 0) {
         this.forwarding.look();
         this.messages.turn();

@@ -7,6 +7,7 @@ import { LEASE_TICKS_MIN, type LeaseSettings } from '../consensus/lease.js';
 import { payloadBytesMax } from '../consensus/replication-plane.js';
 import type { Random } from '../fabric/sim/random.js';
 import type { SimNetworkOptions } from '../fabric/sim/sim-network.js';
+import type { SimDiskOptions } from './sim-disk.js';
 
 const US = 1e3;
 const MS = 1e6;
@@ -37,6 +38,8 @@ export interface FaultRates {
     readonly membership: number;
     /** The leader is asked to hand leadership over. */
     readonly transfer: number;
+    /** All replicas, or most of them, lose power at once; only where they are durable. */
+    readonly powerLoss: number;
   };
   /** Shortest and longest pause, stall and partition. */
   readonly durationMin_ns: number;
@@ -106,6 +109,8 @@ export interface SimOptions {
   readonly sessionless: number;
   /** Null where there are no leases. */
   readonly lease: LeaseSettings | null;
+  /** The replicas' disks; null where they are not durable. */
+  readonly disk: SimDiskOptions | null;
   /** By how much the rates of clocks differ from true time, as a fraction; at most the lease's drift bound. */
   readonly clockDeviation: number;
   /** Part of those reads that are answered by lease where there is one, and part that a follower takes on. */
@@ -160,7 +165,31 @@ export function drawOptions(random: Random, request: SimRequest): SimOptions {
   const replacing = isReplacing
     ? withReplacing(timed, random.logBetween(REPLACE_AFTER_MIN_NS, REPLACE_AFTER_MAX_NS))
     : timed;
-  return random.chance(0.7) ? replacing : { ...replacing, regionSurvives: random.pick([0.5, 1]) };
+  if (!random.chance(0.7)) return { ...replacing, regionSurvives: random.pick([0.5, 1]) };
+  return random.chance(DURABLE_PROBABILITY) ? withDisks(random, replacing) : replacing;
+}
+
+const DURABLE_PROBABILITY = 0.25;
+
+/** Durable replicas, that lose power one at a time or all together. */
+export function withDisks(random: Random, options: SimOptions, powerLoss = random.between(0.2, 1)): SimOptions {
+  const { logBytes, profile, faults, pace } = options;
+  const syncMax_ns = random.logBetween(100 * US * pace, profile.tick_ns);
+  return {
+    ...options,
+    regionSurvives: 0,
+    // A takeover waits for the disks of a majority, and for the promises before that.
+    profile: { ...profile, takeoverTimeout_ns: profile.takeoverTimeout_ns + 20 * syncMax_ns },
+    disk: {
+      syncMin_ns: syncMax_ns * random.between(0.1, 0.9),
+      syncMax_ns,
+      segmentBytes: logBytes * random.pick([1 / 16, 1 / 4, 1]),
+      snapshotAfterBytes: logBytes * random.pick([1 / 8, 1 / 2, 2]),
+      snapshotMax_ns: random.logBetween(1 * MS, 200 * MS) * pace,
+      diskLossProbability: random.pick([0, 0.2, 0.5]),
+    },
+    faults: { ...faults, weights: { ...faults.weights, powerLoss } },
+  };
 }
 
 /** Clients of some clusters propose anywhere, and some of their commands have no session. */
@@ -316,6 +345,7 @@ function drawAtFullPace(random: Random, replicas: number): SimOptions {
         slowNetwork: weight() * 0.3,
         membership: 0,
         transfer: 0,
+        powerLoss: 0,
       },
       durationMin_ns: 1 * MS,
       durationMax_ns: random.logBetween(50 * MS, 2000 * MS),
@@ -336,6 +366,7 @@ function drawAtFullPace(random: Random, replicas: number): SimOptions {
     forwarding: 0,
     sessionless: 0,
     lease: null,
+    disk: null,
     clockDeviation: 0,
     leasedReads: 0,
     followerReads: 0,
@@ -419,6 +450,7 @@ export const LEAVE_OUT = [
   'slowNetwork',
   'membership',
   'transfer',
+  'powerLoss',
   'tear',
   'loss',
   'spike',

@@ -1132,6 +1132,8 @@ export interface NativeAddon {
   setRealtimePriority(priority: number): void;
   /** Processors that the calling thread may run on. */
   setCpuAffinity(cpus: readonly number[]): void;
+  /** Locks the open file for itself, flock(2); false if somebody else has it. */
+  lockFile(descriptor: number): boolean;
   /** 53 bits that stand for the bytes, and for `before` (0 .. 2^53 - 1). */
   checksum(bytes: Uint8Array, before: number): number;
   /** CLOCK_MONOTONIC in nanoseconds (exact to the nanosecond for the first 104 days of uptime). */

@@ -2,6 +2,7 @@
 // are shared ones (not FUTEX_PRIVATE), so that other processes which map the same memory can wake a waiter.
 #include <linux/futex.h>
 #include <sched.h>
+#include <sys/file.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -181,6 +182,16 @@ Napi::Value setCpuAffinity(Environment& environment, const Napi::CallbackInfo& i
   return environment.env().Undefined();
 }
 
+Napi::Value lockFile(Environment& environment, const Napi::CallbackInfo& info) {
+  const int descriptor = static_cast<int>(readInteger(info[0], "descriptor", 0, INT32_MAX));
+  // Of the open file, so that it ends with the process, however that ends, and keeps out others of this process, too.
+  if (::flock(descriptor, LOCK_EX | LOCK_NB) == 0) return Napi::Boolean::New(environment.env(), true);
+  const int errnum = errno;
+  if (errnum == EWOULDBLOCK) return Napi::Boolean::New(environment.env(), false);
+  throw VerbsError("QUORATE_SYSTEM", "cannot lock the file: " + std::generic_category().message(errnum), errnum,
+                   "flock");
+}
+
 napi_value monotonicNsCallback(napi_env env, napi_callback_info) {
   napi_value result = nullptr;
   napi_create_double(env, static_cast<double>(monotonicNs()), &result);
@@ -198,6 +209,7 @@ std::vector<napi_property_descriptor> waitFunctions(Environment* environment) {
       function<setSchedulingSlice>(environment, "setSchedulingSlice"),
       function<setRealtimePriority>(environment, "setRealtimePriority"),
       function<setCpuAffinity>(environment, "setCpuAffinity"),
+      function<lockFile>(environment, "lockFile"),
       {"monotonicNs", nullptr, monotonicNsCallback, nullptr, nullptr, nullptr, napi_enumerable, environment},
   };
 }

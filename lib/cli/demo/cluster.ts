@@ -24,7 +24,7 @@ export interface ClusterOptions {
   /** Part of the order to open, for the replica with this id; nothing by default. */
   readonly openWith?: (
     id: number,
-  ) => Partial<Pick<OpenMessage, 'logBytes' | 'permissionStrategy' | 'regionDirectory' | 'clientSocket'>>;
+  ) => Partial<Pick<OpenMessage, 'logBytes' | 'permissionStrategy' | 'regionDirectory' | 'clientSocket' | 'durable'>>;
   /** One for all, one for each, or none: then each replica picks its own. */
   readonly devices: readonly string[];
   readonly profile: ProfileName | undefined;
@@ -204,6 +204,7 @@ export class Cluster extends EventEmitter<ClusterEvents> {
       permissionStrategy: undefined,
       regionDirectory: undefined,
       clientSocket: undefined,
+      durable: undefined,
       ...options.openWith?.(id),
     });
     return replica;

@@ -1,7 +1,13 @@
 // What the parent process of a demo or nemesis run and its replica processes tell each other over Node's IPC channel
 // (serialization "advanced", so typed arrays travel as such). Stamps are CLOCK_MONOTONIC, which all processes of a host
 // share.
-import type { MemberAddress, ProfileName, ReplicaOptions, ReplicaStatus } from '../../replica/replica-options.js';
+import type {
+  DurableOptions,
+  MemberAddress,
+  ProfileName,
+  ReplicaOptions,
+  ReplicaStatus,
+} from '../../replica/replica-options.js';
 
 /** CLOCK_MONOTONIC in nanoseconds, exact for the first 104 days of uptime. */
 export function monotonic_ns(): number {
@@ -26,6 +32,8 @@ export interface OpenMessage {
   readonly regionDirectory: string | undefined;
   /** Unix socket on which client processes are served; undefined where there are none. */
   readonly clientSocket: string | undefined;
+  /** Directory and snapshots of a durable replica; undefined for one that is not. */
+  readonly durable: DurableOptions | undefined;
 }
 
 export type PermissionStrategy = NonNullable<ReplicaOptions['permissionStrategy']>;

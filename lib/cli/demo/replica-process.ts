@@ -73,7 +73,7 @@ class HostedReplica<Result> {
   }
 
   static async open<Result>(program: ReplicaProgram<Result>, options: OpenMessage): Promise<HostedReplica<Result>> {
-    const { device, profile, logBytes, permissionStrategy, regionDirectory: directory } = options;
+    const { device, profile, logBytes, permissionStrategy, regionDirectory: directory, durable } = options;
     const replica = await Replica.open<Result>({
       id: options.id,
       members: options.members,
@@ -85,6 +85,7 @@ class HostedReplica<Result> {
       ...(logBytes === undefined ? {} : { logBytes }),
       ...(permissionStrategy === undefined ? {} : { permissionStrategy }),
       ...(directory === undefined ? {} : { surviveCrash: { directory } }),
+      ...(durable === undefined ? {} : { durable }),
     });
     const hosted = new HostedReplica(program, replica, options);
     hosted.role = await program.begin(replica, options);

@@ -4,7 +4,7 @@ import { build, type Histogram } from 'hdr-histogram-js';
 import type { ProfileName, ReplicaStatus } from '../../replica/replica-options.js';
 import { KeyValueStore } from '../../rsm/key-value-store.js';
 import { encodeAudited } from './audited-store.js';
-import { Cluster, compareEpochs, type ReplicaProcess } from './cluster.js';
+import { Cluster, type ClusterOptions, compareEpochs, type ReplicaProcess } from './cluster.js';
 import { type Deadline, DemoError } from './deadline.js';
 import { Driver } from './driver.js';
 import { formatUs } from './figures.js';
@@ -19,7 +19,10 @@ export interface RunOptions {
   readonly ops: number;
   readonly source: CommandSource;
   readonly kill: 'SIGKILL' | 'SIGSTOP' | 'none';
-  readonly victim: 'leader' | 'follower';
+  /** `all`: every replica at once; they must be durable. */
+  readonly victim: 'leader' | 'follower' | 'all';
+  /** Part of the order to open each replica. */
+  readonly openWith?: NonNullable<ClusterOptions['openWith']>;
   readonly rounds: number;
   /** Most commands on their way at a time. */
   readonly window: number;
@@ -68,6 +71,9 @@ export interface RunResult {
 const DRIVER_ORIGIN = 2 ** 32 - 1;
 const LATENCY_NS_MAX = 3_600_000_000_000;
 const WINDOW_BYTES = 1024 * 1024;
+/** Of rounds in which all replicas are killed; between two of them in the others, at most. */
+const ALL_AT_ONCE_PROBABILITY = 0.5;
+const STRIKE_GAP_US_MAX = 60_000;
 const RETRY_PAUSE_MS = 5;
 /** The blow falls at a random moment: after this part of the round's commands, and up to so much later. */
 const STRIKE_AFTER_MIN = 0.1;
@@ -281,6 +287,7 @@ export class Run {
     for (const until_ns = monotonic_ns() + delay_ns; monotonic_ns() < until_ns; );
 
     const epoch = leader.leaderEpoch as string;
+    if (options.victim === 'all') return await this.loseAll(name, leader, epoch);
     const followers = cluster.replicas.filter((replica) => replica !== leader);
     const victim =
       options.victim === 'leader' ? leader : (followers[Math.floor(random() * followers.length)] as ReplicaProcess);
@@ -293,6 +300,49 @@ export class Run {
     return options.victim === 'leader'
       ? this.failOver(name, victim, epoch, struckAt_ns, inFlight)
       : this.outlastFollower(name, victim, leader, upTo, inFlight);
+  }
+
+  /** Every replica is killed within a moment, in any order, and all are started again. */
+  private async loseAll(name: string, leader: ReplicaProcess, epoch: string): Promise<Round> {
+    const { options, cluster, driver } = this;
+    const { random } = options;
+    const inFlight = driver.inFlight;
+    const victims = [...cluster.replicas].map((replica) => ({ replica, order: random() }));
+    victims.sort((a, b) => a.order - b.order);
+    // Mostly at once, as when the power goes; now and then those that are left have the time to elect another leader.
+    const gapUsMax = random() < ALL_AT_ONCE_PROBABILITY ? 0 : STRIKE_GAP_US_MAX;
+    for (const { replica } of victims) {
+      if (replica.state !== 'ended') cluster.strike(replica, 'SIGKILL');
+      const gap_ns = Math.floor(random() * gapUsMax) * 1000;
+      for (const until_ns = monotonic_ns() + gap_ns; monotonic_ns() < until_ns; );
+    }
+    options.say(
+      `${name}: SIGKILL to all replicas (replica ${leader.id} led in epoch ${epoch}) after ${driver.acknowledgedCount} ` +
+        `commands, ${inFlight} in flight`,
+    );
+    await cluster.waitFor(`${name}: all replicas to end`, () =>
+      cluster.replicas.every(({ state }) => state === 'ended') ? true : undefined,
+    );
+    const since_ns = monotonic_ns();
+    const ledBefore = this.serving.length;
+    await Promise.all(cluster.replicas.map(({ id }) => cluster.restart(id)));
+    const next = await cluster.waitFor(`${name}: a leader's first commit`, () => this.serving[ledBefore]);
+    if (compareEpochs(next.message.epoch, epoch) <= 0) {
+      throw new DemoError(`${name}: replica ${next.id} leads in epoch ${next.message.epoch}, after epoch ${epoch}`);
+    }
+    const electionUs = (next.message.leaderAt_ns - since_ns) / 1000;
+    const failoverUs = (next.message.at_ns - since_ns) / 1000;
+    await cluster.waitFor(`${name}: all replicas to be voters`, () =>
+      cluster.replicas.every(({ status, statusAt_ns }) => statusAt_ns > since_ns && status?.isVoter === true)
+        ? true
+        : undefined,
+    );
+    const returnUs = (monotonic_ns() - since_ns) / 1000;
+    options.say(
+      `${name}: replica ${next.id} leads in epoch ${next.message.epoch}; first commit ${formatUs(failoverUs)} after the ` +
+        `start of the processes, all are voters after ${formatUs(returnUs)}`,
+    );
+    return { victim: leader.id, inFlight, electionUs, failoverUs, driverUs: undefined, returnUs };
   }
 
   /** The leader was struck: waits for the next one, brings the old one back. */

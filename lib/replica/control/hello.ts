@@ -14,12 +14,18 @@ export interface Hello {
   readonly id: number;
   /** Random number of this life of the process, 1 .. 2^53 - 1. */
   readonly bootId: number;
+  /** Random number of this process; a durable life has one after the other. Default: its bootId. */
+  readonly processId?: number;
+  /** Whether it acknowledges what is on its disk, and nothing else; the same at all members. Default false. */
+  readonly isDurable?: boolean;
   /** The cluster it is part of, 0 .. 2^53 - 1; null while it is part of none. */
   readonly clusterId: number | null;
 }
 
 /** The peer's hello, as checked. */
 export interface PeerHello extends Hello {
+  readonly processId: number;
+  readonly isDurable: boolean;
   readonly protocolVersion: number;
   readonly layoutVersion: number;
 }
@@ -52,11 +58,14 @@ function checkHello(
   }
   const id = checkInteger(from['id'], 0, MAX_REPLICAS - 1, 'id');
   const bootId = checkInteger(from['bootId'], 1, Number.MAX_SAFE_INTEGER, 'bootId');
+  const processId =
+    from['processId'] === undefined ? bootId : checkInteger(from['processId'], 1, Number.MAX_SAFE_INTEGER, 'processId');
+  const isDurable = from['isDurable'] === true;
   const clusterId =
     from['clusterId'] === null ? null : checkInteger(from['clusterId'], 0, Number.MAX_SAFE_INTEGER, 'clusterId');
   if (id === own.id) {
     const message =
-      bootId === own.bootId
+      processId === (own.processId ?? own.bootId)
         ? `${label} is this replica itself (id ${id}); check host and port of the members`
         : `${label} has the same id ${id} as this replica; ids must be unique: stop one of the two`;
     throw new QuorateError('QUORATE_DUPLICATE_ID', message);
@@ -80,7 +89,15 @@ function checkHello(
         `${own.clusterId.toString(16)}; one of them must be restarted to join the other's cluster`,
     );
   }
-  return { protocolVersion, layoutVersion, id, bootId, clusterId };
+  if (isDurable !== (own.isDurable ?? false)) {
+    const [durable, other] = isDurable ? [id, own.id] : [own.id, id];
+    throw new QuorateError(
+      'QUORATE_DURABILITY_MISMATCH',
+      `replica ${durable} is durable and replica ${other} is not (${label}); what a cluster acknowledges is on disk at all ` +
+        'replicas or at none: open all of them with the option durable, or none',
+    );
+  }
+  return { protocolVersion, layoutVersion, id, bootId, processId, isDurable, clusterId };
 }
 
 /**
@@ -152,6 +169,8 @@ export function exchangeHello(
       clusterId: own.clusterId,
       id: own.id,
       bootId: own.bootId,
+      processId: own.processId ?? own.bootId,
+      isDurable: own.isDurable ?? false,
     };
     transport.write(encodeFrame({ kind: FrameKind.hello, body }));
   });

@@ -76,12 +76,12 @@ export class ConfigurationChecker implements Checker {
       this.fail(`${what}: ${(error as Error).message}`);
     }
     if (votersChanged(previous, configuration) > 0) this.checkWritable(what, life, configuration);
-    this.checkReplaced(what, previous, configuration, entry);
+    this.checkReplaced(what, previous, configuration, entry, node);
     for (const voter of configuration.voters) {
       if (voter.id === node.id || previous.voters.some(({ bootId }) => bootId === voter.bootId)) continue;
       const promoted = cluster.lives[voter.id];
       // It may have died a moment ago, with what it held.
-      if (promoted?.bootId === voter.bootId) this.checkCaughtUp(what, promoted, entry);
+      if (promoted?.bootId === voter.bootId && this.isLinked(life, promoted)) this.checkCaughtUp(what, promoted, entry);
     }
   }
 
@@ -107,7 +107,13 @@ export class ConfigurationChecker implements Checker {
   }
 
   /** Who makes way for a spare that was called up does so when that has caught up, not before. */
-  private checkReplaced(what: string, previous: Configuration, configuration: Configuration, entry: LogNode): void {
+  private checkReplaced(
+    what: string,
+    previous: Configuration,
+    configuration: Configuration,
+    entry: LogNode,
+    node: SimNode,
+  ): void {
     for (const { id, bootId, replaces } of previous.members) {
       const isReplaced =
         replaces !== undefined &&
@@ -120,8 +126,15 @@ export class ConfigurationChecker implements Checker {
         continue;
       }
       const life = this.context.cluster().lives[id];
-      if (life?.bootId === bootId) this.checkCaughtUp(`${what} removes r${replaces}:`, life, entry);
+      const leader = this.context.cluster().lives[node.id];
+      const isLinked = life != null && leader != null && this.isLinked(leader, life);
+      if (life?.bootId === bootId && isLinked) this.checkCaughtUp(`${what} removes r${replaces}:`, life, entry);
     }
+  }
+
+  /** A durable life may have come back in another process since, with less than it held in memory. */
+  private isLinked(leader: SimLife, life: SimLife): boolean {
+    return life.disk === null || leader.replicationFabric.linkTo(life.id)?.responder === life.node;
   }
 
   private checkCaughtUp(what: string, life: SimLife, entry: LogNode): void {

@@ -3,14 +3,18 @@
 // looked at here; a voter that died since may have held it. And each follower that the leader counts on must hold what
 // the leader believes it acknowledged, whether or not the majority needs it.
 import { type Configuration, majority } from '../../consensus/configuration.js';
+import type { ChainPosition } from '../../consensus/entry.js';
 import { formatEpoch } from '../../consensus/epoch.js';
 import { ancestorAt, type LogNode } from '../log-tree.js';
 import type { SimCluster } from '../sim-cluster.js';
+import type { SimDisk } from '../sim-disk.js';
 import type { SimLife } from '../sim-life.js';
 import type { CheckContext, Checker } from './checker.js';
 
 /** Moves of the commit between two looks at the memory of the voters. */
 const LOOK_EVERY = 8;
+/** The same for disks, which takes longer. */
+const LOOK_AT_DISKS_EVERY = 32;
 
 export class DurabilityChecker implements Checker {
   readonly invariant = 'durability';
@@ -38,6 +42,10 @@ export class DurabilityChecker implements Checker {
     for (let peer = 0; peer < cluster.options.replicas; peer++) this.checkAcknowledged(cluster, life, ownTip, peer);
     // The next configuration may have been appended since, in the same turn, behind what was committed without it.
     const { configuration, appliedConfiguration } = replication;
+    if (cluster.options.disk !== null) {
+      if (isFirst || this.moves % LOOK_AT_DISKS_EVERY === 0) this.checkDisks(cluster, life, commit);
+      return;
+    }
     const holders = this.holders(cluster, configuration, commit);
     if (holders >= majority(configuration)) return;
     if (this.holders(cluster, appliedConfiguration, commit) >= majority(appliedConfiguration)) return;
@@ -46,6 +54,39 @@ export class DurabilityChecker implements Checker {
       `${life.name} committed LSN ${commit.startLsn} in epoch ${formatEpoch(epoch)}; ` +
         `${holders} of ${configuration.voters.length} voters hold it`,
     );
+  }
+
+  /** Durable replicas: a majority of the voters must have it on disk, as it would be found if the power went now. */
+  private checkDisks(cluster: SimCluster, life: SimLife, commit: LogNode): void {
+    const { configuration, appliedConfiguration, leaderEpoch } = life.replication;
+    const hold = ({ voters }: Configuration): number =>
+      voters.filter(({ id, bootId }) => {
+        const disk = cluster.disks[id];
+        return disk?.bootId !== bootId || this.isOnDisk(disk, commit); // one that was lost since may have held it
+      }).length;
+    const onDisk = hold(configuration);
+    if (onDisk >= majority(configuration) || hold(appliedConfiguration) >= majority(appliedConfiguration)) return;
+    this.context.world.fail(
+      this.invariant,
+      `${life.name} committed LSN ${commit.startLsn} in epoch ${formatEpoch(leaderEpoch)}; ` +
+        `${onDisk} of ${configuration.voters.length} voters have it on disk`,
+    );
+  }
+
+  private isOnDisk(disk: SimDisk, commit: LogNode): boolean {
+    let tail: ChainPosition;
+    try {
+      tail = disk.recover().tail;
+    } catch (error) {
+      this.context.world.fail(
+        this.invariant,
+        `the disk of life ${disk.bootId} cannot be read: ${(error as Error).message}`,
+      );
+      return false;
+    }
+    const { lsn, hashLow, hashHigh } = tail;
+    const tip = this.context.tree.find(lsn, hashLow, hashHigh);
+    return tip !== undefined && ancestorAt(tip, commit.endLsn) === commit;
   }
 
   private holders(cluster: SimCluster, { voters }: Configuration, commit: LogNode): number {

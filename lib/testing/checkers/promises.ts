@@ -22,16 +22,23 @@ export class PromiseChecker implements Checker {
 
   constructor(private readonly context: CheckContext) {}
 
+  /** Of lives whose disk outlives a process: what they had promised by then, for all to see. */
+  private readonly promisedBefore = new Map<number, number>();
+
   onCrashed(life: SimLife): void {
+    const book = this.books.get(life);
     this.books.delete(life);
+    if (life.disk === null || book === undefined) return;
+    const before = this.promisedBefore.get(life.bootId) ?? 0;
+    this.promisedBefore.set(life.bootId, Math.max(before, book.published, book.granted));
   }
 
   afterBackground(life: SimLife): void {
     let book = this.books.get(life);
     if (book === undefined) {
       book = {
-        promised: 0,
-        published: 0,
+        promised: this.promisedBefore.get(life.bootId) ?? 0,
+        published: this.promisedBefore.get(life.bootId) ?? 0,
         granted: 0,
         background: new SealedBlockReader(BACKGROUND_BLOCK_WORDS),
         grant: new SealedBlockReader(GRANT_BLOCK_WORDS),

@@ -8,7 +8,7 @@ const PROGRAMS = new URL('../../../dist/cli/', import.meta.url);
 
 export interface ProgramOptions {
   /** Default demo.js. */
-  program?: 'demo.js' | 'nemesis.js';
+  program?: 'demo.js' | 'nemesis.js' | 'power-loss.js';
   input?: string;
   timeoutMs: number;
 }

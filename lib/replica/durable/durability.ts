@@ -1,0 +1,384 @@
+// The durable mode of one replica: its directory, which no other process may use, and what is in there. `state` (LMDB): who
+// this replica is, and its last snapshot; `promise` (LMDB): what it promised as a voter, written by the background plane;
+// `log`: the log behind the snapshot, in files. Opens them, brings back what they hold, takes snapshots when the log has
+// grown, and stops using all of it when the disk fails.
+import { randomInt } from 'node:crypto';
+import { closeSync, mkdirSync, openSync } from 'node:fs';
+import { join, resolve } from 'node:path';
+import type { Configuration } from '../../consensus/configuration.js';
+import { decodeConfiguration } from '../../consensus/configuration.js';
+import { DurableLog } from '../../consensus/durable-log.js';
+import { type ChainPosition, copyPosition, EntryType, entryOrigin, entrySequence } from '../../consensus/entry.js';
+import { ENTRY_HEADER_BYTES } from '../../consensus/limits.js';
+import { CorruptLogError, LogRecovery, type RecoveredLog, replay } from '../../consensus/log-recovery.js';
+import { chainBeginning, type RecoveredState } from '../../consensus/replication-plane.js';
+import { errorCode, QuorateError } from '../../errors.js';
+import { lockFile } from '../../verbs/file-lock.js';
+import type { StateMachine } from '../replica-options.js';
+import type { DonorHost } from '../transfer/donor.js';
+import { SnapshotSink } from '../transfer/snapshot-stream.js';
+import { diskError } from './disk-error.js';
+import { CLOSE_TIMEOUT_MS, SEGMENT_BYTES, SNAPSHOT_RETRY_MS, STORE_FORMAT } from './limits.js';
+import { PromiseStore, type StoredPromise } from './promise-store.js';
+import { SegmentFiles } from './segment-files.js';
+import { type Identity, StateStore, type StoredSnapshot } from './state-store.js';
+
+export interface DurabilityOptions {
+  readonly directory: string;
+  readonly id: number;
+  readonly logBytes: number;
+  readonly snapshotAfterBytes: number;
+}
+
+/** What is brought back, and into what. */
+export interface RecoveryHost {
+  readonly stateMachine: StateMachine<never>;
+  readonly ring: Uint8Array;
+  restoreSessions(sessions: Uint8Array): void;
+  applyCommand(
+    lsn: number,
+    origin: number,
+    sequence: number,
+    bytes: Uint8Array,
+    payloadOffset: number,
+    payloadBytes: number,
+  ): void;
+}
+
+/** What the running replica does for its durability. */
+export interface DurabilityHost {
+  /** State, sessions, configuration and place in the log of this moment. */
+  freeze(): ReturnType<DonorHost['freeze']>;
+  /** More of the log is on disk, or there is room for more. */
+  onProgress(): void;
+  /** The disk failed. */
+  onFailure(error: QuorateError): void;
+  onWarning(error: Error): void;
+}
+
+/** The state machine failed to give its state, not the store to take it. */
+class SourceError extends Error {}
+
+export class Durability {
+  readonly bootId: number;
+  /** What this life promised in its earlier processes. */
+  readonly promise: StoredPromise;
+  private identity: Identity;
+  private recovered: { log: RecoveredLog; applied: ChainPosition; state: RecoveredState } | null = null;
+  private snapshot: StoredSnapshot | null;
+  private log: DurableLog | null = null;
+  private host: DurabilityHost | null = null;
+  private bytesAtSnapshot = 0;
+  private isTakingSnapshot = false;
+  private retryAt_ms = 0;
+  private failure_: QuorateError | null = null;
+  private onReached: (() => void) | null = null;
+  private isClosed = false;
+
+  /**
+   * Opens the directory, or makes it. Rejects with QUORATE_STORE_IN_USE (another process has it), QUORATE_STORE_INVALID,
+   * QUORATE_STORE_MISMATCH (it is another replica's), QUORATE_DISK_FULL or QUORATE_DISK_FAILED.
+   */
+  static async open(options: DurabilityOptions): Promise<Durability> {
+    const directory = resolve(options.directory);
+    let lock = -1;
+    try {
+      mkdirSync(join(directory, 'log'), { recursive: true, mode: 0o700 });
+      lock = openSync(join(directory, 'lock'), 'a', 0o600);
+    } catch (error) {
+      throw diskError(options.id, directory, 'open its store', error);
+    }
+    let state: StateStore | undefined;
+    try {
+      if (!lockFile(lock)) {
+        throw new QuorateError(
+          'QUORATE_STORE_IN_USE',
+          `${directory} is in use by another replica, perhaps in another process; each replica has a directory of its own: ` +
+            'stop the other one, or name another directory',
+        );
+      }
+      state = new StateStore(join(directory, 'state'));
+      const promises = new PromiseStore(Durability.promisePath(directory));
+      const promise = promises.read();
+      await promises.close();
+      const identity = Durability.identify(state, directory, options);
+      return new Durability(options, directory, lock, state, identity, promise);
+    } catch (error) {
+      await state?.close();
+      closeSync(lock);
+      throw errorCode(error) === undefined ? diskError(options.id, directory, 'open its store', error) : error;
+    }
+  }
+
+  static promisePath(directory: string): string {
+    return join(resolve(directory), 'promise');
+  }
+
+  private static identify(state: StateStore, directory: string, { id, logBytes }: DurabilityOptions): Identity {
+    const known = state.identity();
+    if (known === null) {
+      const fresh = { format: STORE_FORMAT, id, bootId: randomInt(1, 2 ** 48 - 1), logBytes, genesis: null };
+      state.setIdentity(fresh);
+      return fresh;
+    }
+    const mismatch = (what: string): never => {
+      throw new QuorateError('QUORATE_STORE_MISMATCH', `${directory} ${what}: name the directory of this replica`);
+    };
+    if (known.id !== id) mismatch(`is that of replica ${known.id}, not ${id}`);
+    if (known.logBytes !== logBytes) {
+      mismatch(`was made with logBytes ${known.logBytes}, now it is ${logBytes}, and the size cannot change`);
+    }
+    return known;
+  }
+
+  private readonly files: SegmentFiles;
+
+  private constructor(
+    private readonly options: DurabilityOptions,
+    readonly directory: string,
+    private readonly lock: number,
+    private readonly state: StateStore,
+    identity: Identity,
+    promise: StoredPromise,
+  ) {
+    this.identity = identity;
+    this.bootId = identity.bootId;
+    this.promise = promise;
+    this.snapshot = state.snapshot();
+    this.files = new SegmentFiles(join(directory, 'log'));
+  }
+
+  /** First configuration of the cluster that this replica is part of, null if it is part of none. */
+  get genesis(): Configuration | null {
+    return this.identity.genesis;
+  }
+
+  get failure(): QuorateError | null {
+    return this.failure_;
+  }
+  get syncedLsn(): number {
+    return this.log?.synced.lsn ?? 0;
+  }
+  get snapshotLsn(): number {
+    return this.snapshot?.position.lsn ?? 0;
+  }
+
+  // -- coming back -------------------------------------------------------------------------------------------------
+
+  /**
+   * Feeds the state machine with the snapshot and what is known to be committed behind it, and puts the rest of the log
+   * into the ring. Null if this replica is part of no cluster yet. Rejects with QUORATE_LOG_CORRUPT if the disk lost what
+   * it had, and then has changed nothing on it.
+   */
+  async recover(host: RecoveryHost): Promise<RecoveredState | null> {
+    const { genesis } = this.identity;
+    if (genesis === null) return null;
+    const { snapshot, files } = this;
+    let configuration = genesis;
+    const applied = chainBeginning(genesis);
+    if (snapshot !== null) {
+      await this.restore(snapshot, host);
+      copyPosition(snapshot.position, applied);
+      configuration = snapshot.configuration;
+    }
+    const log = this.readLog(applied, genesis.clusterId);
+    files.settle(log.cut, log.discard);
+    const { ring } = host;
+    replay(log, files, ring, {
+      entry: (words, at, type, payloadBytes, end) => {
+        if (end.lsn > log.commitLsn) return;
+        const payload = at * 4 + ENTRY_HEADER_BYTES;
+        if (type === EntryType.command) {
+          const bytes = new Uint8Array(words.buffer, words.byteOffset, words.length * 4);
+          host.applyCommand(
+            applied.lsn,
+            entryOrigin(words, at),
+            entrySequence(words, at),
+            bytes,
+            payload,
+            payloadBytes,
+          );
+        } else if (type === EntryType.configuration) {
+          configuration = decodeConfiguration(new Uint8Array(words.buffer).slice(payload, payload + payloadBytes));
+        }
+        copyPosition(end, applied);
+      },
+    });
+    if (log.tail.lsn - applied.lsn > ring.length) {
+      throw this.corrupt(
+        `only ${applied.lsn} of ${log.tail.lsn} bytes of it are known to be committed, and the rest does not fit the ring`,
+      );
+    }
+    const foreignBelowLsn = Math.max(log.start.lsn, log.tail.lsn - ring.length);
+    const state = { applied: { ...applied }, configuration, foreignBelowLsn };
+    this.recovered = { log, applied, state };
+    return state;
+  }
+
+  private async restore(snapshot: StoredSnapshot, host: RecoveryHost): Promise<void> {
+    const sink = new SnapshotSink(host.stateMachine, snapshot.sessionsBytes);
+    try {
+      for (const piece of this.state.pieces(snapshot)) await sink.write(piece);
+    } catch (error) {
+      sink.abort(error as Error);
+      throw error;
+    }
+    const { sessions, put } = await sink.finish();
+    put();
+    host.restoreSessions(sessions);
+  }
+
+  private readLog(start: ChainPosition, clusterId: number): RecoveredLog {
+    try {
+      return LogRecovery.run(this.files, start, clusterId);
+    } catch (error) {
+      if (error instanceof CorruptLogError) throw this.corrupt(error.message, error);
+      throw error;
+    }
+  }
+
+  private corrupt(what: string, cause?: unknown): QuorateError {
+    return new QuorateError(
+      'QUORATE_LOG_CORRUPT',
+      `the log of replica ${this.options.id} in ${this.directory} lost entries that had been synced: ${what}. This replica ` +
+        'must not go on as the voter it was. While a majority of the others runs, or can be started, remove the directory and ' +
+        'start this one again: it gets the state of the others, as a new life. Otherwise bring the directory back from a copy',
+      { cause },
+    );
+  }
+
+  // -- running -----------------------------------------------------------------------------------------------------
+
+  /** The cluster is known, and the log begins or goes on; nothing of this replica has been seen by others before. */
+  begin(genesis: Configuration, ring: Uint8Array, host: DurabilityHost): DurableLog {
+    this.host = host;
+    if (this.identity.genesis === null) {
+      this.identity = { ...this.identity, genesis };
+      this.state.setIdentity(this.identity);
+    }
+    const { recovered } = this;
+    const position = recovered?.log.tail ?? chainBeginning(genesis);
+    this.bytesAtSnapshot = -(position.lsn - (recovered?.log.start.lsn ?? 0));
+    this.log = new DurableLog(
+      {
+        clusterId: genesis.clusterId,
+        ring,
+        segmentBytes: Math.min(SEGMENT_BYTES, this.options.snapshotAfterBytes),
+        applied: recovered?.applied ?? position,
+        position,
+        segments: recovered?.log.segments ?? [],
+        nextSegment: recovered?.log.nextSegment ?? 1,
+        onProgress: () => {
+          this.onReached?.();
+          if (!this.isClosed) host.onProgress();
+        },
+        onFailure: (error) => this.failed(diskError(this.options.id, this.directory, 'write its log', error)),
+      },
+      this.files,
+    );
+    this.recovered = null;
+    return this.log;
+  }
+
+  private failed(error: QuorateError): void {
+    if (this.failure_ !== null) return;
+    this.failure_ = error;
+    this.log?.fail(error);
+    this.onReached?.();
+    if (!this.isClosed) this.host?.onFailure(error);
+  }
+
+  /** The background plane could not store a promise. */
+  promiseFailed(error: QuorateError): void {
+    this.failed(error);
+  }
+
+  /** Takes a snapshot when it is time; to be called after whatever was applied. */
+  look(now_ms: number): void {
+    const { log } = this;
+    this.onReached?.(); // a snapshot that was received may have made the one under way useless
+    if (log === null || this.isTakingSnapshot || this.failure_ !== null || this.isClosed || now_ms < this.retryAt_ms)
+      return;
+    const grown = log.bytesWritten - this.bytesAtSnapshot >= this.options.snapshotAfterBytes;
+    if (!grown && !log.awaitsSnapshot) return;
+    this.isTakingSnapshot = true;
+    void this.takeSnapshot(log)
+      .catch((error: unknown) => {
+        this.retryAt_ms = now_ms + SNAPSHOT_RETRY_MS;
+        if (this.isClosed) return;
+        if (error instanceof SourceError) {
+          const text = `replica ${this.options.id} cannot take a snapshot, so its log on disk keeps growing: ${error.message}`;
+          this.host?.onWarning(new QuorateError('QUORATE_SNAPSHOT_FAILED', text, { cause: error.cause }));
+        } else {
+          this.failed(diskError(this.options.id, this.directory, 'store a snapshot', error));
+        }
+      })
+      .finally(() => {
+        this.isTakingSnapshot = false;
+      });
+  }
+
+  private async takeSnapshot(log: DurableLog): Promise<void> {
+    // Not inside the plane's own call.
+    await new Promise((done) => setImmediate(done));
+    if (this.isClosed || this.failure_ !== null) return;
+    const { state, host } = this;
+    const bytesWritten = log.bytesWritten;
+    const fromSource = async <Value>(give: () => Value | Promise<Value>): Promise<Value> => {
+      try {
+        return await give();
+      } catch (error) {
+        throw new SourceError((error as Error).message, { cause: error });
+      }
+    };
+    const frozen = await fromSource(() => (host as DurabilityHost).freeze());
+    const { position, configuration, sessionsBytes, source } = frozen;
+    try {
+      const name = (this.snapshot?.name ?? 0) + 1;
+      await state.sweep(this.snapshot?.name ?? 0); // what an attempt before this one left behind
+      const written = await state.write(name, () => fromSource(() => source.pull()));
+      if (!(await this.reached(log, position.lsn))) return;
+      const snapshot = { position: { ...position }, configuration, sessionsBytes, name, ...written };
+      await state.commit(snapshot);
+      this.snapshot = snapshot;
+    } finally {
+      source.close();
+    }
+    this.bytesAtSnapshot = bytesWritten;
+    const gone = log.forget(position.lsn);
+    this.files.drop(gone);
+    if (!this.isClosed) this.host?.onProgress();
+  }
+
+  /**
+   * Resolves when the log on disk goes so far that the snapshot may take the place of what is before; false if it never
+   * will, since there is a newer one, or an end.
+   */
+  private async reached(log: DurableLog, lsn: number): Promise<boolean> {
+    while (!log.reaches(lsn)) {
+      if (log.isBehind(lsn) || this.failure_ !== null || this.isClosed) return false;
+      await new Promise<void>((done) => {
+        this.onReached = done;
+      });
+    }
+    return true;
+  }
+
+  /** Ends the use of the directory; what was being written gets time to end. */
+  async close(): Promise<void> {
+    if (this.isClosed) return;
+    this.isClosed = true;
+    this.log?.close();
+    this.onReached?.();
+    let timer: NodeJS.Timeout | undefined;
+    const timeout = new Promise<void>((done) => {
+      timer = setTimeout(done, CLOSE_TIMEOUT_MS);
+    });
+    await Promise.race([this.files.idle(), timeout]);
+    clearTimeout(timer);
+    this.files.close();
+    while (this.isTakingSnapshot) await new Promise((done) => setImmediate(done));
+    await this.state.close();
+    closeSync(this.lock);
+  }
+}

@@ -1,0 +1,135 @@
+// Who the replica of a directory is, and its last snapshot: LMDB, whose transactions are on disk when they are committed.
+import { type Database, open, type RootDatabase } from 'lmdb';
+import { type Configuration, checkConfiguration } from '../../consensus/configuration.js';
+import type { ChainPosition } from '../../consensus/entry.js';
+import { QuorateError } from '../../errors.js';
+import { checksum } from '../../verbs/checksum.js';
+import { SNAPSHOT_PIECE_BYTES, SNAPSHOT_PIECES_IN_FLIGHT_MAX, STORE_FORMAT } from './limits.js';
+
+export interface Identity {
+  readonly format: number;
+  readonly id: number;
+  /** The life that this directory stands for. */
+  readonly bootId: number;
+  readonly logBytes: number;
+  /** First configuration of the cluster; null while this replica is part of none. */
+  readonly genesis: Configuration | null;
+}
+
+export interface StoredSnapshot {
+  readonly position: ChainPosition;
+  readonly configuration: Configuration;
+  readonly sessionsBytes: number;
+  readonly bytes: number;
+  readonly pieces: number;
+  /** Of all pieces, one after the other. */
+  readonly sum: number;
+  /** Part of the pieces' keys. */
+  readonly name: number;
+}
+
+type Key = string;
+
+function isCount(value: unknown): value is number {
+  return typeof value === 'number' && Number.isSafeInteger(value) && value >= 0;
+}
+
+export class StateStore {
+  private readonly database: RootDatabase<unknown, Key>;
+  /** By name of the snapshot and ordinal. */
+  private readonly pieceTable: Database<Buffer, [number, number]>;
+
+  constructor(private readonly path: string) {
+    // Committed means synced: an overlapping sync would come after.
+    this.database = open<unknown, Key>({ path, overlappingSync: false });
+    this.pieceTable = this.database.openDB<Buffer, [number, number]>({ name: 'pieces', encoding: 'binary' });
+  }
+
+  private invalid(what: string): QuorateError {
+    return new QuorateError(
+      'QUORATE_STORE_INVALID',
+      `${this.path} cannot be used: ${what}; if it cannot be brought back, remove the directory: the replica then comes back ` +
+        'with a new life and gets the state of the others',
+    );
+  }
+
+  identity(): Identity | null {
+    const value = this.database.get('identity') as Record<string, unknown> | undefined;
+    if (value === undefined) return null;
+    const { format, id, bootId, logBytes, genesis } = value;
+    if (format !== STORE_FORMAT) throw this.invalid(`it has format ${format}, this version reads ${STORE_FORMAT}`);
+    if (!isCount(id) || !isCount(bootId) || bootId === 0 || !isCount(logBytes)) throw this.invalid('its identity');
+    return { format, id, bootId, logBytes, genesis: genesis === null ? null : checkConfiguration(genesis) };
+  }
+
+  setIdentity(identity: Identity): void {
+    this.database.transactionSync(() => {
+      this.database.putSync('identity', identity);
+    });
+  }
+
+  snapshot(): StoredSnapshot | null {
+    const value = this.database.get('snapshot') as Record<string, unknown> | undefined;
+    if (value === undefined) return null;
+    const { position, sessionsBytes, bytes, pieces, sum, name } = value;
+    const { lsn, hashLow, hashHigh, epoch } = (position ?? {}) as Record<string, unknown>;
+    const numbers = [lsn, hashLow, hashHigh, epoch, sessionsBytes, bytes, pieces, sum, name];
+    if (!numbers.every(isCount)) throw this.invalid('its record of a snapshot');
+    return { ...(value as unknown as StoredSnapshot), configuration: checkConfiguration(value['configuration']) };
+  }
+
+  /** The bytes of the snapshot, session table first. Throws QUORATE_STORE_INVALID where they are not those that were stored. */
+  *pieces({ pieces, name, sum, bytes }: StoredSnapshot): Generator<Uint8Array> {
+    let before = 0;
+    let total = 0;
+    for (let index = 0; index < pieces; index++) {
+      const piece = this.pieceTable.get([name, index]);
+      if (piece === undefined) throw this.invalid(`piece ${index} of ${pieces} of its snapshot is missing`);
+      before = checksum(piece, before);
+      total += piece.length;
+      yield piece;
+    }
+    if (before !== sum || total !== bytes) throw this.invalid('its snapshot is damaged: the checksum differs');
+  }
+
+  /** Puts the pieces of a snapshot into the store, a few at a time. They mean nothing until commit(). */
+  async write(
+    name: number,
+    pull: () => Uint8Array | null | Promise<Uint8Array | null>,
+  ): Promise<{ pieces: number; bytes: number; sum: number }> {
+    let pieces = 0;
+    let bytes = 0;
+    let sum = 0;
+    let inFlight: Promise<unknown>[] = [];
+    for (let piece = await pull(); piece !== null; piece = await pull()) {
+      for (let at = 0; at < piece.length; at += SNAPSHOT_PIECE_BYTES) {
+        // The store writes it later, and the piece is valid until the next one is asked for.
+        const part = Buffer.from(piece.subarray(at, at + SNAPSHOT_PIECE_BYTES));
+        sum = checksum(part, sum);
+        bytes += part.length;
+        inFlight.push(this.pieceTable.put([name, pieces++], part));
+        if (inFlight.length < SNAPSHOT_PIECES_IN_FLIGHT_MAX) continue;
+        await Promise.all(inFlight);
+        inFlight = [];
+      }
+    }
+    await Promise.all(inFlight);
+    return { pieces, bytes, sum };
+  }
+
+  /** From now on this is the snapshot; on disk when it resolves. */
+  async commit(snapshot: StoredSnapshot): Promise<void> {
+    await this.database.put('snapshot', snapshot);
+    await this.sweep(snapshot.name);
+  }
+
+  /** Removes the pieces of all snapshots but this one. */
+  async sweep(name: number): Promise<void> {
+    const gone = [...this.pieceTable.getKeys()].filter((key) => key[0] !== name);
+    await Promise.all(gone.map((key) => this.pieceTable.remove(key)));
+  }
+
+  async close(): Promise<void> {
+    await this.database.close();
+  }
+}

@@ -1,0 +1,175 @@
+// The simulated disk of one replica: what a loss of power leaves of it. A write is on disk when its completion is reported;
+// of one that is under way when the process ends all, nothing, the beginning or any pieces may be there. Promises are
+// written synchronously, so they are there or not. A disk outlives the processes that use it; its life is the one that the
+// configuration names.
+import type { Configuration } from '../consensus/configuration.js';
+import { decodeConfiguration } from '../consensus/configuration.js';
+import type { LogDisk } from '../consensus/durable-log.js';
+import { type ChainPosition, EntryType, entryOrigin, entrySequence } from '../consensus/entry.js';
+import { ENTRY_HEADER_BYTES } from '../consensus/limits.js';
+import { LogRecovery, type LogSource, type RecoveredLog, replay } from '../consensus/log-recovery.js';
+import { chainBeginning, type RecoveredState } from '../consensus/replication-plane.js';
+import type { Random } from '../fabric/sim/random.js';
+import { decodeCommand, type SimStateMachine, type StateSnapshot } from './sim-state-machine.js';
+
+export interface SimDiskOptions {
+  /** Time of a write with its sync: uniform between the two. */
+  readonly syncMin_ns: number;
+  readonly syncMax_ns: number;
+  readonly segmentBytes: number;
+  readonly snapshotAfterBytes: number;
+  /** Time that it takes to store a snapshot, at most. */
+  readonly snapshotMax_ns: number;
+  /** How often a replica that crashes has lost its disk, too, where the cluster can bear that. */
+  readonly diskLossProbability: number;
+}
+
+export interface SimStoredSnapshot {
+  readonly position: ChainPosition;
+  readonly configuration: Configuration;
+  readonly state: StateSnapshot;
+}
+
+interface Pending {
+  readonly segment: number;
+  readonly offset: number;
+  readonly bytes: Uint8Array;
+}
+
+const SECTOR_BYTES = 512;
+
+export class SimDisk implements LogSource {
+  promise = { epoch: 0, to: -1, leaseWait_ns: 0 };
+  snapshot: SimStoredSnapshot | null = null;
+  /** Something was written: a process that starts comes back. */
+  isUsed = false;
+  private readonly files = new Map<number, Uint8Array>();
+  private pending: Pending | null = null;
+
+  constructor(
+    readonly bootId: number,
+    readonly genesis: Configuration,
+  ) {}
+
+  get segments(): readonly number[] {
+    return [...this.files.keys()].sort((a, b) => a - b);
+  }
+
+  read(segment: number): Uint32Array {
+    const bytes = this.files.get(segment) as Uint8Array;
+    const words = new Uint32Array(bytes.length >>> 2);
+    new Uint8Array(words.buffer).set(bytes.subarray(0, words.length * 4));
+    return words;
+  }
+
+  recordPromise(epoch: number, to: number, leaseWait_ns: number): void {
+    this.isUsed = true;
+    this.promise = { epoch, to, leaseWait_ns };
+  }
+
+  begin(write: Pending): void {
+    this.isUsed = true;
+    this.pending = write;
+  }
+
+  complete(): void {
+    const { pending } = this;
+    this.pending = null;
+    if (pending !== null) this.place(pending.segment, pending.offset, pending.bytes, pending.bytes.length);
+  }
+
+  private place(segment: number, offset: number, bytes: Uint8Array, length: number): void {
+    const before = this.files.get(segment) ?? new Uint8Array(0);
+    const after = new Uint8Array(Math.max(before.length, offset + length));
+    after.set(before);
+    after.set(bytes.subarray(0, length), offset);
+    this.files.set(segment, after);
+  }
+
+  /** The process that used the disk is gone: what was under way is there in part, in full or not at all. */
+  powerLost(random: Random): void {
+    const { pending } = this;
+    this.pending = null;
+    if (pending === null) return;
+    const { segment, offset, bytes } = pending;
+    const kind = random.integer(4);
+    if (kind === 0) return;
+    if (kind === 1) {
+      this.place(segment, offset, bytes, bytes.length);
+      return;
+    }
+    const length = random.integer(bytes.length + 1);
+    if (kind === 2) {
+      this.place(segment, offset, bytes, length);
+      return;
+    }
+    // The file has its new length, but not all of its sectors.
+    const torn = bytes.slice();
+    for (let at = 0; at < torn.length; at += SECTOR_BYTES) {
+      if (random.chance(0.5)) torn.fill(0, at, at + SECTOR_BYTES);
+    }
+    this.place(segment, offset, torn, torn.length);
+  }
+
+  /** What is on disk now, without changing it. */
+  recover(): RecoveredLog {
+    const start = this.snapshot?.position ?? chainBeginning(this.genesis);
+    return LogRecovery.run(this, start, this.genesis.clusterId);
+  }
+
+  /** A process starts: brings back what is there, and cuts off what is torn. */
+  resume(
+    ring: Uint8Array,
+    state: SimStateMachine,
+  ): { log: RecoveredLog; applied: ChainPosition; recovered: RecoveredState } {
+    const log = this.recover();
+    const { snapshot, genesis } = this;
+    if (snapshot !== null) state.restore(snapshot.state);
+    let configuration = snapshot?.configuration ?? genesis;
+    const applied = { ...log.start };
+    replay(log, this, ring, {
+      entry: (words, at, type, payloadBytes, end) => {
+        if (end.lsn > log.commitLsn) return;
+        const bytes = new Uint8Array(words.buffer, words.byteOffset, words.length * 4);
+        const offset = at * 4 + ENTRY_HEADER_BYTES;
+        if (type === EntryType.command) {
+          state.apply(entryOrigin(words, at), entrySequence(words, at), decodeCommand(bytes, offset, payloadBytes));
+        } else if (type === EntryType.configuration) {
+          configuration = decodeConfiguration(bytes.slice(offset, offset + payloadBytes));
+        }
+        Object.assign(applied, end);
+      },
+    });
+    if (log.tail.lsn - applied.lsn > ring.length) {
+      throw new Error(`the log on disk reaches from LSN ${applied.lsn} to ${log.tail.lsn}, more than the ring holds`);
+    }
+    if (log.cut !== null && !log.discard.includes(log.cut.segment)) {
+      const { segment, bytes } = log.cut;
+      this.files.set(segment, (this.files.get(segment) as Uint8Array).slice(0, bytes));
+    }
+    this.drop(log.discard);
+    const foreignBelowLsn = Math.max(log.start.lsn, log.tail.lsn - ring.length);
+    return { log, applied, recovered: { applied: { ...applied }, configuration, foreignBelowLsn } };
+  }
+
+  drop(segments: readonly number[]): void {
+    for (const segment of segments) this.files.delete(segment);
+  }
+}
+
+/** The disk as one process of the replica uses it. */
+export class SimLogDisk implements LogDisk {
+  constructor(
+    private readonly disk: SimDisk,
+    /** Calls back when a write's time has passed, if the process still lives. */
+    private readonly later: (then: () => void) => void,
+  ) {}
+
+  append(segment: number, offset: number, bytes: Uint8Array, done: (error: Error | null) => void): void {
+    this.disk.begin({ segment, offset, bytes: bytes.slice() });
+    this.later(() => {
+      this.disk.complete();
+      done(null);
+    });
+  }
+}

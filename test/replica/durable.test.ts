@@ -1,0 +1,267 @@
+// Durable replicas as their user has them: what was acknowledged is there after all of them ended, at once or one by one;
+// a directory belongs to one replica; what the disk lost is said.
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { afterEach, describe, expect, test } from 'vitest';
+import { canMountPrivately } from '#lib/cli/nemesis/private-memory.js';
+import { Replica } from '#lib/index.js';
+import { runDemo } from '../demo/support/demo-process.ts';
+import { CommandLog, members, optionsFor, type TestCluster, waitFor } from './fixture.ts';
+
+const folders: string[] = [];
+const clusters: { close(): Promise<void> }[] = [];
+
+function folder(): string {
+  const path = mkdtempSync(join(tmpdir(), 'quorate-durable-test-'));
+  folders.push(path);
+  return path;
+}
+
+afterEach(async () => {
+  for (const cluster of clusters.splice(0)) await cluster.close();
+  for (const path of folders.splice(0)) rmSync(path, { recursive: true, force: true });
+});
+
+/** The replicas of a durable cluster in this process; `without` stay away. */
+async function open(
+  list: TestCluster['members'],
+  directory: string,
+  more: { snapshotAfterBytes?: number; without?: number } = {},
+): Promise<TestCluster> {
+  const { snapshotAfterBytes = 1024 * 1024, without } = more;
+  const machines = list.map(() => new CommandLog());
+  const replicas = await Promise.all(
+    list
+      .filter(({ id }) => id !== without)
+      .map(({ id }) =>
+        Replica.open(
+          optionsFor(id, list, {
+            profile: 'relaxed',
+            stateMachine: machines[id] as CommandLog,
+            durable: { directory: join(directory, `${id}`), snapshotAfterBytes },
+          }),
+        ),
+      ),
+  );
+  const cluster = {
+    members: list,
+    replicas,
+    machines,
+    leader: () => waitFor(() => replicas.find((replica) => replica.status().role === 'leader'), 'a leader'),
+    close: async () => {
+      await Promise.all(replicas.map((replica) => replica.close()));
+    },
+  };
+  clusters.push(cluster);
+  return cluster;
+}
+
+async function propose(cluster: TestCluster, from: number, count: number, bytes = 0): Promise<void> {
+  const leader = await cluster.leader();
+  const texts = Array.from({ length: count }, (_, index) => `command ${from + index}`.padEnd(bytes, '.'));
+  await Promise.all(texts.map((text) => leader.propose(Buffer.from(text))));
+}
+
+const numbers = (machine: CommandLog): number[] => machine.commands.map((text) => Number.parseInt(text.slice(8), 10));
+const upTo = (count: number): number[] => Array.from({ length: count }, (_, index) => index);
+
+describe('a durable cluster', () => {
+  test('comes back as the voters that it had, with every acknowledged command, snapshots or not', async () => {
+    const [list, directory] = [await members(3), folder()];
+    const first = await open(list, directory, { snapshotAfterBytes: 64 * 1024 });
+    await propose(first, 0, 100);
+    await propose(first, 100, 500, 400); // some snapshots' worth
+    await waitFor(
+      () => first.replicas.every((replica) => (replica.status().durable?.snapshotLsn ?? 0) > 0),
+      'snapshots',
+    );
+    const { members: before, epoch } = (await first.leader()).status();
+    await first.close();
+
+    const second = await open(list, directory, { snapshotAfterBytes: 64 * 1024 });
+    const leader = await second.leader();
+    expect(leader.status().members.map(({ bootId }) => bootId)).toEqual(before.map(({ bootId }) => bootId));
+    expect(Number(leader.status().epoch.split('.')[0])).toBeGreaterThan(Number(epoch.split('.')[0]));
+    await propose(second, 600, 10);
+    await waitFor(() => second.machines.every(({ commands }) => commands.length === 610), 'all commands everywhere');
+    for (const machine of second.machines) expect(numbers(machine)).toEqual(upTo(610));
+  });
+
+  test('keeps a session exactly-once across the restart of all', async () => {
+    const [list, directory] = [await members(3), folder()];
+    const session = { origin: 7, sequence: 1 };
+    const first = await open(list, directory);
+    await (await first.leader()).propose(Buffer.from('once'), { session });
+    await first.close();
+    const second = await open(list, directory);
+    const again = await (await second.leader()).propose(Buffer.from('once'), { session });
+    expect(again.duplicate).toBe(true);
+    expect(second.machines.map(({ commands }) => commands)[0]).toEqual(['once']);
+  });
+
+  test('goes on while one replica is away, which comes back as the same voter and catches up', async () => {
+    const [list, directory] = [await members(3), folder()];
+    const first = await open(list, directory);
+    await propose(first, 0, 10);
+    await first.close();
+    const two = await open(list, directory, { without: 2 });
+    await propose(two, 10, 300, 200);
+    const third = new CommandLog();
+    const late = await Replica.open(
+      optionsFor(2, list, { profile: 'relaxed', stateMachine: third, durable: { directory: join(directory, '2') } }),
+    );
+    clusters.push(late);
+    await waitFor(() => third.commands.length === 310, 'the late replica to catch up');
+    expect(numbers(third)).toEqual(upTo(310));
+    expect(late.status()).toMatchObject({ isVoter: true, configurationVersion: 1 });
+  });
+
+  test('takes a replica that lost its disk back as another life, with the state of the others', async () => {
+    const [list, directory] = [await members(3), folder()];
+    const first = await open(list, directory);
+    await propose(first, 0, 50);
+    const bootId = first.replicas[1]?.status().members[1]?.bootId;
+    await first.close();
+    rmSync(join(directory, '1'), { recursive: true });
+    const second = await open(list, directory);
+    await waitFor(() => second.replicas[1]?.status().isVoter, 'the replica to be a voter again');
+    await waitFor(() => second.machines[1]?.commands.length === 50, 'its state');
+    expect(second.replicas[1]?.status().members[1]?.bootId).not.toBe(bootId);
+  });
+});
+
+describe('the directory of a durable replica', () => {
+  test('belongs to one process at a time, to one replica and to one size of log', async () => {
+    const [list, directory] = [await members(3), folder()];
+    const cluster = await open(list, directory);
+    const durable = { directory: join(directory, '0') };
+    await expect(Replica.open(optionsFor(0, list, { durable }))).rejects.toMatchObject({
+      code: 'QUORATE_STORE_IN_USE',
+    });
+    await cluster.close();
+    await expect(Replica.open(optionsFor(1, list, { durable }))).rejects.toMatchObject({
+      code: 'QUORATE_STORE_MISMATCH',
+      message: expect.stringContaining('is that of replica 0'),
+    });
+    await expect(Replica.open(optionsFor(0, list, { durable, logBytes: 2 * 1024 * 1024 }))).rejects.toMatchObject({
+      code: 'QUORATE_STORE_MISMATCH',
+      message: expect.stringContaining('logBytes'),
+    });
+    const file = join(directory, 'a file');
+    writeFileSync(file, '');
+    await expect(Replica.open(optionsFor(0, list, { durable: { directory: file } }))).rejects.toMatchObject({
+      code: 'QUORATE_DISK_FAILED',
+    });
+  });
+
+  test('is refused when the log lost what was synced, and read up to where its end is torn', async () => {
+    const [list, directory] = [await members(3), folder()];
+    const first = await open(list, directory);
+    for (let at = 0; at < 20; at++) await propose(first, at, 1);
+    await first.close();
+    const log = join(directory, '0', 'log');
+    const name = join(log, readdirSync(log).sort().at(-1) as string);
+    const bytes = readFileSync(name);
+
+    // A byte in the middle, with groups behind it.
+    const damaged = Buffer.from(bytes);
+    damaged[256] = (damaged[256] as number) ^ 1;
+    writeFileSync(name, damaged);
+    const options = optionsFor(0, list, { durable: { directory: join(directory, '0') } });
+    await expect(Replica.open(options)).rejects.toMatchObject({
+      code: 'QUORATE_LOG_CORRUPT',
+      message: expect.stringMatching(/lost entries that had been synced.*remove the directory/s),
+    });
+
+    // The end of the last group: as after a loss of power in the middle of it. The others have what it held.
+    writeFileSync(name, bytes);
+    truncateSync(name, bytes.length - 10);
+    const second = await open(list, directory);
+    await waitFor(() => second.machines[0]?.commands.length === 20, 'the commands');
+    expect(numbers(second.machines[0] as CommandLog)).toEqual(upTo(20));
+    expect(second.replicas[0]?.status().configurationVersion).toBe(1);
+  });
+
+  test('must be there at all replicas or at none', async () => {
+    const list = await members(2);
+    const opened = list.map(({ id }) =>
+      Replica.open(optionsFor(id, list, { durable: id === 0 ? { directory: folder() } : false, openTimeoutMs: 2_000 })),
+    );
+    for (const result of await Promise.allSettled(opened)) {
+      expect(result.status).toBe('rejected');
+      const { message } = (result as PromiseRejectedResult).reason as Error;
+      expect(message).toContain('replica 0 is durable and replica 1 is not');
+    }
+  });
+
+  test.each([
+    [{ directory: '' }, 'directory'],
+    [{ directory: 'x', snapshotAfterBytes: 1 }, 'snapshotAfterBytes'],
+    ['yes', 'durable'],
+  ])('is checked: %j', async (durable, what) => {
+    const list = await members(1);
+    await expect(Replica.open(optionsFor(0, list, { durable: durable as never }))).rejects.toMatchObject({
+      code: 'QUORATE_INVALID_ARGUMENT',
+      message: expect.stringContaining(what),
+    });
+    expect(existsSync('x')).toBe(false);
+  });
+});
+
+test('rounds of SIGKILL to all replicas under load lose and repeat nothing', { timeout: 120_000 }, async () => {
+  const args = ['--rounds', '3', '--ops', '2000', '--seed', '3'];
+  const { code, summary, errors } = await runDemo(args, { program: 'power-loss.js', timeoutMs: 110_000 });
+  expect(summary, errors).toMatchObject({ rounds: 3, acknowledged: 6000, lost: 0, duplicated: 0, digestsAgree: true });
+  expect(code, errors).toBe(0);
+});
+
+const canMount = await canMountPrivately();
+
+test.skipIf(!canMount)(
+  'a full disk ends leadership with a clear error, loses nothing, and the replica comes back when there is room',
+  { timeout: 60_000 },
+  async () => {
+    const directory = folder();
+    const small = join(directory, 'small');
+    mkdirSync(small);
+    const program = fileURLToPath(new URL('fixtures/disk-full.mjs', import.meta.url));
+    // A file system of its own, in a mount namespace that vanishes with the process.
+    const script = 'mount -t tmpfs -o size=2m tmpfs "$1" && exec "$2" "$3" "$1" "$4"';
+    const child = spawn('unshare', ['--mount', 'sh', '-c', script, 'sh', small, process.execPath, program, directory], {
+      stdio: ['ignore', 'pipe', 'pipe'],
+    });
+    let [output, errors] = ['', ''];
+    child.stdout.setEncoding('utf8').on('data', (text: string) => {
+      output += text;
+    });
+    child.stderr.setEncoding('utf8').on('data', (text: string) => {
+      errors += text;
+    });
+    const [code] = (await once(child, 'close')) as [number];
+    expect(code, errors).toBe(0);
+    expect(JSON.parse(output)).toEqual({
+      warning: 'QUORATE_DISK_FULL',
+      says: true,
+      failure: 'QUORATE_DISK_FULL',
+      roleOfTheFull: 'follower',
+      anotherLeads: true,
+      lost: 0,
+      applied: true,
+      isVoterAgain: true,
+      sameLife: true,
+    });
+  },
+);
