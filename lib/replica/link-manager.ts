@@ -76,7 +76,7 @@ export class LinkManager {
   /** Whether there is a link for messages to this life of the peer. */
   messagesReach(id: number, bootId: number): boolean {
     const links = this.peers.get(id);
-    return links !== undefined && links.live.message && links.bootId === bootId;
+    return links?.live.message === true && links.bootId === bootId;
   }
 
   /** Life of the peer that the links lead to, 0 if none. */
