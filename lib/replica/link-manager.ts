@@ -73,10 +73,10 @@ export class LinkManager {
     return links.live.probe && links.live.log;
   }
 
-  /** Whether there is a link for messages to this life of the peer. */
-  messagesReach(id: number, bootId: number): boolean {
+  /** Whether there is a link for messages to this process of the peer. */
+  messagesReach(id: number, processId: number): boolean {
     const links = this.peers.get(id);
-    return links !== undefined && links.live.message && links.bootId === bootId;
+    return links?.live.message === true && links.processId === processId;
   }
 
   /** Life of the peer that the links lead to, 0 if none. */

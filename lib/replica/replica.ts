@@ -402,7 +402,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
         this.survival?.noteTransfer(status);
         if (this.closing === undefined) this.emit('transfer', status);
       },
-      mailboxTo: (peer, bootId) => (this.links?.messagesReach(peer, bootId) ? this.mailbox : undefined),
+      mailboxTo: (peer, processId) => (this.links?.messagesReach(peer, processId) ? this.mailbox : undefined),
       onWarning: (error) => this.warn(error),
     });
     this.survival?.attach({

@@ -1,6 +1,7 @@
 // State transfers as they happen: a replica that lost its memory, or is new, pulls the state of a follower with one-sided
 // READs while commands go on. On shm, all members in this process.
 import { afterEach, beforeEach, expect, it, vi } from 'vitest';
+import { MessageFabric } from '#lib/fabric/message-fabric.js';
 import { TransferSink } from '#lib/fabric/transfer-link.js';
 import {
   type MemberAddress,
@@ -11,7 +12,6 @@ import {
   type TransferStatus,
 } from '#lib/index.js';
 import { ControlConnection } from '#lib/replica/control/connection.js';
-import type { LinkManager } from '#lib/replica/link-manager.js';
 import { Mailbox } from '#lib/replica/mailbox/mailbox.js';
 import { CHUNK_BYTES, SLOTS } from '#lib/replica/transfer/limits.js';
 import { members, optionsFor, waitFor } from './fixture.js';
@@ -213,15 +213,19 @@ it('needs the control channel to order and to link; what goes on is said by mess
   const { leader, followers } = await found(3, 600);
   const [lost, donor] = followers as [number, number];
   await lose(lost, leader);
-  const links = (at: number) => (replicas.get(at) as unknown as { links?: LinkManager } | undefined)?.links;
-  const reaches = (from: number, to: number) => links(from)?.messagesReach(to, links(from)?.bootId(to) ?? 0);
+  const install = vi.spyOn(MessageFabric.prototype, 'install');
+  /** How many replicas have a link for messages to this one, of those that were made from now on. */
+  const linksTo = (id: number) => {
+    const { calls, results, contexts } = install.mock;
+    return new Set(contexts.filter((_, index) => calls[index]?.[0] === id && results[index]?.value === true)).size;
+  };
   const held = gate();
   (machines.get(donor) as Blocks).beforeGiving = () => held.opened;
   const said = vi.spyOn(ControlConnection.prototype, 'send');
   const told = vi.spyOn(Mailbox.prototype, 'tell');
   const opening = open(lost, Blocks.of(0));
   await waitFor(() => transfers.some(({ at, status }) => at === donor && status.state === 'reading'), 'a donor');
-  await waitFor(() => reaches(donor, lost), 'a link for messages to the receiver');
+  await waitFor(() => linksTo(lost) === 2 && linksTo(donor) === 1, 'links for messages with the receiver');
   held.open();
   await opening;
   await expectEqual(lost);

@@ -22,8 +22,8 @@ import { type ReceivedLog, Receiver, type ReceiverHost } from './receiver.js';
 export interface TransfersHost
   extends Omit<DonorHost, 'onProgress' | 'tell'>,
     Omit<ReceiverHost, 'onProgress' | 'tell'> {
-  /** Where messages to this life of the peer go; undefined if there is no link for them. */
-  mailboxTo(peer: number, bootId: number): Pick<Mailbox, 'tell'> | undefined;
+  /** Where messages to this process of the peer go; undefined if there is no link for them. */
+  mailboxTo(peer: number, processId: number): Pick<Mailbox, 'tell'> | undefined;
   /** Members deal with members only. */
   isMember(id: number): boolean;
   /** At the leader: the snapshot that the receiver gets stands for this LSN. */
@@ -66,10 +66,10 @@ export class Transfers {
    * the connection: not by turns, since the order counts.
    */
   private tell(connection: ControlConnection, type: string, body: unknown): void {
-    const { id, bootId } = connection.peer;
+    const { id, processId } = connection.peer;
     let mailbox = this.mailboxes.get(connection);
     if (mailbox === undefined) {
-      mailbox = this.host.mailboxTo(id, bootId) ?? null;
+      mailbox = this.host.mailboxTo(id, processId) ?? null;
       this.mailboxes.set(connection, mailbox);
     }
     if (mailbox === null) connection.send(type, body);
