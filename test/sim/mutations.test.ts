@@ -40,6 +40,12 @@ const QUICK: readonly string[] = [
   'follower-reads-before-applied',
   'replace-below-quorum',
   'replace-before-catch-up',
+  'counts-before-synced',
+  'commit-on-memory',
+  'promise-not-on-disk',
+  'torn-tail-taken',
+  'lost-disk-votes',
+  'snapshot-before-log',
 ];
 
 describe('mutations', () => {
