@@ -20,7 +20,7 @@ afterEach(() => processes?.close());
 async function found(count: number): Promise<{ places: MemberAddress[]; leader: Report }> {
   processes = new Processes({ logBytes: 256 * 1024, profile: 'relaxed' });
   const places = await members(count + 2);
-  await processes.found(places.slice(0, count));
+  await processes.found(places.slice(0, count), { surviveCrash: { directory: processes.directory } });
   await processes.leader(count);
   await processes.fill({ from: 0, count: KEYS, round: 1 });
   return { places, leader: await processes.leader(count) };
@@ -72,6 +72,13 @@ it('one of three goes on with all that it holds, and two new ones join it', asyn
   const alone = await processes.leader(1);
   expect(alone).toMatchObject({ id: survivor, role: 'leader', voters: [survivor], size: KEYS, digest: before.digest });
   expect(alone.clusterId).not.toBe(before.clusterId);
+  // What would outlive it is of the new cluster.
+  const { region, warnings } = await processes.until(async () => {
+    const report = await processes.report(survivor);
+    return report.region?.isUsable && report;
+  }, 'a snapshot of the new cluster');
+  expect(region?.snapshotLsn).toBeGreaterThanOrEqual(before.tailLsn);
+  expect(warnings.filter(({ code }) => /REGION/.test(code))).toEqual([]);
   // Once is enough: the new cluster has a leader.
   await expect(processes.ask(survivor, 'forceNewCluster', ACCEPTED)).rejects.toMatchObject({
     code: 'QUORATE_LEADER_EXISTS',
@@ -95,11 +102,11 @@ it('one of three goes on with all that it holds, and two new ones join it', asyn
 it('a member of the old cluster that was only stopped takes no part in the new one', async () => {
   const { leader } = await found(3);
   const [survivor, late] = leader.voters.filter((id) => id !== leader.id) as [number, number];
-  processes.signal(late, 'SIGSTOP');
+  await processes.stop(late);
   await processes.kill(leader.id);
   await force(survivor);
   const alone = await processes.report(survivor);
-  processes.signal(late, 'SIGCONT');
+  processes.continue(late);
   const back = await processes.until(async () => {
     const report = await processes.report(late);
     const isRefused = report.warnings.some(({ code }) => code === 'QUORATE_CLUSTER_MISMATCH');

@@ -1,7 +1,8 @@
 // Replicas in processes of their own, for tests that kill them: starts them, asks them, and ends them all with the test.
 import { type ChildProcess, fork } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
-import { mkdtempSync, rmSync } from 'node:fs';
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import type { MemberAddress, RecoveryStatus, ReplicaOptions, ReplicaStatus } from '#lib/index.js';
 
@@ -65,6 +66,14 @@ class ReplicaProcess {
     this.child.kill(signal);
   }
 
+  /** No thread of it runs: they stop one after the other, and until then one of them may grant. */
+  get isStopped(): boolean {
+    const tasks = `/proc/${this.child.pid}/task`;
+    return readdirSync(tasks).every((task) =>
+      / T /.test(readFileSync(join(tasks, task, 'stat'), 'latin1').slice(0, 60)),
+    );
+  }
+
   async kill(): Promise<void> {
     this.signal('SIGKILL');
     await this.ended;
@@ -106,8 +115,14 @@ export class Processes {
     await process.kill();
   }
 
-  signal(id: number, signal: NodeJS.Signals): void {
-    this.process(id).signal(signal);
+  async stop(id: number): Promise<void> {
+    const process = this.process(id);
+    process.signal('SIGSTOP');
+    await this.until(async () => process.isStopped, `replica ${id} to stop`);
+  }
+
+  continue(id: number): void {
+    this.process(id).signal('SIGCONT');
   }
 
   ask(id: number, action: string, body?: unknown): Promise<unknown> {
