@@ -8,13 +8,20 @@ import { isSessionless } from './sim-state-machine.js';
 
 const Kind = { propose: 1, outcome: 2, readIndex: 3, readIndexIs: 4 } as const;
 const OUTCOMES = ['applied', 'notLeader', 'full', 'unknown'] as const;
-const HEADER_BYTES = 32;
+const HEADER_BYTES = 40;
 
-/** Kind, number of the question, and two numbers by kind. */
-function encode(kind: number, number: number, first: number, second: number, payload?: Uint8Array): Uint8Array {
+/** Kind, number of the question and who asks, and two numbers by kind. */
+function encode(
+  kind: number,
+  number: number,
+  asker: number,
+  first: number,
+  second: number,
+  payload?: Uint8Array,
+): Uint8Array {
   const bytes = new Uint8Array(HEADER_BYTES + (payload?.length ?? 0));
   const view = new DataView(bytes.buffer);
-  [kind, number, first, second].forEach((value, index) => {
+  [kind, number, asker, first, second].forEach((value, index) => {
     view.setFloat64(index * 8, value, true);
   });
   if (payload !== undefined) bytes.set(payload, HEADER_BYTES);
@@ -38,6 +45,8 @@ export class SimForwarding {
   constructor(
     private readonly life: SimLife,
     private readonly messages: SimMessageFabric,
+    /** Unique to this process. */
+    private readonly asker: number,
   ) {}
 
   /** Main plane. */
@@ -49,7 +58,7 @@ export class SimForwarding {
     answer: (outcome: ProposalOutcome) => void,
   ): void {
     const number = ++this.lastNumber;
-    const message = this.messages.send(leader, encode(Kind.propose, number, origin, sequence, payload));
+    const message = this.messages.send(leader, encode(Kind.propose, number, this.asker, origin, sequence, payload));
     if (message === null) answer({ kind: 'full' });
     else this.questions.set(number, { leader, message, origin, sequence, payload, answer });
   }
@@ -58,12 +67,13 @@ export class SimForwarding {
   askReadIndex(leader: number, answer: (index: ReadIndex) => void): void {
     const number = ++this.lastNumber;
     this.indexQuestions.set(number, answer);
-    this.messages.send(leader, encode(Kind.readIndex, number, 0, 0));
+    this.messages.send(leader, encode(Kind.readIndex, number, this.asker, 0, 0));
   }
 
   hear(peer: number, bytes: Uint8Array): void {
     const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
-    const [kind, number, first, second] = [0, 8, 16, 24].map((at) => view.getFloat64(at, true)) as [
+    const [kind, number, asker, first, second] = [0, 8, 16, 24, 32].map((at) => view.getFloat64(at, true)) as [
+      number,
       number,
       number,
       number,
@@ -74,18 +84,24 @@ export class SimForwarding {
       this.life.proposeHere(first, second, payload, (outcome) => {
         const result = outcome.kind === 'applied' ? outcome.result : outcome.kind === 'notLeader' ? outcome.leader : 0;
         const index = OUTCOMES.indexOf(outcome.kind as (typeof OUTCOMES)[number]);
-        this.life.postToMain(() => void this.messages.send(peer, encode(Kind.outcome, number, index, result)));
+        this.life.postToMain(() => void this.messages.send(peer, encode(Kind.outcome, number, asker, index, result)));
       });
     } else if (kind === Kind.readIndex) {
       this.life.serveReadIndex(({ epoch, lsn }) => {
-        this.messages.send(peer, encode(Kind.readIndexIs, number, epoch, lsn));
+        this.messages.send(peer, encode(Kind.readIndexIs, number, asker, epoch, lsn));
       });
+    } else if (!this.isOwn(asker)) {
+      // An answer to the life before.
     } else if (kind === Kind.readIndexIs) {
       this.indexQuestions.get(number)?.({ epoch: first, lsn: second });
       this.indexQuestions.delete(number);
     } else {
       this.answered(number, OUTCOMES[first] as (typeof OUTCOMES)[number], second);
     }
+  }
+
+  private isOwn(asker: number): boolean {
+    return asker === this.asker;
   }
 
   private answered(number: number, kind: (typeof OUTCOMES)[number], result: number): void {

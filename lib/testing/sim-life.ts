@@ -175,7 +175,7 @@ export class SimLife {
       onStreamEnded: (peer) => this.forwarding.streamEnded(peer),
       onBroken: (peer) => events.onMessageLinkBroken(this, peer),
     });
-    this.forwarding = new SimForwarding(this, this.messages);
+    this.forwarding = new SimForwarding(this, this.messages, processId);
     const resumed = disk?.isUsed ? disk.resume(this.node.log, this.state) : null;
     this.isRecovered = resumed !== null && resumed.applied.lsn > 0;
     if (disk !== null) this.durableLog = this.openLog(disk, genesis, resumed);

@@ -19,37 +19,39 @@ import {
 } from '#lib/replica/mailbox/messages.js';
 import { NotLeaderError } from '#lib/replica/not-leader-error.js';
 
+const tag = { asker: 2 ** 47 + 1, number: 7 };
+
 describe('messages', () => {
   it('are read as they were written', () => {
     const command = Uint8Array.of(1, 2, 3);
-    expect(decodeMessage(encodePropose(7, 5, 9, command))).toEqual({
+    expect(decodeMessage(encodePropose(tag, 5, 9, command))).toEqual({
       kind: MessageKind.propose,
-      ...{ number: 7, origin: 5, sequence: 9, command },
+      ...{ tag, origin: 5, sequence: 9, command },
     });
-    expect(decodeMessage(encodeReadIndex(8))).toEqual({ kind: MessageKind.readIndex, number: 8 });
-    expect(decodeMessage(encodeReadIndexIs(9, 3, 640))).toEqual({
+    expect(decodeMessage(encodeReadIndex(tag))).toEqual({ kind: MessageKind.readIndex, tag });
+    expect(decodeMessage(encodeReadIndexIs(tag, 3, 640))).toEqual({
       kind: MessageKind.readIndexIs,
-      ...{ number: 9, epoch: 3, lsn: 640 },
+      ...{ tag, epoch: 3, lsn: 640 },
     });
     for (const result of [undefined, null, 5, 'text', [1, { a: true }]]) {
-      expect(decodeMessage(encodeProposed(1, 64, true, result))).toEqual({
+      expect(decodeMessage(encodeProposed(tag, 64, true, result))).toEqual({
         kind: MessageKind.proposed,
-        ...{ number: 1, lsn: 64, duplicate: true, result },
+        ...{ tag, lsn: 64, duplicate: true, result },
       });
     }
-    expect(decodeMessage(encodeFailed(2, new NotLeaderError(4)))).toMatchObject({
+    expect(decodeMessage(encodeFailed(tag, new NotLeaderError(4)))).toMatchObject({
       kind: MessageKind.failed,
-      ...{ number: 2, code: 'QUORATE_NOT_LEADER', leader: 4 },
+      ...{ tag, code: 'QUORATE_NOT_LEADER', leader: 4 },
     });
     expect(decodeMessage(encodeTold('news', { a: [1] }))).toMatchObject({ type: 'news', body: { a: [1] } });
   });
 
   it('of any other bytes are refused by code, whatever these are', () => {
     const encoded = [
-      encodePropose(1, 1, 1, new Uint8Array(8)),
-      encodeProposed(1, 64, false, [1, 'a']),
-      encodeReadIndexIs(1, 2, 64),
-      encodeFailed(1, new NotLeaderError(1)),
+      encodePropose(tag, 1, 1, new Uint8Array(8)),
+      encodeProposed(tag, 64, false, [1, 'a']),
+      encodeReadIndexIs(tag, 2, 64),
+      encodeFailed(tag, new NotLeaderError(1)),
       encodeTold('news', { a: 1 }),
     ];
     const garbage = fc.oneof(
@@ -70,8 +72,8 @@ describe('messages', () => {
       }),
       { numRuns: 2000 },
     );
-    const halfASession = encodePropose(1, 1, 1, new Uint8Array(0));
-    new DataView(halfASession.buffer).setFloat64(16, 0, true);
+    const halfASession = encodePropose(tag, 1, 1, new Uint8Array(0));
+    new DataView(halfASession.buffer).setFloat64(24, 0, true);
     expect(() => decodeMessage(halfASession)).toThrow(/sequence 0/);
   });
 });
@@ -115,11 +117,11 @@ function forwarding() {
   const answer = (index: number, answered: Answer | null) => sent[index]?.question.settle(answered);
   const done = (lsn: number): Answer => ({
     kind: MessageKind.proposed,
-    ...{ number: 0, lsn, duplicate: false, result: lsn },
+    ...{ tag: { asker: 1, number: 0 }, lsn, duplicate: false, result: lsn },
   });
   const failed = (code: string): Answer => ({
     kind: MessageKind.failed,
-    ...{ number: 0, code, text: 'said the leader', leader: undefined },
+    ...{ tag: { asker: 1, number: 0 }, code, text: 'said the leader', leader: undefined },
   });
   const change = (leader: number | undefined, trusted: number[]) => {
     state.leader = leader;

@@ -1,6 +1,7 @@
 // Questions and answers between replicas, over messages in registered memory: a follower forwards proposals to the leader
 // and asks it for the read index. Every question is answered by a peer that lives, with what it knows; what becomes of a
 // question that a peer took with it when it ended, the one who asked has to decide.
+import { randomInt } from 'node:crypto';
 import type { OutgoingMessage } from '../../consensus/message-port.js';
 import { QuorateError } from '../../errors.js';
 import { MessageFabric } from '../../fabric/message-fabric.js';
@@ -18,6 +19,7 @@ import {
   encodeTold,
   type Message,
   MessageKind,
+  type Tag,
 } from './messages.js';
 
 /** What a question was answered with. */
@@ -48,10 +50,13 @@ export class Question {
 }
 
 const NUMBER_END = 2 ** 32;
+const ASKER_END = 2 ** 48 - 1;
 
 export class Mailbox {
   readonly fabric: MessageFabric;
   private readonly questions = new Map<number, Question>();
+  /** Of this process: an answer to the one before must not pass for an answer to this one. */
+  private readonly asker = randomInt(1, ASKER_END);
   private lastNumber = 0;
 
   constructor(private readonly host: MailboxHost) {
@@ -75,25 +80,25 @@ export class Mailbox {
     session: SessionCommand | undefined,
     settle: (answer: Answer | null) => void,
   ): Question | null {
-    const number = this.nextNumber();
-    return this.ask(peer, number, encodePropose(number, session?.origin ?? 0, session?.sequence ?? 0, command), settle);
+    const tag = this.nextTag();
+    return this.ask(peer, tag, encodePropose(tag, session?.origin ?? 0, session?.sequence ?? 0, command), settle);
   }
 
   /** Asks for the read index. As propose(). */
   readIndex(peer: number, settle: (answer: Answer | null) => void): Question | null {
-    const number = this.nextNumber();
-    return this.ask(peer, number, encodeReadIndex(number), settle);
+    const tag = this.nextTag();
+    return this.ask(peer, tag, encodeReadIndex(tag), settle);
   }
 
-  private nextNumber(): number {
+  private nextTag(): Tag {
     do this.lastNumber = (this.lastNumber + 1) % NUMBER_END;
     while (this.questions.has(this.lastNumber));
-    return this.lastNumber;
+    return { asker: this.asker, number: this.lastNumber };
   }
 
   private ask(
     peer: number,
-    number: number,
+    { number }: Tag,
     bytes: Uint8Array,
     settle: (answer: Answer | null) => void,
   ): Question | null {
@@ -147,21 +152,22 @@ export class Mailbox {
     if (message === undefined) return;
     switch (message.kind) {
       case MessageKind.propose:
-        this.serve(peer, message.number, () => this.servePropose(peer, message));
+        this.serve(peer, message.tag, () => this.servePropose(peer, message));
         break;
       case MessageKind.readIndex:
-        this.serve(peer, message.number, async () => {
+        this.serve(peer, message.tag, async () => {
           const { epoch, lsn } = await this.host.readIndex();
-          return encodeReadIndexIs(message.number, epoch, lsn);
+          return encodeReadIndexIs(message.tag, epoch, lsn);
         });
         break;
       case MessageKind.told:
         this.guarded(peer, () => this.host.onTold(peer, message.type, message.body));
         break;
       default: {
-        const question = this.questions.get(message.number);
-        if (question === undefined || question.peer !== peer) return; // given up
-        this.questions.delete(message.number);
+        const { asker, number } = message.tag;
+        const question = this.questions.get(number);
+        if (asker !== this.asker || question === undefined || question.peer !== peer) return; // given up
+        this.questions.delete(number);
         question.settle(message);
       }
     }
@@ -169,7 +175,7 @@ export class Mailbox {
 
   private async servePropose(
     peer: number,
-    { number, origin, sequence, command }: Extract<Message, { readonly kind: typeof MessageKind.propose }>,
+    { tag, origin, sequence, command }: Extract<Message, { readonly kind: typeof MessageKind.propose }>,
   ): Promise<Uint8Array> {
     if (this.fabric.queuedBytes(peer) > ANSWERS_QUEUED_BYTES_MAX) {
       throw new QuorateError(
@@ -179,17 +185,17 @@ export class Mailbox {
     }
     const session = origin === 0 ? undefined : { origin, sequence };
     const { lsn, result, duplicate } = await this.host.proposeHere(command, session);
-    return encodeProposed(number, lsn, duplicate, result);
+    return encodeProposed(tag, lsn, duplicate, result);
   }
 
-  private serve(peer: number, number: number, answer: () => Promise<Uint8Array>): void {
+  private serve(peer: number, tag: Tag, answer: () => Promise<Uint8Array>): void {
     if (!this.host.isMember(peer)) {
       const text = `replica ${peer} is no member as far as replica ${this.host.id} knows`;
-      this.fabric.send(peer, encodeFailed(number, new QuorateError('QUORATE_NOT_A_MEMBER', text)));
+      this.fabric.send(peer, encodeFailed(tag, new QuorateError('QUORATE_NOT_A_MEMBER', text)));
       return;
     }
     void answer()
-      .catch((error: Error) => encodeFailed(number, error))
+      .catch((error: Error) => encodeFailed(tag, error))
       // Where it does not fit the peer is told nothing, and gives up by itself.
       .then((bytes) => this.fabric.send(peer, bytes));
   }
