@@ -188,7 +188,7 @@ describe('a read at a follower', () => {
     const lsn = follower.status().appliedLsn + 640; // further than the follower's log is
     const restore = replaceAsking((ask) =>
       keepAnswer(ask, leader.id, (settle) => {
-        setImmediate(() => settle({ kind: MessageKind.readIndexIs, number: 0, epoch: 0, lsn }));
+        setImmediate(() => settle({ kind: MessageKind.readIndexIs, tag: { asker: 0, number: 0 }, epoch: 0, lsn }));
       }),
     );
     let appliedAtRead = 0;
