@@ -314,6 +314,12 @@ it('begins anew at another donor when that has another state by then', async () 
   const machine = machines.get(lost) as Blocks;
   await waitFor(() => machine.takenBytes > 100 * BLOCK_BYTES, 'a good part of the state');
   for (let index = 0; index < 10; index++) await write(leader, 3, index + 100);
+  // Followers apply a moment later; the next donor must have.
+  const rest = others.filter((id) => id !== first);
+  await waitFor(
+    () => rest.every((id) => replicas.get(id)?.status().appliedLsn === leader.status().appliedLsn),
+    'the other donors to have another state',
+  );
   await replicas.get(first)?.close();
   replicas.delete(first);
   never.open();
