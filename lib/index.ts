@@ -13,6 +13,8 @@ export type { RegionStatus } from './replica/recovery/region-keeper.js';
 export { Replica } from './replica/replica.js';
 export type {
   BackgroundScheduling,
+  DurableOptions,
+  DurableStatus,
   LeaseOptions,
   MemberAddress,
   MemberStatus,

@@ -106,6 +106,7 @@ async function run(data: BackgroundWorkerData): Promise<void> {
     (peer) => report({ type: 'probeBroken', peer }),
     { waiter, wakeQueue, wakeChannel },
   );
+  let grantFailure: unknown;
   const voter = data.durable === null ? null : await openVoter(data.id, data.durable);
   const plane = new BackgroundPlane(
     {
@@ -118,7 +119,11 @@ async function run(data: BackgroundWorkerData): Promise<void> {
       lease: data.lease,
       random: Math.random,
       notifyMain: () => notifier.notify(),
-      onGrantFailure: (peer, error) => report({ type: 'grantFailed', peer, ...describe(error) }),
+      onGrantFailure: (peer, error) => {
+        if (error === grantFailure) return; // a disk that failed fails every grant
+        grantFailure = error;
+        report({ type: 'grantFailed', peer, ...describe(error) });
+      },
     },
     fabric,
     new Exchange(controlMemory.buffer),

@@ -3,8 +3,8 @@
 // `log`: the log behind the snapshot, in files. Opens them, brings back what they hold, takes snapshots when the log has
 // grown, and stops using all of it when the disk fails.
 import { randomInt } from 'node:crypto';
-import { closeSync, mkdirSync, openSync } from 'node:fs';
-import { join, resolve } from 'node:path';
+import { closeSync, fsyncSync, mkdirSync, openSync } from 'node:fs';
+import { dirname, join, resolve } from 'node:path';
 import type { Configuration } from '../../consensus/configuration.js';
 import { decodeConfiguration } from '../../consensus/configuration.js';
 import { DurableLog } from '../../consensus/durable-log.js';
@@ -56,6 +56,25 @@ export interface DurabilityHost {
   onWarning(error: Error): void;
 }
 
+/** The entries of files that were made just now must not vanish with the power, or the replica would be another one. */
+function syncDirectories(directory: string): void {
+  for (const path of [join(directory, 'state'), join(directory, 'promise'), directory, dirname(directory)]) {
+    let descriptor: number;
+    try {
+      descriptor = openSync(path, 'r');
+    } catch (error) {
+      // A folder in which this user may make files and not look is the administrator's.
+      if (path === dirname(directory) && (error as NodeJS.ErrnoException).code === 'EACCES') continue;
+      throw error;
+    }
+    try {
+      fsyncSync(descriptor);
+    } finally {
+      closeSync(descriptor);
+    }
+  }
+}
+
 /** The state machine failed to give its state, not the store to take it. */
 class SourceError extends Error {}
 
@@ -102,6 +121,7 @@ export class Durability {
       const promise = promises.read();
       await promises.close();
       const identity = Durability.identify(state, directory, options);
+      syncDirectories(directory);
       return new Durability(options, directory, lock, state, identity, promise);
     } catch (error) {
       await state?.close();
