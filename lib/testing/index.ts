@@ -18,6 +18,7 @@ export { type Minimized, minimize } from './minimize.js';
 export { type MutationRequest, type MutationVerdict, tryMutation } from './mutation-run.js';
 export { MUTATIONS, type Mutation } from './mutations.js';
 export type { ReadMeans } from './sim-life.js';
+export type { SimDiskOptions } from './sim-disk.js';
 export { type FaultRates, LEAVE_OUT, type SimOptions, type SimRequest } from './sim-options.js';
 export { type Command, Operation } from './sim-state-machine.js';
 export { runSimulation, type SimulationRequest, type SimulationResult } from './simulation.js';
