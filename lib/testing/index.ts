@@ -17,6 +17,7 @@ export { type InteractionResult, runInteraction } from './interaction.js';
 export { type Minimized, minimize } from './minimize.js';
 export { type MutationRequest, type MutationVerdict, tryMutation } from './mutation-run.js';
 export { MUTATIONS, type Mutation } from './mutations.js';
+export type { SimDiskOptions } from './sim-disk.js';
 export type { ReadMeans } from './sim-life.js';
 export { type FaultRates, LEAVE_OUT, type SimOptions, type SimRequest } from './sim-options.js';
 export { type Command, Operation } from './sim-state-machine.js';

@@ -12,11 +12,15 @@ import { chainBeginning, type RecoveredState } from '../consensus/replication-pl
 import type { Random } from '../fabric/sim/random.js';
 import { decodeCommand, type SimStateMachine, type StateSnapshot } from './sim-state-machine.js';
 
+/** The disks of a simulation's durable replicas. */
 export interface SimDiskOptions {
-  /** Time of a write with its sync: uniform between the two. */
+  /** Time of a write with its sync, at least. */
   readonly syncMin_ns: number;
+  /** The same, at most. */
   readonly syncMax_ns: number;
+  /** A segment of the log is about so long. */
   readonly segmentBytes: number;
+  /** A snapshot is stored when so much log was written since the last one. */
   readonly snapshotAfterBytes: number;
   /** Time that it takes to store a snapshot, at most. */
   readonly snapshotMax_ns: number;
