@@ -33,6 +33,8 @@ export interface DurableLogOptions {
   readonly segments: readonly SegmentPlace[];
   /** Number of the next segment. */
   readonly nextSegment: number;
+  /** What segments may have been there before does not lead to the position: see DurableLog.isDetached. */
+  readonly isDetached: boolean;
   /** More of the log is on disk, or there is room to take more. */
   readonly onProgress: () => void;
   /** The disk failed. It is not used any more. */
@@ -180,6 +182,7 @@ export class DurableLog {
     copyPosition(position, this.reached);
     this.segments = [...segments];
     this.nextSegment = nextSegment;
+    this.isBehindSnapshot = options.isDetached;
   }
 
   /** Up to here the log is on disk or on its way there: nothing above may be applied, or the ring could be recycled. */
@@ -200,6 +203,14 @@ export class DurableLog {
   /** A snapshot was received that is not on disk. */
   get awaitsSnapshot(): boolean {
     return this.isHeld;
+  }
+
+  /**
+   * What is on disk need not lead to where the log goes on: a snapshot that was received stands in between, and no segment
+   * that says so has begun. A snapshot that is stored now has to be marked so.
+   */
+  get isDetached(): boolean {
+    return this.isBehindSnapshot;
   }
 
   /** Nothing is being written, and nothing waits for it. */

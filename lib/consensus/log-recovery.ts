@@ -38,6 +38,8 @@ export interface RecoveredLog {
   readonly commitLsn: number;
   /** The segment whose end is torn, and how many bytes of it are good; null if none is. */
   readonly cut: { readonly segment: number; readonly bytes: number } | null;
+  /** The snapshot stands for all of it: what is on disk in front need not lead to where it goes on. */
+  readonly isDetached: boolean;
   /** Segments that are of no use. */
   readonly discard: readonly number[];
   readonly segments: readonly SegmentPlace[];
@@ -61,15 +63,19 @@ export class LogRecovery {
   private places: SegmentPlace[] = [];
   private readonly frame = emptyFrame();
 
-  /** `start`: the place of the snapshot, or of the log's beginning. Throws a CorruptLogError. */
-  static run(source: LogSource, start: Readonly<ChainPosition>, clusterId: number): RecoveredLog {
-    return new LogRecovery(source, start, clusterId).walk();
+  /**
+   * `start`: the place of the snapshot, or of the log's beginning. `isDetached`: the snapshot was stored when the log on disk
+   * did not lead to its place (DurableLog.isDetached). Throws a CorruptLogError.
+   */
+  static run(source: LogSource, start: Readonly<ChainPosition>, clusterId: number, isDetached = false): RecoveredLog {
+    return new LogRecovery(source, start, clusterId, isDetached).walk();
   }
 
   private constructor(
     private readonly source: LogSource,
     private readonly start: Readonly<ChainPosition>,
     private readonly clusterId: number,
+    private readonly isDetached: boolean,
   ) {}
 
   private walk(): RecoveredLog {
@@ -82,8 +88,8 @@ export class LogRecovery {
     }
     const nextSegment = (segments.at(-1) ?? 0) + 1;
     const { tail } = this;
-    if (tail === null || tail.lsn < start.lsn) {
-      // The snapshot reaches further: all of the log that was ever told of is in it.
+    if (tail === null || tail.lsn < start.lsn || (this.isDetached && !this.leadsTo(start))) {
+      // The snapshot reaches further, or overrules it: all of the log that was ever told of, and counts, is in it.
       const place = clone(start);
       const discard = [...this.discard, ...this.places.map(({ number }) => number)];
       if (this.cut !== null) discard.push(this.cut.segment);
@@ -93,6 +99,7 @@ export class LogRecovery {
         tail: place,
         commitLsn: start.lsn,
         cut: null,
+        isDetached: segments.length > 0,
         discard: [...new Set(discard)],
         segments: [],
         nextSegment,
@@ -105,6 +112,7 @@ export class LogRecovery {
       tail: clone(tail),
       commitLsn: Math.min(Math.max(this.commitLsn, start.lsn), tail.lsn),
       cut: this.cut,
+      isDetached: false,
       discard: this.discard,
       segments: this.places,
       nextSegment,
@@ -226,6 +234,10 @@ export class LogRecovery {
       if (!readFrame(source.read(later), 0, later, clusterId, probe)) continue;
       throw new CorruptLogError(`segment ${segment} is damaged at byte ${offset}, before segment ${later}`);
     }
+  }
+
+  private leadsTo(start: Readonly<ChainPosition>): boolean {
+    return (this.tail !== null && isSamePlace(this.tail, start)) || this.find(start) !== null;
   }
 
   /** Groups from the snapshot's place on; the log must go through it. */

@@ -29,6 +29,8 @@ export interface SimDiskOptions {
 }
 
 export interface SimStoredSnapshot {
+  /** See DurableLog.isDetached. */
+  readonly isDetached: boolean;
   readonly position: ChainPosition;
   readonly configuration: Configuration;
   readonly state: StateSnapshot;
@@ -117,8 +119,9 @@ export class SimDisk implements LogSource {
 
   /** What is on disk now, without changing it. */
   recover(): RecoveredLog {
-    const start = this.snapshot?.position ?? chainBeginning(this.genesis);
-    return LogRecovery.run(this, start, this.genesis.clusterId);
+    const { snapshot, genesis } = this;
+    const start = snapshot?.position ?? chainBeginning(genesis);
+    return LogRecovery.run(this, start, genesis.clusterId, snapshot?.isDetached ?? false);
   }
 
   /** A process starts: brings back what is there, and cuts off what is torn. */

@@ -278,6 +278,7 @@ export class SimLife {
         position,
         segments: resumed?.log.segments ?? [],
         nextSegment: resumed?.log.nextSegment ?? 1,
+        isDetached: resumed?.log.isDetached ?? false,
         onProgress: () => this.replication.durableProgress(),
         onFailure: (error) => this.trace(`its disk failed: ${error}`),
       },
@@ -329,7 +330,7 @@ export class SimLife {
         return;
       }
       this.trace(`stores a snapshot at LSN ${position.lsn}`);
-      disk.snapshot = { position, configuration, state };
+      disk.snapshot = { position, configuration, state, isDetached: durableLog.isDetached };
       this.bytesAtSnapshot = bytes;
       this.isTakingSnapshot = false;
       this.preempt(); // the process may end before the log is cut

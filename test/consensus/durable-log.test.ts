@@ -85,21 +85,22 @@ class Disk implements LogDisk, LogSource {
     new Uint8Array(words.buffer).set(bytes.subarray(0, words.length * 4));
     return words;
   }
-  recover(start: ChainPosition = BEGINNING): RecoveredLog {
-    return LogRecovery.run(this, start, CLUSTER);
+  recover(start: ChainPosition = BEGINNING, isDetached = false): RecoveredLog {
+    return LogRecovery.run(this, start, CLUSTER, isDetached);
   }
 }
 
-function durableLog(ring: Ring, disk: Disk, segmentBytes = 1024 * 1024): DurableLog {
+function durableLog(ring: Ring, disk: Disk, segmentBytes = 1024 * 1024, recovered?: RecoveredLog): DurableLog {
   return new DurableLog(
     {
       clusterId: CLUSTER,
       ring: ring.bytes,
       segmentBytes,
-      applied: BEGINNING,
-      position: BEGINNING,
-      segments: [],
-      nextSegment: 1,
+      applied: recovered?.tail ?? BEGINNING,
+      position: recovered?.tail ?? BEGINNING,
+      segments: recovered?.segments ?? [],
+      nextSegment: recovered?.nextSegment ?? 1,
+      isDetached: recovered?.isDetached ?? false,
       onProgress: () => {},
       onFailure: () => {},
     },
@@ -125,6 +126,35 @@ describe('a log on its way to disk', () => {
     disk.complete(); // all five
     expect(log.synced).toEqual(ring.tail);
     expect(disk.recover().tail).toEqual(ring.tail);
+  });
+
+  test('gives way to a snapshot of another leader, also when the power goes before an entry is written behind that', () => {
+    const [ring, disk] = [new Ring(), new Disk()];
+    const log = durableLog(ring, disk);
+    for (let count = 0; count < 4; count++) ring.append(1, 40);
+    take(log, ring);
+    disk.complete();
+    // The log of the second epoch has other entries, and its snapshot stands for a place that is none in this log.
+    const other = new Ring();
+    for (let count = 0; count < 3; count++) other.append(2, 8);
+    const place = { ...other.tail };
+    expect(place.lsn).toBeLessThan(ring.tail.lsn);
+    log.restart(place);
+    expect(log.isDetached).toBe(true);
+    expect(log.reaches(place.lsn)).toBe(true);
+    log.forget(place.lsn);
+    const recovered = disk.recover(place, true);
+    expect(recovered).toMatchObject({ tail: place, groups: [], segments: [], discard: [1], isDetached: true });
+    // A snapshot that was not marked so is one of this log, or something is lost.
+    expect(() => disk.recover(place)).toThrow(/does not go through/);
+
+    // The next process goes on there, and what it writes says so: it is found even if the old segment is still there.
+    const next = durableLog(other, disk, 1024 * 1024, recovered);
+    other.append(2, 8);
+    take(next, other);
+    disk.complete();
+    expect(next.isDetached).toBe(false);
+    expect(disk.recover(place, true)).toMatchObject({ tail: other.tail, segments: [{ number: 2, lsn: place.lsn }] });
   });
 
   test('takes nothing that does not chain, whatever stands in the ring', () => {

@@ -201,7 +201,7 @@ export class Durability {
       copyPosition(snapshot.position, applied);
       configuration = snapshot.configuration;
     }
-    const log = this.readLog(applied, genesis.clusterId);
+    const log = this.readLog(applied, genesis.clusterId, snapshot?.isDetached ?? false);
     files.settle(log.cut, log.discard);
     const { ring } = host;
     replay(log, files, ring, {
@@ -248,9 +248,9 @@ export class Durability {
     host.restoreSessions(sessions);
   }
 
-  private readLog(start: ChainPosition, clusterId: number): RecoveredLog {
+  private readLog(start: ChainPosition, clusterId: number, isDetached: boolean): RecoveredLog {
     try {
-      return LogRecovery.run(this.files, start, clusterId);
+      return LogRecovery.run(this.files, start, clusterId, isDetached);
     } catch (error) {
       if (error instanceof CorruptLogError) throw this.corrupt(error.message, error);
       throw error;
@@ -288,6 +288,7 @@ export class Durability {
         position,
         segments: recovered?.log.segments ?? [],
         nextSegment: recovered?.log.nextSegment ?? 1,
+        isDetached: recovered?.log.isDetached ?? false,
         onProgress: () => {
           this.onReached?.();
           if (!this.isClosed) host.onProgress();
@@ -358,7 +359,8 @@ export class Durability {
       await state.sweep(this.snapshot?.name ?? 0); // what an attempt before this one left behind
       const written = await state.write(name, () => fromSource(() => source.pull()));
       if (!(await this.reached(log, position.lsn))) return;
-      const snapshot = { position: { ...position }, configuration, sessionsBytes, name, ...written };
+      const { isDetached } = log;
+      const snapshot = { position: { ...position }, configuration, sessionsBytes, name, isDetached, ...written };
       await state.commit(snapshot);
       this.snapshot = snapshot;
     } finally {

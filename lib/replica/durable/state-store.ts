@@ -26,6 +26,8 @@ export interface StoredSnapshot {
   readonly sum: number;
   /** Part of the pieces' keys. */
   readonly name: number;
+  /** The log on disk need not lead to the place: see DurableLog.isDetached. */
+  readonly isDetached: boolean;
 }
 
 type Key = string;
@@ -71,10 +73,10 @@ export class StateStore {
   snapshot(): StoredSnapshot | null {
     const value = this.database.get('snapshot') as Record<string, unknown> | undefined;
     if (value === undefined) return null;
-    const { position, sessionsBytes, bytes, pieces, sum, name } = value;
+    const { position, sessionsBytes, bytes, pieces, sum, name, isDetached } = value;
     const { lsn, hashLow, hashHigh, epoch } = (position ?? {}) as Record<string, unknown>;
     const numbers = [lsn, hashLow, hashHigh, epoch, sessionsBytes, bytes, pieces, sum, name];
-    if (!numbers.every(isCount)) throw this.invalid('its record of a snapshot');
+    if (!numbers.every(isCount) || typeof isDetached !== 'boolean') throw this.invalid('its record of a snapshot');
     return { ...(value as unknown as StoredSnapshot), configuration: checkConfiguration(value['configuration']) };
   }
 
