@@ -29,6 +29,8 @@ export interface LinkManagerOptions {
   readonly onLogLinked: (peer: number, bootId: number, processId: number) => void;
   /** Log link gone. */
   readonly onLogUnlinked: (peer: number) => void;
+  /** The peer takes this replica for no member. */
+  readonly onRefused: (peer: number) => void;
   readonly onWarning: (error: Error) => void;
 }
 
@@ -176,7 +178,7 @@ export class LinkManager {
   }
 
   private async make(id: number, kind: LinkKind, connection: ControlConnection): Promise<boolean> {
-    const { endpoint, messages, onWarning } = this.options;
+    const { endpoint, messages, onRefused, onWarning } = this.options;
     const links = this.peer(id);
     const generation = this.nextGeneration++;
     let pending: PendingLink | undefined;
@@ -198,6 +200,7 @@ export class LinkManager {
         code === 'QUORATE_CLOSED' ||
         links.connection !== connection;
       if (!isPassing && !this.closed) onWarning(error as Error);
+      if (code === 'QUORATE_NOT_A_MEMBER' && !this.closed) onRefused(id);
       return false;
     }
   }

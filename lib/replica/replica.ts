@@ -647,6 +647,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
         background,
         onLogLinked: (peer, bootId, processId) => this.guard(() => this.plane?.peerLinked(peer, bootId, processId)),
         onLogUnlinked: (peer) => this.guard(() => this.plane?.peerUnlinked(peer)),
+        onRefused: (peer) => this.tellOfMembership(peer),
         onWarning: (error) => this.warn(error),
       });
       this.requests = new MembershipRequests({
@@ -814,6 +815,15 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   private tellIfApart(peer: number, configuration: Configuration): void {
     const member = memberWithId(configuration, peer);
     if (member === undefined || member.role === 'spare') this.tell(peer, 'configuration', configuration);
+  }
+
+  /**
+   * The peer does not know that this replica is a member. If it missed that because the leader of that time did not reach
+   * it, no log will ever tell it once this replica leads: only over links that it refuses.
+   */
+  private tellOfMembership(peer: number): void {
+    const { known } = this;
+    if (known !== null && memberWithId(known, this.id) !== undefined) this.tell(peer, 'configuration', known);
   }
 
   /** Links and addresses follow the configuration in force and the one that is known to be committed. */

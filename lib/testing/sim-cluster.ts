@@ -485,7 +485,13 @@ export class SimCluster {
     world.schedule(this.random.between(0.2, 1) * this.options.relinkDelayMax_ns, () => {
       if (!isCurrent()) return;
       const target = this.lives[peer];
-      if (!target || target.isReturning || !this.controlIsOpen(life.id, peer) || !this.mayLink(target, life.id)) {
+      if (!target || target.isReturning || !this.controlIsOpen(life.id, peer)) {
+        again();
+        return;
+      }
+      if (!this.mayLink(target, life.id)) {
+        // It may have missed how this one became a member, and have nobody to learn it from.
+        if (memberWithId(life.known, life.id) !== undefined) this.tell(life, target, life.known);
         again();
         return;
       }

@@ -359,6 +359,41 @@ describe('membership', () => {
     follow.followMembers();
     expect(await removed).toMatchObject({ code: 'QUORATE_REMOVED' });
   });
+
+  it('goes on with a voter that the leader did not reach when it added the one that leads now', async () => {
+    const priorities = [3, 1, 2];
+    const leader = await found(3, 4, priorities);
+    // The one of the lowest priority leaves elections to the others for a while.
+    const away = [1, 2, 0].map((id) => replicas.get(id)).find((replica) => replica !== leader) as Replica<number>;
+    // No link and no connection between these two, and none can be made; each reaches the others.
+    interface Inside {
+      directory: { places: Map<number, { dialer: { close(): Promise<void> } }> };
+      links: { forget(id: number): void };
+    }
+    for (const [one, other] of [
+      [leader, away],
+      [away, leader],
+    ] as const) {
+      const { directory, links } = one as unknown as Inside;
+      await directory.places.get(other.id)?.dialer.close();
+      links.forget(other.id);
+    }
+    const joining = join(3);
+    await leader.addLearner(place(3));
+    await joining;
+    await leader.promote(3, { timeoutMs: 20_000 });
+    const lists = (replica: Replica<number>) => replica.status().members.some(({ id }) => id === 3);
+    expect(lists(away)).toBe(false);
+    const transferred = leader.transferLeadership(3);
+    transferred.catch(() => {}); // another one may win the election; whoever does, all voters must come along
+    await waitFor(() => leader.status().role !== 'leader' && leading(), 'another leader');
+    await waitFor(() => lists(away), 'the voter that was cut off to hear of the new one');
+    new Client(1);
+    await waitFor(
+      () => (machines.get(away.id)?.commands.length ?? 0) > 10,
+      'it to apply what is committed from now on',
+    );
+  });
 });
 
 describe('options of a replica that joins', () => {
