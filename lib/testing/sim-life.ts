@@ -133,6 +133,8 @@ export class SimLife {
   /** It came back with what its disk held. */
   readonly isRecovered: boolean;
   private isSyncAwaited = false;
+  /** Whom the operator had this leader remove. */
+  readonly removals = new Set<number>();
   private isTakingSnapshot = false;
   private bytesAtSnapshot = 0;
   private readonly answers: { answer: (outcome: ProposalOutcome) => void; outcome: ProposalOutcome }[] = [];
@@ -537,7 +539,10 @@ export class SimLife {
 
   /** An operator's request; refused unless this is a leader that may. Main plane. */
   changeMembership(change: MembershipChange): string {
+    const isRemoval = change.kind === 'remove' && !this.removals.has(change.id);
+    if (isRemoval) this.removals.add(change.id);
     const result = this.replication.changeMembership(change);
+    if (isRemoval && typeof result !== 'number') this.removals.delete(change.id);
     const text = typeof result === 'number' ? `up to LSN ${result}` : `refused: ${result.code}`;
     this.trace(`${JSON.stringify(change)} ${text}`);
     return typeof result === 'number' ? '' : result.code;

@@ -128,6 +128,8 @@ export class ConfigurationChecker implements Checker {
       const life = this.context.cluster().lives[id];
       const leader = this.context.cluster().lives[node.id];
       const isLinked = life != null && leader != null && this.isLinked(leader, life);
+      // An operator may remove a voter, whoever is to take its place.
+      if (leader?.removals.has(replaces)) continue;
       if (life?.bootId === bootId && isLinked) this.checkCaughtUp(`${what} removes r${replaces}:`, life, entry);
     }
   }
