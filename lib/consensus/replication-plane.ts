@@ -803,6 +803,7 @@ export class ReplicationPlane {
       follower.grantTailLsn = tailLsn;
       follower.grantTailEpoch = readU53(grant, GrantField.tailEpoch);
       if (this.noopAppended()) this.beginRepair(peer);
+      if (this.role_ === 'follower') return;
     }
     if (complete) this.seenGrantsReceived = received;
     if (this.noopAppended()) this.advanceCommit();
@@ -948,6 +949,7 @@ export class ReplicationPlane {
     this.noopEndLsn = this.tail.lsn;
     for (let peer = 0; peer < MAX_REPLICAS; peer++) {
       if ((this.followers[peer] as Follower).hasGrant) this.beginRepair(peer);
+      if (this.role_ === 'follower') return;
     }
   }
 
@@ -955,6 +957,11 @@ export class ReplicationPlane {
     const follower = this.followers[peer] as Follower;
     const grant = follower.grant.body;
     if (follower.grantAppliedLsn > this.tail.lsn) {
+      if (voterWithId(this.configuration, peer)?.bootId !== follower.linkBootId) {
+        // Who promised nothing to the next leader may have its state, by a snapshot: so there is one.
+        this.depose(`replica ${peer}, which is no voter, has applied what only a later leader can have committed`);
+        return;
+      }
       throw new Error(
         `leader completeness: replica ${peer} applied LSN ${follower.grantAppliedLsn}, the log of the leader of ` +
           `epoch ${formatEpoch(this.epoch)} ends at ${this.tail.lsn}`,
