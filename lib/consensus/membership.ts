@@ -277,10 +277,15 @@ export class MembershipWatch {
     this.note(initial);
   }
 
-  /** Takes a committed configuration. Returns why this life is no member any more, null while it is or was none yet. */
-  observe(configuration: Configuration): string | null {
+  /**
+   * Takes a committed configuration. Returns why this life is no member any more, null while it is or was none yet, or is one
+   * again: `latest` is the latest configuration in the own log, committed or not.
+   */
+  observe(configuration: Configuration, latest: Configuration = configuration): string | null {
     if (configuration.version <= this.seenVersion) return null;
     this.seenVersion = configuration.version;
+    // It was removed and added again before it knew. Should that not be committed, a later configuration will say so.
+    if (latest.version > configuration.version && memberWithId(latest, this.id)?.bootId === this.bootId) return null;
     const member = memberWithId(configuration, this.id);
     if (member === undefined && this.isListed) {
       return `configuration ${configuration.version} does not list replica ${this.id} any more`;

@@ -805,7 +805,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     if (before !== undefined && now !== undefined && (before.host !== now.host || before.port !== now.port)) {
       void this.move(now.host, now.port);
     }
-    const reason = watch.observe(configuration);
+    const reason = watch.observe(configuration, this.plane?.configuration);
     this.followMembers();
     if (reason !== null) this.leave(reason);
     else this.noticeSpare(configuration);
@@ -903,7 +903,11 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     const { id: peer } = connection.peer;
     connection.on('warning', (error) => this.warn(error));
     this.transfers.serve(connection);
-    connection.onMessage('configuration', (body) => this.observeCommitted(checkConfiguration(body)));
+    connection.onMessage('configuration', (body) => {
+      const configuration = checkConfiguration(body);
+      this.poll(); // the own log may say more
+      this.observeCommitted(configuration);
+    });
     connection.on('close', () => {
       if (this.incoming.get(peer) === connection) this.incoming.delete(peer);
     });

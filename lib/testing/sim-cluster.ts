@@ -365,7 +365,7 @@ export class SimCluster {
       return;
     }
     world.schedule(network.latency_ns(), () => {
-      if (peer.alive) peer.postToMain(() => peer.observeCommitted(configuration));
+      if (peer.alive) peer.postToMain(() => peer.hearOf(configuration));
     });
   }
 

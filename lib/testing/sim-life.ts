@@ -522,6 +522,12 @@ export class SimLife {
 
   // -- membership --------------------------------------------------------------------------------------------------
 
+  /** A member tells a committed configuration. Main plane. */
+  hearOf(configuration: Configuration): void {
+    this.replication.poll(this.clock_ns()); // the own log may say more
+    this.observeCommitted(configuration);
+  }
+
   /** A configuration that is committed, from the own log or from another member. */
   observeCommitted(configuration: Configuration): void {
     if (configuration.version <= this.known.version) return; // or two that are not linked any more tell each other for ever
@@ -530,7 +536,7 @@ export class SimLife {
     }
     this.known = configuration;
     this.events.onConfigurationApplied(this, configuration);
-    const reason = this.membership.observe(configuration);
+    const reason = this.membership.observe(configuration, this.replication.configuration);
     if (reason === null || this.isRemoved) return;
     this.isRemoved = true;
     this.trace(`was removed: ${reason}`);
