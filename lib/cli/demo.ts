@@ -1,11 +1,10 @@
 // npm run demo: a cluster of processes on this host, a replicated key-value store driven with real input, replicas
 // killed or stopped in the middle of it, and a check that nothing acknowledged was lost or applied twice.
 import { randomInt } from 'node:crypto';
-import { constants } from 'node:os';
-import { fileURLToPath } from 'node:url';
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { PROFILES } from '../replica/profiles.js';
 import type { ProfileName } from '../replica/replica-options.js';
+import { runAsProgram } from './as-program.js';
 import { AUDIT_SEQUENCE_MAX } from './demo/audited-store.js';
 import { Deadline, DemoError } from './demo/deadline.js';
 import { CommandSource, INPUT_VALUE_BYTES_MAX, readCommands } from './demo/input.js';
@@ -175,10 +174,4 @@ export async function main(argv: readonly string[]): Promise<number> {
   }
 }
 
-if (process.argv[1] !== undefined && process.argv[1] === fileURLToPath(import.meta.url)) {
-  // process.exit runs the handlers that end the children.
-  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
-    process.on(signal, () => process.exit(128 + constants.signals[signal]));
-  }
-  process.exitCode = await main(process.argv.slice(2));
-}
+await runAsProgram(import.meta.url, main);

@@ -3,13 +3,13 @@
 // answered is checked for linearizability, and at the end all replicas must agree.
 import { randomInt } from 'node:crypto';
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
-import { constants } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { PROFILES } from '../replica/profiles.js';
 import type { ProfileName } from '../replica/replica-options.js';
 import { formatHistory } from '../testing/index.js';
+import { runAsProgram } from './as-program.js';
 import { Deadline, DemoError } from './demo/deadline.js';
 import {
   checkOperations,
@@ -218,10 +218,4 @@ export async function main(argv: readonly string[]): Promise<number> {
   }
 }
 
-if (process.argv[1] !== undefined && process.argv[1] === fileURLToPath(import.meta.url)) {
-  // process.exit runs the handlers that end the children and heal the network.
-  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
-    process.on(signal, () => process.exit(128 + constants.signals[signal]));
-  }
-  process.exitCode = await main(process.argv.slice(2));
-}
+await runAsProgram(import.meta.url, main);

@@ -4,12 +4,12 @@
 // simulator's part (docs/TESTING.md).
 import { randomInt } from 'node:crypto';
 import { mkdtempSync, rmSync } from 'node:fs';
-import { constants, tmpdir } from 'node:os';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { PROFILES } from '../replica/profiles.js';
 import type { ProfileName } from '../replica/replica-options.js';
+import { runAsProgram } from './as-program.js';
 import { Deadline, DemoError } from './demo/deadline.js';
 import { CommandSource, readCommands } from './demo/input.js';
 import { seededRandom } from './demo/random.js';
@@ -145,10 +145,4 @@ export async function main(argv: readonly string[]): Promise<number> {
   }
 }
 
-if (process.argv[1] !== undefined && process.argv[1] === fileURLToPath(import.meta.url)) {
-  // process.exit runs the handlers that end the children.
-  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
-    process.on(signal, () => process.exit(128 + constants.signals[signal]));
-  }
-  process.exitCode = await main(process.argv.slice(2));
-}
+await runAsProgram(import.meta.url, main);

@@ -7,6 +7,7 @@
 // The chain hash covers header and padded payload, seeded with the hash of the previous entry. It replaces Mu's
 // canary byte: a torn entry, an entry of an earlier lap and the suffix of a deposed leader all fail to validate, in
 // whatever order the device placed the bytes.
+import { EPOCH_NONE } from './epoch.js';
 import { hashHigh, hashLow, hashWords } from './hash.js';
 import { ENTRY_ALIGNMENT_BYTES, ENTRY_HEADER_BYTES } from './limits.js';
 import { readU53, writeU53 } from './sealed-block.js';
@@ -36,6 +37,11 @@ export function copyPosition(from: ChainPosition, to: ChainPosition): void {
   to.hashLow = from.hashLow;
   to.hashHigh = from.hashHigh;
   to.epoch = from.epoch;
+}
+
+/** Where the log of a cluster begins. */
+export function chainBeginning(clusterId: number): ChainPosition {
+  return { lsn: 0, hashLow: clusterId >>> 0, hashHigh: Math.floor(clusterId / 4294967296) >>> 0, epoch: EPOCH_NONE };
 }
 
 /** Whether two logs that end at these positions are the same log up to there. */

@@ -19,6 +19,7 @@ import {
 import type { DurableLog } from './durable-log.js';
 import {
   type ChainPosition,
+  chainBeginning,
   copyPosition,
   EntryType,
   entryBytes,
@@ -96,8 +97,8 @@ export interface CandidacyStages {
   readonly majorityAt_ns: number;
 }
 
-/** What the plane tells its host. Calls come from inside poll(), flush() and propose(). */
-export interface ReplicationHost {
+/** Where commands go that come out of a log. */
+export interface CommandSink {
   /**
    * A committed command, in log order, exactly once per LSN. The payload lies in `bytes` and is valid during the call
    * only. Must be deterministic and must not throw.
@@ -110,6 +111,10 @@ export interface ReplicationHost {
     payloadOffset: number,
     payloadBytes: number,
   ): void;
+}
+
+/** What the plane tells its host. Calls come from inside poll(), flush() and propose(). */
+export interface ReplicationHost extends CommandSink {
   /** This replica is the active leader of `epoch`: its noop is committed. */
   onLeader(epoch: number): void;
   /** Leadership or takeover of `epoch` ended; the fate of unfinished proposals is unknown to this replica. */
@@ -220,11 +225,6 @@ class Follower {
   grantAppliedLsn = 0;
   grantTailLsn = 0;
   grantTailEpoch = 0;
-}
-
-/** Where the log of the cluster begins. */
-export function chainBeginning({ clusterId }: Configuration): ChainPosition {
-  return { lsn: 0, hashLow: clusterId >>> 0, hashHigh: Math.floor(clusterId / 4294967296) >>> 0, epoch: EPOCH_NONE };
 }
 
 /** Largest payload that a ring of this size takes. */
@@ -340,7 +340,7 @@ export class ReplicationPlane {
     const recovered = options.recovered ?? null;
     if (recovered === null) {
       this.configurations = [{ endLsn: 0, configuration: genesis }];
-      copyPosition(chainBeginning(genesis), this.applied);
+      copyPosition(chainBeginning(genesis.clusterId), this.applied);
     } else {
       const { applied, configuration, foreignBelowLsn } = recovered;
       this.configurations = [{ endLsn: applied.lsn, configuration }];

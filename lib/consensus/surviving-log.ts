@@ -20,11 +20,7 @@ import {
   validHashLow,
 } from './entry.js';
 import { ENTRY_ALIGNMENT_BYTES, ENTRY_HEADER_BYTES } from './limits.js';
-
-/** Where LSN 0 stands in a cluster's chain. */
-export function chainOrigin(clusterId: number): ChainPosition {
-  return { lsn: 0, hashLow: clusterId >>> 0, hashHigh: Math.floor(clusterId / 4294967296) >>> 0, epoch: 0 };
-}
+import type { CommandSink } from './replication-plane.js';
 
 /** A run of log in private memory: a whole ring, or a piece without a seam that begins at `baseLsn`. */
 export class LogStretch {
@@ -65,19 +61,6 @@ export class LogStretch {
   }
 }
 
-/** What a replay does with the entries. */
-export interface ReplayHost {
-  /** See ReplicationHost.applyCommand(). */
-  applyCommand(
-    lsn: number,
-    origin: number,
-    sequence: number,
-    bytes: Uint8Array,
-    payloadOffset: number,
-    payloadBytes: number,
-  ): void;
-}
-
 /** Applies entries from one position to another, over as many stretches as it takes. */
 export class LogReplay {
   readonly position: ChainPosition = { lsn: 0, hashLow: 0, hashHigh: 0, epoch: 0 };
@@ -86,7 +69,7 @@ export class LogReplay {
     from: Readonly<ChainPosition>,
     /** The latest configuration at the position. */
     public configuration: Configuration,
-    private readonly host: ReplayHost,
+    private readonly host: CommandSink,
   ) {
     copyPosition(from, this.position);
   }

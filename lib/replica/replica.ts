@@ -87,6 +87,7 @@ import { decodeSnapshot, encodeSnapshot } from './snapshot-transfer.js';
 import type { DonorHost } from './transfer/donor.js';
 import { SnapshotSource } from './transfer/snapshot-stream.js';
 import { Transfers } from './transfer/transfers.js';
+import { turn } from './turn.js';
 
 const LOG_BYTES_DEFAULT = 16 * 1024 * 1024;
 const PENDING_PROPOSALS_DEFAULT = 65_536;
@@ -977,7 +978,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   /** Has the peer get a snapshot from a follower; the log behind it is kept until the peer has it or blocks for too long. */
   private async sendSnapshot(peer: number): Promise<void> {
     // Not inside the plane's own call, and after everything that it applies in the same turn.
-    await new Promise((resolve) => setImmediate(resolve));
+    await turn();
     const { plane } = this;
     const connection = this.connections.get(peer);
     if (plane === undefined || plane.role === 'follower' || this.closing !== undefined) return;

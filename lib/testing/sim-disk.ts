@@ -5,10 +5,10 @@
 import type { Configuration } from '../consensus/configuration.js';
 import { decodeConfiguration } from '../consensus/configuration.js';
 import type { LogDisk } from '../consensus/durable-log.js';
-import { type ChainPosition, EntryType, entryOrigin, entrySequence } from '../consensus/entry.js';
+import { type ChainPosition, chainBeginning, EntryType, entryOrigin, entrySequence } from '../consensus/entry.js';
 import { ENTRY_HEADER_BYTES } from '../consensus/limits.js';
 import { LogRecovery, type LogSource, type RecoveredLog, replay } from '../consensus/log-recovery.js';
-import { chainBeginning, type RecoveredState } from '../consensus/replication-plane.js';
+import type { RecoveredState } from '../consensus/replication-plane.js';
 import type { Random } from '../fabric/sim/random.js';
 import { decodeCommand, type SimStateMachine, type StateSnapshot } from './sim-state-machine.js';
 
@@ -120,7 +120,7 @@ export class SimDisk implements LogSource {
   /** What is on disk now, without changing it. */
   recover(): RecoveredLog {
     const { snapshot, genesis } = this;
-    const start = snapshot?.position ?? chainBeginning(genesis);
+    const start = snapshot?.position ?? chainBeginning(genesis.clusterId);
     return LogRecovery.run(this, start, genesis.clusterId, snapshot?.isDetached ?? false);
   }
 

@@ -3,12 +3,12 @@
 import { BackgroundPlane, type DurablePromise } from '../consensus/background-plane.js';
 import type { Configuration } from '../consensus/configuration.js';
 import { DurableLog } from '../consensus/durable-log.js';
+import { chainBeginning } from '../consensus/entry.js';
 import { formatEpoch } from '../consensus/epoch.js';
 import { EXCHANGE_BYTES, Exchange } from '../consensus/exchange.js';
 import { type MembershipChange, MembershipWatch } from '../consensus/membership.js';
 import { replacementNews } from '../consensus/replacement.js';
 import {
-  chainBeginning,
   PROPOSE_LEAVING,
   PROPOSE_LOG_FULL,
   PROPOSE_NOT_LEADER,
@@ -263,7 +263,7 @@ export class SimLife {
   private openLog(disk: SimDisk, genesis: Configuration, resumed: ReturnType<SimDisk['resume']> | null): DurableLog {
     const { world, options } = this;
     const { syncMin_ns, syncMax_ns, segmentBytes } = options.disk as SimDiskOptions;
-    const position = resumed?.log.tail ?? chainBeginning(genesis);
+    const position = resumed?.log.tail ?? chainBeginning(genesis.clusterId);
     this.bytesAtSnapshot = (resumed?.log.start.lsn ?? 0) - position.lsn;
     const files = new SimLogDisk(disk, (then) => {
       world.schedule(world.random.between(syncMin_ns, syncMax_ns), () => {

@@ -2,15 +2,8 @@
 // them in two stages. The bytes and the decisions are those of the code under test (surviving-log.ts); what a host does
 // around them, asking others and waiting for what they give, takes its time here as everything else does.
 import type { Configuration } from '../consensus/configuration.js';
-import type { ChainPosition } from '../consensus/entry.js';
-import {
-  chainOrigin,
-  LogReplay,
-  LogStretch,
-  type LogTail,
-  SurvivingLog,
-  tailBytes,
-} from '../consensus/surviving-log.js';
+import { type ChainPosition, chainBeginning } from '../consensus/entry.js';
+import { LogReplay, LogStretch, type LogTail, SurvivingLog, tailBytes } from '../consensus/surviving-log.js';
 import type { Random } from '../fabric/sim/random.js';
 import type { SimLife } from './sim-life.js';
 import { decodeCommand, type StateSnapshot } from './sim-state-machine.js';
@@ -34,7 +27,7 @@ const SCRIBBLE_BYTES_MAX = 4096;
 const ENTRIES_MAX = 4096;
 
 export function firstAnchor(genesis: Configuration, state: StateSnapshot): SimAnchor {
-  return { position: chainOrigin(genesis.clusterId), configuration: genesis, state };
+  return { position: chainBeginning(genesis.clusterId), configuration: genesis, state };
 }
 
 /** The anchor that this life would leave behind now: the one before, while the log reaches back to it and is short. */

@@ -8,9 +8,16 @@ import {
   genesisConfiguration,
   withMember,
 } from '#lib/consensus/configuration.js';
-import { type ChainPosition, EntryType, entryBytes, sealEntry, writeEntryHeader } from '#lib/consensus/entry.js';
+import {
+  type ChainPosition,
+  chainBeginning,
+  EntryType,
+  entryBytes,
+  sealEntry,
+  writeEntryHeader,
+} from '#lib/consensus/entry.js';
 import { makeEpoch } from '#lib/consensus/epoch.js';
-import { chainOrigin, LogReplay, LogStretch, SurvivingLog, tailBytes } from '#lib/consensus/surviving-log.js';
+import { LogReplay, LogStretch, SurvivingLog, tailBytes } from '#lib/consensus/surviving-log.js';
 
 const RING_BYTES = 4096;
 const ENTRIES_MAX = 1000;
@@ -23,7 +30,7 @@ const genesis = genesisConfiguration(
 /** A log in a ring that is written entry by entry, as a leader does it. */
 class Writer {
   readonly words = new Uint32Array(RING_BYTES / 4);
-  readonly position: ChainPosition = { ...chainOrigin(genesis.clusterId) };
+  readonly position: ChainPosition = { ...chainBeginning(genesis.clusterId) };
   private sequence = 0;
 
   copy(): Writer {
@@ -65,7 +72,7 @@ class Writer {
   }
 }
 
-function survivingLog(writer: Writer, anchor: ChainPosition = chainOrigin(genesis.clusterId)): SurvivingLog {
+function survivingLog(writer: Writer, anchor: ChainPosition = chainBeginning(genesis.clusterId)): SurvivingLog {
   const log = new SurvivingLog(writer.words.slice(), anchor);
   while (log.scan(3)) {
     // A few entries at a time.
@@ -81,7 +88,7 @@ it('finds the end of what chains, and what a leader has said in it to be committ
   const log = survivingLog(writer);
   expect(log.end).toEqual(end);
   expect(log.committed).toEqual(third);
-  expect(log.candidates).toEqual([end, third, chainOrigin(genesis.clusterId)]);
+  expect(log.candidates).toEqual([end, third, chainBeginning(genesis.clusterId)]);
 });
 
 it('a commit LSN beyond the log, or one that is no number, is not believed', () => {

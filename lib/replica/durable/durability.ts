@@ -8,15 +8,23 @@ import { dirname, join, resolve } from 'node:path';
 import type { Configuration } from '../../consensus/configuration.js';
 import { decodeConfiguration } from '../../consensus/configuration.js';
 import { DurableLog } from '../../consensus/durable-log.js';
-import { type ChainPosition, copyPosition, EntryType, entryOrigin, entrySequence } from '../../consensus/entry.js';
+import {
+  type ChainPosition,
+  chainBeginning,
+  copyPosition,
+  EntryType,
+  entryOrigin,
+  entrySequence,
+} from '../../consensus/entry.js';
 import { ENTRY_HEADER_BYTES } from '../../consensus/limits.js';
 import { CorruptLogError, LogRecovery, type RecoveredLog, replay } from '../../consensus/log-recovery.js';
-import { chainBeginning, type RecoveredState } from '../../consensus/replication-plane.js';
+import type { CommandSink, RecoveredState } from '../../consensus/replication-plane.js';
 import { errorCode, QuorateError } from '../../errors.js';
 import { lockFile } from '../../verbs/file-lock.js';
 import type { StateMachine } from '../replica-options.js';
 import type { DonorHost } from '../transfer/donor.js';
 import { SnapshotSink } from '../transfer/snapshot-stream.js';
+import { turn } from '../turn.js';
 import { diskError } from './disk-error.js';
 import { CLOSE_TIMEOUT_MS, SEGMENT_BYTES, SNAPSHOT_RETRY_MS, STORE_FORMAT } from './limits.js';
 import { PromiseStore, type StoredPromise } from './promise-store.js';
@@ -31,18 +39,10 @@ export interface DurabilityOptions {
 }
 
 /** What is brought back, and into what. */
-export interface RecoveryHost {
+export interface RecoveryHost extends CommandSink {
   readonly stateMachine: StateMachine<never>;
   readonly ring: Uint8Array;
   restoreSessions(sessions: Uint8Array): void;
-  applyCommand(
-    lsn: number,
-    origin: number,
-    sequence: number,
-    bytes: Uint8Array,
-    payloadOffset: number,
-    payloadBytes: number,
-  ): void;
 }
 
 /** What the running replica does for its durability. */
@@ -195,7 +195,7 @@ export class Durability {
     if (genesis === null) return null;
     const { snapshot, files } = this;
     let configuration = genesis;
-    const applied = chainBeginning(genesis);
+    const applied = chainBeginning(genesis.clusterId);
     if (snapshot !== null) {
       await this.restore(snapshot, host);
       copyPosition(snapshot.position, applied);
@@ -277,7 +277,7 @@ export class Durability {
       this.state.setIdentity(this.identity);
     }
     const { recovered } = this;
-    const position = recovered?.log.tail ?? chainBeginning(genesis);
+    const position = recovered?.log.tail ?? chainBeginning(genesis.clusterId);
     this.bytesAtSnapshot = -(position.lsn - (recovered?.log.start.lsn ?? 0));
     this.log = new DurableLog(
       {
@@ -341,7 +341,7 @@ export class Durability {
 
   private async takeSnapshot(log: DurableLog): Promise<void> {
     // Not inside the plane's own call.
-    await new Promise((done) => setImmediate(done));
+    await turn();
     if (this.isClosed || this.failure_ !== null) return;
     const { state, host } = this;
     const bytesWritten = log.bytesWritten;
@@ -399,7 +399,7 @@ export class Durability {
     await Promise.race([this.files.idle(), timeout]);
     clearTimeout(timer);
     this.files.close();
-    while (this.isTakingSnapshot) await new Promise((done) => setImmediate(done));
+    while (this.isTakingSnapshot) await turn();
     await this.state.close();
     closeSync(this.lock);
   }

@@ -2,7 +2,7 @@
 // device, the return from what was left in it, and the keeper that has something in it for the next process. One object, so
 // that the replica, which composes everything, need not know how they hang together.
 import type { Configuration } from '../../consensus/configuration.js';
-import { chainOrigin } from '../../consensus/surviving-log.js';
+import { chainBeginning } from '../../consensus/entry.js';
 import { QuorateError } from '../../errors.js';
 import { checkInteger, invalid } from '../check-options.js';
 import type { SurviveCrashOptions } from '../replica-options.js';
@@ -132,7 +132,7 @@ export class CrashSurvival {
       // With the state that every replica begins with, the log reaches back to its beginning.
       const { clusterId } = genesis;
       try {
-        region.putAnchor({ clusterId, position: chainOrigin(clusterId), configuration: genesis, snapshot: null });
+        region.putAnchor({ clusterId, position: chainBeginning(clusterId), configuration: genesis, snapshot: null });
       } catch (error) {
         const text = `nothing of this process will outlive it: ${region.path} cannot be written (${(error as Error).message})`;
         this.warn(new QuorateError('QUORATE_SYSTEM', text, { cause: error }));

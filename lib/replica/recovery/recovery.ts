@@ -7,11 +7,13 @@
 // It is a new life all the same, without a promise or an acknowledgement to its name: nothing here makes it a voter again.
 import type { Configuration } from '../../consensus/configuration.js';
 import type { ChainPosition } from '../../consensus/entry.js';
-import { LogReplay, LogStretch, type LogTail, type ReplayHost, SurvivingLog } from '../../consensus/surviving-log.js';
+import type { CommandSink } from '../../consensus/replication-plane.js';
+import { LogReplay, LogStretch, type LogTail, SurvivingLog } from '../../consensus/surviving-log.js';
 import { errorCode, QuorateError } from '../../errors.js';
 import type { StateMachine } from '../replica-options.js';
 import type { ReceivedLog } from '../transfer/receiver.js';
 import { SnapshotSink } from '../transfer/snapshot-stream.js';
+import { turn } from '../turn.js';
 import { DONOR_PAUSE_MS, DONOR_ROUNDS_MAX, ENTRIES_PER_TURN_MAX } from './limits.js';
 import type { Anchor, Predecessor, Region } from './region.js';
 
@@ -57,7 +59,7 @@ export interface RecoveryHost {
   ): Promise<ReceivedLog>;
   /** Puts the session table of the snapshot in place. */
   restoreSessions(sessions: Uint8Array): void;
-  readonly replay: ReplayHost;
+  readonly replay: CommandSink;
   readonly onStatus: (status: RecoveryStatus) => void;
   readonly onWarning: (error: Error) => void;
   isClosed(): boolean;
@@ -81,8 +83,6 @@ const PASSING: readonly string[] = [
   'QUORATE_TIMEOUT',
   'QUORATE_LINK_DEAD',
 ];
-
-const turn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
 
 interface LocalState {
   readonly bytes: number;

@@ -3,12 +3,13 @@
 // said that it took it, so the donor holds no more than the staging memory, however large the state is; commits and
 // applying go on between two chunks.
 import type { Configuration } from '../../consensus/configuration.js';
-import type { ChainPosition } from '../../consensus/entry.js';
+import { type ChainPosition, isSamePosition } from '../../consensus/entry.js';
 import { errorCode, QuorateError } from '../../errors.js';
 import { type TransferGeometry, TransferSource } from '../../fabric/transfer-link.js';
 import type { VerbsEndpoint } from '../../fabric/verbs-endpoint.js';
 import { checksum } from '../../verbs/checksum.js';
 import type { ControlConnection } from '../control-channel.js';
+import { turn } from '../turn.js';
 import { CHUNK_BYTES, CHUNK_SOFTWARE_BYTES, DONATIONS_MAX, IDLE_TIMEOUT_MS, SLOTS } from './limits.js';
 import { checkOpen, type ResumePoint, type TransferOpen, type TransferOpened, type TransferReady } from './messages.js';
 import { TransferProgress, type TransferStatus } from './progress.js';
@@ -37,9 +38,6 @@ export interface DonorHost {
   readonly onProgress: (status: TransferStatus) => void;
   readonly onWarning: (error: Error) => void;
 }
-
-/** Lets the event loop turn: there is a log to be applied, and whoever needs an answer. */
-const turn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
 
 /** Cuts the stream of a snapshot into chunks, all of the same size but the last. */
 class Chunker {
@@ -256,7 +254,7 @@ export class Donor {
       state = log ?? host.freeze();
       let chunker = new Chunker(state.source);
       let isResumed = false;
-      if (logAfter === null && resume !== null && isSame(state.position, resume.position)) {
+      if (logAfter === null && resume !== null && isSamePosition(state.position, resume.position)) {
         isResumed = await skip(chunker, resume, link.bytes.subarray(0, chunkBytes));
         if (!isResumed) {
           // Its bytes are others after all: from the beginning, with the state that it is by now.
@@ -352,15 +350,6 @@ export class Donor {
     this.isClosed = true;
     for (const connection of [...this.donations.keys()]) this.connectionLost(connection);
   }
-}
-
-function isSame(one: ChainPosition, other: ChainPosition): boolean {
-  return (
-    one.lsn === other.lsn &&
-    one.hashLow === other.hashLow &&
-    one.hashHigh === other.hashHigh &&
-    one.epoch === other.epoch
-  );
 }
 
 /** Goes to the place where the receiver stopped with another donor; false if the bytes up to there are not the same. */

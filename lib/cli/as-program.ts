@@ -1,0 +1,13 @@
+// The end of a module that is a program when Node.js is started with it, and a library for the tests otherwise.
+import { constants } from 'node:os';
+import { fileURLToPath } from 'node:url';
+
+/** Runs `main` if the module at `moduleUrl` is the program; its result is the exit code. */
+export async function runAsProgram(moduleUrl: string, main: (argv: string[]) => Promise<number>): Promise<void> {
+  if (process.argv[1] === undefined || process.argv[1] !== fileURLToPath(moduleUrl)) return;
+  // process.exit runs the handlers that end the children and heal the network.
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
+    process.on(signal, () => process.exit(128 + constants.signals[signal]));
+  }
+  process.exitCode = await main(process.argv.slice(2));
+}
