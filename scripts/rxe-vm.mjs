@@ -14,7 +14,8 @@ const USAGE = `usage: npm run rxe -- [OPTIONS] -- COMMAND...
 
 Runs COMMAND as root in this checkout with RDMA devices b0, b1, ... (one per replica) and rxe0.
 Its output is streamed, its exit code comes back. What it writes vanishes, except in the folder $QUORATE_RESULTS.
-$QUORATE_RDMA_DEVICES lists the devices of the replicas. Variables QUORATE_* are handed on.
+$QUORATE_RDMA_DEVICES lists the devices of the replicas; $QUORATE_ONE_CORE is 'yes' in a virtual machine with --pin.
+Other variables QUORATE_* are handed on.
 
   --replicas N       devices b0 .. b<N-1> (default 3)
   --mtu BYTES        of their interfaces: 1500 gives path MTU 1024, 4200 gives 4096 (default 1500)

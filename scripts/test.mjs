@@ -95,10 +95,14 @@ async function addonTests() {
   });
 }
 
-/** @returns {Promise<Counts>} */
-async function rxeTests() {
+/**
+ * Tests on RDMA devices, in a boot of their own.
+ * @param {string[]} args for scripts/test-rxe.mjs
+ * @returns {Promise<Counts>}
+ */
+async function rxeTests(...args) {
   rmSync(join(RXE_RESULTS, RXE_RESULTS_FILE), { force: true });
-  const { code, timedOut } = await run(process.execPath, ['scripts/test-rxe.mjs'], {
+  const { code, timedOut } = await run(process.execPath, ['scripts/test-rxe.mjs', ...args], {
     cwd: root,
     timeoutMs: 16 * MINUTE_MS,
   });
@@ -151,7 +155,13 @@ const SUITES = [
     run: () => vitestTests('unit', ['--exclude=test/rxe/**']),
   },
   { name: 'addon-asan', title: 'addon tests, address sanitizer', needs: 'build', run: addonTests },
-  { name: 'rxe', title: 'tests on RDMA devices (SoftRoCE)', needs: 'build', run: rxeTests },
+  { name: 'rxe', title: 'tests on RDMA devices (SoftRoCE)', needs: 'build', run: () => rxeTests() },
+  {
+    name: 'rxe-one-core',
+    title: 'the revocation race on RDMA devices, both virtual processors on one core',
+    needs: 'build',
+    run: () => rxeTests('--pin', 'test/rxe/one-core'),
+  },
 ];
 
 /** The suites that the command line selects. */
@@ -206,7 +216,9 @@ async function main() {
   mkdirSync(RESULTS, { recursive: true });
 
   header('setup');
-  await setup(names.includes('rxe') ? ['build', 'test', 'model', 'rxe'] : ['build', 'test', 'model']);
+  await setup(
+    names.some((name) => name.startsWith('rxe')) ? ['build', 'test', 'model', 'rxe'] : ['build', 'test', 'model'],
+  );
   console.log('what the tests need is installed');
 
   let built = true;

@@ -72,12 +72,13 @@ async function kvmBoots(image, initrd) {
 }
 
 /** The folder shared with the guest: what init.sh and guest.sh must know, and the command as a shell script. */
-function writeShare(share, { root, modules, command, replicas, mtu }) {
+function writeShare(share, { root, modules, command, replicas, mtu, pin }) {
   const config = { CHECKOUT: root, KERNEL_MODULES: modules, REPLICAS: String(replicas), MTU: String(mtu) };
   const variables = {
     ...Object.fromEntries(Object.entries(process.env).filter(([key]) => key.startsWith('QUORATE_'))),
     QUORATE_RDMA_DEVICES: deviceNames(replicas).join(','),
     QUORATE_RESULTS: '/run/results',
+    QUORATE_ONE_CORE: pin ? 'yes' : '',
   };
   const assignments = (entries) => Object.entries(entries).map(([key, value]) => `${key}=${shellQuote(value ?? '')}`);
   mkdirSync(share);

@@ -6,35 +6,34 @@ import { rdmaDevices } from './devices.js';
 
 const LIMIT_MS = 400_000;
 const timeout = LIMIT_MS / 1000 - 20;
-// A writer that is killed is slow to replace in an emulated machine; stopping it is the harder case.
-const signals = 'none,stop';
+/**
+ * Bytes come late when the processor that carries a packet is taken away between the check of the right and the copy. A
+ * processor of its own is hardly ever taken away (0 of 3,000 trials were late on a quiet machine); of two virtual
+ * processors on one core, one always waits: 18 of 500 trials were late.
+ */
+const oneCore = process.env.QUORATE_ONE_CORE === 'yes';
 
 /** @param trials of each strategy that must be synchronous */
-export function revocationRaceTests(trials: number): void {
-  const device = rdmaDevices().slice(0, 2).join(',');
-
+export function synchronousStrategiesLeaveNoLateByte(trials: number): void {
   it.each(['mr-dereg', 'qp-flush'])(
     '%s is synchronous on SoftRoCE',
     async (strategy) => {
-      const outcome = await revocationRace({ device, strategy, trials, signals, seed: 7, timeout });
+      const device = rdmaDevices().slice(0, 2).join(',');
+      // A writer that is killed is slow to replace in an emulated machine; stopping it is the harder case.
+      const outcome = await revocationRace({ device, strategy, trials, signals: 'none,stop', seed: 7, timeout });
       expect(outcome, JSON.stringify(outcome)).toMatchObject({ trials, late: 0 });
     },
     LIMIT_MS,
   );
+}
 
-  it(
+export function flagsAloneLeaveLateBytes(): void {
+  it.runIf(oneCore)(
     'qp-flags is not: late bytes are found',
     async () => {
-      const options = {
-        device,
-        strategy: 'qp-flags',
-        trials: 3000,
-        signals: 'none',
-        seed: 7,
-        timeout,
-        'until-late': true,
-      } as const;
-      const outcome = await revocationRace(options);
+      const device = rdmaDevices().slice(0, 2).join(',');
+      const options = { strategy: 'qp-flags', trials: 2000, signals: 'none', 'until-late': true } as const;
+      const outcome = await revocationRace({ device, seed: 7, timeout, ...options });
       expect(outcome.late, JSON.stringify(outcome)).toBeGreaterThan(0);
     },
     LIMIT_MS,
