@@ -1582,17 +1582,17 @@ export class ReplicationPlane {
         message: `configuration ${version} is not committed yet and nothing else was changed: try again when it is`,
       };
     }
-    if (!this.configuration.voters.some(({ id }) => id === this.options.id)) {
-      // Its removal is committed and it is about to step down: what it began now nobody might be left to finish.
-      return {
-        code: 'QUORATE_NOT_LEADER',
-        message: 'this replica is no voter any more and steps down; nothing was changed: ask the next leader',
-      };
-    }
     if (this.transferTo >= 0) {
       return {
         code: 'QUORATE_TRANSFER_IN_PROGRESS',
         message: `leadership is being transferred to replica ${this.transferTo}; nothing was changed: ask the next leader`,
+      };
+    }
+    if (!this.isVoter()) {
+      // Its removal is committed and it is about to step down: what it began now nobody might be left to finish.
+      return {
+        code: 'QUORATE_NOT_LEADER',
+        message: 'this replica is no voter any more and steps down; nothing was changed: ask the next leader',
       };
     }
     return null;

@@ -282,3 +282,17 @@ export const ringNotProven: Mutant = {
   name: 'a repair from a ring of which only a log that validated is known to have overwritten it',
   install: () => replace(IntactRing.prototype, 'sendableLsn', () => () => Number.POSITIVE_INFINITY),
 };
+
+export const removedLeaderBeginsAChange: Mutant = {
+  name: 'a leader that begins a change in the turn in which its removal is committed',
+  install: () =>
+    replace(
+      replication,
+      'whyNoChange',
+      (original) =>
+        function () {
+          const refusal = original.call(this);
+          return this.role === 'leader' && refusal?.code === 'QUORATE_NOT_LEADER' ? null : refusal;
+        },
+    ),
+};
