@@ -29,6 +29,8 @@ export interface LinkManagerOptions {
   readonly onLogLinked: (peer: number, bootId: number, processId: number) => void;
   /** Log link gone. */
   readonly onLogUnlinked: (peer: number) => void;
+  /** Tells the peer, if it can be reached now, that its log link of this generation is dead at this end. */
+  readonly tellLogDead: (peer: number, generation: number) => void;
   /** The peer takes this replica for no member. */
   readonly onRefused: (peer: number) => void;
   readonly onWarning: (error: Error) => void;
@@ -42,6 +44,10 @@ class PeerLinks {
   processId = 0;
   /** Process that the stream of messages goes to, also while there is no link. */
   messagesTo = 0;
+  /** Generation of the log link that the peer made last. */
+  acceptedLog = 0;
+  /** Whether the own end of that one is dead, which the peer may not have heard. */
+  isAcceptedLogDead = false;
   readonly generation = { probe: 0, log: 0, message: 0 };
   readonly live = { probe: false, log: false, message: false };
   readonly making = { probe: false, log: false, message: false };
@@ -99,6 +105,7 @@ export class LinkManager {
       links.messagesTo = processId;
     }
     for (const kind of KINDS) this.ensure(id, kind);
+    if (links.isAcceptedLogDead) this.options.tellLogDead(id, links.acceptedLog);
   }
 
   /** The control channel to the peer is down. Links that work stay: only memory tells whether the peer lives. */
@@ -114,6 +121,7 @@ export class LinkManager {
     for (const kind of KINDS) this.drop(id, kind);
     links.bootId = 0;
     links.processId = 0;
+    links.isAcceptedLogDead = false;
   }
 
   /** A link was found broken: replaces it in a moment. Meanwhile nothing goes over it; the fabric has seen to that. */
@@ -127,6 +135,17 @@ export class LinkManager {
   private replace(id: number, kind: LinkKind): void {
     this.drop(id, kind);
     this.ensure(id, kind);
+  }
+
+  /**
+   * This end of the peer's log link is dead: the peer hears of it now, and when there is a connection to it again. By itself
+   * it would never notice: it writes nothing before it is granted, and is granted nothing over a dead link.
+   */
+  incomingLogDead(id: number, generation: number): void {
+    const links = this.peer(id);
+    if (links.acceptedLog !== generation) return; // it has made a fresh one
+    links.isAcceptedLogDead = true;
+    this.options.tellLogDead(id, generation);
   }
 
   /** The peer says that its end of our log link is dead. */
@@ -250,6 +269,9 @@ export class LinkManager {
     if (request.kind === 'probe') {
       background.send({ type: 'incomingProbe', peer: id, queuePair: queuePair.share() });
     } else {
+      const links = this.peer(id);
+      links.acceptedLog = request.generation;
+      links.isAcceptedLogDead = false;
       background.send({
         type: 'incomingLog',
         peer: id,

@@ -648,6 +648,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
         background,
         onLogLinked: (peer, bootId, processId) => this.guard(() => this.plane?.peerLinked(peer, bootId, processId)),
         onLogUnlinked: (peer) => this.guard(() => this.plane?.peerUnlinked(peer)),
+        tellLogDead: (peer, generation) => this.tell(peer, 'logDead', { generation }),
         onRefused: (peer) => this.tellOfMembership(peer),
         onWarning: (error) => this.warn(error),
       });
@@ -690,7 +691,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
         this.emit('peer', message.peer, false);
         break;
       case 'incomingLogDead':
-        this.tell(message.peer, 'logDead', { generation: message.generation });
+        this.links?.incomingLogDead(message.peer, message.generation);
         break;
       case 'grantFailed':
         if (message.code === 'QUORATE_DISK_FULL' || message.code === 'QUORATE_DISK_FAILED') {
@@ -886,7 +887,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     setTimeout(() => void former.close(), REMOVED_GRACE_MS).unref();
   }
 
-  /** Best effort: a peer that is not connected makes fresh links anyway when it is again. */
+  /** Best effort: what a peer must know is said again when there is a connection to it again. */
   private tell(peer: number, type: string, body: unknown): void {
     try {
       this.connections.get(peer)?.send(type, body);

@@ -1,0 +1,110 @@
+// What the replicas tell each other about their links, when the control connections between two of them are down in that
+// moment. On shm, all members in this process, those two behind gates.
+import { connect, createServer, type Server, type Socket } from 'node:net';
+import { afterEach, expect, it } from 'vitest';
+import { type MemberAddress, Replica } from '#lib/index.js';
+import { CommandLog, freePorts, members, optionsFor, waitFor } from './fixture.js';
+
+/** Passes TCP connections on to a port while it is open; closing it cuts those that there are. */
+class Gate {
+  private readonly sockets = new Set<Socket>();
+  private readonly server: Server;
+  private isOpen = true;
+
+  private constructor(
+    readonly port: number,
+    private readonly to: number,
+  ) {
+    this.server = createServer((socket) => this.pass(socket));
+  }
+
+  static async make(to: number): Promise<Gate> {
+    const [port] = await freePorts(1);
+    const gate = new Gate(port as number, to);
+    await new Promise<void>((resolve) => gate.server.listen(gate.port, '127.0.0.1', resolve));
+    return gate;
+  }
+
+  private pass(from: Socket): void {
+    if (!this.isOpen) {
+      from.destroy();
+      return;
+    }
+    const onward = connect(this.to, '127.0.0.1');
+    for (const [one, other] of [
+      [from, onward],
+      [onward, from],
+    ] as const) {
+      this.sockets.add(one);
+      one.on('error', () => {});
+      one.on('close', () => {
+        this.sockets.delete(one);
+        other.destroy();
+      });
+      one.pipe(other);
+    }
+  }
+
+  open(): void {
+    this.isOpen = true;
+  }
+
+  shut(): void {
+    this.isOpen = false;
+    for (const socket of this.sockets) socket.destroy();
+  }
+
+  async close(): Promise<void> {
+    this.shut();
+    await new Promise((resolve) => this.server.close(resolve));
+  }
+}
+
+const closing: (() => Promise<unknown>)[] = [];
+afterEach(async () => {
+  for (const close of closing.splice(0).reverse()) await close();
+});
+
+async function openBehindGates(): Promise<{ replicas: Replica<number>[]; machines: CommandLog[]; gates: Gate[] }> {
+  const list = await members(3);
+  const toOne = await Gate.make(list[1]?.port as number);
+  closing.push(() => toOne.close());
+  const toZero = await Gate.make(list[0]?.port as number);
+  closing.push(() => toZero.close());
+  const seenBy = (id: number): MemberAddress[] =>
+    list.map((member) => {
+      if (id === 0 && member.id === 1) return { ...member, port: toOne.port };
+      if (id === 1 && member.id === 0) return { ...member, port: toZero.port };
+      return member;
+    });
+  const machines = list.map(() => new CommandLog());
+  const replicas = await Promise.all(
+    list.map(({ id }) =>
+      Replica.open(optionsFor(id, seenBy(id), { profile: 'relaxed', stateMachine: machines[id] as CommandLog })),
+    ),
+  );
+  closing.push(() => Promise.all(replicas.map((replica) => replica.close())));
+  return { replicas, machines, gates: [toOne, toZero] };
+}
+
+it('a follower that was cut off from its leader when that lost its leadership follows it again', async () => {
+  const { replicas, machines, gates } = await openBehindGates();
+  const lead = async (to: number, command: string): Promise<void> => {
+    const leader = await waitFor(() => replicas.find((replica) => replica.status().role === 'leader'), 'a leader');
+    if (leader.id !== to) await leader.transferLeadership(to);
+    await replicas[to]?.propose(Buffer.from(command));
+  };
+  const hasApplied = (command: string) =>
+    waitFor(() => machines[1]?.commands.includes(command), `replica 1 to apply "${command}"`);
+
+  await lead(0, 'first');
+  await hasApplied('first');
+  for (const gate of gates) gate.shut();
+  await lead(2, 'second');
+  await hasApplied('second');
+  // Replica 0 has its log link to replica 1 still, which ended there when replica 2 was granted.
+  await lead(0, 'third');
+  for (const gate of gates) gate.open();
+  await hasApplied('third');
+  expect(machines[1]?.commands).toEqual(['first', 'second', 'third']);
+}, 60_000);
