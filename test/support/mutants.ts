@@ -4,6 +4,7 @@
 import { BackgroundPlane } from '#lib/consensus/background-plane.js';
 import { FailureDetector } from '#lib/consensus/failure-detector.js';
 import { IntactRing } from '#lib/consensus/intact-ring.js';
+import { MembershipWatch } from '#lib/consensus/membership.js';
 import { ReplicationPlane } from '#lib/consensus/replication-plane.js';
 import { writeU53 } from '#lib/consensus/sealed-block.js';
 import { ToMainField } from '#lib/consensus/status-layout.js';
@@ -293,6 +294,34 @@ export const removedLeaderBeginsAChange: Mutant = {
         function () {
           const refusal = original.call(this);
           return this.role === 'leader' && refusal?.code === 'QUORATE_NOT_LEADER' ? null : refusal;
+        },
+    ),
+};
+
+export const removalBelieved: Mutant = {
+  name: 'a replica that believes in its removal before it has looked at the rest of its log',
+  install: () =>
+    replace(
+      MembershipWatch.prototype,
+      'observe',
+      (original) =>
+        function (configuration) {
+          return original.call(this, configuration);
+        },
+    ),
+};
+
+export const newerStateUnbelievable: Mutant = {
+  name: 'a leader that fails when anybody, voter or not, has applied more than its log holds',
+  install: () =>
+    replace(
+      replication,
+      'beginRepair',
+      (original) =>
+        function (peer: number) {
+          const { grantAppliedLsn } = this.followers[peer];
+          if (grantAppliedLsn > this.tail.lsn) throw new Error(`replica ${peer} applied LSN ${grantAppliedLsn}`);
+          original.call(this, peer);
         },
     ),
 };
