@@ -1400,7 +1400,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
    *
    * Rejects with what `read` throws; with QUORATE_NOT_LEADER if no leader is known or the one that was asked leads no
    * more, QUORATE_LEADERSHIP_ENDED, QUORATE_DISCONNECTED or QUORATE_PEER_CLOSED (the leader is gone), QUORATE_TIMEOUT, QUORATE_BACKPRESSURE
-   * beyond `pendingReadBarriersMax`, and QUORATE_CLOSED. In all these cases reading again is safe.
+   * beyond `pendingReadBarriersMax`, QUORATE_NOT_A_MEMBER (the leader knows that this replica was removed, which it does not yet), and
+   * QUORATE_REMOVED and QUORATE_CLOSED. In all these cases reading again is safe.
    */
   async read<Value>(read: () => Value, options: ReadOptions = {}): Promise<Value> {
     if (typeof read !== 'function') invalid('read() takes a function that reads the state');

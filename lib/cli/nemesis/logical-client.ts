@@ -28,6 +28,7 @@ const NOT_READ = new Set([
   'QUORATE_TIMEOUT',
   'QUORATE_BACKPRESSURE',
   'QUORATE_REMOVED',
+  'QUORATE_NOT_A_MEMBER', // the leader knows of the removal already
   'QUORATE_CLOSED',
 ]);
 /** Answers that say for certain that the command was not proposed. */

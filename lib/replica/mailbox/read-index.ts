@@ -5,8 +5,9 @@ import type { Mailbox } from './mailbox.js';
 import { MessageKind } from './messages.js';
 
 /**
- * Asks the leader. Rejects with what it refused with (QUORATE_NOT_LEADER, QUORATE_LEADERSHIP_ENDED), QUORATE_PEER_CLOSED if
- * it is another process by now, QUORATE_DISCONNECTED, QUORATE_TIMEOUT, QUORATE_BACKPRESSURE. Nothing depends on it: ask again.
+ * Asks the leader. Rejects with what it refused with (QUORATE_NOT_LEADER, QUORATE_LEADERSHIP_ENDED, QUORATE_NOT_A_MEMBER),
+ * QUORATE_PEER_CLOSED if it is another process by now, QUORATE_DISCONNECTED, QUORATE_TIMEOUT, QUORATE_BACKPRESSURE. Nothing
+ * depends on it: ask again.
  */
 export function askReadIndex(mailbox: Mailbox, leader: number, timeoutMs: number): Promise<ReadIndex> {
   return new Promise((resolve, reject) => {
