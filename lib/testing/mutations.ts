@@ -9,7 +9,8 @@ import { LOG_BYTES_MIN } from '../consensus/limits.js';
 import { LogScanner } from '../consensus/log-scan.js';
 import { ReadRounds } from '../consensus/read-rounds.js';
 import { payloadBytesMax, ReplicationPlane } from '../consensus/replication-plane.js';
-import { readU53, SealedBlockReader } from '../consensus/sealed-block.js';
+import { readU53, SealedBlockReader, writeU53 } from '../consensus/sealed-block.js';
+import { ToMainField } from '../consensus/status-layout.js';
 import { SimBackgroundFabric } from '../fabric/sim/sim-background-fabric.js';
 import type { SimLink } from '../fabric/sim/sim-link.js';
 import { SimNode } from '../fabric/sim/sim-node.js';
@@ -376,13 +377,26 @@ export const MUTATIONS: readonly Mutation[] = [
     seedsMax: 400,
     replicas: 3,
     install: () =>
-      replace(
-        replication,
-        'countVoters',
-        () =>
-          function () {
-            return this.configuration.voters.length;
-          },
+      all(
+        replace(
+          background,
+          'announceMajority',
+          () =>
+            function () {
+              this.takeoverAnnounced = true;
+              writeU53(this.toMainWriter.body, ToMainField.takeoverEpoch, this.candidateEpoch);
+              this.publishToMain();
+              this.options.notifyMain();
+            },
+        ),
+        replace(
+          replication,
+          'countVoters',
+          () =>
+            function () {
+              return this.configuration.voters.length;
+            },
+        ),
       ),
   },
   {

@@ -6,8 +6,6 @@ import { FailureDetector } from '#lib/consensus/failure-detector.js';
 import { IntactRing } from '#lib/consensus/intact-ring.js';
 import { MembershipWatch } from '#lib/consensus/membership.js';
 import { ReplicationPlane } from '#lib/consensus/replication-plane.js';
-import { writeU53 } from '#lib/consensus/sealed-block.js';
-import { ToMainField } from '#lib/consensus/status-layout.js';
 import { SimBackgroundFabric } from '#lib/fabric/sim/sim-background-fabric.js';
 import { SimReplicationFabric } from '#lib/fabric/sim/sim-replication-fabric.js';
 import { MUTATIONS, replace } from '#lib/testing/mutations.js';
@@ -25,38 +23,8 @@ export function mutation(name: string): Mutant {
   return found;
 }
 
-export function together(...mutants: readonly Mutant[]): Mutant {
-  return {
-    name: mutants.map(({ name }) => name).join(' and '),
-    install: () => {
-      const mends = mutants.map(({ install }) => install());
-      return () => {
-        for (const mend of mends.reverse()) mend();
-      };
-    },
-  };
-}
-
 const replication = ReplicationPlane.prototype;
 const background = BackgroundPlane.prototype;
-
-export const takeoverBeforeMajority: Mutant = {
-  name: 'a takeover that begins with the first grant',
-  install: () =>
-    replace(
-      background,
-      'request',
-      (original) =>
-        function (now_ns: number) {
-          original.call(this, now_ns);
-          if (this.takeoverAnnounced) return;
-          this.takeoverAnnounced = true;
-          writeU53(this.toMainWriter.body, ToMainField.takeoverEpoch, this.candidateEpoch);
-          this.publishToMain();
-          this.options.notifyMain();
-        },
-    ),
-};
 
 export const stallUnnoticed: Mutant = {
   name: 'a background plane that takes no notice of a blocked event loop',
