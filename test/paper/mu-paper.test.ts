@@ -22,6 +22,7 @@ import {
   neverDropped,
   oneThreshold,
   slowMeansDead,
+  stallUnnoticed,
   twoWritesPerEntry,
 } from '../support/mutants.js';
 
@@ -582,8 +583,19 @@ describe('5.1: the failure detector', () => {
     expect(script.life(1).replication.leaderEpoch).toBe(leaderEpoch);
   }, [mutation('no-grant-guard'), /the leader stayed|VIOLATION of grant guard/]);
 
-  // Mu's leader stops its heartbeat when its replication thread is stuck, so that both share one fate (5.1).
-  test.todo('a leader whose replication plane is stuck is replaced (not built yet)');
+  // (differs from Mu) Mu's leader stops its heartbeat when its replication thread is stuck, so that both share one fate (5.1).
+  // Here the heartbeat goes on, since the replica still votes, and says that the leader is stuck.
+  claim('a leader whose replication plane is stuck is replaced, and finds itself deposed when it goes on', () => {
+    const script = led(3);
+    script.hold(0, 'main stalled');
+    const { leaderEpoch } = script.runUntilLeader(1).replication;
+    expect(script.life(1).replication.trustedMask & 1, 'its heartbeat goes on').toBe(1);
+    expect(script.life(0).background.promised, 'it votes').toBe(leaderEpoch);
+    script.release(0);
+    script.runUntilConverged();
+    expect(script.life(0).replication.role).toBe('follower');
+    expect(script.cluster.leader()?.id).toBe(1);
+  }, [stallUnnoticed, /replica 1 leads/]);
 });
 
 describe('5.3: recycling of the log', () => {
