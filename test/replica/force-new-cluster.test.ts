@@ -26,31 +26,6 @@ async function found(count: number): Promise<{ places: MemberAddress[]; leader: 
   return { places, leader: await processes.leader(count) };
 }
 
-/** Asks until the failure detector has noticed what was killed. */
-function force(id: number): Promise<unknown> {
-  const isEarly = (code: string): boolean => ['QUORATE_LEADER_EXISTS', 'QUORATE_QUORUM_REACHABLE'].includes(code);
-  return processes.until(async () => {
-    try {
-      await processes.ask(id, 'forceNewCluster', ACCEPTED);
-      return true;
-    } catch (error) {
-      if (isEarly((error as { code: string }).code)) return false;
-      throw error;
-    }
-  }, 'the survivor to be alone');
-}
-
-async function grow(survivor: number, places: readonly MemberAddress[]): Promise<void> {
-  const join = [(await processes.report(survivor)).members.find(({ id }) => id === survivor) as MemberAddress].map(
-    ({ id, host, port }) => ({ id, host, port }),
-  );
-  for (const { id, host, port } of places) {
-    await processes.call(survivor, 'addLearner', { id, host, port });
-    await processes.start(id, { join, address: { host, port } });
-    await processes.call(survivor, 'promote', id, { timeoutMs: 30_000 });
-  }
-}
-
 it('one of three goes on with all that it holds, and two new ones join it', async () => {
   const { places, leader } = await found(3);
   const [survivor, other] = leader.voters.filter((id) => id !== leader.id) as [number, number];
@@ -68,7 +43,7 @@ it('one of three goes on with all that it holds, and two new ones join it', asyn
   await processes.kill(other);
   await processes.kill(leader.id);
   await expect(processes.ask(survivor, 'forceNewCluster', undefined)).rejects.toMatchObject({ code: 'QUORATE_UNSAFE' });
-  await force(survivor);
+  await processes.force(survivor);
   const alone = await processes.leader(1);
   expect(alone).toMatchObject({ id: survivor, role: 'leader', voters: [survivor], size: KEYS, digest: before.digest });
   expect(alone.clusterId).not.toBe(before.clusterId);
@@ -86,7 +61,7 @@ it('one of three goes on with all that it holds, and two new ones join it', asyn
   expect(alone.commitLsn).toBeGreaterThan(before.tailLsn);
   expect(Number.parseInt(alone.epoch, 10)).toBeGreaterThan(Number.parseInt(before.epoch, 10));
 
-  await grow(survivor, places.slice(3));
+  await processes.grow(survivor, places.slice(3));
   await processes.fill({ from: KEYS, count: 10, round: 2 });
   await processes.leader(3);
   const reports = await processes.alike();
@@ -104,7 +79,7 @@ it('a member of the old cluster that was only stopped takes no part in the new o
   const [survivor, late] = leader.voters.filter((id) => id !== leader.id) as [number, number];
   await processes.stop(late);
   await processes.kill(leader.id);
-  await force(survivor);
+  await processes.force(survivor);
   const alone = await processes.report(survivor);
   processes.continue(late);
   const back = await processes.until(async () => {

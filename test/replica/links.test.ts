@@ -3,7 +3,7 @@
 import { connect, createServer, type Server, type Socket } from 'node:net';
 import { afterEach, expect, it } from 'vitest';
 import { type MemberAddress, Replica } from '#lib/index.js';
-import { CommandLog, freePorts, members, optionsFor, waitFor } from './fixture.js';
+import { CommandLog, members, optionsFor, waitFor } from './fixture.js';
 
 /** Passes TCP connections on to a port while it is open; closing it cuts those that there are. */
 class Gate {
@@ -11,18 +11,18 @@ class Gate {
   private readonly server: Server;
   private isOpen = true;
 
-  private constructor(
-    readonly port: number,
-    private readonly to: number,
-  ) {
+  private constructor(private readonly to: number) {
     this.server = createServer((socket) => this.pass(socket));
   }
 
   static async make(to: number): Promise<Gate> {
-    const [port] = await freePorts(1);
-    const gate = new Gate(port as number, to);
-    await new Promise<void>((resolve) => gate.server.listen(gate.port, '127.0.0.1', resolve));
+    const gate = new Gate(to);
+    await new Promise<void>((resolve) => gate.server.listen(0, '127.0.0.1', resolve));
     return gate;
+  }
+
+  get port(): number {
+    return (this.server.address() as { port: number }).port;
   }
 
   private pass(from: Socket): void {

@@ -186,6 +186,37 @@ export class Processes {
     }, 'all to have the same state');
   }
 
+  /** Makes it the only voter of a new cluster; asks until the failure detector has noticed what was killed. */
+  force(id: number): Promise<unknown> {
+    const isEarly = (code: string): boolean => ['QUORATE_LEADER_EXISTS', 'QUORATE_QUORUM_REACHABLE'].includes(code);
+    return this.until(async () => {
+      try {
+        await this.ask(id, 'forceNewCluster', { iUnderstandThatAcknowledgedCommandsMayBeLost: true });
+        return true;
+      } catch (error) {
+        if (isEarly((error as { code: string }).code)) return false;
+        throw error;
+      }
+    }, 'the survivor to be alone');
+  }
+
+  /** Adds new members at the leader, one after the other, and makes voters of them. */
+  async grow(
+    leader: number,
+    places: readonly MemberAddress[],
+    more: Partial<ReplicaOptions<never>> = {},
+    timeoutMs = 30_000,
+  ): Promise<void> {
+    const join = [(await this.report(leader)).members.find(({ id }) => id === leader) as MemberAddress].map(
+      ({ id, host, port }) => ({ id, host, port }),
+    );
+    for (const { id, host, port } of places) {
+      await this.call(leader, 'addLearner', { id, host, port });
+      await this.start(id, { join, address: { host, port }, ...more });
+      await this.call(leader, 'promote', id, { timeoutMs });
+    }
+  }
+
   async close(): Promise<void> {
     await Promise.all(this.ids.map((id) => this.kill(id)));
     rmSync(this.directory, { recursive: true, force: true });

@@ -6,3 +6,6 @@ export function rdmaDevices(): string[] {
   }
   return names;
 }
+
+/** The device of a replica that has one to itself. */
+export const deviceOf = (id: number): string => rdmaDevices()[id] as string;
