@@ -129,21 +129,30 @@ export class LogPermissions {
     if (link === undefined) {
       throw new QuorateError('QUORATE_LINK_DEAD', `replica ${peer} has no log link to enable now; a fresh one is made`);
     }
-    if (link.queuePair.query().state !== QpState.RTS) {
-      this.dropLink(peer, link);
-      throw new QuorateError(
-        'QUORATE_LINK_DEAD',
-        `the log link of replica ${peer} (generation ${link.generation}) failed before it was granted; a fresh one is made`,
-      );
-    }
     if (this.strategy === 'mr-dereg') {
+      if (link.queuePair.query().state !== QpState.RTS) return this.refuseDead(peer, link);
       const region = this.spareRegions.pop() ?? this.register();
       this.granted = { peer, link, region };
       return region.rkey;
     }
     this.granted = { peer, link, region: null };
-    link.queuePair.modify({ state: QpState.RTS, accessFlags: READ_WRITE });
+    try {
+      link.queuePair.modify({ state: QpState.RTS, accessFlags: READ_WRITE });
+    } catch (error) {
+      // Asked only now: in a failover, where nothing is broken, a query costs as much as the change itself.
+      if (link.queuePair.query().state === QpState.RTS) throw error;
+      this.granted = null;
+      this.refuseDead(peer, link);
+    }
     return 0;
+  }
+
+  private refuseDead(peer: number, link: IncomingLogLink): never {
+    this.dropLink(peer, link);
+    throw new QuorateError(
+      'QUORATE_LINK_DEAD',
+      `the log link of replica ${peer} (generation ${link.generation}) failed before it was granted; a fresh one is made`,
+    );
   }
 
   /** See BackgroundFabric.revokeLogWriter. */
@@ -174,15 +183,12 @@ export class LogPermissions {
    * more; moving it to the error state is as synchronous where qp-flags is offered.
    */
   private removeWriteAccess(queuePair: QueuePair): void {
-    if (queuePair.query().state === QpState.RTS) {
-      try {
-        queuePair.modify({ state: QpState.RTS, accessFlags: READ_ONLY });
-        return;
-      } catch (error) {
-        if (queuePair.query().state !== QpState.ERR) throw error; // it failed for another reason than this race
-      }
+    try {
+      queuePair.modify({ state: QpState.RTS, accessFlags: READ_ONLY });
+    } catch (error) {
+      if (queuePair.query().state === QpState.RTS) throw error; // it failed for another reason
+      queuePair.modify({ state: QpState.ERR });
     }
-    queuePair.modify({ state: QpState.ERR });
   }
 
   private flush(queuePair: QueuePair): void {

@@ -81,6 +81,7 @@ export class VerbsBackgroundFabric implements BackgroundFabric {
   private readonly incoming: (QueuePair | null)[] = new Array(MAX_REPLICAS).fill(null);
   private readonly processes: (PeerProcess | null)[] = new Array(MAX_REPLICAS).fill(null);
   private exited = 0;
+  private hasWakes = false;
   private readonly outgoingLogGenerations = new Float64Array(MAX_REPLICAS);
   private linkSerial = 0;
   private queued = 0;
@@ -164,8 +165,10 @@ export class VerbsBackgroundFabric implements BackgroundFabric {
   wait(timeout_ns: number): boolean {
     const { waiting } = this;
     if (waiting === null) throw new Error('a background fabric without a waiter cannot wait');
+    if (this.hasWakes) this.takeWakes(waiting.wakeQueue);
     const reasons = waiting.waiter.wait(timeout_ns);
-    if ((reasons & WaitReason.COMPLETION) !== 0) this.takeWakes(waiting.wakeQueue);
+    // Taken before the next wait: first comes what they woke for.
+    this.hasWakes = (reasons & WaitReason.COMPLETION) !== 0;
     if ((reasons & WaitReason.PEER_DIED) !== 0) {
       for (let peer = 0; peer < MAX_REPLICAS; peer++) {
         if (this.processes[peer]?.alive === false) this.exited |= 1 << peer;

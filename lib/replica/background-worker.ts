@@ -106,6 +106,9 @@ async function run(data: BackgroundWorkerData): Promise<void> {
     (peer) => report({ type: 'probeBroken', peer }),
     { waiter, wakeQueue, wakeChannel },
   );
+  const notifyMain = () => {
+    notifier.notify();
+  };
   let grantFailure: unknown;
   const voter = data.durable === null ? null : await openVoter(data.id, data.durable);
   const plane = new BackgroundPlane(
@@ -118,7 +121,7 @@ async function run(data: BackgroundWorkerData): Promise<void> {
       profile: data.profile,
       lease: data.lease,
       random: Math.random,
-      notifyMain: () => notifier.notify(),
+      notifyMain,
       onGrantFailure: (peer, error) => {
         if (error === grantFailure) return; // a disk that failed fails every grant
         grantFailure = error;
@@ -160,7 +163,9 @@ async function run(data: BackgroundWorkerData): Promise<void> {
 
   const controlWords = new Uint32Array(controlMemory.buffer);
   const stopIndex = CONTROL_STOP_OFFSET / 4;
-  await rehearse(data).catch((error: unknown) => report({ type: 'rehearsalFailed', ...describe(error) }));
+  await rehearse({ ...data, notifyMain }).catch((error: unknown) =>
+    report({ type: 'rehearsalFailed', ...describe(error) }),
+  );
   setTimerSlack(TIMER_SLACK_NS);
   setSchedulingSlice(SLICE_NS);
   try {

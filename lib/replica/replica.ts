@@ -23,7 +23,7 @@ import { QuorateError } from '../errors.js';
 import { VerbsEndpoint } from '../fabric/verbs-endpoint.js';
 import { VerbsReplicationFabric } from '../fabric/verbs-replication-fabric.js';
 import { SessionTable } from '../rsm/session-table.js';
-import { monotonicNs, type PeerProcess, setSchedulingSlice } from '../verbs/index.js';
+import { type ExitHold, monotonicNs, type PeerProcess, setSchedulingSlice } from '../verbs/index.js';
 import type { DurableVoter, ToMain } from './background-messages.js';
 import { BackgroundThread } from './background-thread.js';
 import {
@@ -50,6 +50,7 @@ import {
   whyNotForced,
 } from './force-new-cluster.js';
 import { checkReply, Formation } from './formation.js';
+import { holdAtExit } from './hold-at-exit.js';
 import { resolveLease } from './lease-options.js';
 import { LinkManager } from './link-manager.js';
 import { ForwardedProposals } from './mailbox/forwarded-proposals.js';
@@ -84,6 +85,7 @@ import type {
   TakeoverStages,
 } from './replica-options.js';
 import { decodeSnapshot, encodeSnapshot } from './snapshot-transfer.js';
+import { takeoverStages } from './takeover-stages.js';
 import type { DonorHost } from './transfer/donor.js';
 import { SnapshotSource } from './transfer/snapshot-stream.js';
 import { Transfers } from './transfer/transfers.js';
@@ -143,6 +145,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   /** This life, as the configuration names it. */
   private readonly bootId: number;
   private readonly durability: Durability | null;
+  private exitHold: ExitHold | null = null;
   /** What the disk held of an earlier process. */
   private fromDisk: RecoveredState | null = null;
   private readonly stateMachine: StateMachine<Result>;
@@ -474,6 +477,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
 
   private async start(self: MemberAddress, timeoutMs: number): Promise<void> {
     this.self = self;
+    this.exitHold = holdAtExit(this.options.holdAtExitMs, this.endpoint.isShm, (error) => this.warn(error));
     setSchedulingSlice(SCHEDULING_SLICE_NS);
     await this.recover();
     this.background = new BackgroundThread(this.endpoint, {
@@ -492,6 +496,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     await rehearse({ strategy: this.endpoint.strategy, shmDirectory: this.shmDirectory }).catch((error: Error) =>
       this.warn(error),
     );
+    this.flushSchedule.soon(); // of nothing yet: a leader's first commit need not wait until this is compiled
     await this.server.listen(self.host, self.port);
     let timer: NodeJS.Timeout | undefined;
     const opened = new Promise<void>((resolve, reject) => {
@@ -741,6 +746,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     this.ownProcess?.close();
     this.endpoint.close();
     if (this.removal !== undefined) this.survival?.remove();
+    this.exitHold?.close();
   }
 
   /** An invariant, the state machine or the background thread failed: better no replica than a wrong one. */
@@ -1212,14 +1218,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
 
   /** @internal */
   onLeader(epoch: number): void {
-    const stages = (this.plane as ReplicationPlane).candidacyStages;
-    this.lastTakeover = {
-      epoch: formatEpoch(epoch),
-      leaderLostAtNs: stages.leaderLostAt_ns,
-      candidateAtNs: stages.candidateAt_ns,
-      majorityAtNs: stages.majorityAt_ns,
-      activeAtNs: monotonicNs(),
-    };
+    this.lastTakeover = takeoverStages(this.plane as ReplicationPlane, epoch);
   }
 
   /** @internal */

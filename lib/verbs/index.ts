@@ -9,6 +9,7 @@ export * from './completion-queue.js';
 export * from './context.js';
 export * from './device.js';
 export * from './errors.js';
+export * from './exit-hold.js';
 export * from './fence.js';
 export * from './gid.js';
 export * from './memory.js';

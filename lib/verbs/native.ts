@@ -805,7 +805,8 @@ export type NativeKind =
   | 'SharedReceiveQueue'
   | 'MemoryWindow'
   | 'CmEventChannel'
-  | 'CmId';
+  | 'CmId'
+  | 'ExitHold';
 
 export interface NativeObject {
   readonly kind: NativeKind;
@@ -986,6 +987,12 @@ export interface NativeFence extends NativeSharedObject {
   raise(epoch: number): number;
 }
 
+/** Holds memory and descriptors of this process for a moment after its end; see exit-hold.ts. */
+export interface NativeExitHold extends NativeSharedObject {
+  readonly kind: 'ExitHold';
+  readonly keeperId: number;
+}
+
 /** Wakes the event loop of the thread that made it, from any thread. */
 export interface NativeNotifier extends NativeSharedObject {
   readonly kind: 'Notifier';
@@ -1105,6 +1112,10 @@ export interface NativeAddon {
   unshare(token: number): boolean;
 
   Fence: new () => NativeFence;
+  /** `holdNs` 1 .. 1e9. QUORATE_SYSTEM. */
+  ExitHold: new (
+    holdNs: number,
+  ) => NativeExitHold;
   /** The notifier lives until close() or the end of its thread. */
   Notifier: new (
     callback: () => void,

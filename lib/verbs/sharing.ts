@@ -4,6 +4,7 @@ import { AddressHandle } from './address-handle.js';
 import { CompletionChannel } from './completion-channel.js';
 import { CompletionQueue } from './completion-queue.js';
 import { Context } from './context.js';
+import { ExitHold } from './exit-hold.js';
 import { Fence } from './fence.js';
 import { addon } from './load-addon.js';
 import { Memory } from './memory.js';
@@ -14,6 +15,7 @@ import type {
   NativeCompletionChannel,
   NativeCompletionQueue,
   NativeContext,
+  NativeExitHold,
   NativeFence,
   NativeMemory,
   NativeMemoryRegion,
@@ -67,6 +69,8 @@ export function faceOf(native: NativeSharedObject): VerbsObject {
     case 'CmEventChannel':
     case 'CmId':
       throw invalidArgument(`a ${native.kind} belongs to the thread that made it`);
+    case 'ExitHold':
+      return ExitHold.of(native as NativeExitHold);
     case 'PostList':
       throw invalidArgument('a PostList belongs to the thread that made it');
   }

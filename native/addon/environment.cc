@@ -21,7 +21,7 @@ constexpr const char* kKindNames[kKinds] = {
     "Context",         "Memory",      "MemoryRegion",  "ProtectionDomain",   "CompletionChannel",
     "CompletionQueue", "QueuePair",   "Fence",         "Notifier",           "PostList",
     "Waiter",          "PeerProcess", "AddressHandle", "SharedReceiveQueue", "MemoryWindow",
-    "CmEventChannel",  "CmId"};
+    "CmEventChannel",  "CmId",        "ExitHold"};
 
 void check(napi_env env, napi_status status) {
   if (status != napi_ok) throw Napi::Error::New(Napi::Env(env));
@@ -182,6 +182,7 @@ void Environment::attach(Napi::Env env, Napi::Object exports) {
   self->defineClass(exports, Kind::PeerProcess, membersOf<Kind::PeerProcess>(self, peerProcessMembers), false);
   self->defineClass(exports, Kind::CmEventChannel, membersOf<Kind::CmEventChannel>(self, cmEventChannelMembers), false);
   self->defineClass(exports, Kind::CmId, membersOf<Kind::CmId>(self, cmIdMembers), false);
+  self->defineClass(exports, Kind::ExitHold, membersOf<Kind::ExitHold>(self, exitHoldMembers), true);
 
   std::vector<napi_property_descriptor> functions = {
       function<setErrorClassFunction>(self, "setErrorClass"),
@@ -225,6 +226,9 @@ napi_value Environment::construct(napi_env env, napi_callback_info raw) {
           break;
         case Kind::Notifier:
           object = constructNotifier(environment, info);
+          break;
+        case Kind::ExitHold:
+          object = constructExitHold(environment, info);
           break;
         case Kind::Waiter:
           object = constructWaiter(environment, info);

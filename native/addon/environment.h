@@ -37,8 +37,9 @@ enum class Kind : uint8_t {
   MemoryWindow,
   CmEventChannel,
   CmId,
+  ExitHold,
 };
-constexpr size_t kKinds = 17;
+constexpr size_t kKinds = 18;
 const char* kindName(Kind kind);
 // The kind that VerbsObject::kind() names.
 Kind kindOf(const VerbsObject& object);
@@ -208,6 +209,7 @@ std::vector<napi_property_descriptor> queuePairMembers(Environment* environment)
 std::vector<napi_property_descriptor> addressHandleMembers(Environment* environment);
 std::vector<napi_property_descriptor> sharedReceiveQueueMembers(Environment* environment);
 std::vector<napi_property_descriptor> fenceMembers(Environment* environment);
+std::vector<napi_property_descriptor> exitHoldMembers(Environment* environment);
 std::vector<napi_property_descriptor> notifierMembers(Environment* environment);
 std::vector<napi_property_descriptor> postListMembers(Environment* environment);
 std::vector<napi_property_descriptor> waiterMembers(Environment* environment);
@@ -220,6 +222,7 @@ std::vector<napi_property_descriptor> waitFunctions(Environment* environment);
 
 // Constructors that JavaScript may call.
 std::shared_ptr<VerbsObject> constructFence(Environment& environment, const Napi::CallbackInfo& info);
+std::shared_ptr<VerbsObject> constructExitHold(Environment& environment, const Napi::CallbackInfo& info);
 std::shared_ptr<VerbsObject> constructNotifier(Environment& environment, const Napi::CallbackInfo& info);
 std::shared_ptr<VerbsObject> constructWaiter(Environment& environment, const Napi::CallbackInfo& info);
 std::shared_ptr<VerbsObject> constructPostList(Environment& environment, const Napi::CallbackInfo& info);

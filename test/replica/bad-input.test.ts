@@ -39,6 +39,12 @@ describe('Replica.open() refuses', () => {
     ['an unknown profile', () => ({ profile: 'turbo' }), 'QUORATE_INVALID_ARGUMENT', /turbo/],
     ['an unknown permission strategy', () => ({ permissionStrategy: 'hope' }), 'QUORATE_INVALID_ARGUMENT', /hope/],
     [
+      'a hold after the end that is too long',
+      () => ({ holdAtExitMs: 1001 }),
+      'QUORATE_INVALID_ARGUMENT',
+      /holdAtExitMs 1001/,
+    ],
+    [
       'a port out of range',
       (list) => ({ members: [{ ...list[0], port: 70_000 }] }),
       'QUORATE_INVALID_ARGUMENT',
