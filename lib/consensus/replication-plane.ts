@@ -1155,10 +1155,14 @@ export class ReplicationPlane {
     if (this.reads.isOpen) this.proveOwnFence();
     this.pumpAll();
     if (this.reads.isOpen) this.provePermissions();
-    if (this.appendsOutstanding > 0 || this.hasQueuedWrites) this.submit(0);
+    // One call posts and waits, where there is something to wait for.
+    let isPosted = this.appendsOutstanding === 0 && !this.hasQueuedWrites;
     for (let round = 0; round < SPIN_ROUNDS_MAX; round++) {
-      if ((this.commitLsn_ >= this.tail.lsn && !this.reads.isOpen) || !this.anyWriteInFlight()) break;
-      if (!this.submit(1)) break;
+      const isWorthWaiting = (this.commitLsn_ < this.tail.lsn || this.reads.isOpen) && this.anyWriteInFlight();
+      if (isPosted && !isWorthWaiting) break;
+      const hasNews = this.submit(isWorthWaiting ? 1 : 0);
+      if (isPosted && !hasNews) break;
+      isPosted = true;
     }
   }
 

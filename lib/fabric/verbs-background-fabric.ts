@@ -39,9 +39,23 @@ export interface ProbeTarget {
   readonly process: PeerProcess | null;
 }
 
-interface OutgoingProbe extends ProbeTarget {
-  /** wrId of the link's requests: serial number and peer. */
-  readonly wrId: number;
+/** A class, not a copy with one more field: each copy would have a shape of its own. */
+class OutgoingProbe {
+  readonly statusAddress: number;
+  readonly statusKey: number;
+  readonly mailboxAddress: number;
+  readonly mailboxKey: number;
+
+  constructor(
+    { statusAddress, statusKey, mailboxAddress, mailboxKey }: ProbeTarget,
+    /** Of the link's requests: serial number and peer. */
+    readonly wrId: number,
+  ) {
+    this.statusAddress = statusAddress;
+    this.statusKey = statusKey;
+    this.mailboxAddress = mailboxAddress;
+    this.mailboxKey = mailboxKey;
+  }
 }
 
 export interface BackgroundMemories {
@@ -128,7 +142,7 @@ export class VerbsBackgroundFabric implements BackgroundFabric {
     this.processes[peer] = target?.process ?? null;
     this.exited &= ~(1 << peer);
     this.waiting?.waiter.watchPeer(peer, target?.process ?? null);
-    this.peers[peer] = target === null ? null : { ...target, wrId: ++this.linkSerial * SERIAL_UNIT + peer };
+    this.peers[peer] = target === null ? null : new OutgoingProbe(target, ++this.linkSerial * SERIAL_UNIT + peer);
   }
 
   /** Notes which log link this replica has to the peer. */

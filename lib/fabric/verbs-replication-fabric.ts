@@ -54,10 +54,21 @@ export interface LogTarget {
   readonly writeKey: number;
 }
 
-interface OutgoingLog extends LogTarget {
+/** A class, not a copy with more fields: each copy would have a shape of its own, and this is the hot path. */
+class OutgoingLog {
+  readonly logAddress: number;
+  readonly readKey: number;
   currentWriteKey: number;
-  /** First wrId of the link's requests: serial and peer. */
-  readonly wrIdBase: number;
+
+  constructor(
+    { logAddress, readKey, writeKey }: LogTarget,
+    /** First wrId of the link's requests: serial and peer. */
+    readonly wrIdBase: number,
+  ) {
+    this.logAddress = logAddress;
+    this.readKey = readKey;
+    this.currentWriteKey = writeKey;
+  }
 }
 
 export interface ReplicationMemories {
@@ -133,14 +144,7 @@ export class VerbsReplicationFabric implements ReplicationFabric {
     this.list.bindQueuePair(peer, target?.queuePair ?? null);
     this.queuePairs[peer]?.close();
     this.queuePairs[peer] = target?.queuePair ?? null;
-    this.peers[peer] =
-      target === null
-        ? null
-        : {
-            ...target,
-            currentWriteKey: target.writeKey,
-            wrIdBase: ++this.linkSerial * SERIAL_UNIT + peer * 4,
-          };
+    this.peers[peer] = target === null ? null : new OutgoingLog(target, ++this.linkSerial * SERIAL_UNIT + peer * 4);
   }
 
   logConnected(peer: number): boolean {

@@ -1172,6 +1172,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   }
 
   private forgetLeaderLost(): void {
+    if (this.leaderLost === undefined) return; // as after almost every commit
     clearTimeout(this.leaderLost);
     this.leaderLost = undefined;
   }
