@@ -197,7 +197,7 @@ export interface ReplicaOptions<Result = unknown> {
   /**
    * On device "shm": memory and descriptors of this process outlast it for so long, milliseconds 0 .. 1000, when it is
    * killed. Giving them back takes the kernel 10 ms and more of a processor that the failover needs. Default 20; 0 for not
-   * at all. It takes a child process that sleeps, "quorate-hold" (see {@link ExitHold} of quorate/verbs). For so long the
+   * at all. It takes a child process that sleeps, "quorate-hold" (ExitHold of quorate/verbs). For so long the
    * process's ports stay bound and its connections open.
    */
   readonly holdAtExitMs?: number;
