@@ -47,6 +47,16 @@ interface WaitingProposal<Result> {
   readonly reject: (error: Error) => void;
 }
 
+type Resolve<Result> = (result: ProposeResult<Result>) => void;
+type Reject = (error: Error) => void;
+
+/** What the promise that was made last is settled by. One function for all promises: V8 starts a new one slowly each time. */
+const captured: { resolve: unknown; reject: Reject } = { resolve: undefined, reject: () => {} };
+const capture = (resolve: unknown, reject: Reject): void => {
+  captured.resolve = resolve;
+  captured.reject = reject;
+};
+
 export class Proposals<Result> {
   private readonly pending = new PendingProposals<ProposeResult<Result>>();
   /** Proposals that found the ring full, in order. */
@@ -72,66 +82,79 @@ export class Proposals<Result> {
     command: Uint8Array,
     session: SessionCommand | undefined,
     elsewhere: Elsewhere<Result> | undefined,
-  ) {
-    return new Promise<ProposeResult<Result>>((resolve, reject) => {
-      const { host } = this;
-      if (!(command instanceof Uint8Array)) {
-        reject(new QuorateError('QUORATE_INVALID_ARGUMENT', 'propose() takes a Uint8Array'));
-        return;
+  ): Promise<ProposeResult<Result>> {
+    const promise = new Promise<ProposeResult<Result>>(capture);
+    const { resolve, reject } = captured;
+    try {
+      this.begin(log, command, session, elsewhere, resolve as Resolve<Result>, reject);
+    } catch (error) {
+      reject(error as Error);
+    }
+    return promise;
+  }
+
+  private begin(
+    log: CommandLog | undefined,
+    command: Uint8Array,
+    session: SessionCommand | undefined,
+    elsewhere: Elsewhere<Result> | undefined,
+    resolve: Resolve<Result>,
+    reject: Reject,
+  ): void {
+    const { host } = this;
+    if (!(command instanceof Uint8Array)) {
+      reject(new QuorateError('QUORATE_INVALID_ARGUMENT', 'propose() takes a Uint8Array'));
+      return;
+    }
+    if (command.length > host.payloadBytesMax) {
+      reject(
+        new QuorateError(
+          'QUORATE_PAYLOAD_TOO_LARGE',
+          `the command has ${command.length} bytes; the limit is ${host.payloadBytesMax} bytes with a log of ` +
+            `${host.logBytes} bytes (at most one eighth of it, and 1 MiB)`,
+        ),
+      );
+      return;
+    }
+    if (session !== undefined && !(isSessionNumber(session.origin) && isSessionNumber(session.sequence))) {
+      reject(
+        new QuorateError('QUORATE_INVALID_ARGUMENT', 'session origin and sequence must be integers from 1 to 2^53 - 1'),
+      );
+      return;
+    }
+    if (log === undefined) {
+      if (elsewhere === undefined) reject(host.refusal());
+      else elsewhere(command, session, resolve, reject, undefined);
+      return;
+    }
+    if (this.size >= host.pendingMax) {
+      reject(
+        new QuorateError(
+          'QUORATE_BACKPRESSURE',
+          `${host.pendingMax} proposals wait for commit already; the command was not proposed: slow down and try again`,
+        ),
+      );
+      return;
+    }
+    const failed =
+      session === undefined || elsewhere === undefined
+        ? reject
+        : (error: Error) => {
+            if (error instanceof OutcomeUnknownError || error instanceof NotLeaderError) {
+              elsewhere(command, session, resolve, reject, error);
+            } else {
+              reject(error);
+            }
+          };
+    try {
+      if (this.isWaiting || !this.append(log, command, session, resolve, failed)) {
+        this.waiting.push({ payload: command, session, resolve, reject: failed });
       }
-      if (command.length > host.payloadBytesMax) {
-        reject(
-          new QuorateError(
-            'QUORATE_PAYLOAD_TOO_LARGE',
-            `the command has ${command.length} bytes; the limit is ${host.payloadBytesMax} bytes with a log of ` +
-              `${host.logBytes} bytes (at most one eighth of it, and 1 MiB)`,
-          ),
-        );
-        return;
-      }
-      if (session !== undefined && !(isSessionNumber(session.origin) && isSessionNumber(session.sequence))) {
-        reject(
-          new QuorateError(
-            'QUORATE_INVALID_ARGUMENT',
-            'session origin and sequence must be integers from 1 to 2^53 - 1',
-          ),
-        );
-        return;
-      }
-      if (log === undefined) {
-        if (elsewhere === undefined) reject(host.refusal());
-        else elsewhere(command, session, resolve, reject, undefined);
-        return;
-      }
-      if (this.size >= host.pendingMax) {
-        reject(
-          new QuorateError(
-            'QUORATE_BACKPRESSURE',
-            `${host.pendingMax} proposals wait for commit already; the command was not proposed: slow down and try again`,
-          ),
-        );
-        return;
-      }
-      const failed =
-        session === undefined || elsewhere === undefined
-          ? reject
-          : (error: Error) => {
-              if (error instanceof OutcomeUnknownError || error instanceof NotLeaderError) {
-                elsewhere(command, session, resolve, reject, error);
-              } else {
-                reject(error);
-              }
-            };
-      try {
-        if (this.isWaiting || !this.append(log, command, session, resolve, failed)) {
-          this.waiting.push({ payload: command, session, resolve, reject: failed });
-        }
-        host.onAppended();
-      } catch (error) {
-        host.onFailure(error as Error);
-        reject(error as Error);
-      }
-    });
+      host.onAppended();
+    } catch (error) {
+      host.onFailure(error as Error);
+      reject(error as Error);
+    }
   }
 
   /** The ring may have room again. */
