@@ -3,7 +3,7 @@ import { ExitHold } from '../verbs/index.js';
 import { checkInteger, invalid } from './check-options.js';
 
 /** Many times a failover, and less than a process of Node.js takes to start, which may want the same port. */
-export const HOLD_AT_EXIT_DEFAULT_MS = 20;
+const HOLD_AT_EXIT_DEFAULT_MS = 20;
 const HOLD_AT_EXIT_MS_MAX = 1_000;
 
 /**

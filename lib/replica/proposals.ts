@@ -7,6 +7,9 @@ import { NotLeaderError } from './not-leader-error.js';
 import { OutcomeUnknownError, PendingProposals } from './pending-proposals.js';
 import type { ProposeResult, SessionCommand, StateMachine } from './replica-options.js';
 
+type Resolve<Result> = (result: ProposeResult<Result>) => void;
+type Reject = (error: Error) => void;
+
 /** What takes commands into the log: the replication plane. */
 export interface CommandLog {
   propose(origin: number, sequence: number, payload: Uint8Array): number;
@@ -19,8 +22,8 @@ export interface CommandLog {
 export type Elsewhere<Result> = (
   command: Uint8Array,
   session: SessionCommand | undefined,
-  resolve: (result: ProposeResult<Result>) => void,
-  reject: (error: Error) => void,
+  resolve: Resolve<Result>,
+  reject: Reject,
   error: Error | undefined,
 ) => void;
 
@@ -43,12 +46,9 @@ export interface ProposalsHost<Result> {
 interface WaitingProposal<Result> {
   readonly payload: Uint8Array;
   readonly session: SessionCommand | undefined;
-  readonly resolve: (result: ProposeResult<Result>) => void;
-  readonly reject: (error: Error) => void;
+  readonly resolve: Resolve<Result>;
+  readonly reject: Reject;
 }
-
-type Resolve<Result> = (result: ProposeResult<Result>) => void;
-type Reject = (error: Error) => void;
 
 /** What the promise that was made last is settled by. One function for all promises: V8 starts a new one slowly each time. */
 const captured: { resolve: unknown; reject: Reject } = { resolve: undefined, reject: () => {} };
@@ -173,8 +173,8 @@ export class Proposals<Result> {
     log: CommandLog,
     payload: Uint8Array,
     session: SessionCommand | undefined,
-    resolve: (result: ProposeResult<Result>) => void,
-    reject: (error: Error) => void,
+    resolve: Resolve<Result>,
+    reject: Reject,
   ): boolean {
     const lsn = log.propose(session?.origin ?? 0, session?.sequence ?? 0, payload);
     if (lsn === PROPOSE_LOG_FULL || lsn === PROPOSE_LEAVING) return false;

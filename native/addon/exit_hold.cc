@@ -110,7 +110,7 @@ void pinThisLibrary() {
 
 // With the mutex held.
 void endKeeper(Keeper& keeper) {
-  if (keeper.pid == 0) return;
+  if (keeper.pid == 0 || keeper.order.parent != ::getpid()) return;  // a fork(2) has no keeper
   ::kill(keeper.pid, SIGKILL);
   while (::waitpid(keeper.pid, nullptr, __WALL) < 0 && errno == EINTR) {
   }
@@ -123,7 +123,7 @@ void endKeeper(Keeper& keeper) {
 void endKeeperAtExit() {
   Keeper& keeper = theKeeper();
   std::lock_guard<std::mutex> guard(keeper.mutex);
-  if (keeper.order.parent == ::getpid()) endKeeper(keeper);
+  endKeeper(keeper);
 }
 
 // With the mutex held.
