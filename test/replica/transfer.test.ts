@@ -14,6 +14,8 @@ import {
 import { ControlConnection } from '#lib/replica/control/connection.js';
 import { Mailbox } from '#lib/replica/mailbox/mailbox.js';
 import { CHUNK_BYTES, SLOTS } from '#lib/replica/transfer/limits.js';
+import { checkReady } from '#lib/replica/transfer/messages.js';
+import { Transfers } from '#lib/replica/transfer/transfers.js';
 import { members, optionsFor, waitFor } from './fixture.js';
 
 const LOG_BYTES = 128 * 1024;
@@ -235,6 +237,30 @@ it('needs the control channel to order and to link; what goes on is said by mess
     expect(types(told.mock.calls, 1)).toContain(type);
     expect(types(said.mock.calls, 0)).not.toContain(type);
   }
+});
+
+it('takes chunks that the donor announces in places which it was told are free, while the last of those is still being put away', async () => {
+  // What the donor has ready, and what it may add when the first quarter of that has been taken.
+  const chunks = SLOTS + SLOTS / 4;
+  const { leader, followers } = await found(3, ((chunks + 2) * CHUNK_BYTES) / BLOCK_BYTES);
+  const [lost, donor] = followers as [number, number];
+  await lose(lost, leader);
+  const said = vi.spyOn(Transfers.prototype, 'told');
+  const announced = () => {
+    const news = said.mock.calls.filter(([, type]) => type === 'transferReady').map(([, , body]) => checkReady(body));
+    return Math.max(0, ...news.map(({ first, lengths }) => first + lengths.length));
+  };
+  const held = gate();
+  const machine = Blocks.of(0);
+  // The session table comes with the first chunk: the pieces are as many as the chunks.
+  machine.beforeTaking = (index) => (index === SLOTS / 4 - 1 ? held.opened : undefined);
+  const opening = open(lost, machine);
+  await waitFor(() => announced() === chunks, 'the donor to have announced all that it has places for');
+  held.open();
+  await opening;
+  await expectEqual(lost);
+  expect(received(lost).at(-1)?.status).toMatchObject({ donor, donorsLost: 0, state: 'done' });
+  expect(warnings).toEqual([]);
 });
 
 it('commits on while the state is read, and what is committed meanwhile is not in the snapshot but behind it', async () => {

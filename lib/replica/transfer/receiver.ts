@@ -102,6 +102,8 @@ class ChunkReader {
   private posted = 0;
   private arrived = 0;
   private used = 0;
+  /** Chunks that the donor was told of as taken: their places there are free, before the last of them is used here. */
+  private told = 0;
   private isEnded = false;
   private failure: Error | undefined;
   private changed: (() => void) | undefined;
@@ -154,7 +156,7 @@ class ChunkReader {
 
   ready({ first, lengths, checksums, isEnd }: TransferReady): void {
     const { slots, chunkBytes } = this.opened;
-    const isInOrder = first === this.announced && !this.isEnded && first + lengths.length - this.used <= slots;
+    const isInOrder = first === this.announced && !this.isEnded && first + lengths.length - this.told <= slots;
     if (!isInOrder || lengths.some((length) => length > chunkBytes)) {
       this.fail(new QuorateError('QUORATE_PROTOCOL', 'the donor announced chunks that it has no place for'));
       return;
@@ -184,7 +186,6 @@ class ChunkReader {
   /** Reads all that this donor has. `onChunk` is told after each. */
   async run(snapshot: ChunkTarget, onChunk: () => void): Promise<void> {
     const { link, opened } = this;
-    let told = 0;
     for (;;) {
       if (this.failure !== undefined) throw this.failure;
       this.post();
@@ -210,9 +211,9 @@ class ChunkReader {
       snapshot.sum = sum;
       snapshot.bytes += bytes.length;
       // The place here is still in use, the one at the donor is not.
-      if (this.used + 1 - told >= Math.max(1, opened.slots >> 2)) {
-        told = this.used + 1;
-        this.tellTaken(told);
+      if (this.used + 1 - this.told >= Math.max(1, opened.slots >> 2)) {
+        this.told = this.used + 1;
+        this.tellTaken(this.told);
       }
       await snapshot.sink.write(bytes);
       this.used++;
