@@ -4,9 +4,10 @@
 // fails by time; the targets are printed next to the figures.
 //
 //   node bench/rereplication.mjs [--device shm|NAME] [--profile fast|balanced|relaxed] [--sizes 1,64,1024 (MiB)]
-//                                [--replace-after-ms N] [--rounds N] [--json]
+//                                [--state in-place|copied|both] [--replace-after-ms N] [--rounds N] [--json]
 //
-// For each size: the rate of the transfer (from its first byte to the state being in place) against a bare READ loop that
+// The state lies in memory that READs reach (in-place: StateMachine.attachMemory), or in other memory and is copied at both
+// ends. For each size: the rate of the transfer (from its first byte to the state being in place) against a bare READ loop that
 // brings as many bytes over the same device, in chunks of the same size, into memory of the same size, in the same run; the
 // time of a commit at the leader, one command a millisecond, before and during the transfer; and the way from SIGKILL to
 // full redundancy by its stages: gone (until the leader has waited long enough to call up the spare), catchUp (until the spare has
@@ -41,6 +42,7 @@ const { values: options } = parseArgs({
     sizes: { type: 'string', default: '1,64,1024' },
     'replace-after-ms': { type: 'string', default: '1000' },
     rounds: { type: 'string', default: '3' },
+    state: { type: 'string', default: 'both' },
     json: { type: 'boolean', default: false },
   },
 });
@@ -63,6 +65,10 @@ const sizes = options.sizes.split(',').map((text) => integer(text, '--sizes', 1,
 const replaceAfterMs = integer(options['replace-after-ms'], '--replace-after-ms', 1000, 60_000);
 const rounds = integer(options.rounds, '--rounds', 1, 100);
 const { device, profile } = options;
+if (!['in-place', 'copied', 'both'].includes(options.state)) {
+  throw new Error(`--state is "${options.state}"; it must be in-place, copied or both`);
+}
+const states = options.state === 'both' ? ['in-place', 'copied'] : [options.state];
 
 const deadline = setTimeout(() => {
   process.stderr.write(`rereplication: stopped after ${TOTAL_MS_MAX} ms\n`);
@@ -222,8 +228,11 @@ class Cluster {
   }
 }
 
-/** @param {number} stateBytes */
-async function round(stateBytes) {
+/**
+ * @param {number} stateBytes
+ * @param {boolean} inPlace
+ */
+async function round(stateBytes, inPlace) {
   const cluster = new Cluster();
   try {
     const ports = await freePorts(VOTERS + 1, Math.random);
@@ -235,6 +244,7 @@ async function round(stateBytes) {
       device,
       profile,
       stateBytes,
+      inPlace,
       replaceAfterMs,
     };
     const order = { ...common, logBytes: LOG_BYTES };
@@ -307,17 +317,14 @@ const gib = (/** @type {number} */ bytesPerSecond) => Number((bytesPerSecond / 2
 const ms = (/** @type {number} */ ns) => Number((ns / 1e6).toFixed(1));
 const median = (/** @type {number[]} */ values) => /** @type {number} */ (percentile(values, 50));
 
-say(
-  `${cpus()[0]?.model ?? 'unknown processor'}, ${cpus().length} processors, Linux ${release()}, Node.js ${process.version}`,
-);
-say(
-  `device ${device}, profile ${profile}, ${VOTERS} voters and a spare, replaceAfterMs ${replaceAfterMs}, ${rounds} rounds each`,
-);
-const results = [];
-for (const stateBytes of sizes) {
-  const bare = await readLoop(stateBytes);
+/**
+ * @param {number} stateBytes
+ * @param {string} state
+ * @param {number} bare
+ */
+async function measure(stateBytes, state, bare) {
   const all = [];
-  for (let count = 0; count < rounds; count++) all.push(await round(stateBytes));
+  for (let count = 0; count < rounds; count++) all.push(await round(stateBytes, state === 'in-place'));
   const transfer = median(all.map(({ bytesPerSecond }) => bytesPerSecond));
   const quiet = all.flatMap((one) => one.quiet);
   const during = all.flatMap((one) => one.during);
@@ -325,6 +332,7 @@ for (const stateBytes of sizes) {
   const [quietP99, duringP99] = [p99(quiet), p99(during)];
   const result = {
     stateMiB: stateBytes / MIB,
+    state,
     readLoopGiBs: gib(bare),
     transferGiBs: gib(transfer),
     ratio: Number((transfer / bare).toFixed(2)),
@@ -347,9 +355,8 @@ for (const stateBytes of sizes) {
     },
     donorIsFollower: all.every(({ donorIsFollower }) => donorIsFollower),
   };
-  results.push(result);
   const { redundancyMs: way, commitP99Us } = result;
-  say(`state of ${result.stateMiB} MiB, given by ${result.donorIsFollower ? 'a follower' : 'the leader'}:`);
+  say(`state of ${result.stateMiB} MiB, ${state}, given by ${result.donorIsFollower ? 'a follower' : 'the leader'}:`);
   say(
     `  transfer ${result.transferGiBs} GiB/s, bare READ loop ${result.readLoopGiBs} GiB/s: ${result.ratio} of it   (target for 1 GiB: ${TARGET_RATIO})`,
   );
@@ -364,7 +371,17 @@ for (const stateBytes of sizes) {
   say(
     `  SIGKILL to full redundancy ${way.total} ms: gone ${way.gone}, catch-up ${way.catchUp}, takeover ${way.takeover} ms   (medians)`,
   );
+  return result;
 }
-clearTimeout(deadline);
-if (options.json) process.stdout.write(`${JSON.stringify({ device, profile, replaceAfterMs, rounds, results })}\n`);
-process.exit(0);
+
+say(
+  `${cpus()[0]?.model ?? 'unknown processor'}, ${cpus().length} processors, Linux ${release()}, Node.js ${process.version}`,
+);
+say(
+  `device ${device}, profile ${profile}, ${VOTERS} voters and a spare, replaceAfterMs ${replaceAfterMs}, ${rounds} rounds each`,
+);
+const results = [];
+for (const stateBytes of sizes) {
+  const bare = await readLoop(stateBytes);
+  for (const state of states) results.push(await measure(stateBytes, state, bare));
+}

@@ -27,9 +27,11 @@ export type {
   ReplicaEvents,
   ReplicaOptions,
   ReplicaStatus,
+  RestoreInPlace,
   SessionCommand,
   SnapshotStream,
   StateMachine,
+  StateMemory,
   SurviveCrashOptions,
   TakeoverStages,
 } from './replica/replica-options.js';

@@ -1,31 +1,56 @@
 // One replica of bench/rereplication.mjs. Its state is an array of blocks, of which each command marks one; founders begin
 // with all of them, as if they had been loaded. A snapshot hands the blocks out as they lie in memory: one that is to be
-// changed before it was handed out is copied first.
+// changed before it was taken is copied first. The memory is the replica's, which READs reach, or else the process's own:
+// then the state is copied into and out of the memory of the transfer.
 import { readFileSync } from 'node:fs';
 import { Replica } from '#lib/index.js';
 import { monotonicNs } from '#lib/verbs/index.js';
 
-const { id, place, founders, spare, clusterKey, device, profile, stateBytes, replaceAfterMs, logBytes } = JSON.parse(
-  process.argv[2] ?? '{}',
-);
+const { id, place, founders, spare, clusterKey, device, profile, stateBytes, replaceAfterMs, logBytes, inPlace } =
+  JSON.parse(process.argv[2] ?? '{}');
 const BLOCK_BYTES = 64 * 1024;
 const COMMAND_BYTES = 64;
+const HEADER_BYTES = 8;
+/** What the state machine takes at a time from the memory that READs reach. */
+const AREA_BYTES = 64 * 1024 * 1024;
+/** For blocks that are changed while a snapshot is read. */
+const SPARE_BLOCKS = 64;
 
 class Blocks {
   /** @type {Uint8Array[]} */
   blocks = [];
   applied = 0;
-  /** Blocks before this one are handed out already; beyond all of them while nobody reads. */
-  handedOut = Number.POSITIVE_INFINITY;
+  /** What a snapshot that is read holds, and how many bytes from its beginning are not needed any more. */
+  /** @type {Uint8Array[] | null} */
+  frozen = null;
+  takenBytes = 0;
+  /** Places for blocks that change while a snapshot is read, and for a state that comes from another replica. */
   /** @type {Uint8Array[]} */
-  frozen = [];
+  free = [];
 
   constructor(/** @type {number} */ bytes) {
-    for (let left = bytes; left > 0; left -= BLOCK_BYTES) {
-      const block = new Uint8Array(Math.min(left, BLOCK_BYTES));
+    this.bytes = bytes;
+  }
+
+  /** All memory that there will be, in place from the start, as that of a store of its size. */
+  attachMemory(/** @type {import('#lib/index.js').StateMemory} */ memory) {
+    const needed = stateBytes + SPARE_BLOCKS * BLOCK_BYTES;
+    for (let left = needed; left > 0; left -= AREA_BYTES) {
+      const area = inPlace
+        ? memory.allocate(Math.min(left, AREA_BYTES))
+        : new Uint8Array(Math.min(left, AREA_BYTES)).fill(1);
+      for (let at = 0; at < area.length; at += BLOCK_BYTES) this.free.push(area.subarray(at, at + BLOCK_BYTES));
+    }
+    this.free.reverse();
+    for (let left = this.bytes; left > 0; left -= BLOCK_BYTES) {
+      const block = this.take();
       for (let at = 0; at < block.length; at += 8) block[at] = (this.blocks.length * 31 + at * 7) & 0xff;
       this.blocks.push(block);
     }
+  }
+
+  take() {
+    return this.free.pop() ?? new Uint8Array(BLOCK_BYTES);
   }
 
   apply() {
@@ -33,9 +58,15 @@ class Blocks {
     if (this.blocks.length === 0) return this.applied;
     const index = (this.applied * 7919) % this.blocks.length;
     let block = /** @type {Uint8Array} */ (this.blocks[index]);
-    if (index >= this.handedOut && block === this.frozen[index]) {
-      block = block.slice();
-      this.blocks[index] = block;
+    if (
+      this.frozen !== null &&
+      block === this.frozen[index] &&
+      HEADER_BYTES + (index + 1) * BLOCK_BYTES > this.takenBytes
+    ) {
+      const copy = this.take();
+      copy.set(block);
+      this.blocks[index] = copy;
+      block = copy;
     }
     block[this.applied % block.length] = this.applied & 0xff;
     return this.applied;
@@ -57,60 +88,87 @@ class Blocks {
     const header = this.header();
     const frozen = [...this.blocks];
     this.frozen = frozen;
-    this.handedOut = 0;
-    const give = function* (/** @type {Blocks} */ self) {
+    this.takenBytes = 0;
+    const lengthBytes = HEADER_BYTES + frozen.length * BLOCK_BYTES;
+    const taken = (/** @type {number} */ bytes) => {
+      this.takenBytes = bytes;
+      if (bytes >= lengthBytes) end();
+    };
+    const end = () => {
+      if (this.frozen !== frozen) return;
+      this.frozen = null;
+      for (const [index, block] of frozen.entries()) if (this.blocks[index] !== block) this.free.push(block);
+    };
+    const give = function* () {
+      let isThrough = false;
       try {
+        let bytes = HEADER_BYTES;
         yield header;
-        for (const [index, block] of frozen.entries()) {
+        for (const block of frozen) {
+          if (!inPlace) taken(bytes);
           yield block;
-          self.handedOut = index + 1;
+          bytes += block.length;
         }
+        isThrough = true;
       } finally {
-        self.handedOut = Number.POSITIVE_INFINITY;
-        self.frozen = [];
+        // Where blocks are READ in place they are needed until they have been taken.
+        if (!inPlace || !isThrough) end();
       }
     };
-    const lengthBytes = header.length + frozen.reduce((sum, block) => sum + block.length, 0);
-    return Object.assign(give(this), { lengthBytes });
+    return Object.assign(give(), inPlace ? { lengthBytes, taken } : { lengthBytes });
   }
 
   async restoreChunks(/** @type {AsyncIterable<Uint8Array>} */ chunks) {
-    const header = new Uint8Array(8);
-    let headerFilled = 0;
-    /** @type {Uint8Array[]} */
-    const blocks = [];
-    let filled = BLOCK_BYTES;
+    const restoring = this.restoring();
+    let place = restoring.next();
+    let filled = 0;
+    let bytes = 0;
     for await (const chunk of chunks) {
-      let at = 0;
-      if (headerFilled < 8) {
-        at = Math.min(8 - headerFilled, chunk.length);
-        header.set(chunk.subarray(0, at), headerFilled);
-        headerFilled += at;
-      }
-      while (at < chunk.length) {
-        if (filled === BLOCK_BYTES) {
-          blocks.push(arena.pop() ?? new Uint8Array(Buffer.allocUnsafeSlow(BLOCK_BYTES).buffer));
+      for (let at = 0; at < chunk.length; ) {
+        if (filled === place.length) {
+          place = restoring.next();
           filled = 0;
         }
-        const part = Math.min(chunk.length - at, BLOCK_BYTES - filled);
-        /** @type {Uint8Array} */ (blocks.at(-1)).set(chunk.subarray(at, at + part), filled);
+        const part = Math.min(chunk.length - at, place.length - filled);
+        place.set(chunk.subarray(at, at + part), filled);
         at += part;
         filled += part;
       }
+      bytes += chunk.length;
     }
-    if (blocks.length > 0) blocks.push(/** @type {Uint8Array} */ (blocks.pop()).subarray(0, filled));
-    return () => {
-      this.blocks = blocks;
-      this.applied = /** @type {number} */ (new Float64Array(header.buffer)[0]);
+    return restoring.finish(bytes);
+  }
+
+  restoring() {
+    const header = new Uint8Array(HEADER_BYTES);
+    /** @type {Uint8Array[]} */
+    const blocks = [];
+    let isBegun = false;
+    return {
+      next: () => {
+        if (!isBegun) {
+          isBegun = true;
+          return header;
+        }
+        const block = this.take();
+        blocks.push(block);
+        return block;
+      },
+      finish: (/** @type {number} */ bytes) => {
+        if (bytes !== HEADER_BYTES + blocks.length * BLOCK_BYTES) throw new Error('the state ends within a block');
+        return () => {
+          this.free.push(...this.blocks);
+          this.blocks = blocks;
+          this.applied = /** @type {number} */ (new Float64Array(header.buffer)[0]);
+        };
+      },
+      abort: () => void this.free.push(...blocks),
     };
   }
 }
 
-/** What a spare will need, taken from the system before: as a store that has its memory from the start. */
-const arena = spare
-  ? Array.from({ length: Math.ceil(stateBytes / BLOCK_BYTES) }, () => new Uint8Array(BLOCK_BYTES).fill(1))
-  : [];
 const machine = new Blocks(spare ? 0 : stateBytes);
+if (inPlace) Object.assign(machine, { restoreInPlace: () => machine.restoring() });
 const where = spare ? { join: founders, address: { host: place.host, port: place.port } } : { members: founders };
 const replica = await Replica.open({
   id,

@@ -1,5 +1,5 @@
-// One replica's end of the verbs fabric: the device, the memory that peers reach, and the making of links. Log and
-// status live in protection domains of their own, so that a link of one kind cannot reach the memory of the other; each
+// One replica's end of the verbs fabric: the device, the memory that peers reach, and the making of links. Log,
+// status and state live in protection domains of their own, so that a link of one kind cannot reach the memory of another; each
 // peer's mailbox slot is a region of its own.
 import { randomInt } from 'node:crypto';
 import { EXCHANGE_BYTES } from '../consensus/exchange.js';
@@ -27,6 +27,7 @@ import {
 } from '../verbs/index.js';
 import type { LinkKind, LinkReply, LinkRequest, QueuePairAddress } from './link-parameters.js';
 import { choosePermissionStrategy, initialLogAccess, type PermissionStrategy } from './permissions.js';
+import { StateMemoryAreas } from './state-memory.js';
 import { PROBE_MEMORY_BYTES } from './verbs-background-fabric.js';
 import { LSN_PLACES_BYTES } from './verbs-replication-fabric.js';
 
@@ -76,6 +77,8 @@ export class VerbsEndpoint {
   readonly fence = new Fence();
   readonly probeDomain: ProtectionDomain;
   readonly logDomain: ProtectionDomain;
+  /** What the state machine keeps its state in, if it asks for it. */
+  readonly stateMemory: StateMemoryAreas;
   readonly logMemory: Memory;
   readonly statusMemory: Memory;
   readonly mailboxMemory: Memory;
@@ -115,6 +118,7 @@ export class VerbsEndpoint {
     this.gid = this.selectGid(options.gidIndex);
     this.probeDomain = context.allocateProtectionDomain();
     this.logDomain = context.allocateProtectionDomain();
+    this.stateMemory = new StateMemoryAreas(context);
     const isShared = options.logPath !== undefined;
     this.logMemory = context.allocateMemory({
       lengthBytes: options.logBytes,

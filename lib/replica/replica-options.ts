@@ -25,8 +25,9 @@ export interface StateMachine<Result = unknown> {
   /**
    * The same bytes as snapshot() would return now, piece by piece, so that a large state is neither copied at once nor
    * in memory twice. The stream is of the moment of this call: it must not see commands that are applied while it is
-   * read. Each piece is used before the next one is asked for. If the stream is abandoned its iterator's return() is
-   * called. `lengthBytes`, if the stream has it, tells the time that is left. Without this method snapshot() is used.
+   * read. Each piece is used before the next one is asked for, unless the stream has taken(). If the stream is abandoned its
+   * iterator's return() is called. `lengthBytes`, if the stream has it, tells the time that is left. Without this method
+   * snapshot() is used.
    */
   snapshotChunks?(): SnapshotStream;
   /**
@@ -36,12 +37,65 @@ export interface StateMachine<Result = unknown> {
    * when the transfer is given up. Without this method all bytes are collected for restore(), at most 2 GiB of them.
    */
   restoreChunks?(chunks: AsyncIterable<Uint8Array>): Promise<() => void>;
+  /**
+   * Called once by Replica.open(), before anything else: a state machine that keeps its state in memory from here is
+   * transferred without copies, by READs from where it lies at the donor, if the stream of snapshotChunks() has taken(), to
+   * where it shall be at the receiver, if there is restoreInPlace().
+   */
+  attachMemory?(memory: StateMemory): void;
+  /**
+   * As restoreChunks(), which it is preferred to, but the state machine says where the bytes go instead of being given
+   * them. The present state must be left as it is. `lengthBytes` is the size of the state where that is known.
+   */
+  restoreInPlace?(lengthBytes: number | undefined): RestoreInPlace;
+}
+
+/** Memory that the READs of state transfers reach, of one replica; given to StateMachine.attachMemory(). */
+export interface StateMemory {
+  /**
+   * Memory outside of the JavaScript heap, at the beginning of a page, all zero. At most 256 areas at a time, which may be
+   * of any size: few large ones are better than many small ones. On RDMA devices it counts against RLIMIT_MEMLOCK. It
+   * stays readable when the replica is closed.
+   *
+   * @throws QuorateError QUORATE_LIMIT, QUORATE_MEMLOCK, QUORATE_SYSTEM; RangeError QUORATE_OUT_OF_RANGE
+   */
+  allocate(lengthBytes: number): Uint8Array;
+  /**
+   * Gives back what allocate() gave, by any view of it, when no transfer needs it any more. Its views are detached then.
+   *
+   * @throws TypeError QUORATE_INVALID_ARGUMENT
+   */
+  release(bytes: Uint8Array): void;
+}
+
+/** What restoreInPlace() returns. */
+export interface RestoreInPlace {
+  /**
+   * The place of the next bytes, of any length: views of memory from attachMemory() are filled by READs where they are 4
+   * KiB long or longer, everything else by a copy. Called ahead of the bytes, so what came before may not be there yet.
+   * Throws if the state machine can take no more: that ends the transfer.
+   */
+  next(): Uint8Array;
+  /**
+   * All bytes are in their places, so many of them. Returns, or resolves with, a function that puts the new state in the
+   * place of the present one; that is called when the rest of the replica changes over, or never.
+   */
+  finish(lengthBytes: number): (() => void) | Promise<() => void>;
+  /** The transfer is given up, and nothing is written to the places any more: they are the state machine's again. */
+  abort?(error: Error): void;
 }
 
 /** What snapshotChunks() returns. */
 export type SnapshotStream = (Iterable<Uint8Array> | AsyncIterable<Uint8Array>) & {
   /** Bytes of all pieces together. */
   readonly lengthBytes?: number;
+  /**
+   * With this method, pieces that lie in memory from attachMemory() are READ where they are instead of being copied: each
+   * must stay as it is, also when further ones have been asked for, until this tells that so many bytes from the beginning
+   * of the stream are not needed any more. Called in the end with all bytes that the iterator gave, whether the transfer
+   * succeeded or not; must not throw.
+   */
+  taken?(lengthBytes: number): void;
 };
 
 /** A replica's place in the cluster. */

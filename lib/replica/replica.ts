@@ -265,6 +265,10 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       if (typeof options.stateMachine?.[method] !== 'function')
         return invalid(`stateMachine.${method} is not a function`);
     }
+    for (const method of ['snapshotChunks', 'restoreChunks', 'attachMemory', 'restoreInPlace'] as const) {
+      if (!['undefined', 'function'].includes(typeof options.stateMachine[method]))
+        return invalid(`stateMachine.${method} is there, but is not a function`);
+    }
     if (options.clusterKey === undefined) {
       throw new QuorateError(
         'QUORATE_CLUSTER_KEY',
@@ -324,6 +328,11 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     this.bootId = durability?.bootId ?? this.processId;
     this.id = options.id;
     this.stateMachine = options.stateMachine;
+    const { stateMemory } = endpoint;
+    this.stateMachine.attachMemory?.({
+      allocate: (lengthBytes) => stateMemory.allocate(lengthBytes),
+      release: (bytes) => stateMemory.release(bytes),
+    });
     this.logBytes = logBytes;
     this.payloadBytesMax = payloadBytesMax(logBytes);
     this.pendingMax = checkInteger(

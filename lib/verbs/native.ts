@@ -1146,7 +1146,7 @@ export interface NativeAddon {
   /** Locks the open file for itself, flock(2); false if somebody else has it. */
   lockFile(descriptor: number): boolean;
   /** 53 bits that stand for the bytes, and for `before` (0 .. 2^53 - 1). */
-  checksum(bytes: Uint8Array, before: number): number;
+  checksum(bytes: Uint8Array | readonly Uint8Array[], before: number): number;
   /** CLOCK_MONOTONIC in nanoseconds (exact to the nanosecond for the first 104 days of uptime). */
   monotonicNs(): number;
 

@@ -5,6 +5,7 @@
 // are read as they lie in memory, little-endian on all machines that this runs on.
 #include "addon/checksum.h"
 
+#include <algorithm>
 #include <bit>
 #include <cstdint>
 #include <cstring>
@@ -40,29 +41,69 @@ inline __attribute__((always_inline)) void takeStripe(uint64_t (&lanes)[kLanes],
   }
 }
 
-uint64_t checksumOf(const uint8_t* bytes, size_t length, uint64_t before) {
-  uint64_t lanes[kLanes];
-  for (size_t lane = 0; lane < kLanes; lane++) lanes[lane] = mix(before + (lane + 1) * kMultiplier);
-  size_t at = 0;
-  for (; length - at >= kStripeBytes; at += kStripeBytes) takeStripe(lanes, bytes + at);
-  if (at < length) {
-    uint8_t last[kStripeBytes] = {};
-    std::memcpy(last, bytes + at, length - at);
-    takeStripe(lanes, last);
+// Bytes come in pieces of any length; where they are cut makes no difference.
+class Checksum {
+ public:
+  explicit Checksum(uint64_t before) : before_(before) {
+    for (size_t lane = 0; lane < kLanes; lane++) lanes_[lane] = mix(before + (lane + 1) * kMultiplier);
   }
-  uint64_t result = mix(before ^ (static_cast<uint64_t>(length) * kMultiplier));
-  for (const uint64_t lane : lanes) result = mix(result ^ lane) + kMultiplier;
-  return mix(result) >> kUnsafeBits;
+
+  void take(const uint8_t* bytes, size_t length) {
+    length_ += length;
+    if (partial_ > 0) {
+      const size_t more = std::min(length, kStripeBytes - partial_);
+      if (more == 0) return;
+      std::memcpy(stripe_ + partial_, bytes, more);
+      partial_ += more;
+      bytes += more;
+      length -= more;
+      if (partial_ < kStripeBytes) return;
+      takeStripe(lanes_, stripe_);
+      partial_ = 0;
+    }
+    uint64_t lanes[kLanes];
+    std::memcpy(lanes, lanes_, sizeof(lanes));
+    for (; length >= kStripeBytes; length -= kStripeBytes, bytes += kStripeBytes) takeStripe(lanes, bytes);
+    std::memcpy(lanes_, lanes, sizeof(lanes));
+    if (length > 0) std::memcpy(stripe_, bytes, length);
+    partial_ = length;
+  }
+
+  uint64_t result() {
+    if (partial_ > 0) {
+      std::memset(stripe_ + partial_, 0, kStripeBytes - partial_);
+      takeStripe(lanes_, stripe_);
+    }
+    uint64_t result = mix(before_ ^ (length_ * kMultiplier));
+    for (const uint64_t lane : lanes_) result = mix(result ^ lane) + kMultiplier;
+    return mix(result) >> kUnsafeBits;
+  }
+
+ private:
+  const uint64_t before_;
+  uint64_t length_ = 0;
+  uint64_t lanes_[kLanes];
+  uint8_t stripe_[kStripeBytes];
+  size_t partial_ = 0;
+};
+
+void takeArray(Checksum* sum, const Napi::Value& value) {
+  if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != napi_uint8_array) {
+    throwInvalidArgument("bytes must be a Uint8Array, or an array of them");
+  }
+  const auto bytes = value.As<Napi::Uint8Array>();
+  sum->take(bytes.Data(), bytes.ByteLength());
 }
 
 Napi::Value checksum(Environment& environment, const Napi::CallbackInfo& info) {
-  if (!info[0].IsTypedArray() || info[0].As<Napi::TypedArray>().TypedArrayType() != napi_uint8_array) {
-    throwInvalidArgument("bytes must be a Uint8Array");
+  Checksum sum(readInteger(info[1], "before", 0, kMaxSafeInteger));
+  if (info[0].IsArray()) {
+    const auto pieces = info[0].As<Napi::Array>();
+    for (uint32_t index = 0; index < pieces.Length(); index++) takeArray(&sum, pieces.Get(index));
+  } else {
+    takeArray(&sum, info[0]);
   }
-  const auto bytes = info[0].As<Napi::Uint8Array>();
-  const uint64_t before = readInteger(info[1], "before", 0, kMaxSafeInteger);
-  const uint64_t result = checksumOf(bytes.Data(), bytes.ByteLength(), before);
-  return Napi::Number::New(environment.env(), static_cast<double>(result));
+  return Napi::Number::New(environment.env(), static_cast<double>(sum.result()));
 }
 
 }  // namespace

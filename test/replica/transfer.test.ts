@@ -2,20 +2,21 @@
 // READs while commands go on. On shm, all members in this process.
 import { afterEach, beforeEach, expect, it, vi } from 'vitest';
 import { MessageFabric } from '#lib/fabric/message-fabric.js';
-import { TransferSink } from '#lib/fabric/transfer-link.js';
+import { PART_NUMBERS, TransferSink } from '#lib/fabric/transfer-link.js';
 import {
   type MemberAddress,
   Replica,
   type ReplicaOptions,
+  type RestoreInPlace,
   type SnapshotStream,
   type StateMachine,
+  type StateMemory,
   type TransferStatus,
 } from '#lib/index.js';
 import { ControlConnection } from '#lib/replica/control/connection.js';
 import { Mailbox } from '#lib/replica/mailbox/mailbox.js';
 import { CHUNK_BYTES, SLOTS } from '#lib/replica/transfer/limits.js';
-import { checkReady } from '#lib/replica/transfer/messages.js';
-import { Transfers } from '#lib/replica/transfer/transfers.js';
+import { Receiver } from '#lib/replica/transfer/receiver.js';
 import { members, optionsFor, waitFor } from './fixture.js';
 
 const LOG_BYTES = 128 * 1024;
@@ -102,6 +103,114 @@ class Blocks implements StateMachine<number> {
   }
 }
 
+/** As Blocks, but the blocks lie in memory that READs reach, and a state that is received is put into it by READs. */
+class BlocksInPlace extends Blocks {
+  areas: Uint8Array[] = [];
+  readonly free: Uint8Array[] = [];
+  copiedOnWrite = 0;
+  /** The stream that is read, and how many of its bytes were taken. */
+  private frozen: Uint8Array[] | null = null;
+  private takenOfStream = 0;
+  aborted: Uint8Array[][] = [];
+
+  constructor(
+    readonly capacity: number,
+    private readonly count: number,
+  ) {
+    super();
+  }
+
+  attachMemory(memory: StateMemory): void {
+    const perArea = 16;
+    for (let left = this.capacity; left > 0; left -= perArea) {
+      const area = memory.allocate(Math.min(left, perArea) * BLOCK_BYTES);
+      this.areas.push(area);
+      for (let at = 0; at < area.length; at += BLOCK_BYTES) this.free.unshift(area.subarray(at, at + BLOCK_BYTES));
+    }
+    this.blocks = Array.from({ length: this.count }, (_, index) => this.take().fill(index));
+  }
+
+  private take(): Uint8Array {
+    const block = this.free.pop();
+    if (block === undefined) throw new Error('the machine has no memory left');
+    return block;
+  }
+
+  override apply(command: Uint8Array): number {
+    const index = command[0] as number;
+    let block = this.blocks[index];
+    if (block !== undefined) {
+      if (block === this.frozen?.[index] && 8 + (index + 1) * BLOCK_BYTES > this.takenOfStream) {
+        this.copiedOnWrite++;
+        block = this.take();
+        this.blocks[index] = block;
+      }
+      block.fill(command[1] as number);
+    }
+    return ++this.applied;
+  }
+
+  override snapshotChunks(): SnapshotStream {
+    const frozen = [...this.blocks];
+    this.frozen = frozen;
+    this.takenOfStream = 0;
+    const lengthBytes = 8 + frozen.length * BLOCK_BYTES;
+    const thaw = (): void => {
+      if (this.frozen !== frozen) return;
+      this.frozen = null;
+      for (const [index, block] of frozen.entries()) if (block !== this.blocks[index]) this.free.push(block);
+    };
+    const taken = (bytes: number): void => {
+      this.takenOfStream = bytes;
+      this.takenBytes = bytes;
+      if (bytes === lengthBytes) thaw();
+    };
+    const stream = super.snapshotChunks() as AsyncGenerator<Uint8Array>;
+    const pieces = (async function* () {
+      let isThrough = false;
+      try {
+        yield* stream;
+        isThrough = true;
+      } finally {
+        if (!isThrough) thaw();
+      }
+    })();
+    return Object.assign(pieces, { lengthBytes, taken });
+  }
+
+  restoreInPlace(lengthBytes: number | undefined): RestoreInPlace {
+    this.restores++;
+    const header = new Uint8Array(8);
+    const blocks: Uint8Array[] = [];
+    let isBegun = false;
+    return {
+      next: () => {
+        if (!isBegun) {
+          isBegun = true;
+          return header;
+        }
+        const block = this.take();
+        blocks.push(block);
+        return block;
+      },
+      finish: (bytes) => {
+        expect(bytes).toBe(8 + blocks.length * BLOCK_BYTES);
+        expect(lengthBytes).toBe(bytes);
+        return () => {
+          this.free.push(...this.blocks);
+          this.blocks = blocks;
+          this.applied = Buffer.from(header).readDoubleLE(0);
+        };
+      },
+      abort: () => {
+        this.aborted.push(blocks);
+        // Nobody writes here any more.
+        for (const block of blocks) block.fill(0xa5);
+      },
+    };
+  }
+}
+
 let replicas: Map<number, Replica<number>>;
 let machines: Map<number, Blocks>;
 let transfers: { at: number; status: TransferStatus }[];
@@ -134,9 +243,13 @@ async function open(id: number, machine: Blocks, more: Partial<ReplicaOptions<nu
 const leading = () => [...replicas.values()].find((replica) => replica.status().role === 'leader');
 
 /** So many replicas with so many blocks each; resolves with the leader and the ids of its followers. */
-async function found(count: number, blocks: number): Promise<{ leader: Replica<number>; followers: number[] }> {
+async function found(
+  count: number,
+  blocks: number,
+  make: (blocks: number, id: number) => Blocks = Blocks.of,
+): Promise<{ leader: Replica<number>; followers: number[] }> {
   places = await members(count);
-  await Promise.all(places.map(({ id }) => open(id, Blocks.of(blocks))));
+  await Promise.all(places.map(({ id }) => open(id, make(blocks, id))));
   const leader = await whole();
   return { leader, followers: places.map(({ id }) => id).filter((id) => id !== leader.id) };
 }
@@ -245,11 +358,8 @@ it('takes chunks that the donor announces in places which it was told are free, 
   const { leader, followers } = await found(3, ((chunks + 2) * CHUNK_BYTES) / BLOCK_BYTES);
   const [lost, donor] = followers as [number, number];
   await lose(lost, leader);
-  const said = vi.spyOn(Transfers.prototype, 'told');
-  const announced = () => {
-    const news = said.mock.calls.filter(([, type]) => type === 'transferReady').map(([, , body]) => checkReady(body));
-    return Math.max(0, ...news.map(({ first, lengths }) => first + lengths.length));
-  };
+  const heard = vi.spyOn(Receiver.prototype, 'ready');
+  const announced = () => Math.max(0, ...heard.mock.calls.map(([{ first, parts }]) => first + parts.length));
   const held = gate();
   const machine = Blocks.of(0);
   // The session table comes with the first chunk: the pieces are as many as the chunks.
@@ -385,12 +495,13 @@ it('does not use a chunk that is not what the donor announced', async () => {
   await lose(lost, leader);
   const { read } = TransferSink.prototype;
   let isTampered = false;
-  vi.spyOn(TransferSink.prototype, 'read').mockImplementation(function (this: TransferSink, slot, lengthBytes) {
-    read.call(this, slot, lengthBytes);
-    if (isTampered || slot !== 4) return;
+  vi.spyOn(TransferSink.prototype, 'read').mockImplementation(function (this: TransferSink, slot, parts, into) {
+    const views = read.call(this, slot, parts, into);
+    if (views === null || isTampered || slot !== 4) return views;
     isTampered = true;
-    const at = slot * CHUNK_BYTES + 1000;
-    this.bytes[at] = (this.bytes[at] as number) ^ 1;
+    const [view] = views as [Uint8Array];
+    view[1000] = (view[1000] as number) ^ 1;
+    return views;
   });
   const machine = Blocks.of(0);
   await open(lost, machine);
@@ -416,4 +527,215 @@ it('lets go of the frozen state when the receiver dies', async () => {
   await waitFor(() => giver.abandoned === 1, 'the stream to be abandoned');
   await waitFor(() => replicas.get(donor)?.status().transfers.length === 0, 'the transfer to end at the donor');
   held.open();
+});
+
+const inPlace = (blocks: number): BlocksInPlace => new BlocksInPlace(blocks + 64, blocks);
+
+/** What was announced to lie in memory of the donor's state machine, and what in memory that it was copied to. */
+function announcements(): () => { inPlaceBytes: number; copiedBytes: number } {
+  const heard = vi.spyOn(Receiver.prototype, 'ready');
+  return () => {
+    let inPlaceBytes = 0;
+    let copiedBytes = 0;
+    for (const parts of heard.mock.calls.flatMap(([news]) => news.parts)) {
+      for (let at = 0; at < parts.length; at += PART_NUMBERS) {
+        const length = parts[at + 2] as number;
+        if (parts[at] === 0) copiedBytes += length;
+        else inPlaceBytes += length;
+      }
+    }
+    return { inPlaceBytes, copiedBytes };
+  };
+}
+
+/** What landed in memory of this machine by READs, and what landed elsewhere. */
+function landings(machine: BlocksInPlace): () => { inPlaceBytes: number; elsewhereBytes: number } {
+  const { read } = TransferSink.prototype;
+  let inPlaceBytes = 0;
+  let elsewhereBytes = 0;
+  vi.spyOn(TransferSink.prototype, 'read').mockImplementation(function (this: TransferSink, slot, parts, into) {
+    const views = read.call(this, slot, parts, into);
+    for (const view of views ?? []) {
+      if (machine.areas.some(({ buffer }) => buffer === view.buffer)) inPlaceBytes += view.length;
+      else elsewhereBytes += view.length;
+    }
+    return views;
+  });
+  return () => ({ inPlaceBytes, elsewhereBytes });
+}
+
+it('READs the state from where the donor keeps it to where the receiver wants it', async () => {
+  const { leader, followers } = await found(3, 100, inPlace);
+  const [lost] = followers as [number, number];
+  await lose(lost, leader);
+  const announced = announcements();
+  const machine = new BlocksInPlace(100, 0);
+  const landed = landings(machine);
+  await open(lost, machine);
+  await expectEqual(lost);
+  const bytes = received(lost).at(-1)?.status.bytesDone as number;
+  // All but the header and the table of sessions, which are no state of the machine's memory.
+  expect(announced()).toEqual({ inPlaceBytes: 100 * BLOCK_BYTES, copiedBytes: bytes - 100 * BLOCK_BYTES });
+  // Less than 4 KiB that a chunk ends or begins with may be copied.
+  const { inPlaceBytes, elsewhereBytes } = landed();
+  expect(inPlaceBytes + elsewhereBytes).toBe(bytes);
+  expect(inPlaceBytes).toBeGreaterThan(99 * BLOCK_BYTES);
+  expect(machine.restores).toBe(1);
+  expect(machine.takenBytes).toBe(0);
+  expect(warnings).toEqual([]);
+});
+
+it('reads a state in place as it was, whatever commands change while it is read', async () => {
+  const { leader, followers } = await found(3, 100, inPlace);
+  const [lost, donor] = followers as [number, number];
+  await lose(lost, leader);
+  const giver = machines.get(donor) as BlocksInPlace;
+  const held = gate();
+  giver.beforeGiving = (index) => (index === 90 ? held.opened : undefined);
+  const opening = open(lost, new BlocksInPlace(100, 0));
+  await waitFor(() => giver.takenBytes > 20 * BLOCK_BYTES, 'a part of the state to be taken');
+  // Blocks that were taken, that wait to be taken, and that have not been asked for yet.
+  for (let index = 0; index < 100; index += 7) await write(leader, index, 200 + (index % 50));
+  await waitFor(() => giver.applied === machines.get(leader.id)?.applied, 'the donor to apply the changes');
+  expect(giver.copiedOnWrite).toBeGreaterThan(0);
+  expect(giver.copiedOnWrite).toBeLessThan(15);
+  held.open();
+  await opening;
+  await expectEqual(lost);
+  expect(received(lost).at(-1)?.status).toMatchObject({ donor, donorsLost: 0, state: 'done' });
+  // What was frozen for the transfer is free again.
+  expect(giver.blocks.length + giver.free.length).toBe(giver.capacity);
+});
+
+it('serves machines that know nothing of it, and is served by them', async () => {
+  const { leader, followers } = await found(3, 50, (blocks, id) => (id === 2 ? inPlace(blocks) : Blocks.of(blocks)));
+  const announced = announcements();
+  for (const lost of followers) {
+    await lose(lost, leader);
+    const machine = lost === 2 ? new BlocksInPlace(50, 0) : Blocks.of(0);
+    await open(lost, machine);
+    await expectEqual(lost);
+    expect(machine.restores).toBe(1);
+  }
+  // A follower gives the state, so that machine 2 gave its own to machine 1, unless it leads.
+  expect(announced().inPlaceBytes).toBe(leader.id === 2 ? 0 : 50 * BLOCK_BYTES);
+});
+
+it('goes on in place where it stopped, at a donor that copies', async () => {
+  const make = (blocks: number, id: number): Blocks => (id % 2 === 0 ? inPlace(blocks) : Blocks.of(blocks));
+  const { leader, followers } = await found(5, 200, make);
+  const [lost, ...others] = followers as [number, ...number[]];
+  await lose(lost, leader);
+  await waitFor(
+    () => others.every((id) => replicas.get(id)?.status().appliedLsn === leader.status().appliedLsn),
+    'all to be applied',
+  );
+  const never = gate();
+  let first = -1;
+  for (const id of others) {
+    (machines.get(id) as Blocks).beforeGiving = (index) => {
+      if (first < 0) first = id;
+      return id === first && index === 150 ? never.opened : undefined;
+    };
+  }
+  const machine = new BlocksInPlace(200, 0);
+  const opening = open(lost, machine);
+  await waitFor(
+    () => received(lost).some(({ status }) => status.bytesDone > 100 * BLOCK_BYTES),
+    'a good part of the state',
+  );
+  await replicas.get(first)?.close();
+  replicas.delete(first);
+  never.open();
+  await opening;
+  await waitFor(() => machine.applied === machines.get(leader.id)?.applied, 'all to be applied');
+  expect(received(lost).at(-1)?.status).toMatchObject({ donorsLost: 1, state: 'done' });
+  expect(machine.restores).toBe(1);
+  expect(machine.aborted).toEqual([]);
+  expect(Buffer.compare(machine.snapshot(), (machines.get(leader.id) as Blocks).snapshot())).toBe(0);
+});
+
+it('gives the places back when the state of the next donor is another one, and does not write there any more', async () => {
+  const { leader, followers } = await found(5, 200, inPlace);
+  const [lost, ...others] = followers as [number, ...number[]];
+  await lose(lost, leader);
+  const never = gate();
+  let first = -1;
+  for (const id of others) {
+    (machines.get(id) as Blocks).beforeGiving = (index) => {
+      if (first < 0) first = id;
+      return id === first && index === 150 ? never.opened : undefined;
+    };
+  }
+  const machine = new BlocksInPlace(450, 0);
+  const opening = open(lost, machine);
+  await waitFor(
+    () => received(lost).some(({ status }) => status.bytesDone > 100 * BLOCK_BYTES),
+    'a good part of the state',
+  );
+  for (let index = 0; index < 10; index++) await write(leader, 3, index + 100);
+  const rest = others.filter((id) => id !== first);
+  await waitFor(
+    () => rest.every((id) => replicas.get(id)?.status().appliedLsn === leader.status().appliedLsn),
+    'the other donors to have another state',
+  );
+  await replicas.get(first)?.close();
+  replicas.delete(first);
+  never.open();
+  await opening;
+  await waitFor(() => machine.applied === machines.get(leader.id)?.applied, 'all to be applied');
+  expect(machine.restores).toBeGreaterThanOrEqual(2);
+  expect(machine.aborted.length).toBe(machine.restores - 1);
+  const places = machine.aborted.flat();
+  expect(places.length).toBeGreaterThan(100);
+  expect(places.every((block) => block.every((byte) => byte === 0xa5))).toBe(true);
+  expect(Buffer.compare(machine.snapshot(), (machines.get(leader.id) as Blocks).snapshot())).toBe(0);
+});
+
+it('ends a transfer with the error of a machine that has no place for it, and tries again', async () => {
+  const { leader, followers } = await found(3, 30, inPlace);
+  const [lost] = followers as [number, number];
+  await lose(lost, leader);
+  const machine = new BlocksInPlace(20, 0);
+  const opening = open(lost, machine, { openTimeoutMs: 60_000 });
+  opening.catch(() => {});
+  await waitFor(
+    () => warnings.some((text) => text.includes('the machine has no memory left')),
+    'the leader to be told',
+  );
+  machine.free.push(...Array.from({ length: 100 }, () => new Uint8Array(BLOCK_BYTES)));
+  await opening;
+  await expectEqual(lost);
+});
+
+it('says what is wrong with memory that is asked for or given back, and leaves it readable behind a replica', async () => {
+  const { leader } = await found(1, 2, inPlace);
+  const machine = machines.get(leader.id) as BlocksInPlace;
+  let memory: StateMemory | undefined;
+  const other = Object.assign(inPlace(1), {
+    attachMemory: (given: StateMemory) => {
+      memory = given;
+      expect(() => given.allocate(0)).toThrow(expect.objectContaining({ code: 'QUORATE_OUT_OF_RANGE' }));
+      const areas = Array.from({ length: 256 }, () => given.allocate(4096));
+      expect(() => given.allocate(4096)).toThrow(expect.objectContaining({ code: 'QUORATE_LIMIT' }));
+      expect(() => given.release(new Uint8Array(4096))).toThrow(
+        expect.objectContaining({ code: 'QUORATE_INVALID_ARGUMENT' }),
+      );
+      const [first, ...rest] = areas as [Uint8Array, ...Uint8Array[]];
+      given.release(first.subarray(100, 200));
+      expect(first.length).toBe(0);
+      for (const area of rest) given.release(area);
+      expect(given.allocate(8192).every((byte) => byte === 0)).toBe(true);
+    },
+  });
+  places = await members(1);
+  const replica = await open(0, other);
+  expect(memory).toBeDefined();
+  await replica.close();
+  replicas.delete(0);
+  await leader.close();
+  expect(machine.blocks[1]?.[5]).toBe(1);
+  await expect(open(0, Object.assign(Blocks.of(1), { restoreInPlace: 5 as never }))).rejects.toMatchObject({
+    code: 'QUORATE_INVALID_ARGUMENT',
+  });
 });

@@ -31,6 +31,17 @@ test('equal bytes have equal checksums, wherever they lie', () => {
   );
 });
 
+test('bytes in several pieces have the checksum that they have as one, wherever they are cut', () => {
+  fc.assert(
+    fc.property(bytes, fc.array(fc.nat(400), { maxLength: 6 }), fc.nat(), (data, cuts, before) => {
+      const places = [0, ...cuts.map((cut) => Math.min(cut, data.length)).sort((a, b) => a - b), data.length];
+      const pieces = places.slice(1).map((end, index) => data.slice(places[index], end));
+      expect(checksum(pieces, before)).toBe(checksum(data, before));
+    }),
+  );
+  expect(checksum([], 5)).toBe(checksum(new Uint8Array(0), 5));
+});
+
 test('words that are swapped, and a block that is moved, are noticed', () => {
   const data = Uint8Array.from({ length: 4096 }, (_, index) => (index * 7919) >>> 3);
   const sum = checksum(data, 0);
@@ -53,7 +64,14 @@ const GOLDEN = [7325396463083418, 5574460296092424, 4472298381227548];
 
 test('arguments of other kinds are refused', () => {
   const call = checksum as (...parameters: unknown[]) => number;
-  for (const wrong of [undefined, 'text', new Uint16Array(2), new ArrayBuffer(8)]) {
+  for (const wrong of [
+    undefined,
+    'text',
+    new Uint16Array(2),
+    new ArrayBuffer(8),
+    ['text'],
+    [new Uint8Array(1), null],
+  ]) {
     expect(() => call(wrong, 0)).toThrow(expect.objectContaining({ code: 'QUORATE_INVALID_ARGUMENT' }));
   }
   for (const wrong of [-1, 2 ** 53, Number.NaN]) expect(() => call(new Uint8Array(1), wrong)).toThrow();

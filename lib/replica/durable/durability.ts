@@ -23,7 +23,7 @@ import { errorCode, QuorateError } from '../../errors.js';
 import { lockFile } from '../../verbs/file-lock.js';
 import type { StateMachine } from '../replica-options.js';
 import type { DonorHost } from '../transfer/donor.js';
-import { SnapshotSink } from '../transfer/snapshot-stream.js';
+import { PieceReader, SnapshotSink } from '../transfer/snapshot-stream.js';
 import { turn } from '../turn.js';
 import { diskError } from './disk-error.js';
 import { CLOSE_TIMEOUT_MS, SEGMENT_BYTES, SNAPSHOT_RETRY_MS, STORE_FORMAT } from './limits.js';
@@ -236,7 +236,7 @@ export class Durability {
   }
 
   private async restore(snapshot: StoredSnapshot, host: RecoveryHost): Promise<void> {
-    const sink = new SnapshotSink(host.stateMachine, snapshot.sessionsBytes);
+    const sink = new SnapshotSink(host.stateMachine, snapshot.sessionsBytes, snapshot.bytes - snapshot.sessionsBytes);
     try {
       for (const piece of this.state.pieces(snapshot)) await sink.write(piece);
     } catch (error) {
@@ -357,7 +357,8 @@ export class Durability {
     try {
       const name = (this.snapshot?.name ?? 0) + 1;
       await state.sweep(this.snapshot?.name ?? 0); // what an attempt before this one left behind
-      const written = await state.write(name, () => fromSource(() => source.pull()));
+      const pieces = new PieceReader(source);
+      const written = await state.write(name, () => fromSource(() => pieces.pull()));
       if (!(await this.reached(log, position.lsn))) return;
       const { isDetached } = log;
       const snapshot = { position: { ...position }, configuration, sessionsBytes, name, isDetached, ...written };

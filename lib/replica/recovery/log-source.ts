@@ -13,6 +13,8 @@ const PIECE_BYTES = 256 * 1024;
 
 class LogSource implements PieceSource {
   readonly bytesTotal: number;
+  /** A leader may recycle them at any time. */
+  readonly staysUntilTaken = false;
   private lsn: number;
 
   constructor(
@@ -32,6 +34,8 @@ class LogSource implements PieceSource {
     this.lsn += lengthBytes;
     return ring.subarray(offset, offset + lengthBytes);
   }
+
+  taken(): void {}
 
   close(): void {
     this.endLsn = 0;

@@ -184,7 +184,7 @@ export class Recovery {
   private async readState({ snapshot }: Anchor): Promise<LocalState> {
     const { host } = this;
     if (snapshot === null) return { bytes: 0, sessions: null, put: () => {} };
-    const sink = new SnapshotSink(host.stateMachine, snapshot.sessionsBytes);
+    const sink = new SnapshotSink(host.stateMachine, snapshot.sessionsBytes, snapshot.bytes - snapshot.sessionsBytes);
     try {
       for await (const piece of host.region.readSnapshot(snapshot)) {
         if (host.isClosed()) throw new QuorateError('QUORATE_CLOSED', 'the replica was closed');

@@ -5,7 +5,7 @@
 import { errorCode, QuorateError } from '../../errors.js';
 import { checksum } from '../../verbs/checksum.js';
 import type { DonorState } from '../transfer/donor.js';
-import type { PieceSource } from '../transfer/snapshot-stream.js';
+import { PieceReader, type PieceSource } from '../transfer/snapshot-stream.js';
 import {
   PIECE_BYTES,
   SNAPSHOT_DUE_FRACTION,
@@ -131,9 +131,9 @@ export class RegionKeeper {
         const writer = new PieceWriter(snapshotBytesMax, (piece, at) =>
           created.handle.write(piece, 0, piece.length, at),
         );
+        const pieces = new PieceReader(source);
         for (;;) {
-          const pulled = source.pull();
-          const piece = pulled instanceof Promise ? await pulled : pulled;
+          const piece = await pieces.pull();
           this.checkGoesOn(); // a stream that was closed ends as one that is complete
           if (piece === null) break;
           await writer.write(piece);

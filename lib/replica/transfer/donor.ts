@@ -1,11 +1,17 @@
-// The donor of a state transfer: freezes the state of this replica, puts it chunk by chunk into memory that the receiver
-// READs, and says by message which chunks stand there. A chunk's place is used again when the receiver has
-// said that it took it, so the donor holds no more than the staging memory, however large the state is; commits and
-// applying go on between two chunks.
+// The donor of a state transfer: freezes the state of this replica, and says by message, chunk by chunk, where it stands for
+// the receiver to READ: where the state machine keeps it, if that is memory which READs reach, or else in staging memory
+// that it is copied to. A chunk's place is used again when the receiver has said that it took it, so the donor holds
+// no more than the staging memory, however large the state is; commits and applying go on between two chunks.
 import type { Configuration } from '../../consensus/configuration.js';
 import { type ChainPosition, isSamePosition } from '../../consensus/entry.js';
 import { errorCode, QuorateError } from '../../errors.js';
-import { type TransferGeometry, TransferSource } from '../../fabric/transfer-link.js';
+import {
+  CHUNK_PARTS_MAX,
+  type ChunkParts,
+  DIRECT_BYTES_MIN,
+  PART_NUMBERS,
+  TransferSource,
+} from '../../fabric/transfer-link.js';
 import type { VerbsEndpoint } from '../../fabric/verbs-endpoint.js';
 import { checksum } from '../../verbs/checksum.js';
 import type { ControlConnection } from '../control-channel.js';
@@ -45,32 +51,70 @@ class Chunker {
   /** Of all chunks so far. */
   sum = 0;
   isEnd = false;
+  /** Where the last chunk lies. */
+  parts: number[] = [];
   private rest: Uint8Array | null = null;
+  /** Of the rest, as of the piece that it is of. */
+  private area = 0;
 
-  constructor(private readonly source: PieceSource) {}
+  constructor(
+    private readonly source: PieceSource,
+    private readonly link: TransferSource,
+    private readonly chunkBytes: number,
+  ) {}
 
-  /** Fills `place` with the next chunk; returns its length, less than the place only at the end. */
-  async fill(place: Uint8Array): Promise<number> {
+  /**
+   * Makes the next chunk, of which what the receiver cannot READ where it is goes to the slot. Returns its length, less
+   * than that of a chunk only at the end.
+   */
+  async next(slot: number): Promise<number> {
+    const { source, link, chunkBytes } = this;
+    const slotOffset = slot * chunkBytes;
+    this.parts = [];
     let filled = 0;
-    while (filled < place.length) {
+    while (filled < chunkBytes) {
       let piece = this.rest;
       this.rest = null;
       if (piece === null) {
-        const pulled = this.source.pull();
+        const pulled = source.pull();
         piece = pulled instanceof Promise ? await pulled : pulled;
+        this.area = piece === null ? 0 : this.areaOf(piece);
       }
       if (piece === null) {
         this.isEnd = true;
         break;
       }
-      const part = Math.min(piece.length, place.length - filled);
-      place.set(part === piece.length ? piece : piece.subarray(0, part), filled);
-      if (part < piece.length) this.rest = piece.subarray(part);
-      filled += part;
+      const length = Math.min(piece.length, chunkBytes - filled);
+      // Behind a part that is READ where it is the next one may have to be staged.
+      const area = this.parts.length < (CHUNK_PARTS_MAX - 1) * PART_NUMBERS ? this.area : 0;
+      if (area > 0) this.add(area, piece.byteOffset, length);
+      else {
+        link.bytes.set(length === piece.length ? piece : piece.subarray(0, length), slotOffset + filled);
+        if (length > 0) this.add(0, slotOffset + filled, length);
+      }
+      if (length < piece.length) this.rest = piece.subarray(length);
+      filled += length;
     }
-    if (filled > 0) this.sum = checksum(filled === place.length ? place : place.subarray(0, filled), this.sum);
+    if (filled > 0) this.sum = checksum(link.views(this.parts), this.sum);
     this.bytes += filled;
     return filled;
+  }
+
+  /** Number of the area that the piece can be READ from; 0 if it has to be copied. */
+  private areaOf(piece: Uint8Array): number {
+    if (piece.length < DIRECT_BYTES_MIN || !this.source.staysUntilTaken) return 0;
+    return this.link.state.indexOf(piece.buffer) + 1;
+  }
+
+  private add(area: number, offset: number, length: number): void {
+    const { parts } = this;
+    const last = parts.length - PART_NUMBERS;
+    const continues = last >= 0 && parts[last] === area;
+    if (continues && (parts[last + 1] as number) + (parts[last + 2] as number) === offset) {
+      parts[last + 2] = (parts[last + 2] as number) + length;
+    } else {
+      parts.push(area, offset, length);
+    }
   }
 }
 
@@ -84,7 +128,7 @@ class Donation {
   private slotFree: (() => void) | undefined;
   private idle: NodeJS.Timeout | undefined;
   private first = 0;
-  private lengths: number[] = [];
+  private parts: ChunkParts[] = [];
   private checksums: number[] = [];
 
   constructor(
@@ -92,7 +136,6 @@ class Donation {
     private readonly transfer: number,
     private readonly link: TransferSource,
     private readonly state: DonorState,
-    private readonly chunkBytes: number,
     private readonly slots: number,
     private readonly host: DonorHost,
     private readonly onOver: () => void,
@@ -122,7 +165,14 @@ class Donation {
     if (count === this.taken) return;
     this.taken = count;
     this.watchIdle();
-    this.progress.advance(this.endBytes[(count - 1) % this.slots] as number);
+    const bytes = this.endBytes[(count - 1) % this.slots] as number;
+    this.progress.advance(bytes);
+    if (this.isOver) return;
+    try {
+      this.state.source.taken(bytes);
+    } catch (error) {
+      this.end(error as Error);
+    }
     this.slotFree?.();
   }
 
@@ -139,7 +189,7 @@ class Donation {
         if (this.isOver) return;
         isEnd = await this.fill();
         // Two at a time: what is said about chunks shall not cost as much as the chunks.
-        if (isEnd || this.lengths.length >= 2) this.announce(isEnd);
+        if (isEnd || this.parts.length >= 2) this.announce(isEnd);
         await turn();
       }
     } catch (error) {
@@ -149,23 +199,23 @@ class Donation {
 
   /** Returns whether it was the last. */
   private async fill(): Promise<boolean> {
-    const { link, chunkBytes, slots, chunks } = this;
+    const { slots, chunks } = this;
     const slot = this.sequence % slots;
-    const filled = await chunks.fill(link.bytes.subarray(slot * chunkBytes, (slot + 1) * chunkBytes));
+    const filled = await chunks.next(slot);
     if (filled === 0 || this.isOver) return true;
     this.endBytes[slot] = chunks.bytes;
     this.sequence++;
-    this.lengths.push(filled);
+    this.parts.push(chunks.parts);
     this.checksums.push(chunks.sum);
     return chunks.isEnd;
   }
 
   private announce(isEnd: boolean): void {
-    const { transfer, first, lengths, checksums } = this;
-    if (lengths.length === 0 && !isEnd) return;
-    const news: TransferReady = { transfer, first, lengths, checksums, isEnd };
+    const { transfer, first, parts, checksums } = this;
+    if (parts.length === 0 && !isEnd) return;
+    const news: TransferReady = { transfer, first, parts, checksums, isEnd };
     this.first = this.sequence;
-    this.lengths = [];
+    this.parts = [];
     this.checksums = [];
     this.host.tell(this.connection, 'transferReady', news);
   }
@@ -252,23 +302,24 @@ export class Donor {
     let state: DonorState | undefined;
     try {
       state = log ?? host.freeze();
-      let chunker = new Chunker(state.source);
+      let chunker = new Chunker(state.source, link, chunkBytes);
       let isResumed = false;
       if (logAfter === null && resume !== null && isSamePosition(state.position, resume.position)) {
-        isResumed = await skip(chunker, resume, link.bytes.subarray(0, chunkBytes));
+        isResumed = await skip(chunker, resume, state.source);
         if (!isResumed) {
           // Its bytes are others after all: from the beginning, with the state that it is by now.
           state.source.close();
           state = host.freeze();
-          chunker = new Chunker(state.source);
+          chunker = new Chunker(state.source, link, chunkBytes);
         }
       }
       if (this.isClosed || connection.isClosed) throw new QuorateError('QUORATE_CLOSED', 'the receiver has gone');
       const { position, configuration, sessionsBytes, source } = state;
-      this.add(connection, request.transfer, link, state, { chunkBytes, slots }, chunker);
+      this.add(connection, request.transfer, link, state, slots, chunker);
       return {
         queuePair: link.address,
         readable: link.readable,
+        areas: link.areas,
         chunkBytes,
         slots,
         position,
@@ -290,7 +341,7 @@ export class Donor {
     transfer: number,
     link: TransferSource,
     state: DonorState,
-    { chunkBytes, slots }: TransferGeometry,
+    slots: number,
     chunks: Chunker,
   ): void {
     let of = this.donations.get(connection);
@@ -302,7 +353,7 @@ export class Donor {
     const over = (): void => {
       of.delete(transfer);
     };
-    const donation = new Donation(connection, transfer, link, state, chunkBytes, slots, this.host, over, chunks);
+    const donation = new Donation(connection, transfer, link, state, slots, this.host, over, chunks);
     of.set(transfer, donation);
     // The answer to the request goes first.
     setImmediate(() => void donation.run());
@@ -353,9 +404,10 @@ export class Donor {
 }
 
 /** Goes to the place where the receiver stopped with another donor; false if the bytes up to there are not the same. */
-async function skip(chunks: Chunker, { bytes, checksum: sum }: ResumePoint, place: Uint8Array): Promise<boolean> {
+async function skip(chunks: Chunker, { bytes, checksum: sum }: ResumePoint, source: PieceSource): Promise<boolean> {
   while (chunks.bytes < bytes && !chunks.isEnd) {
-    await chunks.fill(place);
+    await chunks.next(0);
+    source.taken(chunks.bytes);
     await turn();
   }
   return chunks.bytes === bytes && chunks.sum === sum;

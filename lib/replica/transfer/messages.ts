@@ -10,6 +10,8 @@ import {
   type QueuePairAddress,
   type RemoteRange,
 } from '../../fabric/link-parameters.js';
+import { STATE_AREAS_MAX } from '../../fabric/state-memory.js';
+import { CHUNK_PARTS_MAX, type ChunkParts, PART_NUMBERS, type ReadableArea } from '../../fabric/transfer-link.js';
 import { CHUNK_BYTES_MAX, SESSIONS_BYTES_MAX, SLOTS_MAX, SNAPSHOT_BYTES_MAX, STAGING_BYTES_MAX } from './limits.js';
 
 /** Leader to receiver, a request: get the state from one of these replicas. Answered when that is done. */
@@ -42,7 +44,10 @@ export interface TransferOpen {
 
 export interface TransferOpened {
   readonly queuePair: QueuePairAddress;
+  /** The staging memory. */
   readonly readable: RemoteRange;
+  /** What the state machine keeps state in: chunks may lie there. */
+  readonly areas: readonly ReadableArea[];
   readonly chunkBytes: number;
   readonly slots: number;
   readonly position: ChainPosition;
@@ -55,18 +60,19 @@ export interface TransferOpened {
   readonly isLog: boolean;
 }
 
-/** Donor to receiver: chunks that stand ready, in the slots that follow those announced before. */
+/** Donor to receiver: chunks that stand ready, one after the other behind those announced before. */
 export interface TransferReady {
   readonly transfer: number;
-  /** Number of the first of them; chunk n stands in slot n modulo the number of slots. */
+  /** Number of the first of them; what is staged of chunk n stands in slot n modulo the number of slots. */
   readonly first: number;
-  readonly lengths: readonly number[];
+  /** Where each of them lies. */
+  readonly parts: readonly ChunkParts[];
   /** Of all chunks up to each: see lib/verbs/checksum.ts. */
   readonly checksums: readonly number[];
   readonly isEnd: boolean;
 }
 
-/** Receiver to donor: so many chunks were taken, and their slots are free. */
+/** Receiver to donor: so many chunks were taken, and the places where they stood are free. */
 export interface TransferTaken {
   readonly transfer: number;
   readonly count: number;
@@ -161,9 +167,14 @@ export function checkOpened(value: unknown): TransferOpened {
     return refuse(`${slots} chunks of ${chunkBytes} bytes are too much memory`);
   if (typeof from.isResumed !== 'boolean') return refuse('isResumed is not a boolean');
   if (typeof from.isLog !== 'boolean') return refuse('isLog is not a boolean');
+  if (!Array.isArray(from.areas) || from.areas.length > STATE_AREAS_MAX) return refuse('areas is not a list of memory');
   return {
     queuePair: checkQueuePairAddress(from.queuePair),
     readable: checkRemoteRange(from.readable, 'readable'),
+    areas: from.areas.map((area) => ({
+      ...checkRemoteRange(area, 'an area'),
+      lengthBytes: integer(record<ReadableArea>(area, 'an area').lengthBytes, 1, SNAPSHOT_BYTES_MAX, 'lengthBytes'),
+    })),
     chunkBytes,
     slots,
     position: position(from.position),
@@ -175,18 +186,36 @@ export function checkOpened(value: unknown): TransferOpened {
   };
 }
 
+function chunkParts(value: unknown): ChunkParts {
+  if (!Array.isArray(value) || value.length === 0 || value.length % PART_NUMBERS !== 0) {
+    return refuse('parts is not a list of places');
+  }
+  if (value.length > CHUNK_PARTS_MAX * PART_NUMBERS) return refuse(`a chunk of ${value.length / PART_NUMBERS} parts`);
+  return value.map((number, index) => {
+    switch (index % PART_NUMBERS) {
+      case 0:
+        return integer(number, 0, STATE_AREAS_MAX, 'area of a part');
+      case 1:
+        return integer(number, 0, SNAPSHOT_BYTES_MAX, 'offset of a part');
+      default:
+        return integer(number, 1, CHUNK_BYTES_MAX, 'length of a part');
+    }
+  });
+}
+
+/** Whether the parts lie in the memory that the donor named is for their receiver to find out. */
 export function checkReady(value: unknown): TransferReady {
   const from = record<TransferReady>(value, 'announcement');
-  const { lengths, checksums } = from;
-  if (!Array.isArray(lengths) || !Array.isArray(checksums) || lengths.length !== checksums.length) {
-    return refuse('lengths and checksums are not lists of the same length');
+  const { parts, checksums } = from;
+  if (!Array.isArray(parts) || !Array.isArray(checksums) || parts.length !== checksums.length) {
+    return refuse('parts and checksums are not lists of the same length');
   }
-  if (lengths.length > SLOTS_MAX) return refuse(`${lengths.length} chunks at once`);
+  if (parts.length > SLOTS_MAX) return refuse(`${parts.length} chunks at once`);
   if (typeof from.isEnd !== 'boolean') return refuse('isEnd is not a boolean');
   return {
     transfer: transferNumber(from.transfer),
     first: lsn(from.first, 'first'),
-    lengths: lengths.map((length) => integer(length, 1, CHUNK_BYTES_MAX, 'length of a chunk')),
+    parts: parts.map(chunkParts),
     checksums: checksums.map((one) => lsn(one, 'checksum of a chunk')),
     isEnd: from.isEnd,
   };

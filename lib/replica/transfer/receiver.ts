@@ -1,16 +1,17 @@
 // The receiver of a state transfer: pulls the snapshot of another replica with one-sided READs, several in flight, checks
-// each chunk, and feeds it to the state machine as it comes. When the donor is lost the next one is asked. If that one's
+// each chunk, and feeds it to the state machine as it comes, unless that has named the place where READs put it. When the donor is lost the next one is asked. If that one's
 // snapshot is of the same moment the transfer goes on where it stopped, otherwise it begins anew; what was built until then
 // has had no effect, since the state machine puts it in place only when all of it is there.
 import type { Configuration } from '../../consensus/configuration.js';
 import type { ChainPosition } from '../../consensus/entry.js';
 import { tailBytes } from '../../consensus/surviving-log.js';
 import { errorCode, QuorateError } from '../../errors.js';
-import { TransferSink } from '../../fabric/transfer-link.js';
+import { type ChunkParts, PART_NUMBERS, TransferSink } from '../../fabric/transfer-link.js';
 import type { VerbsEndpoint } from '../../fabric/verbs-endpoint.js';
 import { checksum } from '../../verbs/checksum.js';
 import type { ControlConnection } from '../control-channel.js';
 import type { StateMachine } from '../replica-options.js';
+import { turn } from '../turn.js';
 import { CHUNK_READS_MAX, OPEN_TIMEOUT_MS, SNAPSHOT_BYTES_MAX, STALL_TIMEOUT_MS } from './limits.js';
 import {
   checkOpened,
@@ -57,7 +58,39 @@ interface ChunkTarget {
   bytes: number;
   /** Of all chunks so far. */
   sum: number;
-  readonly sink: { write(bytes: Uint8Array): Promise<void> };
+  readonly sink: {
+    /** Where these bytes go, in their order; null, or missing, where they are to be written. */
+    places?(offset: number, lengthBytes: number): Uint8Array[] | null;
+    /** The bytes up to here are in their places. */
+    filled?(bytes: number): void;
+    write(bytes: Uint8Array): Promise<void>;
+  };
+}
+
+/** A chunk on its way: how long it is, where its bytes are to be in the end, and where they land. */
+interface Landing {
+  readonly length: number;
+  readonly places: readonly Uint8Array[] | null;
+  readonly views: readonly Uint8Array[];
+}
+
+/** What is not where it shall be in the end goes there. */
+function settle({ views, places }: Landing): void {
+  let place = 0;
+  let at = 0;
+  for (const view of views) {
+    for (let done = 0; done < view.length; ) {
+      const to = (places as readonly Uint8Array[])[place] as Uint8Array;
+      const length = Math.min(view.length - done, to.length - at);
+      if (view.buffer !== to.buffer) to.set(view.subarray(done, done + length), at);
+      done += length;
+      at += length;
+      if (at === to.length) {
+        place++;
+        at = 0;
+      }
+    }
+  }
 }
 
 /** The log of another replica, in private memory: untrusted until it has been found to chain. */
@@ -71,26 +104,26 @@ export interface ReceivedLog {
 /** Log that comes in, as long as it was announced to be. */
 class LogSink {
   readonly bytes: Uint8Array;
-  private filled = 0;
+  private length = 0;
 
   constructor(lengthBytes: number) {
     this.bytes = new Uint8Array(lengthBytes);
   }
 
   async write(bytes: Uint8Array): Promise<void> {
-    if (bytes.length > this.bytes.length - this.filled) {
+    if (bytes.length > this.bytes.length - this.length) {
       throw new QuorateError(
         'QUORATE_PROTOCOL',
         `the donor gave more log than the ${this.bytes.length} bytes it announced`,
       );
     }
-    this.bytes.set(bytes, this.filled);
-    this.filled += bytes.length;
+    this.bytes.set(bytes, this.length);
+    this.length += bytes.length;
   }
 
   words(): Uint32Array {
-    if (this.filled < this.bytes.length) {
-      throw new QuorateError('QUORATE_PROTOCOL', `the donor gave ${this.filled} bytes of log of ${this.bytes.length}`);
+    if (this.length < this.bytes.length) {
+      throw new QuorateError('QUORATE_PROTOCOL', `the donor gave ${this.length} bytes of log of ${this.bytes.length}`);
     }
     return new Uint32Array(this.bytes.buffer);
   }
@@ -107,10 +140,12 @@ class ChunkReader {
   private isEnded = false;
   private failure: Error | undefined;
   private changed: (() => void) | undefined;
-  private readonly lengths: number[];
+  /** By slot. */
+  private readonly parts: ChunkParts[];
   private readonly checksums: number[];
-  private readonly inFlightMax: number;
-  private isPosting = false;
+  private readonly landings: Landing[] = [];
+  /** Bytes of the stream before the next chunk to be READ. */
+  private postedBytes = 0;
   private lastNews_ms = performance.now();
   private readonly stall: NodeJS.Timeout;
 
@@ -120,9 +155,8 @@ class ChunkReader {
     /** Tells the donor how many chunks were taken. */
     private readonly tellTaken: (count: number) => void,
   ) {
-    this.lengths = new Array<number>(opened.slots).fill(0);
+    this.parts = new Array<ChunkParts>(opened.slots).fill([]);
     this.checksums = new Array<number>(opened.slots).fill(0);
-    this.inFlightMax = Math.min(CHUNK_READS_MAX, link.readsMax(opened.chunkBytes));
     link.onArrived = (error) => {
       if (error !== undefined) this.fail(error);
       else {
@@ -154,15 +188,15 @@ class ChunkReader {
     this.link.onArrived = () => {};
   }
 
-  ready({ first, lengths, checksums, isEnd }: TransferReady): void {
-    const { slots, chunkBytes } = this.opened;
-    const isInOrder = first === this.announced && !this.isEnded && first + lengths.length - this.told <= slots;
-    if (!isInOrder || lengths.some((length) => length > chunkBytes)) {
+  ready({ first, parts, checksums, isEnd }: TransferReady): void {
+    const { slots } = this.opened;
+    const isInOrder = first === this.announced && !this.isEnded && first + parts.length - this.told <= slots;
+    if (!isInOrder || !parts.every((chunk) => this.isWithin(chunk))) {
       this.fail(new QuorateError('QUORATE_PROTOCOL', 'the donor announced chunks that it has no place for'));
       return;
     }
-    for (let index = 0; index < lengths.length; index++) {
-      this.lengths[this.announced % slots] = lengths[index] as number;
+    for (let index = 0; index < parts.length; index++) {
+      this.parts[this.announced % slots] = parts[index] as ChunkParts;
       this.checksums[this.announced % slots] = checksums[index] as number;
       this.announced++;
     }
@@ -170,25 +204,47 @@ class ChunkReader {
     this.news();
   }
 
-  private post(): void {
-    if (this.isPosting) return; // a READ that is done at once comes back in here
-    this.isPosting = true;
-    const { link, opened } = this;
-    while (this.posted < this.announced && this.posted - this.arrived < this.inFlightMax) {
-      if (this.posted - this.used >= opened.slots || this.failure !== undefined) break;
-      if (this.posted - this.used >= this.inFlightMax) break; // one that arrives early would wait, and cool down
-      const slot = this.posted++ % opened.slots;
-      link.read(slot, this.lengths[slot] as number);
+  /** Whether a chunk is no longer than chunks are, and lies in the memory that the donor named. */
+  private isWithin(parts: ChunkParts): boolean {
+    const { chunkBytes, slots, areas } = this.opened;
+    let lengthBytes = 0;
+    for (let at = 0; at < parts.length; at += PART_NUMBERS) {
+      const [area, offset, length] = parts.slice(at, at + PART_NUMBERS) as [number, number, number];
+      const areaBytes = area === 0 ? chunkBytes * slots : (areas[area - 1]?.lengthBytes ?? 0);
+      if (offset + length > areaBytes) return false;
+      lengthBytes += length;
     }
-    this.isPosting = false;
+    return lengthBytes <= chunkBytes;
+  }
+
+  private post({ bytes, sink }: ChunkTarget): void {
+    const { link, opened } = this;
+    while (this.posted < this.announced && this.posted - this.used < CHUNK_READS_MAX && this.failure === undefined) {
+      const slot = this.posted % opened.slots;
+      const parts = this.parts[slot] as ChunkParts;
+      let length = 0;
+      for (let at = 2; at < parts.length; at += PART_NUMBERS) length += parts[at] as number;
+      if (this.posted === this.used) this.postedBytes = bytes;
+      if (this.postedBytes + length > SNAPSHOT_BYTES_MAX) {
+        this.fail(new QuorateError('QUORATE_LIMIT', `the snapshot has more than ${SNAPSHOT_BYTES_MAX} bytes`));
+        return;
+      }
+      const places = sink.places?.(this.postedBytes, length) ?? null;
+      const views = link.read(slot, parts, places);
+      if (views === null) return; // when another one has come
+      this.landings.push({ length, places, views });
+      this.posted++;
+      this.postedBytes += length;
+      link.poll();
+    }
   }
 
   /** Reads all that this donor has. `onChunk` is told after each. */
-  async run(snapshot: ChunkTarget, onChunk: () => void): Promise<void> {
-    const { link, opened } = this;
+  async run(target: ChunkTarget, onChunk: () => void): Promise<void> {
+    const { opened } = this;
     for (;;) {
       if (this.failure !== undefined) throw this.failure;
-      this.post();
+      this.post(target);
       if (this.arrived === this.used) {
         if (this.isEnded && this.used === this.announced) return;
         if (this.failure !== undefined) throw this.failure;
@@ -197,25 +253,27 @@ class ChunkReader {
         });
         continue;
       }
-      const slot = this.used % opened.slots;
-      const at = slot * opened.chunkBytes;
-      const bytes = link.bytes.subarray(at, at + (this.lengths[slot] as number));
-      const sum = checksum(bytes, snapshot.sum);
-      if (sum !== this.checksums[slot]) {
-        const text = `chunk ${this.used}, ${bytes.length} bytes behind byte ${snapshot.bytes} of the snapshot, is not what the donor announced`;
+      const landing = this.landings.shift() as Landing;
+      const sum = checksum(landing.views, target.sum);
+      if (sum !== this.checksums[this.used % opened.slots]) {
+        const text = `chunk ${this.used}, ${landing.length} bytes behind byte ${target.bytes} of the snapshot, is not what the donor announced`;
         throw new QuorateError('QUORATE_TRANSFER_CORRUPT', text);
       }
-      if (snapshot.bytes + bytes.length > SNAPSHOT_BYTES_MAX) {
-        throw new QuorateError('QUORATE_LIMIT', `the snapshot has more than ${SNAPSHOT_BYTES_MAX} bytes`);
-      }
-      snapshot.sum = sum;
-      snapshot.bytes += bytes.length;
+      target.sum = sum;
+      target.bytes += landing.length;
       // The place here is still in use, the one at the donor is not.
       if (this.used + 1 - this.told >= Math.max(1, opened.slots >> 2)) {
         this.told = this.used + 1;
         this.tellTaken(this.told);
+        // So that it goes out, and the donor's news come in, while there are chunks to be read.
+        await turn();
       }
-      await snapshot.sink.write(bytes);
+      if (landing.places === null) {
+        for (const view of landing.views) await target.sink.write(view);
+      } else {
+        settle(landing);
+        target.sink.filled?.(target.bytes);
+      }
       this.used++;
       this.lastNews_ms = performance.now();
       onChunk();
@@ -234,7 +292,7 @@ class Run {
   /** Ends it at the next step; a state machine that waits for bytes is told at once. */
   cancel(error: Error): void {
     this.cancelled ??= error;
-    this.snapshot?.sink.abort(error);
+    this.snapshot?.sink.interrupt(error);
   }
 }
 
@@ -309,6 +367,7 @@ export class Receiver {
       throw new QuorateError(code, `no donor gave replica ${host.id} its state (${reasons.join('; ')})`);
     } catch (error) {
       run.cancel(error as Error);
+      run.snapshot?.sink.abort(error as Error);
       progress.change('failed');
       throw error;
     }
@@ -327,7 +386,9 @@ export class Receiver {
       let snapshot = before;
       if (snapshot === undefined || !opened.isResumed) {
         snapshot?.sink.abort(new QuorateError('QUORATE_CANCELLED', 'the transfer begins anew with another donor'));
-        const sink = new SnapshotSink(host.stateMachine, opened.sessionsBytes);
+        const { bytesTotal, sessionsBytes } = opened;
+        const stateBytes = bytesTotal === null ? undefined : Math.max(0, bytesTotal - sessionsBytes);
+        const sink = new SnapshotSink(host.stateMachine, sessionsBytes, stateBytes);
         snapshot = new PartialSnapshot(opened.position, opened.configuration, sink);
         run.snapshot = snapshot;
       }
@@ -394,7 +455,7 @@ export class Receiver {
           `it gives ${opened.isLog ? 'log' : 'state'}, which was not asked for`,
         );
       }
-      await link.connect(opened.queuePair, { ...opened.readable, chunkBytes: opened.chunkBytes, slots: opened.slots });
+      await link.connect(opened.queuePair, opened, opened.readable, opened.areas);
       const target = begin(opened);
       reader = new ChunkReader(link, opened, (count) => host.tell(connection, 'transferTaken', { transfer, count }));
       this.readers.set(transfer, reader);
@@ -409,8 +470,10 @@ export class Receiver {
       connection.off('close', lost);
       this.readers.delete(transfer);
       reader?.close();
-      link.close();
       this.tellEnd(connection, transfer, failure);
+      // Nothing is under way after a success, and to unmap the donor's memory takes a while: the state goes first.
+      if (failure === undefined) setImmediate(() => link.close());
+      else link.close();
     }
   }
 

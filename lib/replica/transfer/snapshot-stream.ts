@@ -3,7 +3,7 @@
 // only when all of it is there. Neither holds more than a piece, except for state machines that know nothing but whole
 // snapshots.
 import { QuorateError } from '../../errors.js';
-import type { StateMachine } from '../replica-options.js';
+import type { RestoreInPlace, SnapshotStream, StateMachine } from '../replica-options.js';
 import { RESTORE_WHOLE_BYTES_MAX, SESSIONS_BYTES_MAX } from './limits.js';
 
 type Pieces = Iterator<Uint8Array> | AsyncIterator<Uint8Array>;
@@ -22,6 +22,10 @@ export interface PieceSource {
   readonly bytesTotal: number | undefined;
   /** The next piece, valid until the one after is asked for; null at the end. Not a promise where nothing is waited for. */
   pull(): Uint8Array | null | Promise<Uint8Array | null>;
+  /** Pieces stay as they are until taken() tells that they are not needed any more. */
+  readonly staysUntilTaken: boolean;
+  /** So many bytes from the beginning are at the receiver. */
+  taken(bytes: number): void;
   /** No more pieces are wanted. */
   close(): void;
 }
@@ -30,21 +34,32 @@ export interface PieceSource {
 export class SnapshotSource implements PieceSource {
   /** All of it, if the state machine says how much that is. */
   readonly bytesTotal: number | undefined;
+  readonly staysUntilTaken: boolean;
+  private readonly stream: SnapshotStream | null;
+  private readonly sessionsBytes: number;
   private sessions: Uint8Array | null;
   private readonly pieces: Pieces | null;
   /** Taken at once, so that a generator, which does nothing until then, has seen the state of this moment. */
   private first: Step | null = null;
   private whole: Uint8Array | null = null;
+  /** Bytes of all pieces of the stream that were pulled. */
+  private given = 0;
+  private isClosed = false;
 
   constructor(stateMachine: StateMachine<never>, sessions: Uint8Array) {
     this.sessions = sessions;
+    this.sessionsBytes = sessions.length;
     if (stateMachine.snapshotChunks === undefined) {
       this.whole = stateMachine.snapshot();
       this.pieces = null;
+      this.stream = null;
+      this.staysUntilTaken = false;
       this.bytesTotal = sessions.length + this.whole.length;
       return;
     }
     const stream = stateMachine.snapshotChunks();
+    this.stream = stream;
+    this.staysUntilTaken = typeof stream.taken === 'function';
     const isAsync = Symbol.asyncIterator in stream;
     this.pieces = isAsync ? stream[Symbol.asyncIterator]() : stream[Symbol.iterator]();
     this.first = this.pieces.next();
@@ -73,11 +88,18 @@ export class SnapshotSource implements PieceSource {
   private piece(step: IteratorResult<Uint8Array>): Uint8Array | null {
     if (step.done === true) return null;
     if (!(step.value instanceof Uint8Array)) throw invalidPiece();
+    this.given += step.value.length;
     return step.value;
+  }
+
+  taken(bytes: number): void {
+    if (bytes > this.sessionsBytes) this.stream?.taken?.(bytes - this.sessionsBytes);
   }
 
   /** The state machine need not keep the view any more. */
   close(): void {
+    if (this.isClosed) return;
+    this.isClosed = true;
     this.sessions = null;
     this.whole = null;
     this.first = null;
@@ -87,6 +109,23 @@ export class SnapshotSource implements PieceSource {
     } catch {
       // It was to end, and it has.
     }
+    // An iterator that came to its end notices nothing of return().
+    this.stream?.taken?.(this.given);
+  }
+}
+
+/** The pieces of a source for somebody who is done with each of them when the next one is asked for. */
+export class PieceReader {
+  private bytes = 0;
+
+  constructor(private readonly source: PieceSource) {}
+
+  async pull(): Promise<Uint8Array | null> {
+    this.source.taken(this.bytes);
+    const pulled = this.source.pull();
+    const piece = pulled instanceof Promise ? await pulled : pulled;
+    this.bytes += piece?.length ?? 0;
+    return piece;
   }
 }
 
@@ -185,16 +224,84 @@ async function restoreWhole(stateMachine: StateMachine<never>, pieces: AsyncIter
   return () => stateMachine.restore(whole);
 }
 
+/** Where the bytes of a stream go: into the session table, then into memory that the state machine names. */
+class Places {
+  /** Those that are not full yet, and how many bytes of the stream were before the first of them. */
+  private readonly places: Uint8Array[] = [];
+  private begin = 0;
+  private end = 0;
+
+  constructor(
+    private readonly restore: RestoreInPlace,
+    sessions: Uint8Array,
+  ) {
+    if (sessions.length > 0) this.add(sessions);
+  }
+
+  private add(place: Uint8Array): void {
+    if (!(place instanceof Uint8Array) || place.length === 0) {
+      throw new QuorateError(
+        'QUORATE_INVALID_ARGUMENT',
+        'next() of what restoreInPlace() of the state machine returned gives something else than bytes to be filled',
+      );
+    }
+    this.places.push(place);
+    this.end += place.length;
+  }
+
+  /**
+   * The places of these bytes of the stream, in their order, in as few pieces as they lie in memory. The same ones if they
+   * are asked for again.
+   */
+  of(offset: number, lengthBytes: number): Uint8Array[] {
+    while (this.end < offset + lengthBytes) this.add(this.restore.next());
+    const found: Uint8Array[] = [];
+    let at = this.begin;
+    for (const place of this.places) {
+      const from = Math.max(0, offset - at);
+      const to = Math.min(place.length, offset + lengthBytes - at);
+      if (to <= 0) break;
+      if (from < to) {
+        const last = found.at(-1);
+        const begin = place.byteOffset + from;
+        if (last !== undefined && last.buffer === place.buffer && last.byteOffset + last.length === begin) {
+          found[found.length - 1] = new Uint8Array(place.buffer, last.byteOffset, last.length + to - from);
+        } else {
+          found.push(place.subarray(from, to));
+        }
+      }
+      at += place.length;
+    }
+    return found;
+  }
+
+  /** All bytes of the stream up to here are in their places. */
+  filled(bytes: number): void {
+    for (;;) {
+      const first = this.places[0];
+      if (first === undefined || this.begin + first.length > bytes) return;
+      this.begin += first.length;
+      this.places.shift();
+    }
+  }
+}
+
 /** The receiver's side. */
 export class SnapshotSink {
   private readonly sessions: Uint8Array;
   private sessionsFilled = 0;
+  private filledBytes = 0;
   private readonly pieces = new PieceQueue();
   private readonly restored: Promise<() => void>;
+  private readonly inPlace: { readonly restore: RestoreInPlace; readonly places: Places } | null = null;
   private failure: Error | null = null;
+  private isAborted = false;
 
-  /** Throws QUORATE_LIMIT if the session table is announced as larger than any can be. */
-  constructor(stateMachine: StateMachine<never>, sessionsBytes: number) {
+  /**
+   * `stateBytes` is what follows the session table, if that is known. Throws QUORATE_LIMIT if the session table is
+   * announced as larger than any can be, and what restoreInPlace() throws.
+   */
+  constructor(stateMachine: StateMachine<never>, sessionsBytes: number, stateBytes?: number) {
     if (sessionsBytes > SESSIONS_BYTES_MAX) {
       throw new QuorateError(
         'QUORATE_LIMIT',
@@ -202,6 +309,12 @@ export class SnapshotSink {
       );
     }
     this.sessions = new Uint8Array(sessionsBytes);
+    if (stateMachine.restoreInPlace !== undefined) {
+      const restore = stateMachine.restoreInPlace(stateBytes);
+      this.inPlace = { restore, places: new Places(restore, this.sessions) };
+      this.restored = new Promise(() => {});
+      return;
+    }
     this.restored = (
       stateMachine.restoreChunks === undefined
         ? restoreWhole(stateMachine, this.pieces)
@@ -212,9 +325,33 @@ export class SnapshotSink {
     });
   }
 
+  /**
+   * Where these bytes of the stream go, in their order; null if the state machine has no places for them, and they are to
+   * be written. Throws what the state machine throws.
+   */
+  places(offset: number, lengthBytes: number): Uint8Array[] | null {
+    return this.inPlace === null ? null : this.inPlace.places.of(offset, lengthBytes);
+  }
+
+  /** The stream up to here is in its places. */
+  filled(bytes: number): void {
+    this.filledBytes = bytes;
+    this.inPlace?.places.filled(bytes);
+  }
+
   /** Takes the next bytes of the stream. Resolves when they are not needed any more; throws what the state machine threw. */
   async write(bytes: Uint8Array): Promise<void> {
     if (this.failure !== null) throw this.failure;
+    const places = this.places(this.filledBytes, bytes.length);
+    if (places !== null) {
+      let at = 0;
+      for (const place of places) {
+        place.set(bytes.subarray(at, at + place.length));
+        at += place.length;
+      }
+      this.filled(this.filledBytes + bytes.length);
+      return;
+    }
     const { sessions } = this;
     const part = Math.min(sessions.length - this.sessionsFilled, bytes.length);
     if (part > 0) {
@@ -227,23 +364,32 @@ export class SnapshotSink {
 
   /** All bytes are there: resolves with the sessions, and with what puts the state in place. */
   async finish(): Promise<{ sessions: Uint8Array; put: () => void }> {
-    if (this.sessionsFilled < this.sessions.length) {
-      const text = `it ends after ${this.sessionsFilled} of ${this.sessions.length} bytes of its session table`;
+    const { inPlace, sessions } = this;
+    const sessionsFilled = inPlace === null ? this.sessionsFilled : Math.min(this.filledBytes, sessions.length);
+    if (sessionsFilled < sessions.length) {
+      const text = `it ends after ${sessionsFilled} of ${sessions.length} bytes of its session table`;
       throw new QuorateError('QUORATE_SNAPSHOT_INVALID', `the snapshot cannot be used: ${text}`);
     }
     this.pieces.end();
-    const put = await this.restored;
+    const put = await (inPlace === null ? this.restored : inPlace.restore.finish(this.filledBytes - sessions.length));
     if (typeof put !== 'function') {
-      throw new QuorateError(
-        'QUORATE_INVALID_ARGUMENT',
-        'restoreChunks() of the state machine did not return a function',
-      );
+      const method = inPlace === null ? 'restoreChunks()' : 'finish() of what restoreInPlace() returned';
+      throw new QuorateError('QUORATE_INVALID_ARGUMENT', `${method} of the state machine did not return a function`);
     }
-    return { sessions: this.sessions, put };
+    return { sessions, put };
   }
 
-  /** Nothing of it is used. */
-  abort(error: Error): void {
+  /** Nothing of it will be used: a state machine that waits for bytes is told at once. abort() must follow. */
+  interrupt(error: Error): void {
+    this.failure ??= error;
     this.pieces.fail(error);
+  }
+
+  /** Nothing of it is used, and nothing is written to its places any more. */
+  abort(error: Error): void {
+    this.interrupt(error);
+    if (this.isAborted) return;
+    this.isAborted = true;
+    this.inPlace?.restore.abort?.(error);
   }
 }

@@ -65,7 +65,7 @@ std::shared_ptr<Mapping> PeerHca::mapSegment(uint32_t memory, uint64_t segmentId
   if (!fd || bytes > kMaxMemoryBytes) return nullptr;
   std::shared_ptr<Mapping> mapping;
   try {
-    mapping = std::make_shared<Mapping>(Mapping::ofFile(fd.get(), bytes, Mapping::Pages::Present, path));
+    mapping = std::make_shared<Mapping>(Mapping::ofFile(fd.get(), bytes, Mapping::Pages::Existing, path));
   } catch (const VerbsError&) {
     return nullptr;  // no address space left: the operation fails, its completion says so
   }

@@ -206,6 +206,9 @@ class ShmQueuePair final : public QueuePair {
   uint32_t remoteMaxSge_ = 1;
   uint32_t nextPsn_ = 0;
   std::array<CachedSegment, 8> segments_;
+  // Of connected queue pairs: what a region of the same place in `segments_` displaced, so that a peer's memory is
+  // mapped once however many regions there are.
+  std::vector<CachedSegment> displacedSegments_;
   uint64_t datagramClaim_ = 0;
   uint8_t datagramHeader_[kGrhBytes] = {};
 

@@ -428,21 +428,38 @@ void ShmQueuePair::disconnect() {
   connected_ = false;
   remote_ = nullptr;
   segments_ = {};
+  displacedSegments_.clear();
   peer_.reset();
 }
 
 // Remembers the segment; forgets those that their regions no longer use, so that their memory can go.
 bool ShmQueuePair::findMapping(uint32_t region, uint64_t segmentId, uint32_t memory) {
+  const auto isOutdated = [this](const CachedSegment& cached) {
+    return cached.mapping != nullptr && cached.peer == peer_.get() &&
+           peer_->control()->regions[cached.region].segmentId.load(std::memory_order_relaxed) != cached.segmentId;
+  };
   for (CachedSegment& cached : segments_) {
-    if (cached.mapping != nullptr && cached.peer == peer_.get() &&
-        peer_->control()->regions[cached.region].segmentId.load(std::memory_order_relaxed) != cached.segmentId) {
-      cached = CachedSegment();
-    }
+    if (isOutdated(cached)) cached = CachedSegment();
   }
-  std::shared_ptr<Mapping> mapping = peer_->mapSegment(memory, segmentId);
-  if (mapping == nullptr) return false;
-  segments_[region % segments_.size()] =
-      CachedSegment{region, segmentId, peer_.get(), std::move(mapping), type_ == QpType::Ud ? peer_ : nullptr};
+  std::erase_if(displacedSegments_, isOutdated);
+  CachedSegment found;
+  const auto displaced =
+      std::find_if(displacedSegments_.begin(), displacedSegments_.end(), [&](const CachedSegment& cached) {
+        return cached.region == region && cached.segmentId == segmentId && cached.peer == peer_.get();
+      });
+  if (displaced != displacedSegments_.end()) {
+    found = std::move(*displaced);
+    displacedSegments_.erase(displaced);
+  } else {
+    std::shared_ptr<Mapping> mapping = peer_->mapSegment(memory, segmentId);
+    if (mapping == nullptr) return false;
+    found = CachedSegment{region, segmentId, peer_.get(), std::move(mapping), type_ == QpType::Ud ? peer_ : nullptr};
+  }
+  CachedSegment& place = segments_[region % segments_.size()];
+  if (place.mapping != nullptr && type_ != QpType::Ud && displacedSegments_.size() < kMaxMemories) {
+    displacedSegments_.push_back(std::move(place));
+  }
+  place = std::move(found);
   return true;
 }
 

@@ -1,0 +1,120 @@
+// Memory in which a state machine keeps its state, registered so that the READs of a state transfer reach it where it lies:
+// at the donor they fetch from it, at the receiver they put into it, and nobody copies. All of it lies in one protection
+// domain, together with what transfers make for themselves; a link that carries state reaches neither log nor status.
+import { invalidArgument, QuorateError } from '../errors.js';
+import { Access, type Context, type Memory, type MemoryRegion, type ProtectionDomain } from '../verbs/index.js';
+
+/** Areas of one replica: a transfer names each of them to its receiver. */
+export const STATE_AREAS_MAX = 256;
+
+/** One area, as the device knows it. */
+export interface StateArea {
+  readonly buffer: ArrayBuffer;
+  readonly address: number;
+  readonly lengthBytes: number;
+  readonly lkey: number;
+  readonly rkey: number;
+}
+
+class Area implements StateArea {
+  /** Transfers that name it to their peers. */
+  users = 0;
+  isReleased = false;
+  readonly buffer: ArrayBuffer;
+  readonly address: number;
+  readonly lengthBytes: number;
+  readonly lkey: number;
+  readonly rkey: number;
+
+  constructor(
+    private readonly memory: Memory,
+    private readonly region: MemoryRegion,
+  ) {
+    this.buffer = memory.buffer;
+    this.address = region.address;
+    this.lengthBytes = memory.length;
+    this.lkey = region.lkey;
+    this.rkey = region.rkey;
+  }
+
+  /** Peers reach it no more, and its views are detached. */
+  close(): void {
+    this.region.close();
+    this.memory.close();
+  }
+}
+
+/** The areas that there were when a transfer began, which stay registered until it lets go. */
+export class HeldStateAreas {
+  private readonly numbers = new Map<ArrayBufferLike, number>();
+
+  constructor(
+    readonly areas: readonly StateArea[],
+    private readonly onRelease: () => void,
+  ) {
+    for (const [index, { buffer }] of areas.entries()) this.numbers.set(buffer, index);
+  }
+
+  /** Index in `areas` of the one that this buffer is; -1 if it is none of them. */
+  indexOf(buffer: ArrayBufferLike): number {
+    return this.numbers.get(buffer) ?? -1;
+  }
+
+  close(): void {
+    this.onRelease();
+  }
+}
+
+export class StateMemoryAreas {
+  readonly domain: ProtectionDomain;
+  private readonly areas = new Map<ArrayBufferLike, Area>();
+
+  constructor(private readonly context: Context) {
+    this.domain = context.allocateProtectionDomain();
+  }
+
+  /** Throws QUORATE_LIMIT, QUORATE_MEMLOCK, QUORATE_OUT_OF_RANGE, QUORATE_SYSTEM. */
+  allocate(lengthBytes: number): Uint8Array {
+    if (this.areas.size >= STATE_AREAS_MAX) {
+      throw new QuorateError(
+        'QUORATE_LIMIT',
+        `the state machine has ${STATE_AREAS_MAX} areas of memory already; allocate fewer, larger ones`,
+      );
+    }
+    const memory = this.context.allocateMemory({ lengthBytes });
+    let region: MemoryRegion;
+    try {
+      // Peers only READ; the device itself writes here what it READs from them.
+      region = this.domain.registerMemory(memory, 0, lengthBytes, Access.LOCAL_WRITE | Access.REMOTE_READ);
+    } catch (error) {
+      memory.close();
+      throw error;
+    }
+    const area = new Area(memory, region);
+    this.areas.set(area.buffer, area);
+    return new Uint8Array(area.buffer);
+  }
+
+  /** Throws QUORATE_INVALID_ARGUMENT. Memory that a transfer is reading or filling is given back when that ends. */
+  release(bytes: Uint8Array): void {
+    const area = this.areas.get(bytes.buffer);
+    if (area === undefined) {
+      throw invalidArgument('the bytes to be released are not a view of memory that allocate() gave, or were released');
+    }
+    this.areas.delete(bytes.buffer);
+    area.isReleased = true;
+    if (area.users === 0) area.close();
+  }
+
+  /** What there is now, for a transfer. */
+  hold(): HeldStateAreas {
+    const held = [...this.areas.values()];
+    for (const area of held) area.users++;
+    return new HeldStateAreas(held, () => {
+      for (const area of held) {
+        area.users--;
+        if (area.users === 0 && area.isReleased) area.close();
+      }
+    });
+  }
+}
