@@ -385,3 +385,6 @@ for (const stateBytes of sizes) {
   const bare = await readLoop(stateBytes);
   for (const state of states) results.push(await measure(stateBytes, state, bare));
 }
+clearTimeout(deadline);
+if (options.json) process.stdout.write(`${JSON.stringify({ device, profile, replaceAfterMs, rounds, results })}\n`);
+process.exit(0);
