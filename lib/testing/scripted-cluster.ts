@@ -95,6 +95,7 @@ function calmOptions(replicas: number, founders: number, logBytes: number): SimO
         membership: 0,
         transfer: 0,
         powerLoss: 0,
+        diskFailure: 0,
       },
       durationMin_ns: 0,
       durationMax_ns: 0,

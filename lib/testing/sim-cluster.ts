@@ -52,6 +52,7 @@ export type SimClusterObserver = Omit<
   | 'onConfiguration'
   | 'onConfigurationApplied'
   | 'onReadIndexWanted'
+  | 'onDiskFailed'
 > & {
   onStarted(life: SimLife): void;
   onCrashed(life: SimLife): void;
@@ -79,6 +80,8 @@ export class SimCluster {
   /** Lives that came back by what the one before left, and those that could not. */
   returns = 0;
   returnsFailed = 0;
+  /** Lives that stopped using their disks because a write failed. */
+  diskFailures = 0;
 
   constructor(
     readonly world: SimWorld,
@@ -116,6 +119,7 @@ export class SimCluster {
         value: (life: SimLife, configuration: Configuration) => this.configurationApplied(life, configuration),
       },
       onRemoved: { value: (life: SimLife, reason: string) => this.removed(life, reason) },
+      onDiskFailed: { value: (life: SimLife) => this.diskFailed(life) },
       onReadIndexWanted: {
         value: (life: SimLife, leader: number, answer: (index: ReadIndex) => void) =>
           this.askReadIndex(life, leader, answer),
@@ -213,6 +217,16 @@ export class SimCluster {
       if (other !== null && this.random.chance(this.options.exitNoticeProbability)) this.noticeExit(other, life);
     }
     this.linkTables.delete(life);
+  }
+
+  /** Somebody sees the warning, and starts the process again on its disk, whether or not that is better by then. */
+  private diskFailed(life: SimLife): void {
+    this.diskFailures++;
+    this.world.schedule(this.random.between(0.1, 1) * this.options.faults.restartDelayMax_ns, () => {
+      if (this.lives[life.id] !== life) return;
+      this.crash(life.id);
+      this.start(life.id);
+    });
   }
 
   /** The host of `life` sees that the process of the dead one has ended: for certain, or by its connection alone. */

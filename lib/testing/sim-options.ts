@@ -40,6 +40,8 @@ export interface FaultRates {
     readonly transfer: number;
     /** All replicas, or most of them, lose power at once; only where they are durable. */
     readonly powerLoss: number;
+    /** A write to a replica's disk fails, or all do for a while; only where they are durable. */
+    readonly diskFailure: number;
   };
   /** Shortest and longest pause, stall and partition. */
   readonly durationMin_ns: number;
@@ -188,7 +190,7 @@ export function withDisks(random: Random, options: SimOptions, powerLoss = rando
       snapshotMax_ns: random.logBetween(1 * MS, 200 * MS) * pace,
       diskLossProbability: random.pick([0, 0.2, 0.5]),
     },
-    faults: { ...faults, weights: { ...faults.weights, powerLoss } },
+    faults: { ...faults, weights: { ...faults.weights, powerLoss, diskFailure: random.pick([0, 0.3, 1]) } },
   };
 }
 
@@ -346,6 +348,7 @@ function drawAtFullPace(random: Random, replicas: number): SimOptions {
         membership: 0,
         transfer: 0,
         powerLoss: 0,
+        diskFailure: 0,
       },
       durationMin_ns: 1 * MS,
       durationMax_ns: random.logBetween(50 * MS, 2000 * MS),
@@ -451,6 +454,7 @@ export const LEAVE_OUT = [
   'membership',
   'transfer',
   'powerLoss',
+  'diskFailure',
   'tear',
   'loss',
   'spike',

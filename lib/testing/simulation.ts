@@ -49,6 +49,8 @@ export interface SimulationResult {
   readonly returns: number;
   /** Lives that could not use it. */
   readonly returnsFailed: number;
+  /** Lives that stopped using their disks because a write failed. */
+  readonly diskFailures: number;
   /** Faults that were injected, of all kinds. */
   readonly faults: number;
   /** Changes of the membership that were committed, those that follow crashes included. */
@@ -155,6 +157,7 @@ export function runSimulation(request: SimulationRequest): SimulationResult {
     snapshots: counters.snapshots,
     returns: cluster.returns,
     returnsFailed: cluster.returnsFailed,
+    diskFailures: cluster.diskFailures,
     faults: Object.values(faults.injected).reduce((sum, count) => sum + count, 0),
     configurations: cluster.committedVersion - 1,
     transfers: counters.transfers,

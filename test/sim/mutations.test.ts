@@ -44,6 +44,8 @@ const QUICK: readonly string[] = [
   'commit-on-memory',
   'promise-not-on-disk',
   'torn-tail-taken',
+  'disk-error-ignored',
+  'promise-error-ignored',
   'lost-disk-votes',
   'snapshot-before-log',
 ];
