@@ -28,7 +28,7 @@ export class FaultScheduler {
   private readonly random: Random;
   private isStopped = false;
   private readonly total: number;
-  private readonly operator: SimOperator;
+  readonly operator: SimOperator;
 
   constructor(
     private readonly world: SimWorld,
@@ -39,6 +39,16 @@ export class FaultScheduler {
     this.operator = new SimOperator(world, cluster, this.random);
     this.total = Object.values(options.faults.weights).reduce((sum, weight) => sum + weight, 0);
     if (this.total > 0) this.scheduleNext();
+  }
+
+  /** Faults that were injected, of all kinds. */
+  get count(): number {
+    return Object.values(this.injected).reduce((sum, one) => sum + one, 0);
+  }
+
+  /** Nothing more happens; what has happened stays as it is. */
+  halt(): void {
+    this.isStopped = true;
   }
 
   /** Everything is healed: partitions end, stopped processes continue, dead replicas start again, disks have room. */

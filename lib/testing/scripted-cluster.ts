@@ -115,6 +115,7 @@ function calmOptions(replicas: number, founders: number, logBytes: number): SimO
     barrierReads: 0,
     lease: null,
     disk: null,
+    majorityLoss: null,
     clockDeviation: 0,
     leasedReads: 0,
     followerReads: 0,

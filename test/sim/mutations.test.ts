@@ -47,6 +47,10 @@ const QUICK: readonly string[] = [
   'disk-error-ignored',
   'promise-error-ignored',
   'lost-disk-votes',
+  'fork-of-worse-log',
+  'fork-drops-tail',
+  'fork-forgets-sessions',
+  'fork-keeps-epochs',
   'snapshot-before-log',
 ];
 
