@@ -153,7 +153,7 @@ class Simulation {
   /** Where the seed has it so: a majority is lost, and the run goes on with a new cluster. */
   private loseMajority(): void {
     const { world, options, clients } = this;
-    if (options.majorityLoss === null) return;
+    if (options.majorityLoss === null || options.disk !== null) return;
     world.run(options.faultyTime_ns * options.majorityLoss.after);
     if (world.violation !== null) return;
     const loss = new MajorityLoss(world, this.checked, options, world.random.fork());

@@ -1,4 +1,4 @@
-// What forcing a new cluster from a survivor promises. It loses only what no survivor held: whatever any of them held of what
+// Invariant 12: what forcing a new cluster from a survivor promises. It loses only what no survivor held: whatever any of them held of what
 // was committed in the old cluster is in the new one, which takes all of its survivor's log. And the two cannot be confused:
 // another id, and epochs above all that were ever promised in the old one.
 import type { ChainPosition } from '../../consensus/entry.js';
