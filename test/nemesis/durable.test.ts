@@ -42,9 +42,9 @@ test(
 
 describe('disks that lost what they had synced', () => {
   /** A run in which power is lost and nothing else happens, on such disks. */
-  async function run(lost: 'end' | 'all') {
+  async function run(lost: 'end' | 'all' | 'patience') {
     const lying = fileURLToPath(new URL('support/disks-that-lie.mjs', import.meta.url));
-    const args = ['--durable', '--minutes', '0.1', '--seed', '7', '--faults', 'powerLoss', '--out', folder];
+    const args = ['--durable', '--minutes', '0.05', '--seed', '7', '--faults', 'powerLoss', '--out', folder];
     return await startDemo(args, {
       ...IN_OWN_FOLDER,
       env: { ...IN_OWN_FOLDER.env, NODE_OPTIONS: `--import=${lying}`, DISKS_LOSE: lost },
@@ -75,6 +75,19 @@ describe('disks that lost what they had synced', () => {
       const { code, output, errors } = await run('all');
       expect(errors).toMatch(
         /FAILED: after power loss 1 replica \d leads in epoch [\d.]+, and epoch [\d.]+ was before it/,
+      );
+      expect(code).toBe(1);
+      removeKept(output);
+    },
+    TIMEOUT_MS,
+  );
+
+  test(
+    'or that never answer again fail the run when the limit is reached',
+    async () => {
+      const { code, output, errors } = await run('patience');
+      expect(errors).toMatch(
+        /FAILED: the cluster does not converge: no sign of a commit after power loss \d+ after 45000 ms/,
       );
       expect(code).toBe(1);
       removeKept(output);

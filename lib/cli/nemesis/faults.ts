@@ -24,6 +24,8 @@ const DEGRADED_DELAY_MS: readonly [number, number] = [0.2, 20];
 const DEGRADED_LOSS_PERCENT_MAX = 10;
 /** Starts of a killed replica, the memory being there, before its failure counts. */
 const RESTARTS_MAX = 5;
+/** Power losses that come on top of another fault. */
+const AMIDST_PROBABILITY = 0.6;
 /** Election priorities that are given: 0 and up. */
 const PRIORITIES = 3;
 const NO_LEADER = 'there being no leader';
@@ -210,7 +212,7 @@ export class Faults {
       }
       case 'powerLoss':
         if (this.isMemoryScarce) return;
-        this.track(this.losePower(), () => {});
+        this.track(this.losePowerAmidst(phase), () => {});
         break;
       case 'pause':
         if (!this.mayImpair(victim.id)) return;
@@ -337,6 +339,17 @@ export class Faults {
       this.note(text, true);
       if (++failures === RESTARTS_MAX) throw new DemoError(text);
     }
+  }
+
+  /** Often in the middle of another fault, or of what heals it. */
+  private async losePowerAmidst(phase: Phase): Promise<void> {
+    const { random, kinds, scale } = this.options;
+    const others = kinds.filter((kind) => kind !== 'powerLoss' && kind !== 'exhaust');
+    if (others.length > 0 && random.chance(AMIDST_PROBABILITY)) {
+      await this.inject(random.pick(others), phase);
+      await this.sleep(random.logBetween(...scale.restartDelayMs));
+    }
+    if (!this.isMemoryScarce) await this.losePower();
   }
 
   /**

@@ -1,6 +1,7 @@
 // Loaded into every process of a nemesis run (NODE_OPTIONS=--import): before a replica of it opens, its disk loses the end of
-// what it had synced, or all of its log. No replica can know; what clients were answered before must give it away.
-import { readdirSync, rmSync, statSync, truncateSync } from 'node:fs';
+// what it had synced, or all of its log. No replica can know; what clients were answered before must give it away. Or it never
+// answers again.
+import { existsSync, readdirSync, rmSync, statSync, truncateSync } from 'node:fs';
 import { join } from 'node:path';
 
 const LOST_BYTES = 16 * 1024;
@@ -19,7 +20,10 @@ function cutEnd(folder) {
 }
 
 function lie({ durable }) {
-  if (process.env['DISKS_LOSE'] === 'all') rmSync(durable.directory, { recursive: true, force: true });
+  if (process.env['DISKS_LOSE'] === 'patience') {
+    const forever = new Int32Array(new SharedArrayBuffer(4));
+    if (existsSync(durable.directory)) Atomics.wait(forever, 0, 0);
+  } else if (process.env['DISKS_LOSE'] === 'all') rmSync(durable.directory, { recursive: true, force: true });
   else {
     try {
       cutEnd(join(durable.directory, 'log'));
