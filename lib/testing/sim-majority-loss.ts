@@ -4,6 +4,7 @@
 import { genesisConfiguration, majority, memberWithId } from '../consensus/configuration.js';
 import type { ChainPosition } from '../consensus/entry.js';
 import { forkPosition, forkRefusal, isBetterLog, type LogEnd } from '../consensus/fork.js';
+import type { MembershipChange } from '../consensus/membership.js';
 import type { Random } from '../fabric/sim/random.js';
 import type { SimWorld } from '../fabric/sim/sim-world.js';
 import type { CheckedCluster } from './checked-cluster.js';
@@ -20,6 +21,11 @@ import type { StateSnapshot } from './sim-state-machine.js';
 const BLOWS_WITHIN_NS = 50e6;
 /** Between two attempts to force the new cluster. */
 const RETRY_NS = 50e6;
+
+/** A change of the membership that changes nothing. */
+function anyChange({ id, replication }: SimLife): MembershipChange {
+  return { kind: 'setPriority', id, priority: memberWithId(replication.configuration, id)?.priority ?? 0 };
+}
 
 /** What a survivor says of its log. */
 interface Survivor {
@@ -122,6 +128,8 @@ export class MajorityLoss {
       if (refusal === null) this.fork(life, chosen, survivors);
       else {
         this.refusal = `${refusal.code}: ${refusal.why}`;
+        // It leads and has had nothing to write since the others died, or no room for it: a change tells it that they did.
+        if (replication.leader === life.id) life.changeMembership(anyChange(life));
         world.schedule(RETRY_NS * options.pace, () => this.force(life, chosen, survivors));
       }
     });
