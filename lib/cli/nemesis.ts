@@ -1,6 +1,6 @@
 // npm run nemesis: real faults on real processes. A cluster of replica processes, client processes that use it, and
-// SIGKILL, SIGSTOP, blocked event loops, broken queue pairs, exhausted memory, broken networks; what the clients were
-// answered is checked for linearizability, and at the end all replicas must agree.
+// SIGKILL, SIGSTOP, blocked event loops, broken queue pairs, exhausted memory, broken networks, the loss of all power;
+// what the clients were answered is checked for linearizability, and at the end all replicas must agree.
 import { randomInt } from 'node:crypto';
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -26,7 +26,7 @@ import {
 } from './nemesis/private-memory.js';
 import { renderReport, summarize } from './nemesis/report.js';
 import { type NemesisResult, runNemesis } from './nemesis/run.js';
-import { FAULT_KINDS, type FaultKind } from './nemesis/swarm.js';
+import { DURABLE_KINDS, FAULT_KINDS, type FaultKind } from './nemesis/swarm.js';
 
 const MINUTES_DEFAULT = 1;
 const MINUTES_MAX = 24 * 60;
@@ -43,8 +43,9 @@ interface CliOptions {
   device: string[];
   replicas: string;
   profile?: ProfileName;
+  durable: boolean;
   clients: number;
-  faults: FaultKind[];
+  faults?: FaultKind[];
   seed?: number;
   out: string;
   history: boolean;
@@ -96,14 +97,21 @@ function makeCommand(): Command {
       new Option('--profile <name>', 'failure detection (default: by seed and device)').choices(Object.keys(PROFILES)),
     )
     .addOption(
+      new Option(
+        '--durable',
+        'replicas keep their logs in directories that the run makes and removes; among the faults is the loss of all power',
+      ).default(false),
+    )
+    .addOption(
       new Option('--clients <n>', 'clients at the same time')
         .argParser(number(1, CLIENTS_MAX, true))
         .default(CLIENTS_DEFAULT),
     )
     .addOption(
-      new Option('--faults <kinds>', 'only these')
-        .argParser(names(FAULT_KINDS))
-        .default([...FAULT_KINDS], `all: ${FAULT_KINDS.join(', ')}`),
+      new Option(
+        '--faults <kinds>',
+        `only these (default: all, of ${FAULT_KINDS.join(', ')}; ${DURABLE_KINDS.join(' and ')} with --durable)`,
+      ).argParser(names(FAULT_KINDS)),
     )
     .addOption(new Option('--seed <n>', 'draws settings, mixes and times').argParser(number(0, 2 ** 32 - 1, true)))
     .addOption(new Option('--out <folder>', 'for the files of a violation').default(FOLDER_DEFAULT))
@@ -171,7 +179,14 @@ export async function main(argv: readonly string[]): Promise<number> {
       `error: --device names ${devices.length} devices for ${replicas} replicas; give one, or one for each`,
     );
   }
-  if (isShm && options.faults.includes('exhaust') && privateMemory() === undefined && canMountPrivately()) {
+  const needsDisks = options.faults?.filter((kind) => DURABLE_KINDS.includes(kind)) ?? [];
+  if (!options.durable && needsDisks.length > 0) {
+    command.error(
+      `error: --faults ${needsDisks.join(',')} needs replicas with a disk to come back from: add --durable`,
+    );
+  }
+  const kinds = options.faults ?? FAULT_KINDS.filter((kind) => options.durable || !DURABLE_KINDS.includes(kind));
+  if (isShm && kinds.includes('exhaust') && privateMemory() === undefined && canMountPrivately()) {
     return runWithPrivateMemory(replicas, fileURLToPath(import.meta.url), argv);
   }
   removeMountPointAtExit();
@@ -186,8 +201,9 @@ export async function main(argv: readonly string[]): Promise<number> {
     const result = await runNemesis({
       ...{ replicas, devices, durationMs, seed, deadline },
       profile: options.profile,
+      durable: options.durable,
       clients: options.clients,
-      kinds: options.faults,
+      kinds,
       verbose: options.verbose,
       say,
     });
@@ -202,6 +218,8 @@ export async function main(argv: readonly string[]): Promise<number> {
     for (const path of writeFiles(result, options, seed)) {
       say(`history and faults: ${path}; check it again with: npm run nemesis -- --check ${path}`);
     }
+    const { folder } = result.powerLosses ?? {};
+    if (folder !== undefined) say(`the directories of the replicas are kept: ${folder}`);
     for (const violation of result.violations) process.stderr.write(`VIOLATION: ${violation}\n`);
     for (const problem of result.problems) process.stderr.write(`FAILED: ${problem}\n`);
     const isGood = result.violations.length + result.problems.length === 0;

@@ -8,17 +8,13 @@
 // queue pairs of its own, and has ended the old one before. So no member of the old cluster can write into it, vote in it,
 // or be taken for one of its members: its links are gone, its hello is refused, and its bytes do not chain.
 import { randomInt } from 'node:crypto';
-import { type Configuration, majority, voterWithId } from '../consensus/configuration.js';
 import type { ChainPosition } from '../consensus/entry.js';
-import { epochCounter, makeEpoch } from '../consensus/epoch.js';
-import { hashHigh, hashLow, hashWords } from '../consensus/hash.js';
+import { EPOCH_NONE, makeEpoch } from '../consensus/epoch.js';
+import { forkRefusal, isBetterLog, type LogEnd, type SurvivorView } from '../consensus/fork.js';
 import { BOOT_ID_MAX } from '../consensus/limits.js';
 import { QuorateError } from '../errors.js';
 import { invalid } from './check-options.js';
 import type { ReplicaStatus } from './replica-options.js';
-
-/** Candidacies of the old cluster that nobody here has heard of are fewer than this, by a wide margin. */
-const EPOCH_COUNTER_STEP = 2 ** 16;
 
 /** Says that the consequences of Replica.forceNewCluster() are understood. */
 export interface ForceNewClusterOptions {
@@ -26,20 +22,6 @@ export interface ForceNewClusterOptions {
   readonly iUnderstandThatAcknowledgedCommandsMayBeLost: true;
   /** Also from a member that is no voter: a learner, whose log may end earlier than any voter's. Default false. */
   readonly evenIfNotVoter?: boolean;
-}
-
-/** What is to be known of a survivor before it may be asked. */
-export interface SurvivorView {
-  readonly id: number;
-  readonly bootId: number;
-  /** Id of the leader that it follows or followed last, its own if it leads. */
-  readonly leader: number | undefined;
-  readonly isFollower: boolean;
-  readonly tailLsn: number;
-  /** In force, and committed. */
-  readonly configurations: readonly Configuration[];
-  /** The replica is trusted, or its process answers. */
-  isReachable(id: number): boolean;
 }
 
 export function checkForced(options: ForceNewClusterOptions): void {
@@ -61,33 +43,10 @@ export function checkForced(options: ForceNewClusterOptions): void {
 
 /** Why a new cluster is not forced here, null if it may be. */
 export function whyNotForced(survivor: SurvivorView, evenIfNotVoter: boolean): QuorateError | null {
-  const { id, bootId, leader, configurations, tailLsn } = survivor;
-  const refuse = (code: string, why: string): QuorateError =>
-    new QuorateError(code, `a new cluster was not forced from replica ${id}, and nothing was changed: ${why}`);
-  // Who led last is known for as long as nobody else leads, dead or not.
-  if (leader !== undefined && (leader === id || survivor.isReachable(leader))) {
-    return refuse('QUORATE_LEADER_EXISTS', `replica ${leader} leads; change the membership there instead`);
-  }
-  for (const configuration of configurations) {
-    const reachable = configuration.voters.filter((voter) => voter.id === id || survivor.isReachable(voter.id));
-    if (survivor.isFollower && reachable.length < majority(configuration)) continue;
-    const ids = reachable.map((voter) => voter.id).join(', ');
-    return refuse(
-      'QUORATE_QUORUM_REACHABLE',
-      `voters ${ids} are alive, a majority of configuration ${configuration.version}: they will elect a leader; end those ` +
-        'that shall not',
-    );
-  }
-  const isVoter = configurations.some((configuration) => voterWithId(configuration, id)?.bootId === bootId);
-  if (!isVoter && !evenIfNotVoter) {
-    return refuse(
-      'QUORATE_NOT_A_VOTER',
-      'it is no voter in this life, so that its log may lack what every voter has; use a voter, or pass ' +
-        'evenIfNotVoter: true if there is none left',
-    );
-  }
-  if (tailLsn === 0) return refuse('QUORATE_NO_LOG', 'it has no log and no state; found a cluster with open() instead');
-  return null;
+  const refusal = forkRefusal(survivor, evenIfNotVoter);
+  if (refusal === null) return null;
+  const text = `a new cluster was not forced from replica ${survivor.id}, and nothing was changed: ${refusal.why}`;
+  return new QuorateError(refusal.code, text);
 }
 
 /** Where the new cluster begins. */
@@ -100,18 +59,6 @@ export interface Fork {
   readonly place: { readonly id: number; readonly host: string; readonly port: number; readonly priority: number };
 }
 
-/** The place of the fork: the end of the old log, in the chain of the new cluster, and with epochs above the old ones. */
-export function forkPosition(
-  applied: Readonly<ChainPosition>,
-  promisedEpoch: number,
-  clusterId: number,
-): ChainPosition {
-  const words = Uint32Array.of(clusterId >>> 0, Math.floor(clusterId / 2 ** 32) >>> 0);
-  hashWords(words, 0, words.length, -2, applied.hashLow, applied.hashHigh);
-  const counter = Math.max(epochCounter(promisedEpoch), epochCounter(applied.epoch)) + EPOCH_COUNTER_STEP;
-  return { lsn: applied.lsn, hashLow, hashHigh, epoch: makeEpoch(counter, 1) };
-}
-
 export function newClusterId(old: number): number {
   for (;;) {
     const clusterId = randomInt(1, BOOT_ID_MAX);
@@ -119,10 +66,11 @@ export function newClusterId(old: number): number {
   }
 }
 
-function epochOf(formatted: string): [number, number] {
-  const match = /^([0-9]{1,10})\.([0-9]{1,7})$/.exec(formatted);
-  if (match === null) return invalid(`tailEpoch '${formatted}' is not of the form counter.incarnation`);
-  return [Number(match[1]), Number(match[2])];
+function logEnd({ tailEpoch, tailLsn }: Pick<ReplicaStatus, 'tailEpoch' | 'tailLsn'>): LogEnd {
+  const match = /^([0-9]{1,10})\.([0-9]{1,7})$/.exec(tailEpoch);
+  if (match === null) return invalid(`tailEpoch '${tailEpoch}' is not of the form counter.incarnation`);
+  const [counter, incarnation] = [Number(match[1]), Number(match[2])];
+  return { tailEpoch: counter === 0 ? EPOCH_NONE : makeEpoch(counter, incarnation), tailLsn };
 }
 
 /**
@@ -133,17 +81,10 @@ function epochOf(formatted: string): [number, number] {
 export function bestSurvivor<Survivor extends Pick<ReplicaStatus, 'tailEpoch' | 'tailLsn'>>(
   survivors: readonly Survivor[],
 ): Survivor {
-  let best: Survivor | undefined;
+  let best: { readonly survivor: Survivor; readonly end: LogEnd } | undefined;
   for (const survivor of survivors) {
-    if (best === undefined) {
-      epochOf(survivor.tailEpoch);
-      best = survivor;
-      continue;
-    }
-    const [counter, incarnation] = epochOf(survivor.tailEpoch);
-    const [bestCounter, bestIncarnation] = epochOf(best.tailEpoch);
-    const differences = [counter - bestCounter, incarnation - bestIncarnation, survivor.tailLsn - best.tailLsn];
-    if ((differences.find((difference) => difference !== 0) ?? 0) > 0) best = survivor;
+    const end = logEnd(survivor);
+    if (best === undefined || isBetterLog(end, best.end)) best = { survivor, end };
   }
-  return best ?? invalid('bestSurvivor() needs the status of one replica at least');
+  return best?.survivor ?? invalid('bestSurvivor() needs the status of one replica at least');
 }

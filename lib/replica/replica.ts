@@ -8,6 +8,7 @@ import type { DurableLog } from '../consensus/durable-log.js';
 import type { ChainPosition } from '../consensus/entry.js';
 import { formatEpoch } from '../consensus/epoch.js';
 import { Exchange } from '../consensus/exchange.js';
+import { forkPosition } from '../consensus/fork.js';
 import type { LeaseSettings } from '../consensus/lease.js';
 import { LOG_BYTES_MAX, LOG_BYTES_MIN, MAX_REPLICAS, PRIORITY_MAX } from '../consensus/limits.js';
 import { MembershipWatch } from '../consensus/membership.js';
@@ -45,7 +46,6 @@ import {
   checkForced,
   type ForceNewClusterOptions,
   type Fork,
-  forkPosition,
   newClusterId,
   whyNotForced,
 } from './force-new-cluster.js';

@@ -10,11 +10,12 @@ import { LeaderCompletenessChecker } from './checkers/leader-completeness.js';
 import { LeaseExclusivityChecker } from './checkers/lease-exclusivity.js';
 import { LogMatchingChecker } from './checkers/log-matching.js';
 import { MessageOrderChecker } from './checkers/message-order.js';
+import { NewClusterChecker } from './checkers/new-cluster.js';
 import { PromiseChecker } from './checkers/promises.js';
 import { SingleWriterChecker } from './checkers/single-writer.js';
 import { StateMachineSafetyChecker } from './checkers/state-machine-safety.js';
 import { LogTree } from './log-tree.js';
-import { SimCluster, type SimClusterObserver } from './sim-cluster.js';
+import { SimCluster, type SimClusterObserver, type SimFork } from './sim-cluster.js';
 import type { SimOptions } from './sim-options.js';
 
 const EVENT_NAMES = [
@@ -61,12 +62,25 @@ function notifyAll(wanting: readonly Notify[]): Notify {
   };
 }
 
-/** The cluster, not started yet. `observers` are told of each event before the checkers are. */
+export interface CheckedCluster {
+  readonly cluster: SimCluster;
+  readonly atMostOnce: AtMostOnceChecker;
+  readonly safety: StateMachineSafetyChecker;
+  readonly newCluster: NewClusterChecker;
+  /** Nobody is told of anything any more. */
+  silence(): void;
+}
+
+/**
+ * The cluster, not started yet. `observers` are told of each event before the checkers are. `origin`: the cluster that this
+ * one is forked off, and how.
+ */
 export function createCheckedCluster(
   world: SimWorld,
   options: SimOptions,
   observers: readonly (Checker | Partial<SimClusterObserver>)[],
-): { cluster: SimCluster; atMostOnce: AtMostOnceChecker } {
+  origin: { readonly from: CheckedCluster; readonly fork: SimFork } | null = null,
+): CheckedCluster {
   let cluster: SimCluster | undefined;
   // The cluster draws its id first, and the tree of entries is rooted in that.
   let tree: LogTree | undefined;
@@ -78,24 +92,28 @@ export function createCheckedCluster(
     cluster: () => cluster as SimCluster,
   };
   const atMostOnce = new AtMostOnceChecker(context);
-  cluster = new SimCluster(
-    world,
-    options,
-    combineObservers([
-      ...observers,
-      new SingleWriterChecker(context),
-      new PromiseChecker(context),
-      new GrantGuardChecker(context),
-      new LeaseExclusivityChecker(context),
-      new LogMatchingChecker(context), // before those that look entries up
-      new ConfigurationChecker(context),
-      new LeaderCompletenessChecker(context),
-      new StateMachineSafetyChecker(context),
-      new DurabilityChecker(context),
-      new MessageOrderChecker(context),
-      atMostOnce,
-    ]),
-  );
+  const safety = new StateMachineSafetyChecker(context);
+  const newCluster = new NewClusterChecker(context, origin?.from.newCluster ?? null);
+  const observer = combineObservers([
+    ...observers,
+    new SingleWriterChecker(context),
+    new PromiseChecker(context),
+    new GrantGuardChecker(context),
+    new LeaseExclusivityChecker(context),
+    new LogMatchingChecker(context), // before those that look entries up
+    new ConfigurationChecker(context),
+    new LeaderCompletenessChecker(context),
+    safety,
+    new DurabilityChecker(context),
+    new MessageOrderChecker(context),
+    newCluster,
+    atMostOnce,
+  ]);
+  cluster = new SimCluster(world, options, observer, origin?.fork ?? null);
   tree = new LogTree(cluster.genesis.clusterId);
-  return { cluster, atMostOnce };
+  if (origin !== null) tree.plant(origin.fork.position);
+  const silence = (): void => {
+    Object.assign(observer, combineObservers([]));
+  };
+  return { cluster, atMostOnce, safety, newCluster, silence };
 }

@@ -27,9 +27,15 @@ function losingPower(options: SimOptions): SimOptions {
     faults: {
       ...faults,
       ...{ interval_ns: 300e6, restartDelayMax_ns: 100e6 },
-      weights: { ...faults.weights, crash: 1 },
+      weights: { ...faults.weights, crash: 1, diskFailure: 0 },
     },
   };
+}
+
+/** Besides, writes to the disks fail. */
+function failingDisks(options: SimOptions): SimOptions {
+  const losing = losingPower(options);
+  return { ...losing, faults: { ...losing.faults, weights: { ...losing.faults.weights, diskFailure: 4 } } };
 }
 
 /** Besides, disks are lost as often as the cluster bears it. */
@@ -131,6 +137,39 @@ export const DURABLE_MUTATIONS: readonly Mutation[] = [
             this.groups.push({ segment, offset: offset + FRAME_BYTES, start: { ...frame.position }, end });
             this.tail = end;
             return words.length * 4 - offset;
+          },
+      ),
+  },
+  {
+    name: 'disk-error-ignored',
+    breaks: 'a write to the log on disk that failed counts as one that succeeded',
+    seedsMax: 20,
+    replicas: 3,
+    adjust: failingDisks,
+    install: () =>
+      replace(
+        DurableLog.prototype,
+        'fail',
+        () =>
+          function () {
+            this.written(null);
+          },
+      ),
+  },
+  {
+    name: 'promise-error-ignored',
+    breaks: 'a voter grants although its promise could not be written',
+    seedsMax: 100,
+    replicas: 3,
+    adjust: failingDisks,
+    install: () =>
+      replace(
+        BackgroundPlane.prototype,
+        'recordPromise',
+        (original) =>
+          function (...parameters: unknown[]) {
+            original.apply(this, parameters);
+            return true;
           },
       ),
   },

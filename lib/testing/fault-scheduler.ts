@@ -23,11 +23,12 @@ export class FaultScheduler {
     membership: 0,
     transfer: 0,
     powerLoss: 0,
+    diskFailure: 0,
   };
   private readonly random: Random;
   private isStopped = false;
   private readonly total: number;
-  private readonly operator: SimOperator;
+  readonly operator: SimOperator;
 
   constructor(
     private readonly world: SimWorld,
@@ -40,11 +41,26 @@ export class FaultScheduler {
     if (this.total > 0) this.scheduleNext();
   }
 
-  /** Everything is healed: partitions end, stopped processes continue, dead replicas start again. */
+  /** Faults that were injected, of all kinds. */
+  get count(): number {
+    return Object.values(this.injected).reduce((sum, one) => sum + one, 0);
+  }
+
+  /** Nothing more happens; what has happened stays as it is. */
+  halt(): void {
+    this.isStopped = true;
+  }
+
+  /** Everything is healed: partitions end, stopped processes continue, dead replicas start again, disks have room. */
   stop(): void {
     this.isStopped = true;
     const { cluster, world } = this;
     cluster.network.healAll();
+    for (const disk of cluster.disks) {
+      if (disk === null) continue;
+      disk.failsOnce = false;
+      disk.fullUntil_ns = 0;
+    }
     for (const [id, life] of cluster.lives.entries()) {
       if (life === null) cluster.start(id);
       else {
@@ -95,6 +111,10 @@ export class FaultScheduler {
     const milliseconds = `${(duration_ns / 1e6).toFixed(1)} ms`;
     if (kind === 'powerLoss') {
       this.losePower();
+      return;
+    }
+    if (kind === 'diskFailure') {
+      if (life !== null) this.failDisk(life, duration_ns);
       return;
     }
     if (kind === 'crash' && options.disk !== null && !random.chance(options.disk.diskLossProbability)) {
@@ -181,6 +201,20 @@ export class FaultScheduler {
     const isTotal = random.chance(0.7);
     for (const life of cluster.lives) {
       if (life !== null && (isTotal || random.chance(0.7))) this.crashForAWhile(life.id, false);
+    }
+  }
+
+  /** One write fails, or all do for a while. */
+  private failDisk(life: SimLife, duration_ns: number): void {
+    const { world, random } = this;
+    if (life.disk === null) return;
+    this.injected.diskFailure++;
+    if (random.chance(0.5)) {
+      life.trace('the next write to its disk fails');
+      life.disk.failsOnce = true;
+    } else {
+      life.trace(`its disk is full for ${(duration_ns / 1e6).toFixed(1)} ms`);
+      life.disk.fullUntil_ns = world.now_ns + duration_ns;
     }
   }
 

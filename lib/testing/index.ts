@@ -19,6 +19,12 @@ export { type MutationRequest, type MutationVerdict, tryMutation } from './mutat
 export { MUTATIONS, type Mutation } from './mutations.js';
 export type { SimDiskOptions } from './sim-disk.js';
 export type { ReadMeans } from './sim-life.js';
-export { type FaultRates, LEAVE_OUT, type SimOptions, type SimRequest } from './sim-options.js';
+export {
+  type FaultRates,
+  LEAVE_OUT,
+  type MajorityLossOptions,
+  type SimOptions,
+  type SimRequest,
+} from './sim-options.js';
 export { type Command, Operation } from './sim-state-machine.js';
 export { runSimulation, type SimulationRequest, type SimulationResult } from './simulation.js';

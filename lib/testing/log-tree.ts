@@ -2,7 +2,7 @@
 // leader that wrote it. The checkers compare what replicas hold, apply and commit with this record, which is made from
 // the bytes at the instant of the append and shares no state with the code under test.
 
-import { EntryType, entryBytes } from '../consensus/entry.js';
+import { type ChainPosition, EntryType, entryBytes } from '../consensus/entry.js';
 import { hashHigh, hashLow, hashWords } from '../consensus/hash.js';
 import { ENTRY_HEADER_BYTES } from '../consensus/limits.js';
 
@@ -87,6 +87,24 @@ export class LogTree {
 
   /** `clusterId` seeds the chain. */
   constructor(private readonly clusterId: number) {}
+
+  /** The log begins here and not at LSN 0: in front of it is a state. */
+  plant({ lsn, hashLow: low, hashHigh: high, epoch }: Readonly<ChainPosition>): void {
+    const root: LogNode = {
+      ...{ startLsn: lsn, endLsn: lsn, epoch, type: EntryType.noop, origin: 0, sequence: 0 },
+      ...{
+        hashLow: low,
+        hashHigh: high,
+        payloadDigest: 0,
+        parent: null,
+        depth: 1,
+        jump: null,
+        words: null,
+        children: [],
+      },
+    };
+    this.byEnd.set(lsn, [root]);
+  }
 
   /** The node that ends at `lsn` with this chain hash. */
   find(endLsn: number, low: number, high: number): LogNode | undefined {

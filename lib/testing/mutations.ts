@@ -16,6 +16,7 @@ import type { SimLink } from '../fabric/sim/sim-link.js';
 import { SimNode } from '../fabric/sim/sim-node.js';
 import { SimReplicationFabric } from '../fabric/sim/sim-replication-fabric.js';
 import { DURABLE_MUTATIONS } from './durable-mutations.js';
+import { FORK_MUTATIONS } from './fork-mutations.js';
 import { LEASE_MUTATIONS } from './lease-mutations.js';
 import { MEMBERSHIP_MUTATIONS } from './membership-mutations.js';
 import { MESSAGE_MUTATIONS } from './message-mutations.js';
@@ -679,4 +680,5 @@ export const MUTATIONS: readonly Mutation[] = [
   ...SURVIVAL_MUTATIONS,
   ...MESSAGE_MUTATIONS,
   ...DURABLE_MUTATIONS,
+  ...FORK_MUTATIONS,
 ];

@@ -36,18 +36,24 @@ export class SimClients {
 
   constructor(
     private readonly world: SimWorld,
-    cluster: SimCluster,
+    /** The one that they use now. */
+    public cluster: SimCluster,
     private readonly options: SimOptions,
   ) {
     this.random = world.random.fork();
     for (let process = 0; process < options.clients; process++) {
-      const client = new SimClient(process, this, world, cluster, options);
+      const client = new SimClient(process, this, world, options);
       world.schedule(this.random.integer(options.thinkMax_ns), () => client.next());
     }
     for (let count = 0; count < options.readers; count++) {
-      const reader = new SimReader(options.clients + count, this, world, cluster, options);
+      const reader = new SimReader(options.clients + count, this, world, options);
       world.schedule(this.random.integer(READER_THINK_MAX_NS * options.pace), () => reader.next());
     }
+  }
+
+  /** They use another cluster from now on, and hear nothing any more of the one before. */
+  moveTo(cluster: SimCluster): void {
+    this.cluster = cluster;
   }
 
   get stopped(): boolean {
@@ -115,7 +121,6 @@ class SimClient {
     private readonly process: number,
     private readonly clients: SimClients,
     private readonly world: SimWorld,
-    private readonly cluster: SimCluster,
     private readonly options: SimOptions,
   ) {
     this.origin = clients.newOrigin();
@@ -150,14 +155,17 @@ class SimClient {
       this.settled(operation, payload, outcome);
     };
     world.schedule(this.delay_ns(), () => {
-      const life = this.cluster.lives[this.target];
+      const { cluster } = this.clients;
+      const life = cluster.lives[this.target];
       if (!life) {
         settle({ kind: 'notLeader', leader: -1 });
         return;
       }
       world.schedule(options.attemptTimeout_ns, () => settle({ kind: 'unknown' }));
       const answer = (outcome: ProposalOutcome): void => {
-        world.schedule(this.delay_ns(), () => settle(outcome));
+        world.schedule(this.delay_ns(), () => {
+          if (cluster === this.clients.cluster) settle(outcome);
+        });
       };
       if (payload === null) life.read(operation.command.key, answer);
       else life.propose(this.origin, this.sequence, payload, answer);
@@ -207,7 +215,6 @@ class SimReader {
     private readonly process: number,
     private readonly clients: SimClients,
     private readonly world: SimWorld,
-    private readonly cluster: SimCluster,
     private readonly options: SimOptions,
   ) {}
 
@@ -240,9 +247,15 @@ class SimReader {
     const latencyMax_ns = CLIENT_LATENCY_MAX_NS * options.pace;
     world.schedule(random.between(READER_TIMEOUT_MIN_NS, READER_TIMEOUT_MAX_NS) * options.pace, () => settle(null));
     world.schedule(random.integer(latencyMax_ns), () => {
-      const life = this.cluster.lives[random.integer(options.replicas)];
-      if (!life) settle(null);
-      else life.read(key, (outcome) => world.schedule(random.integer(latencyMax_ns), () => settle(outcome)));
+      const { cluster } = clients;
+      const life = cluster.lives[random.integer(options.replicas)];
+      if (!life) {
+        settle(null);
+        return;
+      }
+      life.read(key, (outcome) => {
+        world.schedule(random.integer(latencyMax_ns), () => settle(cluster === clients.cluster ? outcome : null));
+      });
     });
   }
 }

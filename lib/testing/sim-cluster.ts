@@ -2,6 +2,7 @@
 // from the leader to those who need one. It is the host's part, with the same order of steps as the real one and with
 // every step taking its own time, so that lives end, links break and leaders change between any two of them.
 import { type Configuration, genesisConfiguration, memberWithId } from '../consensus/configuration.js';
+import type { ChainPosition } from '../consensus/entry.js';
 import { Random } from '../fabric/sim/random.js';
 import { SimLink, type SimLinkKind } from '../fabric/sim/sim-link.js';
 import { SimNetwork } from '../fabric/sim/sim-network.js';
@@ -9,6 +10,7 @@ import type { SimWorld } from '../fabric/sim/sim-world.js';
 import { SimDisk } from './sim-disk.js';
 import { type ReadIndex, SimLife, type SimLifeEvents } from './sim-life.js';
 import type { SimOptions } from './sim-options.js';
+import type { StateSnapshot } from './sim-state-machine.js';
 import { leaveBehind, type SimRegion, SimReturn } from './sim-survival.js';
 
 // Times at pace 1.
@@ -52,10 +54,21 @@ export type SimClusterObserver = Omit<
   | 'onConfiguration'
   | 'onConfigurationApplied'
   | 'onReadIndexWanted'
+  | 'onDiskFailed'
 > & {
   onStarted(life: SimLife): void;
   onCrashed(life: SimLife): void;
 };
+
+/** How a cluster begins that is forked off another one. */
+export interface SimFork {
+  /** Its only voter is the survivor, in a new life. */
+  readonly genesis: Configuration;
+  readonly position: ChainPosition;
+  readonly state: StateSnapshot;
+  /** Lives of each replica in the old cluster. */
+  readonly livesStarted: readonly number[];
+}
 
 export class SimCluster {
   readonly network: SimNetwork;
@@ -65,7 +78,7 @@ export class SimCluster {
   readonly random: Random;
   /** What each replica keeps while it is down; null where it has no disk, or lost it. */
   readonly disks: (SimDisk | null)[];
-  private readonly livesStarted: number[];
+  readonly livesStarted: number[];
   private readonly linkTables = new Map<SimLife, PeerLinks[]>();
   private nextGeneration = 1;
   /** The latest committed configuration, and those that may yet follow it: majorities of all of them matter. */
@@ -79,25 +92,23 @@ export class SimCluster {
   /** Lives that came back by what the one before left, and those that could not. */
   returns = 0;
   returnsFailed = 0;
+  /** Lives that stopped using their disks because a write failed. */
+  diskFailures = 0;
+  private isGivenUp = false;
 
   constructor(
     readonly world: SimWorld,
     readonly options: SimOptions,
     private readonly observer: SimClusterObserver,
+    /** Null if it is founded with nothing. */
+    private fork: SimFork | null = null,
   ) {
     this.random = world.random.fork();
     this.network = new SimNetwork(options.network, world.random);
     this.lives = new Array<SimLife | null>(options.replicas).fill(null);
     this.disks = new Array<SimDisk | null>(options.replicas).fill(null);
-    this.livesStarted = new Array<number>(options.replicas).fill(0);
-    this.genesis = genesisConfiguration(
-      1 + this.random.integer(2 ** 31) * 2 ** 16,
-      Array.from({ length: options.founders }, (_, id) => ({
-        id,
-        bootId: this.bootIdOf(id, 1),
-        priority: options.priorities[id] ?? 0,
-      })),
-    );
+    this.livesStarted = fork === null ? new Array<number>(options.replicas).fill(0) : [...fork.livesStarted];
+    this.genesis = fork?.genesis ?? this.found();
     this.committed = this.genesis;
     this.regions = new Array<SimRegion | null>(options.replicas).fill(null);
     this.survivalRandom = options.regionSurvives > 0 ? new Random(this.genesis.clusterId) : null;
@@ -116,6 +127,7 @@ export class SimCluster {
         value: (life: SimLife, configuration: Configuration) => this.configurationApplied(life, configuration),
       },
       onRemoved: { value: (life: SimLife, reason: string) => this.removed(life, reason) },
+      onDiskFailed: { value: (life: SimLife) => this.diskFailed(life) },
       onReadIndexWanted: {
         value: (life: SimLife, leader: number, answer: (index: ReadIndex) => void) =>
           this.askReadIndex(life, leader, answer),
@@ -123,18 +135,40 @@ export class SimCluster {
     }) as SimLifeEvents;
   }
 
+  private found(): Configuration {
+    const { founders, priorities } = this.options;
+    return genesisConfiguration(
+      1 + this.random.integer(2 ** 31) * 2 ** 16,
+      Array.from({ length: founders }, (_, id) => ({
+        id,
+        bootId: this.bootIdOf(id, 1),
+        priority: priorities[id] ?? 0,
+      })),
+    );
+  }
+
+  /** Of the life that a replica would begin now. */
+  nextBootId(id: number): number {
+    return this.bootIdOf(id, (this.livesStarted[id] as number) + 1);
+  }
+
   private bootIdOf(id: number, life: number): number {
     return life * BOOT_IDS_PER_REPLICA + id;
   }
 
   startAll(): void {
+    if (this.fork !== null) {
+      for (const { id } of this.genesis.voters) this.start(id);
+      return;
+    }
     for (let id = 0; id < this.options.replicas; id++) this.start(id);
   }
 
   /** Starts the next life of a replica and links it with all others. */
   start(id: number): void {
     if (this.lives[id] !== null) throw new Error(`replica ${id} is up already`);
-    const count = ++(this.livesStarted as number[])[id]!;
+    if (this.isGivenUp) return;
+    const count = ++this.livesStarted[id]!;
     const processId = this.bootIdOf(id, count);
     const { world, network, genesis, committed, options, events } = this;
     if (options.disk !== null) this.disks[id] ??= new SimDisk(this.freshLife(id, processId), genesis);
@@ -151,6 +185,8 @@ export class SimCluster {
     life.trace('starts');
     this.observer.onStarted(life);
     if (life.isRecovered) this.observer.onSnapshotInstalled(life);
+    if (this.fork !== null) life.installSnapshot(this.fork.position, genesis, this.fork.state);
+    this.fork = null; // whoever starts later gets the state from others
     this.comeBack(life);
     for (const peer of this.lives) {
       if (peer === null || peer === life) continue;
@@ -198,6 +234,11 @@ export class SimCluster {
     return processId;
   }
 
+  /** No process starts any more. */
+  giveUp(): void {
+    this.isGivenUp = true;
+  }
+
   /** A replica that is durable comes back as the same life, unless its disk is lost, too. */
   crash(id: number, losesDisk = false): void {
     const life = this.lives[id];
@@ -213,6 +254,16 @@ export class SimCluster {
       if (other !== null && this.random.chance(this.options.exitNoticeProbability)) this.noticeExit(other, life);
     }
     this.linkTables.delete(life);
+  }
+
+  /** Somebody sees the warning, and starts the process again on its disk, whether or not that is better by then. */
+  private diskFailed(life: SimLife): void {
+    this.diskFailures++;
+    this.world.schedule(this.random.between(0.1, 1) * this.options.faults.restartDelayMax_ns, () => {
+      if (this.lives[life.id] !== life) return;
+      this.crash(life.id);
+      this.start(life.id);
+    });
   }
 
   /** The host of `life` sees that the process of the dead one has ended: for certain, or by its connection alone. */
@@ -231,8 +282,7 @@ export class SimCluster {
   expendable(): number[] {
     return this.lives.flatMap((life, id) => {
       if (life === null) return [];
-      const inForce = [this.committed, ...this.pending.values()];
-      return inForce.every(({ voters }) => this.keepsMajority(voters, id) && this.survivesReplacing(voters, id))
+      return this.inForce.every(({ voters }) => this.keepsMajority(voters, id) && this.survivesReplacing(voters, id))
         ? [id]
         : [];
     });
@@ -308,6 +358,11 @@ export class SimCluster {
     });
   }
 
+  /** The latest committed configuration, and those that may yet follow it. */
+  get inForce(): readonly Configuration[] {
+    return [this.committed, ...this.pending.values()];
+  }
+
   get committedVersion(): number {
     return this.committed.version;
   }
@@ -375,9 +430,7 @@ export class SimCluster {
       if (this.lives[life.id] !== life) return;
       this.crash(life.id, true);
       // It was added again before it knew that it had been removed: whoever added it starts it for that.
-      const isWanted = [this.committed, ...this.pending.values()].some(
-        (one) => memberWithId(one, life.id) !== undefined,
-      );
+      const isWanted = this.inForce.some((one) => memberWithId(one, life.id) !== undefined);
       if (isWanted) this.start(life.id);
     });
   }

@@ -1,7 +1,8 @@
 // The simulated disk of one replica: what a loss of power leaves of it. A write is on disk when its completion is reported;
 // of one that is under way when the process ends all, nothing, the beginning or any pieces may be there. Promises are
 // written synchronously, so they are there or not. A disk outlives the processes that use it; its life is the one that the
-// configuration names.
+// configuration names. It may fail a write, or be full for a while: of the write that failed it keeps what it would keep of
+// one that was under way.
 import type { Configuration } from '../consensus/configuration.js';
 import { decodeConfiguration } from '../consensus/configuration.js';
 import type { LogDisk } from '../consensus/durable-log.js';
@@ -44,11 +45,22 @@ interface Pending {
 
 const SECTOR_BYTES = 512;
 
+/** What the file system says of a write that failed. */
+export class SimDiskError extends Error {
+  constructor(readonly code: 'EIO' | 'ENOSPC') {
+    super(code === 'EIO' ? 'EIO: i/o error' : 'ENOSPC: no space left on device');
+  }
+}
+
 export class SimDisk implements LogSource {
   promise = { epoch: 0, to: -1, leaseWait_ns: 0 };
   snapshot: SimStoredSnapshot | null = null;
   /** Something was written: a process that starts comes back. */
   isUsed = false;
+  /** The next write, whatever it is of, fails. */
+  failsOnce = false;
+  /** It takes nothing until then. */
+  fullUntil_ns = 0;
   private readonly files = new Map<number, Uint8Array>();
   private pending: Pending | null = null;
 
@@ -66,6 +78,15 @@ export class SimDisk implements LogSource {
     const words = new Uint32Array(bytes.length >>> 2);
     new Uint8Array(words.buffer).set(bytes.subarray(0, words.length * 4));
     return words;
+  }
+
+  /** The error of a write that ends at this moment; null if it succeeds. */
+  refusal(now_ns: number): SimDiskError | null {
+    if (this.failsOnce) {
+      this.failsOnce = false;
+      return new SimDiskError('EIO');
+    }
+    return now_ns < this.fullUntil_ns ? new SimDiskError('ENOSPC') : null;
   }
 
   recordPromise(epoch: number, to: number, leaseWait_ns: number): void {
@@ -170,13 +191,15 @@ export class SimLogDisk implements LogDisk {
     private readonly disk: SimDisk,
     /** Calls back when a write's time has passed, if the process still lives. */
     private readonly later: (then: () => void) => void,
+    private readonly now_ns: () => number,
   ) {}
 
   append(segment: number, offset: number, bytes: Uint8Array, done: (error: Error | null) => void): void {
     this.disk.begin({ segment, offset, bytes: bytes.slice() });
     this.later(() => {
-      this.disk.complete();
-      done(null);
+      const refusal = this.disk.refusal(this.now_ns());
+      if (refusal === null) this.disk.complete();
+      done(refusal);
     });
   }
 }

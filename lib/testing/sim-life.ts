@@ -21,7 +21,7 @@ import type { SimNetwork } from '../fabric/sim/sim-network.js';
 import { type SimFabricObserver, SimNode, SimProcessDied } from '../fabric/sim/sim-node.js';
 import { SimReplicationFabric } from '../fabric/sim/sim-replication-fabric.js';
 import type { SimWorld } from '../fabric/sim/sim-world.js';
-import { type SimDisk, type SimDiskOptions, SimLogDisk } from './sim-disk.js';
+import { type SimDisk, SimDiskError, type SimDiskOptions, SimLogDisk } from './sim-disk.js';
 import { SimForwarding } from './sim-forwarding.js';
 import type { SimOptions } from './sim-options.js';
 import { decodeCommand, isSessionless, SimStateMachine, type StateSnapshot } from './sim-state-machine.js';
@@ -72,6 +72,8 @@ export interface SimLifeEvents extends SimFabricObserver {
   /** This life is no member any more. */
   onRemoved(life: SimLife, reason: string): void;
   onTransferEnded(life: SimLife, reason: string): void;
+  /** Its disk failed: it does not use it again, acknowledges nothing and does not lead. */
+  onDiskFailed(life: SimLife): void;
   /** This follower asks the leader up to where it must apply before it reads; `answer` runs in its main plane, if ever. */
   onReadIndexWanted(life: SimLife, leader: number, answer: (index: ReadIndex) => void): void;
 }
@@ -248,7 +250,10 @@ export class SimLife {
         lease: options.lease,
         random: () => world.random.next(),
         notifyMain: () => this.wakeMain(world.now_ns),
-        onGrantFailure: (peer, error) => this.trace(`the grant to r${peer} failed: ${error}`),
+        onGrantFailure: (peer, error) => {
+          this.trace(`the grant to r${peer} failed: ${error}`);
+          if (error instanceof SimDiskError) this.postToMain(() => this.durableLog?.fail(error));
+        },
       },
       this.backgroundFabric,
       this.exchange,
@@ -265,12 +270,13 @@ export class SimLife {
     const { syncMin_ns, syncMax_ns, segmentBytes } = options.disk as SimDiskOptions;
     const position = resumed?.log.tail ?? chainBeginning(genesis.clusterId);
     this.bytesAtSnapshot = (resumed?.log.start.lsn ?? 0) - position.lsn;
-    const files = new SimLogDisk(disk, (then) => {
+    const later = (then: () => void): void => {
       world.schedule(world.random.between(syncMin_ns, syncMax_ns), () => {
         // The disk's part is done by the disk; the process hears of it when its turn comes.
         if (this.alive) this.postToMain(then);
       });
-    });
+    };
+    const files = new SimLogDisk(disk, later, () => world.now_ns);
     return new DurableLog(
       {
         clusterId: genesis.clusterId,
@@ -282,10 +288,20 @@ export class SimLife {
         nextSegment: resumed?.log.nextSegment ?? 1,
         isDetached: resumed?.log.isDetached ?? false,
         onProgress: () => this.replication.durableProgress(),
-        onFailure: (error) => this.trace(`its disk failed: ${error}`),
+        onFailure: (error) => this.diskFailed(error),
       },
       files,
     );
+  }
+
+  /** As the host does: not inside the plane's own call. */
+  private diskFailed(error: Error): void {
+    this.trace(`its disk failed: ${error.message}`);
+    this.postToMain(() => {
+      this.replication.stopForDisk(error.message);
+      this.wakeBackground();
+    });
+    this.events.onDiskFailed(this);
   }
 
   /** The own leases are never longer than those of an earlier process: the settings do not change. */
@@ -299,6 +315,8 @@ export class SimLife {
       leaseWait_ns,
       record: (promised, candidate) => {
         this.preempt(); // a sync takes its time
+        const refusal = disk.refusal(this.world.now_ns);
+        if (refusal !== null) throw refusal;
         disk.recordPromise(promised, candidate, leaseWait_ns);
         this.preempt();
       },
@@ -317,18 +335,24 @@ export class SimLife {
     this.isSyncAwaited = isAwaited;
     const { snapshotAfterBytes, snapshotMax_ns } = options.disk as SimDiskOptions;
     const grown = durableLog.bytesWritten - this.bytesAtSnapshot >= snapshotAfterBytes;
-    if (this.isTakingSnapshot || !(grown || durableLog.awaitsSnapshot)) return;
+    if (durableLog.failure !== null || this.isTakingSnapshot || !(grown || durableLog.awaitsSnapshot)) return;
     this.isTakingSnapshot = true;
     const { position, configuration } = replication.snapshotPlace;
     const state = this.state.snapshot();
     const bytes = durableLog.bytesWritten;
     const commit = (): void => {
-      if (durableLog.isBehind(position.lsn)) {
+      if (durableLog.failure !== null || durableLog.isBehind(position.lsn)) {
         this.isTakingSnapshot = false;
         return;
       }
       if (!durableLog.reaches(position.lsn)) {
         world.schedule(SNAPSHOT_LOOK_NS * options.pace, () => this.postToMain(commit));
+        return;
+      }
+      const refusal = disk.refusal(world.now_ns);
+      if (refusal !== null) {
+        this.isTakingSnapshot = false;
+        durableLog.fail(refusal);
         return;
       }
       this.trace(`stores a snapshot at LSN ${position.lsn}`);

@@ -30,6 +30,26 @@ export class SimOperator {
     });
   }
 
+  /** As soon as somebody leads a cluster of one: takes in whoever is no member, and makes voters of learners. */
+  grow(): void {
+    const { cluster } = this;
+    const life = cluster.leader();
+    if (life === null) return;
+    life.postToMain(() => {
+      const { members } = life.replication.configuration;
+      const learner = members.find(({ role }) => role === 'learner');
+      const missing = cluster.lives.findIndex((_, id) => !members.some((member) => member.id === id));
+      let change: MembershipChange;
+      if (learner !== undefined) change = { kind: 'promote', id: learner.id };
+      else if (missing < 0) return;
+      else {
+        if (cluster.lives[missing] === null) cluster.start(missing);
+        change = { kind: 'addLearner', id: missing, host: 'sim', port: 1 + missing, priority: 0 };
+      }
+      if (this.isSurvivable(life, change)) life.changeMembership(change);
+    });
+  }
+
   /** Asks a leader to hand over, to a certain replica or to any. */
   transfer(): void {
     const life = this.someLeader();

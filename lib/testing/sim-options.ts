@@ -40,6 +40,8 @@ export interface FaultRates {
     readonly transfer: number;
     /** All replicas, or most of them, lose power at once; only where they are durable. */
     readonly powerLoss: number;
+    /** A write to a replica's disk fails, or all do for a while; only where they are durable. */
+    readonly diskFailure: number;
   };
   /** Shortest and longest pause, stall and partition. */
   readonly durationMin_ns: number;
@@ -49,6 +51,14 @@ export interface FaultRates {
   readonly leaderBias: number;
   /** A process that died comes back within this time. */
   readonly restartDelayMax_ns: number;
+}
+
+/** A majority of the voters is lost for ever, and a new cluster is forced from what is left. */
+export interface MajorityLossOptions {
+  /** Part of the time with faults that passes before. */
+  readonly after: number;
+  /** How long it takes until anybody does something about it. */
+  readonly wait_ns: number;
 }
 
 /** What a seed decides before a run begins; times are virtual, in nanoseconds. */
@@ -111,6 +121,8 @@ export interface SimOptions {
   readonly lease: LeaseSettings | null;
   /** The replicas' disks; null where they are not durable. */
   readonly disk: SimDiskOptions | null;
+  /** Null where a majority keeps its memory to the end. */
+  readonly majorityLoss: MajorityLossOptions | null;
   /** By how much the rates of clocks differ from true time, as a fraction; at most the lease's drift bound. */
   readonly clockDeviation: number;
   /** Part of those reads that are answered by lease where there is one, and part that a follower takes on. */
@@ -166,10 +178,21 @@ export function drawOptions(random: Random, request: SimRequest): SimOptions {
     ? withReplacing(timed, random.logBetween(REPLACE_AFTER_MIN_NS, REPLACE_AFTER_MAX_NS))
     : timed;
   if (!random.chance(0.7)) return { ...replacing, regionSurvives: random.pick([0.5, 1]) };
-  return random.chance(DURABLE_PROBABILITY) ? withDisks(random, replacing) : replacing;
+  if (random.chance(DURABLE_PROBABILITY)) return withDisks(random, replacing);
+  return random.chance(MAJORITY_LOSS_PROBABILITY) ? withMajorityLoss(random, replacing) : replacing;
 }
 
 const DURABLE_PROBABILITY = 0.25;
+const MAJORITY_LOSS_PROBABILITY = 0.15;
+/** What was on its way when the majority died has arrived by then, at pace 1. */
+const MAJORITY_LOSS_WAIT_MIN_NS = 500 * MS;
+const MAJORITY_LOSS_WAIT_MAX_NS = 2000 * MS;
+
+/** A majority is lost for ever, somewhere in the middle. */
+export function withMajorityLoss(random: Random, options: SimOptions): SimOptions {
+  const wait_ns = random.logBetween(MAJORITY_LOSS_WAIT_MIN_NS, MAJORITY_LOSS_WAIT_MAX_NS) * options.pace;
+  return { ...options, majorityLoss: { after: random.between(0.2, 0.7), wait_ns } };
+}
 
 /** Durable replicas, that lose power one at a time or all together. */
 export function withDisks(random: Random, options: SimOptions, powerLoss = random.between(0.2, 1)): SimOptions {
@@ -178,6 +201,7 @@ export function withDisks(random: Random, options: SimOptions, powerLoss = rando
   return {
     ...options,
     regionSurvives: 0,
+    majorityLoss: null, // their directories stand for their cluster
     // A takeover waits for the disks of a majority, and for the promises before that.
     profile: { ...profile, takeoverTimeout_ns: profile.takeoverTimeout_ns + 20 * syncMax_ns },
     disk: {
@@ -188,7 +212,7 @@ export function withDisks(random: Random, options: SimOptions, powerLoss = rando
       snapshotMax_ns: random.logBetween(1 * MS, 200 * MS) * pace,
       diskLossProbability: random.pick([0, 0.2, 0.5]),
     },
-    faults: { ...faults, weights: { ...faults.weights, powerLoss } },
+    faults: { ...faults, weights: { ...faults.weights, powerLoss, diskFailure: random.pick([0, 0.3, 1]) } },
   };
 }
 
@@ -346,6 +370,7 @@ function drawAtFullPace(random: Random, replicas: number): SimOptions {
         membership: 0,
         transfer: 0,
         powerLoss: 0,
+        diskFailure: 0,
       },
       durationMin_ns: 1 * MS,
       durationMax_ns: random.logBetween(50 * MS, 2000 * MS),
@@ -367,6 +392,7 @@ function drawAtFullPace(random: Random, replicas: number): SimOptions {
     sessionless: 0,
     lease: null,
     disk: null,
+    majorityLoss: null,
     clockDeviation: 0,
     leasedReads: 0,
     followerReads: 0,
@@ -451,6 +477,8 @@ export const LEAVE_OUT = [
   'membership',
   'transfer',
   'powerLoss',
+  'diskFailure',
+  'majorityLoss',
   'tear',
   'loss',
   'spike',
@@ -464,12 +492,13 @@ export const LEAVE_OUT = [
 export function leaveOut(options: SimOptions, names: readonly string[]): SimOptions {
   const weights: Record<string, number> = { ...options.faults.weights };
   const network: Record<string, unknown> = { ...options.network };
-  let { preemptProbability, tickJitter } = options;
+  let { preemptProbability, tickJitter, majorityLoss } = options;
   for (const name of names) {
     if (!(LEAVE_OUT as readonly string[]).includes(name)) {
       throw new RangeError(`'${name}' cannot be left out; known are ${LEAVE_OUT.join(', ')}`);
     }
     if (name in weights) weights[name] = 0;
+    else if (name === 'majorityLoss') majorityLoss = null;
     else if (name === 'tear') network['tearProbability'] = 0;
     else if (name === 'loss') network['lossProbability'] = 0;
     else if (name === 'spike') network['latencySpikeProbability'] = 0;
@@ -482,6 +511,7 @@ export function leaveOut(options: SimOptions, names: readonly string[]): SimOpti
     ...options,
     preemptProbability,
     tickJitter,
+    majorityLoss,
     network: network as unknown as SimOptions['network'],
     faults: { ...options.faults, weights: weights as FaultRates['weights'] },
   };

@@ -53,6 +53,7 @@ describe('a run with every fault that shared memory has', () => {
         leaderChanges: number,
         violations: 0,
         failoverUs: { p50: number, p99: number, max: number },
+        powerLosses: null,
       });
       expect(code, errors).toBe(0);
       expect(summary?.['leaderChanges'], errors).toBeGreaterThanOrEqual(2);

@@ -3,8 +3,9 @@
 import { afterEach, expect, it, vi } from 'vitest';
 import { genesisConfiguration } from '#lib/consensus/configuration.js';
 import { makeEpoch } from '#lib/consensus/epoch.js';
+import { forkPosition, type SurvivorView } from '#lib/consensus/fork.js';
 import { bestSurvivor, type MemberAddress, Replica } from '#lib/index.js';
-import { forkPosition, type SurvivorView, whyNotForced } from '#lib/replica/force-new-cluster.js';
+import { whyNotForced } from '#lib/replica/force-new-cluster.js';
 import { CommandLog, members, optionsFor } from './fixture.js';
 import { Processes, type Report } from './processes.js';
 

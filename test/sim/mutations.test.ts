@@ -44,7 +44,13 @@ const QUICK: readonly string[] = [
   'commit-on-memory',
   'promise-not-on-disk',
   'torn-tail-taken',
+  'disk-error-ignored',
+  'promise-error-ignored',
   'lost-disk-votes',
+  'fork-of-worse-log',
+  'fork-drops-tail',
+  'fork-forgets-sessions',
+  'fork-keeps-epochs',
   'snapshot-before-log',
 ];
 

@@ -253,6 +253,11 @@ export class Cluster extends EventEmitter<ClusterEvents> {
     this.emit('change');
   }
 
+  /** The highest epoch that any led in, as far as they said so. */
+  get epoch(): string {
+    return this.highestEpoch;
+  }
+
   /** The replica that leads in the highest epoch that any led in; one that was stopped may still think that it does. */
   get leader(): ReplicaProcess | undefined {
     return this.replicas.find(({ leaderEpoch }) => leaderEpoch === this.highestEpoch);

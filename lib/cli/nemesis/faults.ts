@@ -1,12 +1,14 @@
 // Does the damage: draws faults, hits replicas with them, and heals what it hit. What it may do is bounded by what the
-// protocol promises. Of the voters of the configuration in force a majority keeps its memory: a replica is killed only
-// when all of them are voters and agree on the configuration. And at most a minority is down at a time, but for short
-// pauses of a majority, in which nothing can be committed and nothing may be lost.
+// protocol promises. Of the voters of the configuration in force a majority keeps its memory, or its disks if they are
+// durable: a replica loses them only when all of them are voters and agree on the configuration. And at most a minority is
+// down at a time, but for short pauses of a majority, and the loss of all power, in which nothing can be committed and
+// nothing may be lost.
 import { setTimeout as sleepFor } from 'node:timers/promises';
 import type { Random } from '../../fabric/sim/random.js';
-import type { Cluster, ReplicaProcess } from '../demo/cluster.js';
+import { type Cluster, compareEpochs, type ReplicaProcess } from '../demo/cluster.js';
 import { DemoError } from '../demo/deadline.js';
 import { type FromReplica, monotonic_ns, type OperatorWish } from '../demo/messages.js';
+import type { Disks } from './disks.js';
 import type { LeaderLog } from './leader-log.js';
 import type { Network } from './network.js';
 import type { Shortage } from './scarce-memory.js';
@@ -22,6 +24,8 @@ const DEGRADED_DELAY_MS: readonly [number, number] = [0.2, 20];
 const DEGRADED_LOSS_PERCENT_MAX = 10;
 /** Starts of a killed replica, the memory being there, before its failure counts. */
 const RESTARTS_MAX = 5;
+/** Power losses that come on top of another fault. */
+const AMIDST_PROBABILITY = 0.6;
 /** Election priorities that are given: 0 and up. */
 const PRIORITIES = 3;
 const NO_LEADER = 'there being no leader';
@@ -35,7 +39,9 @@ export interface FaultOptions {
   readonly scale: Scale;
   readonly network: Network | undefined;
   readonly shortage: Shortage | undefined;
-  /** Until all replicas are voters again with nothing else in the way. */
+  /** Of durable replicas. */
+  readonly disks: Disks | undefined;
+  /** Until all replicas are voters again with nothing else in the way; after a power loss, until one of them serves. */
   readonly recoveryTimeoutMs: number;
   /** Say everything that is written down. */
   readonly verbose: boolean;
@@ -47,12 +53,27 @@ export interface JournalEntry {
   readonly text: string;
 }
 
+/** Where a replica that was removed is on its way back. */
+interface FormerLife {
+  /** Its last process. */
+  process: ReplicaProcess;
+  /** Whether nothing is left of it, on disk either. */
+  isGone: boolean;
+}
+
 export class Faults {
   readonly injected = new Map<FaultKind, number>();
   readonly journal: JournalEntry[] = [];
   /** Codes with which replicas failed to start under a shortage of memory. */
   readonly shortageCodes = new Map<string, number>();
+  /** From the start of the processes after a power loss to the first commit, where no other loss came in between. */
+  readonly returnsUs: number[] = [];
   private readonly impaired = new Set<number>();
+  /** Replicas whose next process is the business of a fault that is under way. */
+  private readonly away = new Set<number>();
+  /** A start is under way for which there may be no memory. */
+  private isMemoryScarce = false;
+  private powerLosses = 0;
   private readonly healing = new Set<Promise<void>>();
   private readonly calm = new AbortController();
   private failure: Error | undefined;
@@ -84,12 +105,22 @@ export class Faults {
       this.calm.abort();
     }
     while (this.healing.size > 0) await Promise.race(this.healing);
-    if (this.failure !== undefined) throw this.failure;
+    this.goOn();
+    if (kinds.includes('powerLoss') && !signal.aborted) {
+      // At last everything has to come back from the disks.
+      await this.settled();
+      await this.losePower();
+    }
     this.note('all is healed', true);
   }
 
-  private isOver(end_ns: number): boolean {
+  /** Once a fault has failed the run has, and nobody waits for the others. */
+  private goOn(): void {
     if (this.failure !== undefined) throw this.failure;
+  }
+
+  private isOver(end_ns: number): boolean {
+    this.goOn();
     return this.calm.signal.aborted || monotonic_ns() >= end_ns;
   }
 
@@ -133,6 +164,7 @@ export class Faults {
   }
 
   private async within<T>(what: string, condition: () => T | undefined): Promise<T> {
+    this.goOn();
     const { cluster, recoveryTimeoutMs } = this.options;
     let timer: NodeJS.Timeout | undefined;
     const late = new Promise<never>((_, reject) => {
@@ -157,21 +189,30 @@ export class Faults {
 
   private mayImpair(id: number): boolean {
     const minority = (this.options.cluster.replicas.length - 1) >> 1;
-    return !this.impaired.has(id) && this.impaired.size < minority;
+    return !this.impaired.has(id) && !this.away.has(id) && this.impaired.size < minority;
   }
 
   // -- injection ---------------------------------------------------------------------------------------------------
 
   /** Does what was drawn, if it may be done now; waits for the blow, not for the healing. */
   private async inject(kind: FaultKind, phase: Phase): Promise<void> {
-    const { random, scale, cluster } = this.options;
+    const { random, scale, cluster, disks } = this.options;
     const victim = this.victim(phase);
     if (victim.state !== 'open') return;
     switch (kind) {
       case 'kill':
       case 'exhaust':
-        if (!this.mayImpair(victim.id) || !this.isSettled()) return;
-        this.impair(kind, victim, (healed) => this.kill(victim, kind === 'exhaust', healed));
+      case 'diskLoss': {
+        if (!this.mayImpair(victim.id)) return;
+        // With its disk a replica loses nothing, so it may be killed whatever the others are about.
+        const mayHit = kind === 'kill' && disks !== undefined ? !this.isMemoryScarce : this.isSettled();
+        if (!mayHit || (kind === 'exhaust' && this.away.size > 0)) return;
+        this.impair(kind, victim, (healed) => this.kill(victim, kind, healed));
+        break;
+      }
+      case 'powerLoss':
+        if (this.isMemoryScarce) return;
+        this.track(this.losePowerAmidst(phase), () => {});
         break;
       case 'pause':
         if (!this.mayImpair(victim.id)) return;
@@ -240,41 +281,122 @@ export class Faults {
     this.impaired.add(victim.id);
     const epoch = cluster.leader === victim ? victim.leaderEpoch : undefined;
     const healed = epoch === undefined ? () => {} : leaders.struck(kind, epoch, monotonic_ns());
-    const done = fault(healed)
+    this.track(fault(healed), () => {
+      healed(monotonic_ns());
+      this.impaired.delete(victim.id);
+      this.note(`${kind} replica ${victim.id}: over`);
+    });
+  }
+
+  /** What a fault is about until it is over; if it fails the run does. */
+  private track(fault: Promise<void>, over: () => void): void {
+    const done = fault
       .catch((error: unknown) => {
         this.failure ??= error as Error;
         this.calm.abort();
       })
       .finally(() => {
-        healed(monotonic_ns());
-        this.impaired.delete(victim.id);
         this.healing.delete(done);
-        this.note(`${kind} replica ${victim.id}: over`);
+        over();
       });
     this.healing.add(done);
   }
 
-  private async kill(victim: ReplicaProcess, withoutMemory: boolean, healed: (at_ns: number) => void): Promise<void> {
-    const { cluster, random, scale, shortage } = this.options;
+  private async kill(
+    victim: ReplicaProcess,
+    kind: 'kill' | 'exhaust' | 'diskLoss',
+    healed: (at_ns: number) => void,
+  ): Promise<void> {
+    const { cluster, random, scale, shortage, disks } = this.options;
     const { id } = victim;
+    this.away.add(id);
+    if (kind === 'exhaust') this.isMemoryScarce = true;
     cluster.strike(victim, 'SIGKILL');
     await this.within(`the end of replica ${id}, which was killed`, () =>
       victim.state === 'ended' ? true : undefined,
     );
     await this.sleep(random.logBetween(...scale.restartDelayMs));
+    if (kind === 'diskLoss') disks?.lose(id);
     let replica: ReplicaProcess | undefined;
-    if (withoutMemory && shortage !== undefined) replica = await this.startWithoutMemory(id, shortage);
-    for (let attempt = 1; replica === undefined; attempt++) {
-      const start = await cluster.tryRestart(id);
-      if (start.failure === undefined) replica = start.replica;
-      else {
-        const text = `replica ${id} could not be started again: ${start.failure.code}: ${start.failure.message}`;
-        this.note(text, true);
-        if (attempt === RESTARTS_MAX) throw new DemoError(text);
-      }
-    }
+    if (kind === 'exhaust' && shortage !== undefined) replica = await this.startWithoutMemory(id, shortage);
+    if (kind === 'exhaust') this.isMemoryScarce = false;
+    if (replica === undefined || replica.state === 'ended') await this.startAgain(id);
+    this.away.delete(id);
     healed(monotonic_ns());
     await this.within(`replica ${id} as a voter again`, () => (this.isVoter(id) ? true : undefined));
+  }
+
+  /** Starts a replica that has ended; what the power took in the middle of it is no failure. */
+  private async startAgain(id: number): Promise<void> {
+    for (let failures = 0; ; ) {
+      this.goOn();
+      const powerLossesBefore = this.powerLosses;
+      const { failure, replica } = await this.options.cluster.tryRestart(id);
+      if (failure === undefined && replica.state !== 'ended') return;
+      if (this.powerLosses > powerLossesBefore) continue;
+      const why = failure === undefined ? 'it ended at once' : `${failure.code}: ${failure.message}`;
+      const text = `replica ${id} could not be started again: ${why}`;
+      this.note(text, true);
+      if (++failures === RESTARTS_MAX) throw new DemoError(text);
+    }
+  }
+
+  /** Often in the middle of another fault, or of what heals it. */
+  private async losePowerAmidst(phase: Phase): Promise<void> {
+    const { random, kinds, scale } = this.options;
+    const others = kinds.filter((kind) => kind !== 'powerLoss' && kind !== 'exhaust');
+    if (others.length > 0 && random.chance(AMIDST_PROBABILITY)) {
+      await this.inject(random.pick(others), phase);
+      await this.sleep(random.logBetween(...scale.restartDelayMs));
+    }
+    if (!this.isMemoryScarce) await this.losePower();
+  }
+
+  /**
+   * Ends all replicas at once, whatever they are about, and starts them again on their directories. Over when one of them
+   * has committed a command as leader of a later epoch.
+   */
+  private async losePower(): Promise<void> {
+    const { cluster, leaders, random, scale } = this.options;
+    const number = ++this.powerLosses;
+    const before = cluster.epoch;
+    const struck = cluster.replicas.filter(({ state }) => state !== 'ended');
+    this.injected.set('powerLoss', (this.injected.get('powerLoss') ?? 0) + 1);
+    this.note(`power loss ${number}, after epoch ${before}: processes ${struck.map(({ pid }) => pid).join(', ')}`);
+    for (const replica of struck) cluster.strike(replica, 'SIGKILL');
+    leaders.forgetStrikes();
+    let served: { readonly id: number; readonly epoch: string; readonly at_ns: number } | undefined;
+    const onMessage = (replica: ReplicaProcess, message: FromReplica): void => {
+      if (message.type !== 'serving' || struck.includes(replica)) return;
+      served ??= { id: replica.id, epoch: message.epoch, at_ns: message.at_ns };
+    };
+    cluster.on('message', onMessage);
+    try {
+      await this.within('the end of all replicas, which lost power', () =>
+        struck.every(({ state }) => state === 'ended') ? true : undefined,
+      );
+      await this.sleep(random.logBetween(...scale.restartDelayMs));
+      const ids = cluster.replicas.filter(({ id }) => !this.away.has(id)).map(({ id }) => id);
+      for (const id of ids) this.away.add(id);
+      const since_ns = monotonic_ns();
+      const starts = ids.map(async (id) => {
+        await this.startAgain(id);
+        this.away.delete(id);
+      });
+      const all = Promise.all(starts);
+      all.catch(() => {}); // it is waited for below
+      const { id, epoch, at_ns } = await this.within(`a commit after power loss ${number}`, () => served);
+      if (compareEpochs(epoch, before) <= 0) {
+        throw new DemoError(
+          `after power loss ${number} replica ${id} leads in epoch ${epoch}, and epoch ${before} was before it`,
+        );
+      }
+      await all;
+      if (this.powerLosses === number) this.returnsUs.push((at_ns - since_ns) / 1000);
+      this.note(`power loss ${number}: replica ${id} serves in epoch ${epoch}, and all are open`);
+    } finally {
+      cluster.off('message', onMessage);
+    }
   }
 
   // -- the operator ------------------------------------------------------------------------------------------------
@@ -318,16 +440,18 @@ export class Faults {
   /** Removes a voter, and has it become one again, with a process and memory that know nothing of before. */
   private async removeAndAdd(id: number): Promise<void> {
     const { cluster, recoveryTimeoutMs } = this.options;
+    this.away.add(id);
     const code = await this.ask({ kind: 'remove', id });
     if (code !== undefined) this.note(`  the removal of replica ${id} ended with ${code}`);
-    const before = cluster.replicas[id] as ReplicaProcess;
+    const former: FormerLife = { process: cluster.replicas[id] as ReplicaProcess, isGone: false };
     const until_ns = monotonic_ns() + recoveryTimeoutMs * 1e6;
     // Any step may get lost with its leader: what is next follows from what the present one says.
-    for (let from_ns = monotonic_ns(); !(await this.takeInAgain(id, before, from_ns)); from_ns = monotonic_ns()) {
+    for (let from_ns = monotonic_ns(); !(await this.takeInAgain(id, former, from_ns)); from_ns = monotonic_ns()) {
       if (monotonic_ns() > until_ns) {
         throw new DemoError(`replica ${id}, which was removed, was no voter again after ${recoveryTimeoutMs} ms`);
       }
     }
+    this.away.delete(id);
     const replica = cluster.replicas[id] as ReplicaProcess;
     await this.within(`replica ${id} (process ${replica.pid}) as a voter again`, () =>
       this.isVoter(id) ? true : undefined,
@@ -335,8 +459,8 @@ export class Faults {
   }
 
   /** The next step on the way back, by what the leader says after `from_ns`; true when there is none left. */
-  private async takeInAgain(id: number, before: ReplicaProcess, from_ns: number): Promise<boolean> {
-    const { cluster, scale } = this.options;
+  private async takeInAgain(id: number, former: FormerLife, from_ns: number): Promise<boolean> {
+    const { cluster, scale, disks } = this.options;
     const leader = await this.within('a leader that tells its members', () => {
       const one = cluster.leader;
       return one?.state === 'open' && one.statusAt_ns > from_ns ? one : undefined;
@@ -347,8 +471,15 @@ export class Faults {
       return false;
     }
     const replica = cluster.replicas[id] as ReplicaProcess;
-    if (member.role !== 'learner') return member.role === 'voter' && !member.returning;
-    if (replica === before || replica.state === 'ended') {
+    if (member.role !== 'learner') {
+      if (replica.state !== 'ended') return member.role === 'voter' && !member.returning;
+      // The power went before the removal was committed, or after the promotion: this voter has a disk.
+      const start = await cluster.tryRestart(id);
+      if (start.failure !== undefined) this.note(`  replica ${id} did not return: ${start.failure.code}`);
+      if (!former.isGone) former.process = start.replica;
+      return false;
+    }
+    if (replica === former.process || replica.state === 'ended') {
       // What is left of the life that was removed knows that it was, and takes no part any more.
       if (replica.state !== 'ended') {
         cluster.strike(replica, 'SIGKILL');
@@ -356,6 +487,8 @@ export class Faults {
           replica.state === 'ended' ? true : undefined,
         );
       }
+      if (!former.isGone) disks?.lose(id);
+      former.isGone = true;
       const { failure } = await cluster.tryRestart(id);
       if (failure !== undefined) this.note(`  replica ${id} did not join: ${failure.code}: ${failure.message}`);
       return false;

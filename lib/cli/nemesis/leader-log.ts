@@ -35,6 +35,11 @@ export class LeaderLog {
     });
   }
 
+  /** All replicas were struck: who leads next does so because of that. */
+  forgetStrikes(): void {
+    this.open = [];
+  }
+
   get changes(): number {
     return Math.max(0, this.served.size - 1);
   }

@@ -6,8 +6,8 @@ import { existsSync, mkdtempSync, rmdirSync } from 'node:fs';
 import { constants, tmpdir } from 'node:os';
 import { join } from 'node:path';
 
-/** Size of the file system for each replica: its memory, and that of the life before. What is not used is not taken. */
-const BYTES_PER_REPLICA = 64 * 1024 * 1024;
+/** Size of the file system for each replica: its memory, that of the life before, and what a start takes for a moment. */
+const BYTES_PER_REPLICA = 96 * 1024 * 1024;
 const REPLICAS_MAX = 7;
 /** No file system of a run is larger. */
 export const PRIVATE_MEMORY_BYTES_MAX = BYTES_PER_REPLICA * REPLICAS_MAX;

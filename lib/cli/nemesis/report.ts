@@ -1,6 +1,6 @@
 // The end of a run in figures: a table for people, one line of JSON for programs.
 import { formatUs, percentile } from '../demo/figures.js';
-import type { NemesisResult } from './run.js';
+import type { NemesisResult, PowerLosses } from './run.js';
 
 /** Last line of `--json`. */
 export interface NemesisSummary {
@@ -14,6 +14,11 @@ export interface NemesisSummary {
   violations: number;
   /** From the blow that took a leader away to the first commit of the next one, by its own stamp. */
   failoverUs: { p50: number | null; p99: number | null; max: number | null };
+  /**
+   * How often all replicas lost power, and the time from their start to the first commit, which had to come within
+   * `limitMs`; null if replicas were not durable.
+   */
+  powerLosses: { count: number; returnMs: { p50: number | null; max: number | null }; limitMs: number } | null;
 }
 
 export function summarize(result: NemesisResult): NemesisSummary {
@@ -22,11 +27,18 @@ export function summarize(result: NemesisResult): NemesisSummary {
     const us = percentile(values, percent);
     return us === undefined ? null : Math.round(us * 100) / 100;
   };
-  const { operations, unknown, leaderChanges, violations } = result;
+  const { operations, unknown, leaderChanges, violations, powerLosses } = result;
+  const returnMs = (percent: number) => {
+    const us = percentile(powerLosses?.returnsUs ?? [], percent);
+    return us === undefined ? null : Math.round(us / 1000);
+  };
   return {
     ...{ operations, unknown, leaderChanges },
     violations: violations.length,
     failoverUs: { p50: at(50), p99: at(99), max: at(100) },
+    powerLosses: powerLosses
+      ? { count: powerLosses.count, returnMs: { p50: returnMs(50), max: returnMs(100) }, limitMs: powerLosses.limitMs }
+      : null,
   };
 }
 
@@ -44,6 +56,7 @@ export function renderReport(result: NemesisResult, seed: number): string {
     ['faults', list(result.faults)],
     ['leader changes', `${result.leaderChanges}`],
   ];
+  if (result.powerLosses !== undefined) rows.push(['power losses', formatPowerLosses(result.powerLosses)]);
   if (result.settings.regionsSurvive) rows.push(['returns', formatReturns(result.recoveries)]);
   const kinds = [...new Set(result.failovers.map(({ kind }) => kind))];
   for (const kind of [undefined, ...(kinds.length > 1 ? kinds : [])]) {
@@ -65,6 +78,13 @@ export function renderReport(result: NemesisResult, seed: number): string {
   rows.push(['violations', `${result.violations.length}`], ['seed', `${seed}`]);
   const width = Math.max(...rows.map(([name]) => name.length));
   return rows.map(([name, text]) => `  ${name.padEnd(width)}  ${text}`).join('\n');
+}
+
+function formatPowerLosses({ count, returnsUs, limitMs }: PowerLosses): string {
+  if (count === 0) return 'none';
+  const [p50, max] = [50, 100].map((percent) => percentile(returnsUs, percent));
+  const times = p50 === undefined || max === undefined ? 'none' : `p50 ${formatUs(p50)}   max ${formatUs(max)}`;
+  return `${count}; first commit after the start: ${times}, limit ${limitMs / 1000} s`;
 }
 
 function formatReturns(recoveries: NemesisResult['recoveries']): string {

@@ -11,6 +11,7 @@ import { Cluster } from '../demo/cluster.js';
 import { type Deadline, DemoError } from '../demo/deadline.js';
 import { monotonic_ns } from '../demo/messages.js';
 import { ClientProcesses } from './client-processes.js';
+import { Disks } from './disks.js';
 import { Faults, type JournalEntry } from './faults.js';
 import type { OperationRecord } from './history.js';
 import { Judge } from './judge.js';
@@ -25,6 +26,8 @@ export interface NemesisOptions {
   readonly replicas: number;
   readonly devices: readonly string[];
   readonly profile: ProfileName | undefined;
+  /** Replicas keep their logs on disk. */
+  readonly durable: boolean;
   readonly durationMs: number;
   readonly clients: number;
   readonly kinds: readonly FaultKind[];
@@ -52,6 +55,8 @@ export interface NemesisResult {
   readonly failovers: readonly Failover[];
   readonly faults: ReadonlyMap<FaultKind, number>;
   readonly shortageCodes: ReadonlyMap<string, number>;
+  /** Losses of all power; undefined if replicas were not durable. */
+  readonly powerLosses: PowerLosses | undefined;
   /** What broke safety. */
   readonly violations: readonly string[];
   /** What else went wrong: no convergence, a check that was given up, a process that did not end in order. */
@@ -62,6 +67,16 @@ export interface NemesisResult {
   readonly history: readonly OperationRecord[];
   /** Of one digest that all replicas agreed on. */
   readonly digest: string | undefined;
+}
+
+export interface PowerLosses {
+  readonly count: number;
+  /** From the start of the processes to the first commit, of each loss that was not followed by another one before. */
+  readonly returnsUs: readonly number[];
+  /** Within which each of them had to come. */
+  readonly limitMs: number;
+  /** Where the directories are; undefined once they are removed, as they are after a run in which nothing went wrong. */
+  readonly folder: string | undefined;
 }
 
 const CLIENT_PROCESSES = 2;
@@ -98,15 +113,20 @@ export async function runNemesis(options: NemesisOptions): Promise<NemesisResult
   const random = new Random(seed);
   const isShm = devices.every((device) => device === 'shm');
   const fabric = isShm ? 'shm' : 'verbs';
-  const settings = drawSettings(random.fork(), fabric, options.profile);
+  const settings = drawSettings(random.fork(), fabric, options.profile, options.durable);
   const times = TIMES[fabric];
   const folder = mkdtempSync(join(tmpdir(), 'quorate-nemesis-'));
   const sharedMemory = privateMemory() ?? '/dev/shm';
   const regionDirectory = settings.regionsSurvive ? mkdtempSync(join(sharedMemory, 'quorate-nemesis-')) : undefined;
+  const disks = options.durable ? new Disks() : undefined;
   const removeFolder = () => {
     for (const one of [folder, regionDirectory]) if (one !== undefined) rmSync(one, { recursive: true, force: true });
   };
-  process.on('exit', removeFolder);
+  const removeAll = () => {
+    removeFolder();
+    disks?.remove();
+  };
+  process.on('exit', removeAll);
   const sockets = Array.from({ length: options.replicas }, (_, id) => join(folder, `${id}`));
 
   // Left out, each with its reason, is what cannot be done here.
@@ -124,9 +144,13 @@ export async function runNemesis(options: NemesisOptions): Promise<NemesisResult
   }
   if (kinds.length === 0) throw new DemoError('no fault that was asked for can be injected here');
   const strategy = settings.permissionStrategy ?? 'by device';
+  const { snapshotAfterBytes } = settings;
+  const memory = settings.regionsSurvive ? 'regions survive' : 'regions are lost';
   say(
     `${options.replicas} replicas on ${devices.join(', ')}; log ${settings.logBytes} bytes, profile ` +
-      `${settings.profile ?? 'by device'}, permission strategy ${strategy}, regions ${settings.regionsSurvive ? 'survive' : 'are lost'}; faults: ${kinds.join(', ')}`,
+      `${settings.profile ?? 'by device'}, permission strategy ${strategy}, ` +
+      `${disks === undefined ? memory : `durable in ${disks.folder}, a snapshot after ${snapshotAfterBytes} bytes`}; ` +
+      `faults: ${kinds.join(', ')}`,
   );
 
   const violations: string[] = [];
@@ -138,7 +162,15 @@ export async function runNemesis(options: NemesisOptions): Promise<NemesisResult
     devices,
     profile: settings.profile,
     program: 'nemesis-replica.js',
-    openWith: (id) => ({ ...settings, regionDirectory, clientSocket: sockets[id] }),
+    openWith: (id) => ({
+      ...settings,
+      regionDirectory,
+      clientSocket: sockets[id],
+      durable:
+        disks === undefined || snapshotAfterBytes === undefined
+          ? undefined
+          : { directory: disks.directory(id), snapshotAfterBytes },
+    }),
     openTimeoutMs: times.openTimeoutMs,
     random: () => random.next(),
     deadline,
@@ -158,6 +190,7 @@ export async function runNemesis(options: NemesisOptions): Promise<NemesisResult
     scale: SCALES[fabric],
     network: typeof network === 'string' ? undefined : network,
     shortage: typeof shortage === 'string' ? undefined : shortage,
+    disks,
     recoveryTimeoutMs: times.recoveryTimeoutMs,
     verbose: options.verbose,
     say,
@@ -201,8 +234,6 @@ export async function runNemesis(options: NemesisOptions): Promise<NemesisResult
   else cluster.killAll();
   if (typeof network !== 'string') network.healNow();
   await judge.end();
-  process.off('exit', removeFolder);
-  removeFolder();
 
   for (const { key, kind } of judge.verdicts) {
     if (kind === 'violation') violations.push(`the history of key ${key} has no linearization`);
@@ -216,6 +247,18 @@ export async function runNemesis(options: NemesisOptions): Promise<NemesisResult
   if (leaders.changes === 0) problems.push('the leader never changed');
   const { operations, failed, unknown, keys, stateReads, forwarded } = judge;
   if (operations === 0) problems.push('no operation was executed');
+  const powerLossCount = faults.injected.get('powerLoss') ?? 0;
+  if (kinds.includes('powerLoss') && powerLossCount === 0) problems.push('there was no power loss');
+  const isGood = violations.length + problems.length === 0;
+  process.off('exit', removeAll);
+  removeFolder();
+  if (isGood) disks?.remove();
+  const powerLosses = disks && {
+    count: powerLossCount,
+    returnsUs: faults.returnsUs,
+    limitMs: times.recoveryTimeoutMs,
+    folder: isGood ? undefined : disks.folder,
+  };
   return {
     ...{ fabric, settings, operations, failed, unknown, keys, stateReads, forwarded },
     recoveries: cluster.recoveries,
@@ -223,6 +266,7 @@ export async function runNemesis(options: NemesisOptions): Promise<NemesisResult
     failovers: leaders.failovers,
     faults: faults.injected,
     shortageCodes: faults.shortageCodes,
+    powerLosses,
     ...{ violations, problems },
     verdicts: judge.verdicts,
     journal: faults.journal,

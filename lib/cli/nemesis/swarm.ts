@@ -18,6 +18,10 @@ export const FAULT_KINDS = [
   'breakLinks',
   /** SIGKILL, and a new start for which there is no memory, then one for which there is. */
   'exhaust',
+  /** SIGKILL to all replicas at once, and a new start of each of them on its directory. */
+  'powerLoss',
+  /** SIGKILL, and a new start of a durable replica whose directory is gone. */
+  'diskLoss',
   /** The leader is asked to hand leadership over. */
   'transfer',
   /** A follower is removed from the cluster and added to it again with empty memory, or priorities change. */
@@ -33,8 +37,11 @@ export const FAULT_KINDS = [
 ] as const;
 export type FaultKind = (typeof FAULT_KINDS)[number];
 
+/** Kinds that only replicas with disks can have. */
+export const DURABLE_KINDS: readonly FaultKind[] = ['powerLoss', 'diskLoss'];
+
 /** Kinds that make another replica lead when they hit the leader: there is one in every phase. */
-const DEPOSING: readonly FaultKind[] = ['kill', 'pause', 'linkDown', 'isolate'];
+const DEPOSING: readonly FaultKind[] = ['kill', 'pause', 'linkDown', 'isolate', 'powerLoss', 'diskLoss'];
 
 export interface Phase {
   readonly weights: ReadonlyMap<FaultKind, number>;
@@ -70,7 +77,16 @@ export interface Scale {
 
 export const SCALES: Readonly<Record<'shm' | 'verbs', Scale>> = {
   shm: {
-    weights: { kill: 0.5, pause: 1.5, pauseMajority: 0.3, exhaust: 0.15, transfer: 0.3, membership: 0.2 },
+    weights: {
+      kill: 0.5,
+      pause: 1.5,
+      pauseMajority: 0.3,
+      exhaust: 0.15,
+      powerLoss: 0.6,
+      diskLoss: 0.15,
+      transfer: 0.3,
+      membership: 0.2,
+    },
     leaderBias: [0.6, 0.95],
     phaseMs: 15_000,
     intervalMs: [40, 500],
@@ -88,6 +104,8 @@ export const SCALES: Readonly<Record<'shm' | 'verbs', Scale>> = {
       pause: 2,
       pauseMajority: 0.2,
       exhaust: 0.1,
+      powerLoss: 0.2,
+      diskLoss: 0.05,
       degrade: 0.3,
       breakLinks: 0.5,
       transfer: 0.3,
@@ -112,16 +130,32 @@ export interface ClusterSettings {
   readonly permissionStrategy: PermissionStrategy | undefined;
   /** What a replica has outlives its process, so that the next one comes back in two stages. */
   readonly regionsSurvive: boolean;
+  /** Of durable replicas: how much log they write from one snapshot to the next. Undefined: replicas are not durable. */
+  readonly snapshotAfterBytes: number | undefined;
 }
 
+const KIB = 1024;
 const MIB = 1024 * 1024;
+/** Small, so that logs are cut and snapshots replayed in a short run, too. */
+const SNAPSHOT_AFTER_BYTES = [64 * KIB, 256 * KIB, MIB] as const;
 
-/** Small logs make followers fall behind and take snapshots. */
+/** Small logs make followers fall behind and take snapshots. What durable replicas have on disk takes the place of regions. */
 export function drawSettings(
   random: Random,
   fabric: 'shm' | 'verbs',
   profile: ProfileName | undefined,
+  isDurable: boolean,
 ): ClusterSettings {
+  const settings = { ...drawReplicaSettings(random, fabric, profile), snapshotAfterBytes: undefined };
+  if (!isDurable) return settings;
+  return { ...settings, regionsSurvive: false, snapshotAfterBytes: random.pick(SNAPSHOT_AFTER_BYTES) };
+}
+
+function drawReplicaSettings(
+  random: Random,
+  fabric: 'shm' | 'verbs',
+  profile: ProfileName | undefined,
+): Omit<ClusterSettings, 'snapshotAfterBytes'> {
   const logBytes = random.pick([MIB / 4, MIB, 16 * MIB]);
   if (fabric === 'verbs') {
     const permissionStrategy = random.pick(['mr-dereg', 'qp-flush', undefined] as const);

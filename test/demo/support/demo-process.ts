@@ -10,6 +10,8 @@ export interface ProgramOptions {
   /** Default demo.js. */
   program?: 'demo.js' | 'nemesis.js' | 'power-loss.js';
   input?: string;
+  /** Besides those of this process. */
+  env?: Record<string, string>;
   timeoutMs: number;
 }
 
@@ -28,6 +30,7 @@ export interface DemoProcess {
 export function startDemo(args: readonly string[], options: ProgramOptions): DemoProcess {
   const child = spawn(process.execPath, [fileURLToPath(new URL(options.program ?? 'demo.js', PROGRAMS)), ...args], {
     stdio: ['pipe', 'pipe', 'pipe'],
+    env: { ...process.env, ...options.env },
   });
   const timer = setTimeout(() => child.kill('SIGTERM'), options.timeoutMs);
   onTestFinished(() => {

@@ -1,0 +1,45 @@
+// Loaded into every process of a nemesis run (NODE_OPTIONS=--import): before a replica of it opens, its disk loses the end of
+// what it had synced, or all of its log. No replica can know; what clients were answered before must give it away. Or it never
+// answers again.
+import { existsSync, readdirSync, rmSync, statSync, truncateSync } from 'node:fs';
+import { join } from 'node:path';
+
+const LOST_BYTES = 16 * 1024;
+
+/** Of the newest segments, until so many bytes are gone. */
+function cutEnd(folder) {
+  let left = LOST_BYTES;
+  for (const name of readdirSync(folder).sort().reverse()) {
+    const path = join(folder, name);
+    const { size } = statSync(path);
+    if (size > left) truncateSync(path, size - left);
+    else rmSync(path);
+    left -= size;
+    if (left <= 0) return;
+  }
+}
+
+function lie({ durable }) {
+  if (process.env['DISKS_LOSE'] === 'patience') {
+    const forever = new Int32Array(new SharedArrayBuffer(4));
+    if (existsSync(durable.directory)) Atomics.wait(forever, 0, 0);
+  } else if (process.env['DISKS_LOSE'] === 'all') rmSync(durable.directory, { recursive: true, force: true });
+  else {
+    try {
+      cutEnd(join(durable.directory, 'log'));
+    } catch (error) {
+      if (error.code !== 'ENOENT') throw error; // its first start
+    }
+  }
+}
+
+if (process.argv[1]?.endsWith('nemesis-replica.js')) {
+  // Before the replica's own listener, and not earlier: messages are taken from the channel as soon as anybody listens.
+  process.on('newListener', function first(event) {
+    if (event !== 'message') return;
+    process.off('newListener', first);
+    process.on('message', (message) => {
+      if (message.type === 'open') lie(message);
+    });
+  });
+}

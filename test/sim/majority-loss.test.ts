@@ -1,0 +1,50 @@
+// Simulated clusters that lose a majority of their voters for ever, under load: the best survivor becomes a new cluster, which
+// takes the others in again. What no survivor held is lost, and nothing else; clients go on, and all end in the same state.
+import { expect, test } from 'vitest';
+import { Random } from '#lib/fabric/sim/random.js';
+import { losingMajority } from '#lib/testing/fork-mutations.js';
+import { drawOptions } from '#lib/testing/sim-options.js';
+import { runSimulation } from '#lib/testing/simulation.js';
+
+const SEEDS = 12;
+
+test.each([3, 5])('%i replicas go on after the loss of a majority', { timeout: 120_000 }, (replicas) => {
+  let forks = 0;
+  let operationsAfter = 0;
+  for (let seed = 1; seed <= SEEDS; seed++) {
+    const result = runSimulation({ seed, replicas, virtualSeconds: 13, adjust: losingMajority, traceLines: 1_000_000 });
+    expect(result.violation, `seed ${seed}, ${replicas} replicas`).toBeNull();
+    if (result.forks === 0) continue;
+    forks++;
+    const begun = result.trace.findIndex((line) => line.includes('a new cluster begins'));
+    const after = result.trace.slice(begun).join('\n');
+    // It has taken in others, and been led in epochs far above those of the old one.
+    expect(after, `seed ${seed}`).toMatch(/configuration \d+: voter r\d\/\d+,voter r\d/);
+    for (const [, counter] of after.matchAll(/leads in epoch (\d+)\./g))
+      expect(Number(counter)).toBeGreaterThan(2 ** 16);
+    operationsAfter += result.operations;
+  }
+  expect(forks).toBeGreaterThan(SEEDS / 2);
+  expect(operationsAfter).toBeGreaterThan(100 * forks);
+});
+
+test('acknowledged commands that no survivor held are counted as lost', { timeout: 120_000 }, () => {
+  const lost = [];
+  for (let seed = 1; seed <= 3 * SEEDS; seed++) {
+    const result = runSimulation({ seed, replicas: 3, virtualSeconds: 7, adjust: losingMajority });
+    expect(result.violation, `seed ${seed}`).toBeNull();
+    if (result.lost > 0) lost.push(seed);
+  }
+  expect(lost.length).toBeGreaterThan(0);
+  expect(lost.length).toBeLessThan(SEEDS);
+});
+
+test('some runs draw it, none of replicas with disks', () => {
+  const drawn = Array.from({ length: 1000 }, (_, seed) =>
+    drawOptions(new Random(seed), { replicas: 3, virtualSeconds: 13 }),
+  );
+  const losing = drawn.filter(({ majorityLoss }) => majorityLoss !== null);
+  expect(losing.length).toBeGreaterThan(20);
+  expect(losing.length).toBeLessThan(200);
+  expect(losing.filter(({ disk }) => disk !== null)).toEqual([]);
+});
