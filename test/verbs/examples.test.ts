@@ -6,6 +6,7 @@ import { readFileSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { afterEach, expect, it } from 'vitest';
 import { openDevice } from '#lib/verbs/index.js';
+import { freePorts } from '../replica/fixture.js';
 import { expectMovedBytes, expectSequence, runExample } from './support/examples.js';
 import { useShmDirectory } from './support/shm-directory.js';
 
@@ -108,4 +109,12 @@ it.each([
   const { code, output } = await runExample('sequencer.mjs', args);
   expect(output).toMatch(message);
   expect(code).toBe(1);
+});
+
+it('examples/counters-in-place.mjs transfers a state of 8 MiB without a copy', async () => {
+  const ports = await freePorts(3);
+  const { code, output } = await start('examples/counters-in-place.mjs', ports.map(String)).ended;
+  expect(code, output).toBe(0);
+  expect(output).toMatch(/replica \d READ 83886\d\d bytes where they lie, \d+ MB\/s/);
+  expect(output).toMatch(/counter 1046651 is 2999 at replica \d/);
 });
