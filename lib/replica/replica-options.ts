@@ -38,9 +38,10 @@ export interface StateMachine<Result = unknown> {
    */
   restoreChunks?(chunks: AsyncIterable<Uint8Array>): Promise<() => void>;
   /**
-   * Called once by Replica.open(), before anything else: a state machine that keeps its state in memory from here is
+   * Called by Replica.open(), before anything else: a state machine that keeps its state in memory from here is
    * transferred without copies, by READs from where it lies at the donor, if the stream of snapshotChunks() has taken(), to
-   * where it shall be at the receiver, if there is restoreInPlace().
+   * where it shall be at the receiver, if there is restoreInPlace(). State that a state machine has already is its own to
+   * move; Replica.forceNewCluster() does not call this, and transfers of such a replica copy.
    */
   attachMemory?(memory: StateMemory): void;
   /**

@@ -328,11 +328,14 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     this.bootId = durability?.bootId ?? this.processId;
     this.id = options.id;
     this.stateMachine = options.stateMachine;
-    const { stateMemory } = endpoint;
-    this.stateMachine.attachMemory?.({
-      allocate: (lengthBytes) => stateMemory.allocate(lengthBytes),
-      release: (bytes) => stateMemory.release(bytes),
-    });
+    // What a new cluster begins with lies where it lay before.
+    if (origin === null) {
+      const { stateMemory } = endpoint;
+      this.stateMachine.attachMemory?.({
+        allocate: (lengthBytes) => stateMemory.allocate(lengthBytes),
+        release: (bytes) => stateMemory.release(bytes),
+      });
+    }
     this.logBytes = logBytes;
     this.payloadBytesMax = payloadBytesMax(logBytes);
     this.pendingMax = checkInteger(

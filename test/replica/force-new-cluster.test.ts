@@ -4,9 +4,9 @@ import { afterEach, expect, it, vi } from 'vitest';
 import { genesisConfiguration } from '#lib/consensus/configuration.js';
 import { makeEpoch } from '#lib/consensus/epoch.js';
 import { forkPosition, type SurvivorView } from '#lib/consensus/fork.js';
-import { bestSurvivor, type MemberAddress, Replica } from '#lib/index.js';
+import { bestSurvivor, type MemberAddress, Replica, type StateMemory } from '#lib/index.js';
 import { whyNotForced } from '#lib/replica/force-new-cluster.js';
-import { CommandLog, members, optionsFor } from './fixture.js';
+import { CommandLog, members, optionsFor, waitFor } from './fixture.js';
 import { Processes, type Report } from './processes.js';
 
 const ACCEPTED = { iUnderstandThatAcknowledgedCommandsMayBeLost: true } as const;
@@ -171,4 +171,41 @@ it('a replica that was closed cannot be forced', async () => {
   await expect(Replica.forceNewCluster({} as never, ACCEPTED)).rejects.toMatchObject({
     code: 'QUORATE_INVALID_ARGUMENT',
   });
+});
+
+it('goes on with a state that lies in memory for transfers, which is not attached a second time', async () => {
+  class Counter extends CommandLog {
+    attached = 0;
+    area: Uint8Array = new Uint8Array(0);
+    attachMemory(memory: StateMemory): void {
+      this.attached++;
+      this.area = memory.allocate(4096);
+    }
+    override apply(command: Uint8Array): number {
+      this.area[0] = (this.area[0] as number) + 1;
+      return super.apply(command);
+    }
+  }
+  const places = await members(3);
+  const machines = places.map(() => new Counter());
+  const replicas = await Promise.all(
+    places.map(({ id }) => Replica.open(optionsFor(id, places, { stateMachine: machines[id] as Counter }))),
+  );
+  let survivor: Replica<number> | undefined;
+  try {
+    const leader = await waitFor(() => replicas.find((replica) => replica.status().role === 'leader'), 'a leader');
+    for (let count = 0; count < 5; count++) await leader.propose(Uint8Array.of(count));
+    // A follower survives, which knows by then that nobody else is there.
+    const old = replicas.find(({ id }) => id !== leader.id) as Replica<number>;
+    const machine = machines[old.id] as Counter;
+    await waitFor(() => machine.area[0] === 5, 'the commands to be applied');
+    await Promise.all(replicas.map((replica) => replica === old || replica.close()));
+    await waitFor(() => old.status().peers.every(({ trusted }) => !trusted), 'the survivor to be alone');
+    survivor = await Replica.forceNewCluster(old, ACCEPTED);
+    await survivor.propose(Uint8Array.of(6));
+    expect(machine.attached).toBe(1);
+    expect(machine.area[0]).toBe(6);
+  } finally {
+    await Promise.all([...replicas, survivor].map((replica) => replica?.close()));
+  }
 });

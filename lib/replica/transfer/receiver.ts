@@ -1,7 +1,8 @@
 // The receiver of a state transfer: pulls the snapshot of another replica with one-sided READs, several in flight, checks
-// each chunk, and feeds it to the state machine as it comes, unless that has named the place where READs put it. When the donor is lost the next one is asked. If that one's
-// snapshot is of the same moment the transfer goes on where it stopped, otherwise it begins anew; what was built until then
-// has had no effect, since the state machine puts it in place only when all of it is there.
+// each chunk, and feeds it to the state machine as it comes, unless that has named the place where READs put it. When the
+// donor is lost the next one is asked. If that one's snapshot is of the same moment the transfer goes on where it stopped,
+// otherwise it begins anew; what was built until then has had no effect, since the state machine puts it in place only when
+// all of it is there.
 import type { Configuration } from '../../consensus/configuration.js';
 import type { ChainPosition } from '../../consensus/entry.js';
 import { tailBytes } from '../../consensus/surviving-log.js';
@@ -38,6 +39,7 @@ export interface ReceiverHost {
   /** Tells the other end of this connection. */
   tell(connection: ControlConnection, type: string, body: unknown): void;
   readonly onProgress: (status: TransferStatus) => void;
+  readonly onWarning: (error: Error) => void;
 }
 
 /** What was received of one snapshot so far, over however many donors. */
@@ -472,8 +474,16 @@ export class Receiver {
       reader?.close();
       this.tellEnd(connection, transfer, failure);
       // Nothing is under way after a success, and to unmap the donor's memory takes a while: the state goes first.
-      if (failure === undefined) setImmediate(() => link.close());
+      if (failure === undefined) setImmediate(() => this.release(link));
       else link.close();
+    }
+  }
+
+  private release(link: TransferSink): void {
+    try {
+      link.close();
+    } catch (error) {
+      this.host.onWarning(error as Error);
     }
   }
 

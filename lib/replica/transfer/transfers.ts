@@ -229,5 +229,6 @@ function receiverPart(host: TransfersHost): Omit<ReceiverHost, 'onProgress' | 't
     connectionTo: (id) => host.connectionTo(id),
     appliedLsn: () => host.appliedLsn(),
     install: (position, configuration, sessions, put) => host.install(position, configuration, sessions, put),
+    onWarning: (error) => host.onWarning(error),
   };
 }
