@@ -434,14 +434,6 @@ void ShmQueuePair::disconnect() {
 
 // Remembers the segment; forgets those that their regions no longer use, so that their memory can go.
 bool ShmQueuePair::findMapping(uint32_t region, uint64_t segmentId, uint32_t memory) {
-  const auto isOutdated = [this](const CachedSegment& cached) {
-    return cached.mapping != nullptr && cached.peer == peer_.get() &&
-           peer_->control()->regions[cached.region].segmentId.load(std::memory_order_relaxed) != cached.segmentId;
-  };
-  for (CachedSegment& cached : segments_) {
-    if (isOutdated(cached)) cached = CachedSegment();
-  }
-  std::erase_if(displacedSegments_, isOutdated);
   CachedSegment found;
   const auto displaced =
       std::find_if(displacedSegments_.begin(), displacedSegments_.end(), [&](const CachedSegment& cached) {
@@ -455,6 +447,17 @@ bool ShmQueuePair::findMapping(uint32_t region, uint64_t segmentId, uint32_t mem
     if (mapping == nullptr) return false;
     found = CachedSegment{region, segmentId, peer_.get(), std::move(mapping), type_ == QpType::Ud ? peer_ : nullptr};
   }
+  // What is of no use any more goes only now: it may have been a mapping of the same segment, for another region.
+  const auto isOutdated = [this](const CachedSegment& cached) {
+    if (cached.mapping == nullptr || cached.peer != peer_.get()) return false;
+    const RegionSlot& slot = peer_->control()->regions[cached.region];
+    return (slot.tag.load(std::memory_order_relaxed) & region_tag::kValid) == 0 ||
+           slot.segmentId.load(std::memory_order_relaxed) != cached.segmentId;
+  };
+  for (CachedSegment& cached : segments_) {
+    if (isOutdated(cached)) cached = CachedSegment();
+  }
+  std::erase_if(displacedSegments_, isOutdated);
   CachedSegment& place = segments_[region % segments_.size()];
   if (place.mapping != nullptr && type_ != QpType::Ud && displacedSegments_.size() < kMaxMemories) {
     displacedSegments_.push_back(std::move(place));
