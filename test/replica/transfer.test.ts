@@ -288,6 +288,38 @@ async function expectEqual(id: number): Promise<void> {
   expect(Buffer.compare(machine.snapshot(), expected.snapshot())).toBe(0);
 }
 
+/** The first of these that gives its state stops at block 150 for ever. */
+function firstDonor(ids: readonly number[]): { readonly id: number; die: () => Promise<void> } {
+  const never = gate();
+  let first = -1;
+  for (const id of ids) {
+    (machines.get(id) as Blocks).beforeGiving = (index) => {
+      if (first < 0) first = id;
+      return id === first && index === 150 ? never.opened : undefined;
+    };
+  }
+  return {
+    get id() {
+      return first;
+    },
+    die: async () => {
+      await replicas.get(first)?.close();
+      replicas.delete(first);
+      never.open();
+    },
+  };
+}
+
+/** Another state, which these replicas have by the end. */
+async function changeState(leader: Replica<number>, ids: readonly number[]): Promise<void> {
+  for (let index = 0; index < 10; index++) await write(leader, 3, index + 100);
+  // Followers apply a moment later; the next donor must have.
+  await waitFor(
+    () => ids.every((id) => replicas.get(id)?.status().appliedLsn === leader.status().appliedLsn),
+    'the other donors to have another state',
+  );
+}
+
 const received = (id: number) => transfers.filter(({ at, status }) => at === id && status.role === 'receiver');
 
 it('brings a replica that lost its memory up to date from a follower, and tells how far it is', async () => {
@@ -406,26 +438,17 @@ it('goes on where it stopped at another donor when the donor dies and the other 
     () => others.every((id) => replicas.get(id)?.status().appliedLsn === leader.status().appliedLsn),
     'all to be applied',
   );
-  const never = gate();
-  let first = -1;
-  for (const id of others) {
-    (machines.get(id) as Blocks).beforeGiving = (index) => {
-      if (first < 0) first = id;
-      return id === first && index === 150 ? never.opened : undefined;
-    };
-  }
+  const donor = firstDonor(others);
   const opening = open(lost, Blocks.of(0));
   const machine = machines.get(lost) as Blocks;
   await waitFor(() => machine.takenBytes > 100 * BLOCK_BYTES, 'a good part of the state');
-  await replicas.get(first)?.close();
-  replicas.delete(first);
-  never.open();
+  await donor.die();
   await opening;
   const told = await waitFor(() => {
     const last = received(lost).at(-1)?.status;
     return last?.state === 'done' && last;
   }, 'the end of the transfer');
-  expect(told.donor).not.toBe(first);
+  expect(told.donor).not.toBe(donor.id);
   expect(others).toContain(told.donor);
   expect(told.donorsLost).toBe(1);
   expect(machine.restores).toBe(1);
@@ -438,27 +461,15 @@ it('begins anew at another donor when that has another state by then', async () 
   const { leader, followers } = await found(5, 200);
   const [lost, ...others] = followers as [number, ...number[]];
   await lose(lost, leader);
-  const never = gate();
-  let first = -1;
-  for (const id of others) {
-    (machines.get(id) as Blocks).beforeGiving = (index) => {
-      if (first < 0) first = id;
-      return id === first && index === 150 ? never.opened : undefined;
-    };
-  }
+  const donor = firstDonor(others);
   const opening = open(lost, Blocks.of(0));
   const machine = machines.get(lost) as Blocks;
   await waitFor(() => machine.takenBytes > 100 * BLOCK_BYTES, 'a good part of the state');
-  for (let index = 0; index < 10; index++) await write(leader, 3, index + 100);
-  // Followers apply a moment later; the next donor must have.
-  const rest = others.filter((id) => id !== first);
-  await waitFor(
-    () => rest.every((id) => replicas.get(id)?.status().appliedLsn === leader.status().appliedLsn),
-    'the other donors to have another state',
+  await changeState(
+    leader,
+    others.filter((id) => id !== donor.id),
   );
-  await replicas.get(first)?.close();
-  replicas.delete(first);
-  never.open();
+  await donor.die();
   await opening;
   await waitFor(() => machine.applied === machines.get(leader.id)?.applied, 'all to be applied');
   expect(machine.restores).toBeGreaterThanOrEqual(2);
@@ -630,23 +641,14 @@ it('goes on in place where it stopped, at a donor that copies', async () => {
     () => others.every((id) => replicas.get(id)?.status().appliedLsn === leader.status().appliedLsn),
     'all to be applied',
   );
-  const never = gate();
-  let first = -1;
-  for (const id of others) {
-    (machines.get(id) as Blocks).beforeGiving = (index) => {
-      if (first < 0) first = id;
-      return id === first && index === 150 ? never.opened : undefined;
-    };
-  }
+  const donor = firstDonor(others);
   const machine = new BlocksInPlace(200, 0);
   const opening = open(lost, machine);
   await waitFor(
     () => received(lost).some(({ status }) => status.bytesDone > 100 * BLOCK_BYTES),
     'a good part of the state',
   );
-  await replicas.get(first)?.close();
-  replicas.delete(first);
-  never.open();
+  await donor.die();
   await opening;
   await waitFor(() => machine.applied === machines.get(leader.id)?.applied, 'all to be applied');
   expect(received(lost).at(-1)?.status).toMatchObject({ donorsLost: 1, state: 'done' });
@@ -659,29 +661,18 @@ it('gives the places back when the state of the next donor is another one, and d
   const { leader, followers } = await found(5, 200, inPlace);
   const [lost, ...others] = followers as [number, ...number[]];
   await lose(lost, leader);
-  const never = gate();
-  let first = -1;
-  for (const id of others) {
-    (machines.get(id) as Blocks).beforeGiving = (index) => {
-      if (first < 0) first = id;
-      return id === first && index === 150 ? never.opened : undefined;
-    };
-  }
+  const donor = firstDonor(others);
   const machine = new BlocksInPlace(450, 0);
   const opening = open(lost, machine);
   await waitFor(
     () => received(lost).some(({ status }) => status.bytesDone > 100 * BLOCK_BYTES),
     'a good part of the state',
   );
-  for (let index = 0; index < 10; index++) await write(leader, 3, index + 100);
-  const rest = others.filter((id) => id !== first);
-  await waitFor(
-    () => rest.every((id) => replicas.get(id)?.status().appliedLsn === leader.status().appliedLsn),
-    'the other donors to have another state',
+  await changeState(
+    leader,
+    others.filter((id) => id !== donor.id),
   );
-  await replicas.get(first)?.close();
-  replicas.delete(first);
-  never.open();
+  await donor.die();
   await opening;
   await waitFor(() => machine.applied === machines.get(leader.id)?.applied, 'all to be applied');
   expect(machine.restores).toBeGreaterThanOrEqual(2);
