@@ -16,6 +16,7 @@ import {
   CONNECTIONS_MAX,
   DIAL_DELAY_MAX_MS,
   DIAL_DELAY_MIN_MS,
+  PROTOCOL_VERSION,
   QUEUE_BYTES_MAX,
   QUEUE_RESERVE_BYTES,
 } from '#lib/replica/control/limits.js';
@@ -238,7 +239,9 @@ describe('strangers', () => {
   it('that have the key but do not come to the end of their hello are closed when their time is up', async () => {
     const { server, port } = await startServer({ handshakeTimeoutMs: 2_000 });
     const stranger = await connectKeyHolder(port);
-    stranger.socket.write(frameOf([0, { protocolVersion: 1, layoutVersion: LAYOUT_VERSION, id: 1 }]).subarray(0, -1));
+    stranger.socket.write(
+      frameOf([0, { protocolVersion: PROTOCOL_VERSION, layoutVersion: LAYOUT_VERSION, id: 1 }]).subarray(0, -1),
+    );
     await stranger.closed;
     await until(() => server.socketCount === 0);
     expect(server.rejectedConnections).toEqual({ QUORATE_TIMEOUT: 1 });
@@ -415,9 +418,12 @@ describe('the hello', () => {
   });
 
   it.each([
-    ['protocol', { protocolVersion: 2, layoutVersion: LAYOUT_VERSION }],
-    ['memory layout', { protocolVersion: 1, layoutVersion: LAYOUT_VERSION + 1 }],
-    ['protocol, and nothing else that is understood', { protocolVersion: 7, layoutVersion: LAYOUT_VERSION, id: 'one' }],
+    ['protocol', { protocolVersion: PROTOCOL_VERSION + 1, layoutVersion: LAYOUT_VERSION }],
+    ['memory layout', { protocolVersion: PROTOCOL_VERSION, layoutVersion: LAYOUT_VERSION + 1 }],
+    [
+      'protocol, and nothing else that is understood',
+      { protocolVersion: PROTOCOL_VERSION + 6, layoutVersion: LAYOUT_VERSION, id: 'one' },
+    ],
   ])('of another version of the %s is refused by its version, whatever else it says', async (_what, versions) => {
     const { server, port } = await startServer();
     const peer = await connectKeyHolder(port);
@@ -431,14 +437,17 @@ describe('the hello', () => {
   it.each([
     ['no hello but a request', [3, 1, 'link', null]],
     ['an acceptance before a hello', [1]],
-    ['a hello without an id', [0, { protocolVersion: 1, layoutVersion: LAYOUT_VERSION, bootId: 1, clusterId: null }]],
+    [
+      'a hello without an id',
+      [0, { protocolVersion: PROTOCOL_VERSION, layoutVersion: LAYOUT_VERSION, bootId: 1, clusterId: null }],
+    ],
     [
       'a hello with a huge id',
-      [0, { protocolVersion: 1, layoutVersion: LAYOUT_VERSION, id: 16, bootId: 1, clusterId: null }],
+      [0, { protocolVersion: PROTOCOL_VERSION, layoutVersion: LAYOUT_VERSION, id: 16, bootId: 1, clusterId: null }],
     ],
     [
       'a hello with a fractional boot id',
-      [0, { protocolVersion: 1, layoutVersion: LAYOUT_VERSION, id: 1, bootId: 0.5, clusterId: null }],
+      [0, { protocolVersion: PROTOCOL_VERSION, layoutVersion: LAYOUT_VERSION, id: 1, bootId: 0.5, clusterId: null }],
     ],
     ['a hello that is text', [0, 'hello']],
     ['a hello larger than the limit', [0, { padding: 'x'.repeat(20_000) }]],
@@ -492,7 +501,7 @@ describe('requests', () => {
     const peer = await connectKeyHolder(port);
     const hello = frameOf([
       0,
-      { protocolVersion: 1, layoutVersion: LAYOUT_VERSION, id: 1, bootId: 1, clusterId: null },
+      { protocolVersion: PROTOCOL_VERSION, layoutVersion: LAYOUT_VERSION, id: 1, bootId: 1, clusterId: null },
     ]);
     peer.socket.write(Buffer.concat([hello, frameOf([1]), frameOf([3, 1, 'first', null])]));
     await until(() => peer.frames().length === 3);
@@ -640,7 +649,10 @@ describe('messages', () => {
 });
 
 describe('a peer that breaks the protocol', () => {
-  const hello = frameOf([0, { protocolVersion: 1, layoutVersion: LAYOUT_VERSION, id: 1, bootId: 1, clusterId: null }]);
+  const hello = frameOf([
+    0,
+    { protocolVersion: PROTOCOL_VERSION, layoutVersion: LAYOUT_VERSION, id: 1, bootId: 1, clusterId: null },
+  ]);
 
   it.each([
     ['an oversized frame', Buffer.from([0x00, 0x40, 0x00, 0x01])],
