@@ -19,7 +19,6 @@ export interface StateArea {
 class Area implements StateArea {
   /** Transfers that name it to their peers. */
   users = 0;
-  isReleased = false;
   readonly buffer: ArrayBuffer;
   readonly address: number;
   readonly lengthBytes: number;
@@ -50,7 +49,8 @@ export class HeldStateAreas {
 
   constructor(
     readonly areas: readonly StateArea[],
-    private readonly onRelease: () => void,
+    /** The transfer needs them no more. */
+    readonly close: () => void,
   ) {
     for (const [index, { buffer }] of areas.entries()) this.numbers.set(buffer, index);
   }
@@ -58,10 +58,6 @@ export class HeldStateAreas {
   /** Index in `areas` of the one that this buffer is; -1 if it is none of them. */
   indexOf(buffer: ArrayBufferLike): number {
     return this.numbers.get(buffer) ?? -1;
-  }
-
-  close(): void {
-    this.onRelease();
   }
 }
 
@@ -102,7 +98,6 @@ export class StateMemoryAreas {
       throw invalidArgument('the bytes to be released are not a view of memory that allocate() gave, or were released');
     }
     this.areas.delete(bytes.buffer);
-    area.isReleased = true;
     if (area.users === 0) area.close();
   }
 
@@ -113,7 +108,7 @@ export class StateMemoryAreas {
     return new HeldStateAreas(held, () => {
       for (const area of held) {
         area.users--;
-        if (area.users === 0 && area.isReleased) area.close();
+        if (area.users === 0 && !this.areas.has(area.buffer)) area.close();
       }
     });
   }

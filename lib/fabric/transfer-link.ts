@@ -42,6 +42,13 @@ export interface ReadableArea extends RemoteRange {
 export type ChunkParts = readonly number[];
 export const PART_NUMBERS = 3;
 
+/** Bytes of all parts together. */
+export function chunkLength(parts: ChunkParts): number {
+  let lengthBytes = 0;
+  for (let at = 0; at < parts.length; at += PART_NUMBERS) lengthBytes += parts[at + 2] as number;
+  return lengthBytes;
+}
+
 /** Parts of a chunk, at either end. */
 export const CHUNK_PARTS_MAX = 64;
 /** Less than this is copied rather than transferred by a READ of its own, at either end. */
@@ -201,8 +208,7 @@ export class TransferSink {
   read(slot: number, parts: ChunkParts, places: readonly Uint8Array[] | null): Uint8Array[] | null {
     const { memory, region, state, sources } = this;
     if (memory === undefined || region === undefined) throw invalidArgument('the transfer link is not connected');
-    let lengthBytes = 0;
-    for (let at = 0; at < parts.length; at += PART_NUMBERS) lengthBytes += parts[at + 2] as number;
+    const lengthBytes = chunkLength(parts);
     const slotOffset = slot * this.chunkBytes;
     if (lengthBytes > this.chunkBytes || slot < 0 || slotOffset >= memory.length) {
       throw invalidArgument(`${lengthBytes} bytes for slot ${slot} are outside of the transfer's memory`);

@@ -1,5 +1,5 @@
-// One replica's end of the verbs fabric: the device, the memory that peers reach, and the making of links. Log,
-// status and state live in protection domains of their own, so that a link of one kind cannot reach the memory of another; each
+// One replica's end of the verbs fabric: the device, the memory that peers reach, and the making of links. Log, status and
+// state live in protection domains of their own, so that a link of one kind cannot reach the memory of another; each
 // peer's mailbox slot is a region of its own.
 import { randomInt } from 'node:crypto';
 import { EXCHANGE_BYTES } from '../consensus/exchange.js';

@@ -7,7 +7,7 @@ import type { Configuration } from '../../consensus/configuration.js';
 import type { ChainPosition } from '../../consensus/entry.js';
 import { tailBytes } from '../../consensus/surviving-log.js';
 import { errorCode, QuorateError } from '../../errors.js';
-import { type ChunkParts, PART_NUMBERS, TransferSink } from '../../fabric/transfer-link.js';
+import { type ChunkParts, chunkLength, PART_NUMBERS, TransferSink } from '../../fabric/transfer-link.js';
 import type { VerbsEndpoint } from '../../fabric/verbs-endpoint.js';
 import { checksum } from '../../verbs/checksum.js';
 import type { ControlConnection } from '../control-channel.js';
@@ -209,14 +209,12 @@ class ChunkReader {
   /** Whether a chunk is no longer than chunks are, and lies in the memory that the donor named. */
   private isWithin(parts: ChunkParts): boolean {
     const { chunkBytes, slots, areas } = this.opened;
-    let lengthBytes = 0;
     for (let at = 0; at < parts.length; at += PART_NUMBERS) {
       const [area, offset, length] = parts.slice(at, at + PART_NUMBERS) as [number, number, number];
       const areaBytes = area === 0 ? chunkBytes * slots : (areas[area - 1]?.lengthBytes ?? 0);
       if (offset + length > areaBytes) return false;
-      lengthBytes += length;
     }
-    return lengthBytes <= chunkBytes;
+    return chunkLength(parts) <= chunkBytes;
   }
 
   private post({ bytes, sink }: ChunkTarget): void {
@@ -224,8 +222,7 @@ class ChunkReader {
     while (this.posted < this.announced && this.posted - this.used < CHUNK_READS_MAX && this.failure === undefined) {
       const slot = this.posted % opened.slots;
       const parts = this.parts[slot] as ChunkParts;
-      let length = 0;
-      for (let at = 2; at < parts.length; at += PART_NUMBERS) length += parts[at] as number;
+      const length = chunkLength(parts);
       if (this.posted === this.used) this.postedBytes = bytes;
       if (this.postedBytes + length > SNAPSHOT_BYTES_MAX) {
         this.fail(new QuorateError('QUORATE_LIMIT', `the snapshot has more than ${SNAPSHOT_BYTES_MAX} bytes`));

@@ -109,8 +109,12 @@ export class SnapshotSource implements PieceSource {
     } catch {
       // It was to end, and it has.
     }
-    // An iterator that came to its end notices nothing of return().
-    this.stream?.taken?.(this.given);
+    try {
+      // An iterator that came to its end notices nothing of return().
+      this.stream?.taken?.(this.given);
+    } catch {
+      // As above: what it said before ended the transfer.
+    }
   }
 }
 
@@ -289,7 +293,7 @@ class Places {
 /** The receiver's side. */
 export class SnapshotSink {
   private readonly sessions: Uint8Array;
-  private sessionsFilled = 0;
+  /** Of the whole stream. */
   private filledBytes = 0;
   private readonly pieces = new PieceQueue();
   private readonly restored: Promise<() => void>;
@@ -352,26 +356,23 @@ export class SnapshotSink {
       this.filled(this.filledBytes + bytes.length);
       return;
     }
-    const { sessions } = this;
-    const part = Math.min(sessions.length - this.sessionsFilled, bytes.length);
-    if (part > 0) {
-      sessions.set(bytes.subarray(0, part), this.sessionsFilled);
-      this.sessionsFilled += part;
-    }
+    const { sessions, filledBytes } = this;
+    const part = Math.min(Math.max(0, sessions.length - filledBytes), bytes.length);
+    if (part > 0) sessions.set(bytes.subarray(0, part), filledBytes);
+    this.filled(filledBytes + bytes.length);
     if (part < bytes.length) await this.pieces.write(part === 0 ? bytes : bytes.subarray(part));
     if (this.failure !== null) throw this.failure;
   }
 
   /** All bytes are there: resolves with the sessions, and with what puts the state in place. */
   async finish(): Promise<{ sessions: Uint8Array; put: () => void }> {
-    const { inPlace, sessions } = this;
-    const sessionsFilled = inPlace === null ? this.sessionsFilled : Math.min(this.filledBytes, sessions.length);
-    if (sessionsFilled < sessions.length) {
-      const text = `it ends after ${sessionsFilled} of ${sessions.length} bytes of its session table`;
+    const { inPlace, sessions, filledBytes } = this;
+    if (filledBytes < sessions.length) {
+      const text = `it ends after ${filledBytes} of ${sessions.length} bytes of its session table`;
       throw new QuorateError('QUORATE_SNAPSHOT_INVALID', `the snapshot cannot be used: ${text}`);
     }
     this.pieces.end();
-    const put = await (inPlace === null ? this.restored : inPlace.restore.finish(this.filledBytes - sessions.length));
+    const put = await (inPlace === null ? this.restored : inPlace.restore.finish(filledBytes - sessions.length));
     if (typeof put !== 'function') {
       const method = inPlace === null ? 'restoreChunks()' : 'finish() of what restoreInPlace() returned';
       throw new QuorateError('QUORATE_INVALID_ARGUMENT', `${method} of the state machine did not return a function`);
