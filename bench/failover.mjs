@@ -30,6 +30,9 @@ const STATUS_INTERVAL_MS = 10;
 /** A cluster that is whole again is left alone for so long before the next round, and a little more by chance. */
 const REST_MS = 250;
 const SETTLE_MS = 3_000;
+/** For so long after the signal, which is longer than most failovers take, this process stands still. */
+const STANDSTILL_MS = 20;
+const STANDSTILL = new Int32Array(new SharedArrayBuffer(4));
 const TICKS_PER_SECOND = 100;
 const NS_PER_HOUR = 3.6e12;
 
@@ -184,6 +187,8 @@ async function round() {
   );
   const at_ns = monotonicNs();
   child.kill(signal);
+  // This process would only compete with the replicas: what it learns of the death of its child can wait.
+  Atomics.wait(STANDSTILL, 0, 0, STANDSTILL_MS);
   const { stages, firstCommitAtNs } = await next;
   if (signal === 'SIGSTOP') child.kill('SIGKILL');
   if (living.has(child)) await new Promise((resolve) => child.once('exit', resolve));

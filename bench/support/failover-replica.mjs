@@ -28,6 +28,7 @@ async function lead() {
   try {
     await replica.propose(PAYLOAD);
     const firstCommitAtNs = monotonicNs();
+    if (replica.status().role !== 'leader') return;
     process.send?.({ type: 'leads', id, firstCommitAtNs, stages: replica.status().lastTakeover, warnings });
     while (load && replica.status().role === 'leader') await replica.propose(PAYLOAD);
   } catch {
@@ -44,5 +45,5 @@ process.on('message', () => {
   process.send?.({ type: 'status', id, isWhole, profile: name, device: deviceName, permissionStrategy });
 });
 process.on('disconnect', () => process.exit(0));
-if (replica.status().role === 'leader') void lead();
+void lead(); // at a follower the leader commits it; a service has proposed something before it comes to lead
 process.send?.({ type: 'open', id });

@@ -61,6 +61,8 @@ export interface BackgroundProfile extends DetectorThresholds {
 const MAIN_NOTICE_NONE = 0;
 const MAIN_NOTICE_NEXT_TICK = 1;
 const MAIN_NOTICE_NOW = 2;
+/** How long news wait that the replication plane has no use for during an election, in ticks at the pace of one. */
+const MAIN_NOTICE_ELECTION_TICKS = 20;
 /** See stallTimeout_ns. */
 const STALL_GAPS_MAX = 8;
 /** Weight of the newest gap in their moving average. */
@@ -185,6 +187,8 @@ export class BackgroundPlane {
    * it can do nothing about for the moment waits for the next tick: the processors are the election's until then.
    */
   private mainNotice = MAIN_NOTICE_NONE;
+  /** When it is to be woken at the latest, for news that are no hurry. */
+  private mainNoticeDue_ns = Number.POSITIVE_INFINITY;
   private readonly promise: LeasePromise;
   private readonly beats = new BeatTimes();
   private readonly tally = new LeaseTally(MAX_REPLICAS);
@@ -236,7 +240,7 @@ export class BackgroundPlane {
   /** One round of everything. Returns after how many nanoseconds the next one is due. */
   tick(now_ns: number): number {
     const { fabric, options } = this;
-    if (this.mainNotice === MAIN_NOTICE_NEXT_TICK) this.mainNotice = MAIN_NOTICE_NOW;
+    if (this.mainNotice === MAIN_NOTICE_NEXT_TICK || now_ns >= this.mainNoticeDue_ns) this.mainNotice = MAIN_NOTICE_NOW;
     this.fromMain.read(this.exchange.words, this.exchange.toBackgroundOffset);
     this.ownMain.read(fabric.statusWords, MAIN_BLOCK_OFFSET_WORDS);
     this.resume(now_ns);
@@ -262,10 +266,11 @@ export class BackgroundPlane {
     if (this.detector.trustedMask !== this.lastTrustedMask) {
       this.lastTrustedMask = this.detector.trustedMask;
       this.publishToMain();
-      this.mainNotice ||= MAIN_NOTICE_NEXT_TICK;
+      this.noticeLater(now_ns);
     }
     if (this.mainNotice === MAIN_NOTICE_NOW) {
       this.mainNotice = MAIN_NOTICE_NONE;
+      this.mainNoticeDue_ns = Number.POSITIVE_INFINITY;
       options.notifyMain();
     }
     this.isElectionOn = this.electionIsOn(now_ns);
@@ -273,6 +278,11 @@ export class BackgroundPlane {
     if (this.isElectionOn || now_ns < this.wakefulUntil_ns) return options.profile.electionTick_ns;
     // A tick that somebody's wake brought forward does not put off the next beat.
     return Math.max(options.profile.tick_ns - (now_ns - this.lastScore_ns), options.profile.tick_ns / 4);
+  }
+
+  private noticeLater(now_ns: number): void {
+    const due_ns = now_ns + MAIN_NOTICE_ELECTION_TICKS * this.options.profile.electionTick_ns;
+    this.mainNoticeDue_ns = Math.min(this.mainNoticeDue_ns, due_ns);
   }
 
   private isResumed = false;
@@ -647,6 +657,7 @@ export class BackgroundPlane {
     this.promisedEpoch = epoch;
     this.promisedTo = candidate;
     this.promisedAt_ns = now_ns;
+    const wasCandidate = this.candidateEpoch !== EPOCH_NONE;
     if (candidate !== options.id) {
       this.endCandidacy();
       // It stood back for a successor, and there is one.
@@ -682,7 +693,9 @@ export class BackgroundPlane {
     this.publishGrant(candidate, epoch, requestSequence, writeKey);
     toMain[ToMainField.grants] = ((toMain[ToMainField.grants] as number) + 1) >>> 0;
     this.publishToMain();
-    this.mainNotice ||= MAIN_NOTICE_NEXT_TICK;
+    // A leader learns at once that it is deposed. For others the next leader's first entry is what they need to know of.
+    if (wasCandidate) this.mainNotice ||= MAIN_NOTICE_NEXT_TICK;
+    else this.noticeLater(now_ns);
     return true;
   }
 

@@ -137,7 +137,7 @@ export class LogPermissions {
     }
     this.granted = { peer, link, region: null };
     try {
-      link.queuePair.modify({ state: QpState.RTS, accessFlags: READ_WRITE });
+      link.queuePair.setAccessFlags(READ_WRITE);
     } catch (error) {
       // Asked only now: in a failover, where nothing is broken, a query costs as much as the change itself.
       if (link.queuePair.query().state === QpState.RTS) throw error;
@@ -184,7 +184,7 @@ export class LogPermissions {
    */
   private removeWriteAccess(queuePair: QueuePair): void {
     try {
-      queuePair.modify({ state: QpState.RTS, accessFlags: READ_ONLY });
+      queuePair.setAccessFlags(READ_ONLY);
     } catch (error) {
       if (queuePair.query().state === QpState.RTS) throw error; // it failed for another reason
       queuePair.modify({ state: QpState.ERR });

@@ -28,6 +28,8 @@ import { fabricStatus } from './verbs-replication-fabric.js';
 const OPERATIONS_MAX = 4;
 const SERIAL_UNIT = 16;
 const WAKES_POLLED_MAX = 64;
+/** Wakes left alone during an election, of the PROBE_WAKES_MAX that a link has room for. */
+const WAKES_DEFERRED_MAX = 4;
 
 export interface ProbeTarget {
   readonly queuePair: QueuePair;
@@ -95,7 +97,8 @@ export class VerbsBackgroundFabric implements BackgroundFabric {
   private readonly incoming: (QueuePair | null)[] = new Array(MAX_REPLICAS).fill(null);
   private readonly processes: (PeerProcess | null)[] = new Array(MAX_REPLICAS).fill(null);
   private exited = 0;
-  private hasWakes = false;
+  private brokenProbes = 0;
+  private wakes = 0;
   private readonly outgoingLogGenerations = new Float64Array(MAX_REPLICAS);
   private linkSerial = 0;
   private queued = 0;
@@ -106,8 +109,6 @@ export class VerbsBackgroundFabric implements BackgroundFabric {
     private readonly fence: Fence,
     private readonly permissions: LogPermissions,
     private readonly memories: BackgroundMemories,
-    /** Told when a probe link failed, so that a fresh one is made. */
-    private readonly onProbeBroken: (peer: number) => void,
     /** What this plane's thread sleeps on, and where the peers' wakes arrive; none for one that is only ever ticked. */
     private readonly waiting: BackgroundWaiting | null,
   ) {
@@ -175,17 +176,20 @@ export class VerbsBackgroundFabric implements BackgroundFabric {
     this.incoming[peer] = queuePair;
   }
 
-  /** Sleeps until there may be something to do; true if the main thread has sent something. */
-  wait(timeout_ns: number): boolean {
+  /**
+   * Sleeps until there may be something to do; true if the main thread has sent something. `isUrgent`: what can wait is
+   * not done before, because what comes next is an election's.
+   */
+  wait(timeout_ns: number, isUrgent: boolean): boolean {
     const { waiting } = this;
     if (waiting === null) throw new Error('a background fabric without a waiter cannot wait');
-    if (this.hasWakes) this.takeWakes(waiting.wakeQueue);
+    if (this.wakes > (isUrgent ? WAKES_DEFERRED_MAX : 0)) this.takeWakes(waiting.wakeQueue);
     const reasons = waiting.waiter.wait(timeout_ns);
-    // Taken before the next wait: first comes what they woke for.
-    this.hasWakes = (reasons & WaitReason.COMPLETION) !== 0;
+    // Taken before a later wait: first comes what they woke for.
+    if ((reasons & WaitReason.COMPLETION) !== 0) this.wakes++;
     if ((reasons & WaitReason.PEER_DIED) !== 0) {
       for (let peer = 0; peer < MAX_REPLICAS; peer++) {
-        if (this.processes[peer]?.alive === false) this.exited |= 1 << peer;
+        if (this.processes[peer]?.alive === false) this.noteExit(peer);
       }
     }
     return (reasons & WaitReason.WOKEN) !== 0;
@@ -193,12 +197,25 @@ export class VerbsBackgroundFabric implements BackgroundFabric {
 
   /** Makes room for as many wakes as came. */
   private takeWakes(wakeQueue: CompletionQueue): void {
+    this.wakes = 0;
     for (let wakes = wakeQueue.poll(WAKES_POLLED_MAX); wakes.length > 0; wakes = wakeQueue.poll(WAKES_POLLED_MAX)) {
       for (const { qpNum, status } of wakes) {
         if (status !== WcStatus.SUCCESS) continue; // a responder that ended
         this.incoming.find((queuePair) => queuePair?.number === qpNum)?.postReceive([{ wrId: 0 }]);
       }
     }
+  }
+
+  /** The peer's process has ended; it counts as gone until there is a fresh link to it. */
+  noteExit(peer: number): void {
+    this.exited |= 1 << peer;
+  }
+
+  /** Peers whose probe link failed since the last call, as bits: fresh ones are to be made when there is time. */
+  takeBrokenProbes(): number {
+    const broken = this.brokenProbes;
+    this.brokenProbes = 0;
+    return broken;
   }
 
   exitedMask(): number {
@@ -249,7 +266,7 @@ export class VerbsBackgroundFabric implements BackgroundFabric {
       peers[peer] = null;
       book.completed(peer, fabricStatus(status));
       book.failAll(peer);
-      this.onProbeBroken(peer);
+      this.brokenProbes |= 1 << peer;
     }
     this.delivered = true;
     return book.count;

@@ -103,7 +103,6 @@ async function run(data: BackgroundWorkerData): Promise<void> {
       probe: adopt(tokens.probeMemory) as Memory,
       probeKey: data.probeKey,
     },
-    (peer) => report({ type: 'probeBroken', peer }),
     { waiter, wakeQueue, wakeChannel },
   );
   const notifyMain = () => {
@@ -176,6 +175,7 @@ async function run(data: BackgroundWorkerData): Promise<void> {
   }
   port.postMessage({ type: 'ready' } satisfies ToMain);
   const calm = new Calm();
+  let promised = plane.promised;
   let hasMail = true;
   while (Atomics.load(controlWords, stopIndex) === 0) {
     if (hasMail) {
@@ -185,11 +185,18 @@ async function run(data: BackgroundWorkerData): Promise<void> {
     }
     const now_ns = monotonicNs();
     const next_ns = plane.tick(now_ns);
-    if (calm.isDue(now_ns, plane.isElectionOn)) {
+    // A vote may be all that this replica sees of an election.
+    const isCalm = calm.isDue(now_ns, plane.isElectionOn || plane.promised !== promised);
+    promised = plane.promised;
+    if (isCalm) {
       permissions.prepare();
+      const broken = fabric.takeBrokenProbes();
+      for (let peer = 0; broken >>> peer !== 0; peer++) {
+        if ((broken & (1 << peer)) !== 0) report({ type: 'probeBroken', peer });
+      }
       for (const message of reports.splice(0)) port.postMessage(message);
     }
-    hasMail = fabric.wait(next_ns);
+    hasMail = fabric.wait(next_ns, !isCalm);
   }
   fabric.close();
   await voter?.close();

@@ -3,6 +3,7 @@
 import { PROPOSE_LEAVING, PROPOSE_LOG_FULL, PROPOSE_NOT_LEADER } from '../consensus/replication-plane.js';
 import { QuorateError } from '../errors.js';
 import type { SessionTable } from '../rsm/session-table.js';
+import type { FlushSchedule } from './flush-schedule.js';
 import { NotLeaderError } from './not-leader-error.js';
 import { OutcomeUnknownError, PendingProposals } from './pending-proposals.js';
 import type { ProposeResult, SessionCommand, StateMachine } from './replica-options.js';
@@ -37,8 +38,8 @@ export interface ProposalsHost<Result> {
   readonly pendingMax: number;
   /** Why nothing can be proposed here, asked when there is no log to propose to. */
   refusal(): Error;
-  /** Something was put into the log and must be sent. */
-  onAppended(): void;
+  /** Sends what was put into the log. */
+  readonly flushSchedule: FlushSchedule;
   /** An invariant broke while a command was appended. */
   onFailure(error: Error): void;
 }
@@ -150,7 +151,7 @@ export class Proposals<Result> {
       if (this.isWaiting || !this.append(log, command, session, resolve, failed)) {
         this.waiting.push({ payload: command, session, resolve, reject: failed });
       }
-      host.onAppended();
+      host.flushSchedule.soon();
     } catch (error) {
       host.onFailure(error as Error);
       reject(error as Error);
@@ -166,7 +167,7 @@ export class Proposals<Result> {
     }
     if (taken === 0) return;
     this.waiting.splice(0, taken);
-    this.host.onAppended();
+    this.host.flushSchedule.soon();
   }
 
   private append(

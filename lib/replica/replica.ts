@@ -6,7 +6,7 @@ import { EventEmitter } from 'node:events';
 import { type Configuration, checkConfiguration, memberWithId, voterWithId } from '../consensus/configuration.js';
 import type { DurableLog } from '../consensus/durable-log.js';
 import type { ChainPosition } from '../consensus/entry.js';
-import { formatEpoch } from '../consensus/epoch.js';
+import { EPOCH_NONE, formatEpoch } from '../consensus/epoch.js';
 import { Exchange } from '../consensus/exchange.js';
 import { forkPosition } from '../consensus/fork.js';
 import type { LeaseSettings } from '../consensus/lease.js';
@@ -351,7 +351,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       logBytes,
       pendingMax: this.pendingMax,
       refusal: () => this.removal ?? (this.closing ? this.closedError() : new NotLeaderError(this.leaderId())),
-      onAppended: () => this.flushSchedule.soon(),
+      flushSchedule: this.flushSchedule,
       onFailure: (error) => this.fail(error),
     });
     this.readBarriersMax = checkInteger(
@@ -508,7 +508,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     await rehearse({ strategy: this.endpoint.strategy, shmDirectory: this.shmDirectory }).catch((error: Error) =>
       this.warn(error),
     );
-    this.flushSchedule.soon(); // of nothing yet: a leader's first commit need not wait until this is compiled
+    this.rehearseOwnPart();
     await this.server.listen(self.host, self.port);
     let timer: NodeJS.Timeout | undefined;
     const opened = new Promise<void>((resolve, reject) => {
@@ -1231,7 +1231,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
 
   /** @internal */
   onLeader(epoch: number): void {
-    this.lastTakeover = takeoverStages(this.plane as ReplicationPlane, epoch);
+    if (this.plane !== undefined) this.lastTakeover = takeoverStages(this.plane, epoch);
   }
 
   /** @internal */
@@ -1594,6 +1594,13 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     if (id !== undefined) checkInteger(id, 0, MAX_REPLICAS - 1, 'id');
     const timeoutMs = checkInteger(options.timeoutMs ?? TRANSFER_TIMEOUT_DEFAULT_MS, 1, 2 ** 30, 'timeoutMs');
     return await (await this.leading()).transferLeadership(id, timeoutMs);
+  }
+
+  /** What a new leader's first commit runs of this class, while there is nothing to commit: V8 compiles it by that. */
+  private rehearseOwnPart(): void {
+    this.onLeader(EPOCH_NONE);
+    this.flushSchedule.soon();
+    this.propose(new Uint8Array(0), { forward: false }).catch(() => {}); // there is no leader yet
   }
 
   private memberStatus(configuration: Configuration): MemberStatus[] {

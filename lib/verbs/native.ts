@@ -962,6 +962,7 @@ export interface NativeQueuePair extends NativeSharedObject {
   modify(attributes: QpAttributes): void;
   /** The same on a thread of the pool: for the transition to RTR, which may block. */
   modifyAsync(attributes: QpAttributes): Promise<void>;
+  setAccessFlags(accessFlags: number): void;
   query(): QpAttributes & { mask: number; state: QpState };
   /** At most 65,536 requests per call. */
   postSend(requests: readonly SendWorkRequest[]): PostResult;

@@ -203,6 +203,18 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
     return this.native.modifyAsync(attributes);
   }
 
+  /**
+   * Changes what the peer may do through this queue pair, which is connected: the same as `modify({ state: QpState.RTS,
+   * accessFlags })`, in a fraction of the time, for those who switch permissions. Whether what the peer has begun has ended
+   * when it returns is the device's to say: {@link Context.accessFlagsRevocationIsSynchronous}.
+   *
+   * @param accessFlags bits of Access
+   * @throws QuorateError QUORATE_QP_STATE if the pair is not in RTS (or RTR), QUORATE_OUT_OF_RANGE
+   */
+  setAccessFlags(accessFlags: number): void {
+    this.native.setAccessFlags(accessFlags);
+  }
+
   /** State and attributes, see ibv_query_qp(3); `mask` says which are known. */
   query(): QpAttributes & {
     /** Bits of ibv_qp_attr_mask: the attributes that the device reported. */

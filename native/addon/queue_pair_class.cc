@@ -16,6 +16,7 @@ namespace quorate::addon {
 namespace {
 
 constexpr uint64_t kMaxUint32 = 0xffffffff;
+constexpr uint64_t kAccessFlagsMax = 31;
 constexpr uint64_t kMaxPsn = 0xffffff;
 constexpr uint64_t kMaxQpNum = 0xffffff;
 constexpr uint64_t kMaxRequestsPerCall = 65536;
@@ -46,7 +47,7 @@ constexpr AttributeField field(const char* name, uint32_t maskBit, uint64_t max)
 constexpr AttributeField kFields[] = {
     field<&QpAttributes::state>("state", kQpState, 6),
     field<&QpAttributes::curState>("curState", kQpCurState, 6),
-    field<&QpAttributes::accessFlags>("accessFlags", kQpAccessFlags, 31),
+    field<&QpAttributes::accessFlags>("accessFlags", kQpAccessFlags, kAccessFlagsMax),
     field<&QpAttributes::pkeyIndex>("pkeyIndex", kQpPkeyIndex, 0xffff),
     field<&QpAttributes::portNum>("portNum", kQpPort, 255),
     field<&QpAttributes::pathMtuBytes>("pathMtuBytes", kQpPathMtu, 4096),
@@ -108,6 +109,16 @@ Napi::Value getCapabilities(Environment& environment, const Napi::CallbackInfo&,
 
 Napi::Value modify(Environment& environment, const Napi::CallbackInfo& info, Wrapper& self) {
   as<QueuePair>(self)->modify(readAttributes(info[0]));
+  return environment.env().Undefined();
+}
+
+// What a switch of permission is made of, without an object to read: in a failover that takes longer than the switch.
+Napi::Value setAccessFlags(Environment& environment, const Napi::CallbackInfo& info, Wrapper& self) {
+  QpAttributes attributes;
+  attributes.state = QpState::Rts;
+  attributes.accessFlags = static_cast<uint32_t>(readInteger(info[0], "accessFlags", 0, kAccessFlagsMax));
+  attributes.mask = kQpState | kQpAccessFlags;
+  as<QueuePair>(self)->modify(attributes);
   return environment.env().Undefined();
 }
 
@@ -353,6 +364,7 @@ std::vector<napi_property_descriptor> queuePairMembers(Environment* environment)
       getter<k, getCapabilities>(environment, "capabilities"),
       method<k, modify>(environment, "modify"),
       method<k, modifyAsync>(environment, "modifyAsync"),
+      method<k, setAccessFlags>(environment, "setAccessFlags"),
       method<k, query>(environment, "query"),
       method<k, postSend>(environment, "postSend"),
       method<k, postReceive<QueuePair>>(environment, "postReceive"),

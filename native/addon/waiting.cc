@@ -17,6 +17,7 @@
 
 #include "addon/arguments.h"
 #include "addon/environment.h"
+#include "provider/scheduling_slice.h"
 
 namespace quorate::addon {
 
@@ -119,30 +120,9 @@ Napi::Value setTimerSlack(Environment& environment, const Napi::CallbackInfo& in
   return environment.env().Undefined();
 }
 
-// struct sched_attr of sched_setattr(2), first version; the C library has neither the call nor the type.
-struct SchedulingAttributes {
-  uint32_t size, policy;
-  uint64_t flags;
-  int32_t nice;
-  uint32_t priority;
-  uint64_t runtime, deadline, period;
-};
-
 Napi::Value setSchedulingSlice(Environment& environment, const Napi::CallbackInfo& info) {
-  const uint64_t ns = readInteger(info[0], "ns", kMinSliceNs, kMaxSliceNs);
-  SchedulingAttributes attributes{};
-  attributes.size = sizeof(attributes);
-  bool done = ::syscall(SYS_sched_getattr, 0, &attributes, sizeof(attributes), 0) == 0;
-  // Real-time policies have no slice of this kind, and nothing to gain from one.
-  done = done && (attributes.policy == SCHED_OTHER || attributes.policy == SCHED_BATCH);
-  if (done) {
-    attributes.runtime = ns;
-    done = ::syscall(SYS_sched_setattr, 0, &attributes, 0) == 0;
-  }
-  // Kernels that know no slice of a thread accept the call and ignore it.
-  attributes.runtime = 0;
-  done = done && ::syscall(SYS_sched_getattr, 0, &attributes, sizeof(attributes), 0) == 0 && attributes.runtime == ns;
-  return Napi::Boolean::New(environment.env(), done);
+  const uint64_t slice_ns = readInteger(info[0], "ns", kMinSliceNs, kMaxSliceNs);
+  return Napi::Boolean::New(environment.env(), quorate::setSchedulingSlice(slice_ns));
 }
 
 Napi::Value setRealtimePriority(Environment& environment, const Napi::CallbackInfo& info) {

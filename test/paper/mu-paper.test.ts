@@ -138,7 +138,7 @@ describe('4.1 and 5.2: one replica at a time may write a log', () => {
         onRefused: (node, initiator) => void (initiator.id === 0 && revoked.has(node.id) && refused++),
       });
       script.hold(0, 'background stalled'); // goes on writing, and does not learn that it was replaced
-      script.run(60 * MS);
+      script.run(54 * MS);
       // A WRITE to each sets out while replica 0 still leads, and is on its way for 40 ms, over the change of leaders: it
       // lands before the revocation, or never.
       script.slowDown(4000);

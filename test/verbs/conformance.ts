@@ -199,6 +199,19 @@ export function describeVerbs(devices: readonly [string, string]): void {
         expect(a.queuePair.postSend([transfer(a, a, WrOpcode.RDMA_WRITE, 8)])).toEqual({ accepted: 0, errno: EINVAL });
       });
 
+      it('change their access flags while they are connected, and only then', () => {
+        const [a, b] = pair();
+        b.queuePair.setAccessFlags(Access.REMOTE_READ | Access.REMOTE_WRITE);
+        a.queuePair.postSend([transfer(a, b, WrOpcode.RDMA_WRITE, 8)]);
+        expect(pollOne(a.queue).status).toBe(WcStatus.SUCCESS);
+        b.queuePair.setAccessFlags(Access.REMOTE_READ);
+        expect((b.queuePair.query().accessFlags ?? 0) & Access.REMOTE_WRITE).toBe(0);
+        a.queuePair.postSend([transfer(a, b, WrOpcode.RDMA_WRITE, 8)]);
+        expect([WcStatus.REM_INV_REQ_ERR, WcStatus.REM_ACCESS_ERR]).toContain(pollOne(a.queue).status);
+        expect(thrownBy(() => single().queuePair.setAccessFlags(0)).code).toBe('QUORATE_QP_STATE');
+        expect(thrownBy(() => b.queuePair.setAccessFlags(32)).code).toBe('QUORATE_OUT_OF_RANGE');
+      });
+
       it('flush what is posted in the error state', () => {
         const [a, b] = pair();
         a.queuePair.postReceive([{ wrId: 55, localAddress: a.memory.address, length: 64, lkey: a.region.lkey }]);

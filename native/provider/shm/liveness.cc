@@ -15,12 +15,14 @@
 #include <climits>
 #include <thread>
 
+#include "provider/scheduling_slice.h"
 #include "provider/shm/peer_hca.h"
 
 namespace quorate::shm {
 namespace {
 
 constexpr int64_t kNsPerSecond = 1'000'000'000;
+constexpr uint64_t kSlice_ns = 100'000;
 
 int futex(std::atomic<uint32_t>* word, int operation, uint32_t value, const timespec* timeout) {
   static_assert(sizeof(std::atomic<uint32_t>) == sizeof(uint32_t));
@@ -57,6 +59,8 @@ struct LivenessHolder::State {
 
 void LivenessHolder::State::run() {
   prctl(PR_SET_NAME, "quorate-shm");
+  // It has little to do, and its end is what tells of the process's: it is not to wait for the ends of all others.
+  setSchedulingSlice(kSlice_ns);
   // This replaces the list that libc keeps for the thread's robust mutexes; the thread uses none.
   node.next = reinterpret_cast<robust_list*>(&head);
   head.list.next = &node;

@@ -160,7 +160,7 @@ void ShmQueuePair::close() {
       closed_.store(true, std::memory_order_release);
       state_.store(static_cast<int>(QpState::Err));
       waiting_.clear();
-      disconnect();
+      unmapPeer();
     }
     revoker.removeResponder(place_.index);
     lastPeer = std::move(responder_.peer);
@@ -291,7 +291,7 @@ void ShmQueuePair::toReset() {
   const std::lock_guard<SpinLock> posting(postLock_);
   const std::lock_guard<SpinLock> receiving(receiveLock_);
   waiting_.clear();
-  disconnect();
+  unmapPeer();
   sendsRetired_.store(sendsPosted_);
   receivesPosted_ = receivesTaken_ = 0;
   flushing_ = lastReceiveTold_ = false;

@@ -114,6 +114,7 @@ class ShmQueuePair final : public QueuePair {
   bool connect();
   bool adoptRemote();
   void disconnect();
+  void unmapPeer();  // disconnects, and lets go of the peer's memory
   template <bool kDatagram>
   Step runChunk(Chunk& chunk, WcStatus* status);
   // The receive that a message fills, as its queue says.

@@ -366,6 +366,7 @@ bool ShmQueuePair::connect() {
     return false;  // it cannot be mapped: as good as unreachable
   }
   if (peer == nullptr || !peer->alive()) return false;
+  if (peer != peer_) unmapPeer();
   QueuePairSlot& remote = peer->control()->queuePairs[attributes_.destQpNum & (kMaxQueuePairs - 1)];
   const uint64_t w = remote.word.load(std::memory_order_acquire);
   if ((w & word::kOpen) == 0 || remote.number.load(std::memory_order_acquire) != attributes_.destQpNum ||
@@ -424,9 +425,15 @@ bool ShmQueuePair::adoptRemote() {
   return true;
 }
 
+// What is mapped stays so: unmapping interrupts every processor that the process runs on, and connections break when a
+// peer has died and its successor is waited for.
 void ShmQueuePair::disconnect() {
   connected_ = false;
   remote_ = nullptr;
+}
+
+void ShmQueuePair::unmapPeer() {
+  disconnect();
   segments_ = {};
   displacedSegments_.clear();
   peer_.reset();
