@@ -28,7 +28,7 @@ async function lead() {
   try {
     await replica.propose(PAYLOAD);
     const firstCommitAtNs = monotonicNs();
-    if (replica.status().role !== 'leader') return;
+    if (replica.status().role !== 'leader') return; // it was forwarded
     process.send?.({ type: 'leads', id, firstCommitAtNs, stages: replica.status().lastTakeover, warnings });
     while (load && replica.status().role === 'leader') await replica.propose(PAYLOAD);
   } catch {
@@ -36,14 +36,19 @@ async function lead() {
   }
 }
 
-replica.on('leader', (leader) => {
+/** @param {number | undefined} leader */
+const heed = (leader) => {
   if (leader === id) void lead();
-});
+};
+replica.on('leader', heed);
 process.on('message', () => {
   const { role, peers, profile: name, device: deviceName, permissionStrategy } = replica.status();
   const isWhole = role === 'leader' && peers.every(({ phase, voter }) => voter && phase === 'active');
   process.send?.({ type: 'status', id, isWhole, profile: name, device: deviceName, permissionStrategy });
 });
 process.on('disconnect', () => process.exit(0));
-void lead(); // at a follower the leader commits it; a service has proposed something before it comes to lead
+// A service has proposed something, and heard of a leader, before it comes to lead.
+const { leader } = replica.status();
+heed(leader);
+if (leader !== id) void lead();
 process.send?.({ type: 'open', id });

@@ -650,6 +650,15 @@ export class BackgroundPlane {
    * wait until that is drained, then read the log that nobody can write now, and only then let the candidate in.
    */
   private grant(candidate: number, epoch: number, requestSequence: number, now_ns: number): boolean {
+    const wasCandidate = this.candidateEpoch !== EPOCH_NONE;
+    if (!this.promiseTo(candidate, epoch, now_ns) || !this.handOverLog(candidate, epoch, requestSequence)) return false;
+    // A leader learns at once that it is deposed. For others the next leader's first entry is what they need to know of.
+    if (wasCandidate) this.mainNotice ||= MAIN_NOTICE_NEXT_TICK;
+    else this.noticeLater(now_ns);
+    return true;
+  }
+
+  private promiseTo(candidate: number, epoch: number, now_ns: number): boolean {
     const { fabric, options } = this;
     if (epoch < this.promisedEpoch) throw new Error(`promise would decrease: ${epoch} < ${this.promisedEpoch}`);
     if (!this.recordPromise(epoch, candidate)) return false;
@@ -657,15 +666,18 @@ export class BackgroundPlane {
     this.promisedEpoch = epoch;
     this.promisedTo = candidate;
     this.promisedAt_ns = now_ns;
-    const wasCandidate = this.candidateEpoch !== EPOCH_NONE;
     if (candidate !== options.id) {
       this.endCandidacy();
       // It stood back for a successor, and there is one.
       if (this.hasCededItself) this.standBackUntil_ns = now_ns;
       this.hasCededItself = false;
     }
-    const toMain = this.toMainWriter.body;
     this.publishHeartbeat(now_ns);
+    return true;
+  }
+
+  private handOverLog(candidate: number, epoch: number, requestSequence: number): boolean {
+    const { fabric, options } = this;
     if (this.logWriter >= 0) {
       try {
         fabric.revokeLogWriter(this.logWriter);
@@ -691,11 +703,9 @@ export class BackgroundPlane {
       (this.peers[candidate] as PeerWatch).noticeDue = true;
     }
     this.publishGrant(candidate, epoch, requestSequence, writeKey);
+    const toMain = this.toMainWriter.body;
     toMain[ToMainField.grants] = ((toMain[ToMainField.grants] as number) + 1) >>> 0;
     this.publishToMain();
-    // A leader learns at once that it is deposed. For others the next leader's first entry is what they need to know of.
-    if (wasCandidate) this.mainNotice ||= MAIN_NOTICE_NEXT_TICK;
-    else this.noticeLater(now_ns);
     return true;
   }
 
@@ -905,7 +915,7 @@ export class BackgroundPlane {
     // In a new cluster that goes on with the state of another one the log says where epochs begin.
     counter = Math.max(counter, epochCounter(readU53(this.ownMain.body, MainField.appliedEpoch)));
     const epoch = makeEpoch(counter + 1, this.ownIncarnation());
-    if (!this.grant(options.id, epoch, 0, now_ns)) return;
+    if (!this.promiseTo(options.id, epoch, now_ns)) return;
     this.candidateEpoch = epoch;
     this.candidateSince_ns = now_ns;
     const { body } = this.toMainWriter;
@@ -917,7 +927,10 @@ export class BackgroundPlane {
       watch.requestSequence = 0;
       watch.granted = false;
     }
+    // The others are asked first, and shut the former leader out while this one does.
     this.request(now_ns);
+    if (this.handOverLog(options.id, epoch, 0)) this.noticeLater(now_ns);
+    else this.standBack(now_ns);
   }
 
   /** Asks every connected replica that has not granted yet, voter or not, but for spares. */
