@@ -4,7 +4,7 @@
 // or fails by time.
 //
 //   node bench/failover.mjs [--device shm|NAME[,NAME,NAME]] [--profile fast|balanced|relaxed] [--signal SIGKILL|SIGSTOP]
-//                           [--rounds N] [--realtime PRIORITY] [--load] [--quiet-seconds S] [--json]
+//                           [--rounds N] [--realtime PRIORITY] [--lease-us N] [--load] [--quiet-seconds S] [--json]
 //
 // The stages, by the clock that all processes of the host share: detect (signal to the moment when the next leader saw no
 // leader any more), grant (to the permission of a majority), repair (to the commit of its epoch's first entry), firstCommit
@@ -43,6 +43,7 @@ const { values: options } = parseArgs({
     signal: { type: 'string', default: 'SIGKILL' },
     rounds: { type: 'string', default: '50' },
     realtime: { type: 'string' },
+    'lease-us': { type: 'string' },
     load: { type: 'boolean', default: false },
     'quiet-seconds': { type: 'string', default: '20' },
     json: { type: 'boolean', default: false },
@@ -53,7 +54,7 @@ const { values: options } = parseArgs({
 const say = (line) => void (options.json ? process.stderr : process.stdout).write(`${line}\n`);
 
 /**
- * @param {'rounds' | 'realtime' | 'quiet-seconds'} name
+ * @param {'rounds' | 'realtime' | 'quiet-seconds' | 'lease-us'} name
  * @param {number} min
  * @param {number} max
  */
@@ -80,6 +81,8 @@ const signal = oneOf('signal', /** @type {const} */ (['SIGKILL', 'SIGSTOP']));
 const rounds = integer('rounds', 1, 10_000);
 const quietSeconds = integer('quiet-seconds', 0, 600);
 const realtimePriority = options.realtime === undefined ? null : integer('realtime', 1, 99);
+/** Length of leases, 0 for none, null for the profile's: a leader that is not seen to end is followed after that time only. */
+const leaseUs = options['lease-us'] === undefined ? null : integer('lease-us', 0, 10_000_000);
 const devices = options.device.split(',').map((name) => name.trim());
 if (devices.length !== 1 && devices.length !== REPLICAS) {
   throw new Error(`--device takes one name, or ${REPLICAS} of them`);
@@ -130,7 +133,7 @@ function heard(what, test) {
 /** @param {number} id */
 function launch(id) {
   const device = devices.length === 1 ? devices[0] : devices[id];
-  const order = { id, members, clusterKey, device, profile, realtimePriority, load: options.load };
+  const order = { id, members, clusterKey, device, profile, realtimePriority, leaseUs, load: options.load };
   const child = fork(PROGRAM, [JSON.stringify(order)]);
   replicas[id] = child;
   living.add(child);
@@ -236,7 +239,8 @@ say(
 await Promise.all(members.map(({ id }) => launch(id)));
 const { device, permissionStrategy } = await whole();
 say(
-  `device ${device}, permission strategy ${permissionStrategy}, profile ${profile}, ${REPLICAS} processes, ${signal}`,
+  `device ${device}, permission strategy ${permissionStrategy}, profile ${profile}, ${REPLICAS} processes, ${signal}` +
+    (leaseUs === null ? '' : leaseUs === 0 ? ', no leases' : `, leases of ${leaseUs} us`),
 );
 
 let idle;
@@ -289,6 +293,7 @@ const summary = {
   rounds,
   overlapped,
   realtimePriority,
+  leaseUs,
   failoverUs,
   breakdownUs,
   falseFailoversPerHour: idle && loaded && { idle: idle.changesPerHour, loaded: loaded.changesPerHour },

@@ -3,7 +3,9 @@
 import { Replica } from '#lib/index.js';
 import { monotonicNs } from '#lib/verbs/index.js';
 
-const { id, members, clusterKey, device, profile, realtimePriority, load } = JSON.parse(process.argv[2] ?? '{}');
+const { id, members, clusterKey, device, profile, realtimePriority, leaseUs, load } = JSON.parse(
+  process.argv[2] ?? '{}',
+);
 const PAYLOAD = new Uint8Array(64);
 
 let applied = 0;
@@ -14,6 +16,7 @@ const replica = await Replica.open({
   device,
   profile,
   openTimeoutMs: 60_000,
+  ...(leaseUs === null ? {} : { lease: leaseUs === 0 ? 'off' : { lengthUs: leaseUs } }),
   ...(realtimePriority === null ? {} : { backgroundThread: { realtimePriority } }),
   stateMachine: {
     apply: () => ++applied,

@@ -4,12 +4,12 @@
 //
 // It decides *who may write*; what is written is the replication plane's business. The two talk through the exchange.
 
-import { type BackgroundFabric, FabricStatus } from '../fabric/fabric.js';
+import { type BackgroundFabric, FabricStatus, PeerProcessState } from '../fabric/fabric.js';
 import type { ChainPosition } from './entry.js';
 import { EPOCH_NONE, epochCounter, epochIncarnation, makeEpoch } from './epoch.js';
 import { EpochHistory } from './epoch-history.js';
 import type { Exchange } from './exchange.js';
-import { type DetectorThresholds, FailureDetector } from './failure-detector.js';
+import { type DetectorThresholds, FailureDetector, MISSED_BEATS_ASKED } from './failure-detector.js';
 import { BeatTimes, LeasePromise, type LeaseSettings, LeaseTally } from './lease.js';
 import {
   BACKGROUND_BLOCK_OFFSET_WORDS,
@@ -446,8 +446,11 @@ export class BackgroundPlane {
     for (let peer = 0; peer < MAX_REPLICAS; peer++) {
       if (peer === this.options.id) continue;
       const watch = this.peers[peer] as PeerWatch;
-      if (watch.background.sequence === 0) continue; // never read
-      this.detector.observe(peer, watch.background.sequence);
+      const { sequence } = watch.background;
+      if (sequence === 0) continue; // never read
+      // A READ that brings nothing says that the way to the peer is blocked, whatever its process does.
+      const isAsked = this.detector.missedBeats(peer, sequence) >= MISSED_BEATS_ASKED && !watch.readOutstanding;
+      this.detector.observe(peer, sequence, isAsked ? this.fabric.processState(peer) : PeerProcessState.unknown);
     }
   }
 

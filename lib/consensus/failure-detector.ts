@@ -3,6 +3,12 @@
 // thresholds give hysteresis: a trusted peer is suspected below `failBelow`, a suspected one is trusted again only
 // above `recoverAbove`. Network delay cannot fake progress or the lack of it: a READ that brought nothing lowers the
 // score just as an unchanged counter does, and a READ that the transport gave up on ends trust at once.
+//
+// Where both run on one host that host knows more than a counter says. A process that is stopped is suspected after few
+// missed beats. One that is not stopped, and misses beats, waits for a processor with all others of a busy host: another
+// leader there would be no better off, so it is forgiven many more.
+
+import { PeerProcessState } from '../fabric/fabric.js';
 
 /** When a peer is suspected, and when trusted again, by its score of beats seen and missed. */
 export interface DetectorThresholds {
@@ -17,11 +23,16 @@ export interface DetectorThresholds {
 /** A live peer that is read at every tick is trusted after recoverAbove + 1 of them; some of its beats may come late. */
 const REVIEW_FACTOR = 3;
 const OBSERVATIONS_MAX = 2 ** 30;
+/** Beats missed in a row after which the host is asked what the process does */
+export const MISSED_BEATS_ASKED = 2;
+/** A process that is seen to run is forgiven so many times scoreMax of missed beats. */
+const RUNNING_FACTOR = 10;
 
 export class FailureDetector {
   private readonly scores: Int32Array;
   private readonly lastCounters: Float64Array;
   private readonly observations: Int32Array;
+  private readonly missed: Int32Array;
   private mask = 0;
   /** Bit per replica: was trusted at some time. */
   private trustedOnceMask = 0;
@@ -36,6 +47,7 @@ export class FailureDetector {
     }
     this.scores = new Int32Array(replicas);
     this.observations = new Int32Array(replicas);
+    this.missed = new Int32Array(replicas);
     this.lastCounters = new Float64Array(replicas).fill(-1);
   }
 
@@ -58,8 +70,16 @@ export class FailureDetector {
     return isNew && observations > 0 && observations <= REVIEW_FACTOR * (this.thresholds.recoverAbove + 1);
   }
 
-  /** Once per tick and peer: the newest counter that was read, whether it is news or not. */
-  observe(peer: number, counter: number): void {
+  /** Beats that the peer has missed in a row, with the one that is missing if its counter is still this. */
+  missedBeats(peer: number, counter: number): number {
+    return counter === this.lastCounters[peer] ? (this.missed[peer] as number) + 1 : 0;
+  }
+
+  /**
+   * Once per tick and peer: the newest counter that was read, whether it is news or not, and what the host sees of the
+   * process at the other end.
+   */
+  observe(peer: number, counter: number, state: PeerProcessState = PeerProcessState.unknown): void {
     this.observations[peer] = Math.min((this.observations[peer] as number) + 1, OBSERVATIONS_MAX);
     const last = this.lastCounters[peer] as number;
     const score = this.scores[peer] as number;
@@ -68,8 +88,14 @@ export class FailureDetector {
       // so that equal rates with jitter do not drift towards suspicion.
       this.scores[peer] = Math.min(this.thresholds.scoreMax, score + (last >= 0 && counter > last + 1 ? 2 : 1));
       this.lastCounters[peer] = counter;
+      this.missed[peer] = 0;
     } else {
-      this.scores[peer] = Math.max(0, score - 1);
+      const missed = Math.min((this.missed[peer] as number) + 1, OBSERVATIONS_MAX);
+      this.missed[peer] = missed;
+      const isForgiven =
+        state === PeerProcessState.running && this.trusts(peer) && missed <= RUNNING_FACTOR * this.thresholds.scoreMax;
+      if (state === PeerProcessState.stopped) this.scores[peer] = 0;
+      else this.scores[peer] = Math.max(isForgiven ? Math.min(score, this.thresholds.failBelow) : 0, score - 1);
     }
     this.judge(peer);
   }

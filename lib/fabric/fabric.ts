@@ -67,6 +67,17 @@ export interface ReplicationFabric extends Completions {
   setLogWriteKey(peer: number, key: number): void;
 }
 
+/** What the host can tell of a peer's process. */
+export const PeerProcessState = {
+  /** Nothing: it runs on another host, say. */
+  unknown: 0,
+  /** It is not stopped. That it makes progress is not said. */
+  running: 1,
+  /** It is stopped, and makes no progress. */
+  stopped: 2,
+} as const;
+export type PeerProcessState = (typeof PeerProcessState)[keyof typeof PeerProcessState];
+
 /** The background plane's side: status and mailboxes, and permission on the own log. */
 export interface BackgroundFabric extends Completions {
   /** The own status region (STATUS_WORDS), remotely readable. */
@@ -93,6 +104,8 @@ export interface BackgroundFabric extends Completions {
    * 0 means nothing.
    */
   exitedMask(): number;
+  /** What this host sees of the process at the other end of the probe link, at this instant. */
+  processState(peer: number): PeerProcessState;
   submit(spin_ns: number, wanted: number): number;
   probeConnected(peer: number): boolean;
 

@@ -20,7 +20,7 @@ import {
   WrOpcode,
 } from '../verbs/index.js';
 import { CompletionBuffer } from './completion-buffer.js';
-import type { BackgroundFabric } from './fabric.js';
+import { type BackgroundFabric, PeerProcessState } from './fabric.js';
 import type { LogPermissions } from './permissions.js';
 import { fabricStatus } from './verbs-replication-fabric.js';
 
@@ -220,6 +220,10 @@ export class VerbsBackgroundFabric implements BackgroundFabric {
 
   exitedMask(): number {
     return this.exited;
+  }
+
+  processState(peer: number): PeerProcessState {
+    return this.processes[peer]?.state ?? PeerProcessState.unknown; // numbered alike
   }
 
   private queue(

@@ -80,6 +80,7 @@ function calmOptions(replicas: number, founders: number, logBytes: number): SimO
       lateCompletionProbability: 0,
       gatherAtPost: true,
       strayProbability: 0,
+      hostSeesProcesses: false,
     },
     faults: {
       interval_ns: Number.MAX_SAFE_INTEGER,

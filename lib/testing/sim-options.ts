@@ -355,6 +355,7 @@ function drawAtFullPace(random: Random, replicas: number): SimOptions {
       lateCompletionProbability: random.chance(0.5) ? 0 : random.logBetween(0.001, 0.1),
       gatherAtPost: random.chance(0.5),
       strayProbability: random.chance(0.3) ? 0 : random.between(0.1, 1),
+      hostSeesProcesses: random.chance(0.25),
     },
     faults: {
       interval_ns: random.logBetween(80 * MS, 3000 * MS),

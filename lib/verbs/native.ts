@@ -1031,10 +1031,22 @@ export interface NativeWaiter extends NativeSharedObject {
   wait(timeoutNs: number): number;
 }
 
+/** What the host sees of a process. */
+export const ProcessState = {
+  /** It cannot be seen from here (another PID namespace, no /proc), or is on its way out. */
+  UNKNOWN: 0,
+  /** Not stopped, whether or not it has a processor, or waits for something. */
+  RUNNING: 1,
+  /** Stopped by a signal (SIGSTOP) or a debugger. */
+  STOPPED: 2,
+} as const;
+export type ProcessState = (typeof ProcessState)[keyof typeof ProcessState];
+
 /** The process behind a peer's device instance. */
 export interface NativePeerProcess extends NativeSharedObject {
   readonly kind: 'PeerProcess';
   readonly alive: boolean;
+  readonly state: ProcessState;
 }
 
 /** Sizes of a PostList. */

@@ -2,10 +2,10 @@
 import type { CompletionChannel } from './completion-channel.js';
 import type { CompletionQueue } from './completion-queue.js';
 import { addon } from './load-addon.js';
-import type { NativePeerProcess, NativeWaiter } from './native.js';
+import type { NativePeerProcess, NativeWaiter, ProcessState } from './native.js';
 import { existingFace, VerbsObject } from './verbs-object.js';
 
-export { WAITER_PEERS_MAX, WaitReason } from './native.js';
+export { ProcessState, WAITER_PEERS_MAX, WaitReason } from './native.js';
 
 /**
  * The process that opened a peer's device instance, from {@link Context.openPeerProcess}. Closing it lets go of what it
@@ -23,6 +23,11 @@ export class PeerProcess extends VerbsObject<NativePeerProcess> {
    */
   get alive(): boolean {
     return this.native.alive;
+  }
+
+  /** What the host sees of it at this instant, see proc_pid_stat(5). Some microseconds. */
+  get state(): ProcessState {
+    return this.native.state;
   }
 }
 

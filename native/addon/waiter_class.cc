@@ -44,6 +44,10 @@ Napi::Value getAlive(Environment& environment, const Napi::CallbackInfo&, Wrappe
   return Napi::Boolean::New(environment.env(), as<PeerProcess>(self)->alive());
 }
 
+Napi::Value getState(Environment& environment, const Napi::CallbackInfo&, Wrapper& self) {
+  return Napi::Number::New(environment.env(), static_cast<int>(as<PeerProcess>(self)->state()));
+}
+
 }  // namespace
 
 std::shared_ptr<VerbsObject> constructWaiter(Environment&, const Napi::CallbackInfo&) {
@@ -64,6 +68,7 @@ std::vector<napi_property_descriptor> peerProcessMembers(Environment* environmen
   constexpr Kind k = Kind::PeerProcess;
   return {
       getter<k, getAlive>(environment, "alive"),
+      getter<k, getState>(environment, "state"),
   };
 }
 

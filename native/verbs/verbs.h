@@ -490,11 +490,16 @@ class CompletionQueue : public VerbsObject {
   virtual Doorbell doorbell() { return {}; }
 };
 
+// What the host sees of a process at this instant. Equal to ProcessState of lib/verbs/native.ts.
+enum class ProcessState { Unknown = 0, Running = 1, Stopped = 2 };
+
 // The process behind a peer's device instance, where the provider can tell that it has died (shm can).
 class PeerProcess : public VerbsObject {
  public:
   const char* kind() const override { return "PeerProcess"; }
   virtual bool alive() const = 0;  // false from the start of its exit on, or once it has closed the device
+  // Running: not stopped by a signal or a debugger, whether or not it has a processor or waits for something.
+  virtual ProcessState state() const { return ProcessState::Unknown; }
   // Holds a robust futex (set_robust_list(2)) that the kernel marks when the process exits; it wakes one waiter if the
   // word has FUTEX_WAITERS. alive() says what a value means.
   virtual std::atomic<uint32_t>* livenessWord() const = 0;

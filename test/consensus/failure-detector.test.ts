@@ -1,6 +1,7 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { FailureDetector } from '#lib/consensus/failure-detector.js';
+import { PeerProcessState } from '#lib/fabric/fabric.js';
 
 const THRESHOLDS = { scoreMax: 15, failBelow: 2, recoverAbove: 6 };
 
@@ -64,6 +65,33 @@ describe('failure detector', () => {
     detector.observeUnreachable(1);
     for (let counter = 1; counter <= 7; counter++) detector.observe(1, counter);
     expect(detector.trusts(1)).toBe(true);
+  });
+
+  test('suspects a process that the host sees stopped, at once', () => {
+    const { detector, counter } = beating(30);
+    expect(detector.missedBeats(1, counter + 1)).toBe(0);
+    expect(detector.missedBeats(1, counter)).toBe(1);
+    detector.observe(1, counter, PeerProcessState.stopped);
+    expect(detector.trusts(1)).toBe(false);
+  });
+
+  test('forgives a process that the host sees running ten times as many missed beats, and no more', () => {
+    const { detector, counter } = beating(30);
+    for (let missed = 1; missed <= 10 * THRESHOLDS.scoreMax; missed++) {
+      expect(detector.missedBeats(1, counter)).toBe(missed);
+      detector.observe(1, counter, PeerProcessState.running);
+      expect(detector.trusts(1)).toBe(true);
+    }
+    detector.observe(1, counter, PeerProcessState.running);
+    expect(detector.trusts(1)).toBe(false);
+  });
+
+  test('trusts nobody because the host sees it running', () => {
+    const { detector, counter } = beating(7);
+    for (let missed = 0; missed < 7; missed++) detector.observe(1, counter);
+    expect(detector.trusts(1)).toBe(false);
+    for (let missed = 0; missed < 20; missed++) detector.observe(1, counter, PeerProcessState.running);
+    expect(detector.trusts(1)).toBe(false);
   });
 
   test('refuses thresholds that make no sense', () => {

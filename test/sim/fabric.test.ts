@@ -29,6 +29,7 @@ const QUIET: SimNetworkOptions = {
   lateCompletionProbability: 0,
   gatherAtPost: false,
   strayProbability: 0,
+  hostSeesProcesses: false,
 };
 
 function pair(options: Partial<SimNetworkOptions> = {}, seed = 1) {

@@ -1,6 +1,6 @@
 // A thread's sleep on shared memory, and what only shared memory can tell: that the process of a peer has died.
 import { describe, expect, it } from 'vitest';
-import { openDevice, type PeerProcess, Waiter, WaitReason } from '#lib/verbs/index.js';
+import { openDevice, type PeerProcess, ProcessState, Waiter, WaitReason } from '#lib/verbs/index.js';
 import { startChild } from './support/child.js';
 import { thrownBy } from './support/ends.js';
 import { useShmDirectory } from './support/shm-directory.js';
@@ -66,18 +66,24 @@ describe('the death of a peer process', () => {
     context.close();
   });
 
-  it('is not seen in a process that stands still', async () => {
+  it('is not seen in a process that stands still, but that it does is', async () => {
     const { child, gid } = await peer('stop');
     const context = openDevice('shm');
     const process = context.openPeerProcess(gid) as PeerProcess;
+    expect(process.state).toBe(ProcessState.RUNNING);
     child.kill('SIGSTOP');
     const waiter = new Waiter();
     waiter.watchPeer(0, process);
     expect(waiter.wait(20e6)).toBe(0);
     expect(process.alive).toBe(true);
+    const state = () => process.state;
+    while (state() !== ProcessState.STOPPED) expect(waiter.wait(1e6)).toBe(0);
+    child.kill('SIGCONT');
+    while (state() !== ProcessState.RUNNING) expect(waiter.wait(1e6)).toBe(0);
     waiter.close();
     child.kill('SIGKILL');
     await child.exited();
+    expect(state()).toBe(ProcessState.UNKNOWN);
     context.close();
   });
 

@@ -1,6 +1,6 @@
 // The background plane's side of the simulated fabric. Links that the host made are handed over between two ticks.
 import { MAILBOX_SLOT_BYTES, MAX_REPLICAS, STATUS_BYTES } from '../../consensus/limits.js';
-import type { BackgroundFabric } from '../fabric.js';
+import { type BackgroundFabric, PeerProcessState } from '../fabric.js';
 import { CompletionList } from './completion-list.js';
 import type { SimLink } from './sim-link.js';
 import type { SimNode } from './sim-node.js';
@@ -82,6 +82,12 @@ export class SimBackgroundFabric implements BackgroundFabric {
 
   exitedMask(): number {
     return this.exited;
+  }
+
+  processState(peer: number): PeerProcessState {
+    const responder = this.links[peer]?.responder;
+    if (!this.node.network.options.hostSeesProcesses || !responder?.alive) return PeerProcessState.unknown;
+    return responder.isStopped() ? PeerProcessState.stopped : PeerProcessState.running;
   }
 
   private queue(peer: number, token: number, readBytes: number): void {

@@ -41,6 +41,8 @@ export interface SimNetworkOptions {
   readonly gatherAtPost: boolean;
   /** After the transport gave up, or the initiator died, packets still on their way are placed after all. */
   readonly strayProbability: number;
+  /** All run on one host, which sees whether a process is stopped. */
+  readonly hostSeesProcesses: boolean;
 }
 
 export class SimNetwork {

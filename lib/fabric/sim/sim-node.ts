@@ -52,6 +52,8 @@ export class SimNode {
   wakeBackground: () => void = () => {};
   /** Called at every call into the fabric: the place where the caller may lose the processor, or its life. */
   preempt: (plane: 'main' | 'background') => void = () => {};
+  /** Whether its process stands still, as its host sees it. */
+  isStopped: () => boolean = () => false;
   /** The responder's end of a peer's log link is of no use any more. */
   onLinkDead: (peer: number, generation: number) => void = () => {};
   private readonly incomingLog: (SimLink | null)[] = new Array(MAX_REPLICAS).fill(null);

@@ -50,6 +50,7 @@ class ShmPeerProcess final : public PeerProcess {
  public:
   explicit ShmPeerProcess(std::shared_ptr<PeerHca> peer) : peer_(std::move(peer)) {}
   bool alive() const override { return peer_->alive(); }
+  ProcessState state() const override { return peer_->process().state(); }
   std::atomic<uint32_t>* livenessWord() const override { return &peer_->control()->header.liveness; }
   void close() override { closed_.store(true); }
   bool closed() const override { return closed_.load(); }

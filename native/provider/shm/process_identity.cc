@@ -8,6 +8,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <array>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
@@ -16,16 +17,25 @@
 namespace quorate::shm {
 namespace {
 
+using StatText = std::array<char, 1024>;
+
+FileDescriptor openStat(pid_t pid) {
+  return FileDescriptor(open(("/proc/" + std::to_string(pid) + "/stat").c_str(), O_RDONLY | O_CLOEXEC));
+}
+
+// The end of field 2 of /proc/<pid>/stat: that may hold anything, the fields after its last parenthesis are plain. Null if
+// the process has gone.
+const char* readStat(const FileDescriptor& stat, StatText* text) {
+  if (!stat) return nullptr;
+  const ssize_t length = pread(stat.get(), text->data(), text->size() - 1, 0);
+  if (length <= 0) return nullptr;
+  (*text)[static_cast<size_t>(length)] = '\0';
+  return std::strrchr(text->data(), ')');
+}
+
 uint64_t startTimeOf(pid_t pid) {
-  const std::string path = "/proc/" + std::to_string(pid) + "/stat";
-  FileDescriptor fd(open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (!fd) return 0;
-  char text[1024];
-  const ssize_t length = read(fd.get(), text, sizeof(text) - 1);
-  if (length <= 0) return 0;
-  text[length] = '\0';
-  // The command name (field 2) may hold anything; the fields after its last parenthesis are plain.
-  const char* field = std::strrchr(text, ')');
+  StatText text;
+  const char* field = readStat(openStat(pid), &text);
   for (int i = 2; field != nullptr && i < 22; i++) {
     field = std::strchr(field + 1, ' ');
   }
@@ -65,12 +75,32 @@ ProcessExit::ProcessExit(const ProcessIdentity& process) {
     goneBefore_ = errno == ESRCH;
     return;
   }
-  // The pidfd names whoever has the id now. That it is the right process is known from its start time, read after.
+  // What was opened names whoever has the id now. That it is the right process is known from its start time, read after.
+  FileDescriptor stat = openStat(process.pid);
   const uint64_t startTime = startTimeOf(process.pid);
   if (startTime == process.startTime) {
     pidfd_ = std::move(pidfd);
+    stat_ = std::move(stat);
   } else if (startTime != 0) {
     goneBefore_ = true;
+  }
+}
+
+ProcessState ProcessExit::state() const {
+  StatText text;
+  const char* name = readStat(stat_, &text);
+  if (name == nullptr || name[1] != ' ') return ProcessState::Unknown;
+  switch (name[2]) {
+    case 'R':
+    case 'S':
+    case 'D':
+    case 'I':
+      return ProcessState::Running;
+    case 'T':
+    case 't':
+      return ProcessState::Stopped;
+    default:
+      return ProcessState::Unknown;  // on its way out
   }
 }
 

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "provider/shm/directory.h"
+#include "verbs/verbs.h"
 
 namespace quorate::shm {
 
@@ -30,10 +31,14 @@ class ProcessExit {
 
   // True if the process has surely exited. Waits up to timeoutMs for it.
   bool hasExited(int timeoutMs) const;
+  // Whether it is stopped (proc_pid_stat(5): T or t) at this instant; unknown where it cannot be seen, or has exited. Some
+  // microseconds.
+  ProcessState state() const;
   int pidfd() const { return pidfd_.get(); }  // readable at exit; -1 if the process could not be taken hold of
 
  private:
   FileDescriptor pidfd_;
+  FileDescriptor stat_;  // stays that process's, whoever gets its id afterwards
   bool goneBefore_ = false;  // it had exited before we looked
 };
 
