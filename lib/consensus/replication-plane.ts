@@ -145,7 +145,10 @@ export interface ReplicationOptions {
   readonly genesis: Configuration;
   /** How long one submit may spin for completions before the host waits for an event instead. */
   readonly spin_ns: number;
-  /** A follower that blocks recycling of the ring for so long is dropped. */
+  /**
+   * A leader's patience: a follower that blocks recycling of the ring for so long is dropped, and a leader that does not see
+   * a majority of the voters for so long leads no more.
+   */
   readonly lagTimeout_ns: number;
   /** A voter that is gone for so long is replaced by a spare (replacement.ts); 0, the default: never. */
   readonly replaceAfter_ns?: number;
@@ -293,6 +296,7 @@ export class ReplicationPlane {
   private appendsOutstanding = 0;
   private appendedLsn = 0;
   private blockedSince_ns = -1;
+  private aloneSince_ns = -1;
   private dirty = false;
 
   // Handing over.
@@ -590,6 +594,7 @@ export class ReplicationPlane {
       this.flush();
       this.advanceTransfer(now_ns);
       this.leaveIfRemoved();
+      if (this.role_ === 'leader') this.leaveIfAlone(now_ns);
       // Not before the takeover is complete: until then what follows the applied LSN may have to be repaired here, too.
       more = this.role_ === 'leader' && this.applied.lsn < this.commitLsn_ && this.applyCommitted();
       this.advanceReadRound();
@@ -752,6 +757,7 @@ export class ReplicationPlane {
     this.noopEndLsn = Number.POSITIVE_INFINITY;
     this.seenGrantsReceived = -1;
     this.blockedSince_ns = -1;
+    this.aloneSince_ns = -1;
     this.readTargetLsn = 0;
     for (const follower of this.followers) {
       follower.hasGrant = false;
@@ -1566,6 +1572,30 @@ export class ReplicationPlane {
       if (others < majority(this.configuration)) continue; // without it nothing commits: backpressure is the answer
       this.leaveBehind(peer);
     }
+  }
+
+  /**
+   * Whoever writes learns by that when it cannot reach a majority. A leader that has nothing to write would say for ever that
+   * it leads, though nobody follows.
+   */
+  private leaveIfAlone(now_ns: number): void {
+    if (this.seesMajority()) {
+      this.aloneSince_ns = -1;
+    } else if (this.aloneSince_ns < 0) {
+      this.aloneSince_ns = now_ns;
+    } else if (now_ns - this.aloneSince_ns >= this.options.lagTimeout_ns) {
+      this.depose(`a majority of the voters was not seen for ${this.options.lagTimeout_ns / 1e6} ms`);
+    }
+  }
+
+  private seesMajority(): boolean {
+    const { options, configuration, trustedMask } = this;
+    let count = 0;
+    for (const { id, bootId } of configuration.voters) {
+      const isSeen = id === options.id ? bootId === options.bootId : (trustedMask & (1 << id)) !== 0;
+      if (isSeen) count++;
+    }
+    return count >= majority(configuration);
   }
 
   // -- membership --------------------------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ const OPEN_TIMEOUT_DEFAULT_MS = 30_000;
 /** How long one flush may busy-poll for completions before the completion channel takes over. */
 const SPIN_NS = 100_000;
 const SPIN_SOFTWARE_DEVICE_NS = 2_000_000;
-/** A follower that blocks the recycling of the ring for so long is dropped. */
+/** See ReplicationOptions.lagTimeout_ns. */
 const LAG_TIMEOUT_NS = 1_000_000_000;
 /** Housekeeping that no event announces: a blocked ring, a membership change that waits. At least two ticks apart. */
 const HOUSEKEEPING_INTERVAL_MIN_MS = 20;

@@ -11,6 +11,7 @@ import { runInteraction } from '#lib/testing/interaction.js';
 import {
   candidatesTooFarBehind,
   commitByEntriesOnly,
+  lonelyLeaderGoesOn,
   type Mutant,
   mutation,
   neverDropped,
@@ -60,6 +61,7 @@ const NOTICED: Readonly<Record<string, readonly Mutant[]>> = {
   'stalled-leader.txt': [stallUnnoticed, stallAtOnce],
   'woken-for-election.txt': [nobodyIsWoken, requestsWakeNobody],
   'grow-and-shrink.txt': [mutation('removed-leader-goes-on')],
+  'lonely-leader.txt': [lonelyLeaderGoesOn],
   'removed-leader.txt': [removedLeaderBeginsAChange],
   'removed-and-added-again.txt': [removalBelieved],
   'stale-leader-met-a-newer-state.txt': [newerStateUnbelievable],

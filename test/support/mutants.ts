@@ -266,6 +266,11 @@ export const removedLeaderBeginsAChange: Mutant = {
     ),
 };
 
+export const lonelyLeaderGoesOn: Mutant = {
+  name: 'a leader that leads on though it sees no majority',
+  install: () => replace(replication, 'leaveIfAlone', () => () => {}),
+};
+
 export const removalBelieved: Mutant = {
   name: 'a replica that believes in its removal before it has looked at the rest of its log',
   install: () =>
