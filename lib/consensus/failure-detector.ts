@@ -23,7 +23,7 @@ export interface DetectorThresholds {
 /** A live peer that is read at every tick is trusted after recoverAbove + 1 of them; some of its beats may come late. */
 const REVIEW_FACTOR = 3;
 const OBSERVATIONS_MAX = 2 ** 30;
-/** Beats missed in a row after which the host is asked what the process does */
+/** Beats missed in a row after which the host is asked, too. */
 export const MISSED_BEATS_ASKED = 2;
 /** A process that is seen to run is forgiven so many times scoreMax of missed beats. */
 const RUNNING_FACTOR = 10;

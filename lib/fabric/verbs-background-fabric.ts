@@ -142,6 +142,7 @@ export class VerbsBackgroundFabric implements BackgroundFabric {
     this.queuePairs[peer] = target?.queuePair ?? null;
     this.processes[peer] = target?.process ?? null;
     this.exited &= ~(1 << peer);
+    this.brokenProbes &= ~(1 << peer);
     this.waiting?.waiter.watchPeer(peer, target?.process ?? null);
     this.peers[peer] = target === null ? null : new OutgoingProbe(target, ++this.linkSerial * SERIAL_UNIT + peer);
   }

@@ -209,7 +209,7 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
    * when it returns is the device's to say: {@link Context.accessFlagsRevocationIsSynchronous}.
    *
    * @param accessFlags bits of Access
-   * @throws QuorateError QUORATE_QP_STATE if the pair is not in RTS (or RTR), QUORATE_OUT_OF_RANGE
+   * @throws QuorateError QUORATE_QP_STATE if the pair is not in RTS, QUORATE_OUT_OF_RANGE
    */
   setAccessFlags(accessFlags: number): void {
     this.native.setAccessFlags(accessFlags);
