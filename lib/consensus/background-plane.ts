@@ -227,6 +227,12 @@ export class BackgroundPlane {
   /** As of the last tick: there is no live leader, or this replica waits for a majority's permission. */
   isElectionOn = false;
 
+  /**
+   * As of the last tick: a peer asks for permission over a log link that has ended, and cannot be granted before it has made a
+   * fresh one. It must learn that the old one has ended.
+   */
+  isLinkAwaited = false;
+
   /** Highest epoch that this replica has promised. */
   get promised(): number {
     return this.promisedEpoch;
@@ -537,6 +543,7 @@ export class BackgroundPlane {
 
   private answerRequests(now_ns: number): void {
     const { fabric, options } = this;
+    this.isLinkAwaited = false;
     for (let peer = 0; peer < MAX_REPLICAS; peer++) {
       if (peer === options.id) continue;
       const watch = this.peers[peer] as PeerWatch;
@@ -549,7 +556,9 @@ export class BackgroundPlane {
       if (epoch < this.promisedEpoch || !Number.isSafeInteger(epoch)) continue;
       // The same epoch may be asked for again by the same candidate only: after its link broke and was replaced.
       if (epoch === this.promisedEpoch && peer !== this.promisedTo) continue;
-      if (request[RequestField.linkGeneration] !== fabric.incomingLogGeneration(peer)) continue;
+      const linkGeneration = fabric.incomingLogGeneration(peer);
+      if (linkGeneration === 0) this.isLinkAwaited = true;
+      if (request[RequestField.linkGeneration] !== linkGeneration) continue;
       if (epoch > this.promisedEpoch && this.liveLeader(now_ns, peer)) continue; // the guard: asked again every tick
       if (this.isHeldUp(epochIncarnation(epoch), now_ns)) continue;
       if (this.grant(peer, epoch, requestSequence, now_ns)) {

@@ -188,7 +188,7 @@ async function run(data: BackgroundWorkerData): Promise<void> {
     // A vote may be all that this replica sees of an election.
     const isCalm = calm.isDue(now_ns, plane.isElectionOn || plane.promised !== promised);
     promised = plane.promised;
-    if (isCalm) {
+    if (isCalm || plane.isLinkAwaited) {
       permissions.prepare();
       const broken = fabric.takeBrokenProbes();
       for (let peer = 0; broken >>> peer !== 0; peer++) {
