@@ -95,7 +95,7 @@ export class FailureDetector {
       const isForgiven =
         state === PeerProcessState.running && this.trusts(peer) && missed <= RUNNING_FACTOR * this.thresholds.scoreMax;
       if (state === PeerProcessState.stopped) this.scores[peer] = 0;
-      else this.scores[peer] = Math.max(isForgiven ? Math.min(score, this.thresholds.failBelow) : 0, score - 1);
+      else this.scores[peer] = Math.max(isForgiven ? this.thresholds.failBelow : 0, score - 1);
     }
     this.judge(peer);
   }

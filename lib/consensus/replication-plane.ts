@@ -1589,11 +1589,11 @@ export class ReplicationPlane {
   }
 
   private seesMajority(): boolean {
-    const { options, configuration, trustedMask } = this;
+    const { options, configuration, view } = this;
     let count = 0;
     for (const { id, bootId } of configuration.voters) {
-      const isSeen = id === options.id ? bootId === options.bootId : (trustedMask & (1 << id)) !== 0;
-      if (isSeen) count++;
+      const isOtherLife = id === options.id && bootId !== options.bootId;
+      if (!isOtherLife && view.trusts(id)) count++;
     }
     return count >= majority(configuration);
   }

@@ -9,6 +9,7 @@ import {
   type Memory,
   type PeerProcess,
   PostList,
+  ProcessState,
   type QueuePair,
   type Waiter,
   WaitReason,
@@ -30,6 +31,12 @@ const SERIAL_UNIT = 16;
 const WAKES_POLLED_MAX = 64;
 /** Wakes left alone during an election, of the PROBE_WAKES_MAX that a link has room for. */
 const WAKES_DEFERRED_MAX = 4;
+/** What a device's host says of a process, in the words of the core, which knows no verbs. */
+const PROCESS_STATES: Readonly<Record<ProcessState, PeerProcessState>> = {
+  [ProcessState.UNKNOWN]: PeerProcessState.unknown,
+  [ProcessState.RUNNING]: PeerProcessState.running,
+  [ProcessState.STOPPED]: PeerProcessState.stopped,
+};
 
 export interface ProbeTarget {
   readonly queuePair: QueuePair;
@@ -224,7 +231,7 @@ export class VerbsBackgroundFabric implements BackgroundFabric {
   }
 
   processState(peer: number): PeerProcessState {
-    return this.processes[peer]?.state ?? PeerProcessState.unknown; // numbered alike
+    return PROCESS_STATES[this.processes[peer]?.state ?? ProcessState.UNKNOWN];
   }
 
   private queue(

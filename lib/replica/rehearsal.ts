@@ -22,7 +22,7 @@ import { VerbsBackgroundFabric } from '../fabric/verbs-background-fabric.js';
 import { VerbsEndpoint } from '../fabric/verbs-endpoint.js';
 import { VerbsReplicationFabric } from '../fabric/verbs-replication-fabric.js';
 import { SessionTable } from '../rsm/session-table.js';
-import { monotonicNs, QpState, type QueuePair, Waiter } from '../verbs/index.js';
+import { monotonicNs, type QueuePair, Waiter } from '../verbs/index.js';
 import { FlushSchedule } from './flush-schedule.js';
 import { NotLeaderError } from './not-leader-error.js';
 import { Proposals } from './proposals.js';
@@ -40,7 +40,7 @@ const PROFILE: BackgroundProfile = {
   recoverAbove: 4,
   stallTimeout_ns: 1000 * TICK_NS,
 };
-/** Leases are waited out unless the end of their holder is seen, which is what the second scene is about. */
+/** Leases are waited out unless the end of their holder is seen, which is what the scenes are about. */
 const LEASE: LeaseSettings = { length_ns: 6 * TICK_NS, driftBound: 0.001 };
 /** Ticks of the rehearsal's own clock within which what a scene waits for must have come to pass. */
 const SCENE_TICKS_MAX = 500;
@@ -226,7 +226,7 @@ class RehearsedReplica implements ReplicationHost {
   /** Sees the peer's process end, and what is under way to it fail. */
   lose(peer: RehearsedReplica): void {
     this.backgroundFabric.noteExit(peer.id);
-    for (const queuePair of this.queuePairs.get(peer.id) ?? []) queuePair.modify({ state: QpState.ERR });
+    for (const queuePair of this.queuePairs.get(peer.id) ?? []) queuePair.toError();
   }
 
   private async connect(kind: LinkKind, peer: RehearsedReplica, generation: number) {

@@ -92,6 +92,11 @@ describe('failure detector', () => {
     expect(detector.trusts(1)).toBe(false);
     for (let missed = 0; missed < 20; missed++) detector.observe(1, counter, PeerProcessState.running);
     expect(detector.trusts(1)).toBe(false);
+    // Nor is it trusted any sooner for that.
+    for (let beat = 1; beat <= THRESHOLDS.recoverAbove; beat++) detector.observe(1, counter + beat);
+    expect(detector.trusts(1)).toBe(false);
+    detector.observe(1, counter + THRESHOLDS.recoverAbove + 1);
+    expect(detector.trusts(1)).toBe(true);
   });
 
   test('refuses thresholds that make no sense', () => {
