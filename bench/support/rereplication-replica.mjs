@@ -13,8 +13,8 @@ const COMMAND_BYTES = 64;
 const HEADER_BYTES = 8;
 /** What the state machine takes at a time from the memory that READs reach. */
 const AREA_BYTES = 64 * 1024 * 1024;
-/** For blocks that are changed while a snapshot is read. */
-const SPARE_BLOCKS = 64;
+/** For blocks that are changed while a snapshot is read: as many as there are commands in a second. */
+const SPARE_BLOCKS = 1024;
 
 class Blocks {
   /** @type {Uint8Array[]} */

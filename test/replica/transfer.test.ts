@@ -15,7 +15,7 @@ import {
 } from '#lib/index.js';
 import { ControlConnection } from '#lib/replica/control/connection.js';
 import { Mailbox } from '#lib/replica/mailbox/mailbox.js';
-import { CHUNK_BYTES, SLOTS } from '#lib/replica/transfer/limits.js';
+import { CHUNK_BYTES, SLOTS, TAKEN_PARTS } from '#lib/replica/transfer/limits.js';
 import { Receiver } from '#lib/replica/transfer/receiver.js';
 import { members, optionsFor, waitFor } from './fixture.js';
 
@@ -388,18 +388,26 @@ it('needs the control channel to order and to link; what goes on is said by mess
 });
 
 it('takes chunks that the donor announces in places which it was told are free, while the last of those is still being put away', async () => {
-  // What the donor has ready, and what it may add when the first quarter of that has been taken.
-  const chunks = SLOTS + SLOTS / 4;
+  // What the donor has ready, and what it may add when it hears for the first time that some of that has been taken.
+  const chunks = SLOTS + SLOTS / TAKEN_PARTS;
   const { leader, followers } = await found(3, ((chunks + 2) * CHUNK_BYTES) / BLOCK_BYTES);
   const [lost, donor] = followers as [number, number];
   await lose(lost, leader);
   const heard = vi.spyOn(Receiver.prototype, 'ready');
   const announced = () => Math.max(0, ...heard.mock.calls.map(([{ first, parts }]) => first + parts.length));
+  const filled = gate();
   const held = gate();
   const machine = Blocks.of(0);
   // The session table comes with the first chunk: the pieces are as many as the chunks.
-  machine.beforeTaking = (index) => (index === SLOTS / 4 - 1 ? held.opened : undefined);
+  const gates = new Map([
+    [0, filled],
+    [SLOTS / TAKEN_PARTS - 1, held],
+  ]);
+  machine.beforeTaking = (index) => gates.get(index)?.opened;
   const opening = open(lost, machine);
+  // A receiver that has nothing to do says earlier what it took.
+  await waitFor(() => announced() === SLOTS, 'the donor to have filled all places');
+  filled.open();
   await waitFor(() => announced() === chunks, 'the donor to have announced all that it has places for');
   held.open();
   await opening;
@@ -509,7 +517,7 @@ it('does not use a chunk that is not what the donor announced', async () => {
   let isTampered = false;
   vi.spyOn(TransferSink.prototype, 'read').mockImplementation(function (this: TransferSink, slot, parts, into) {
     const views = read.call(this, slot, parts, into);
-    if (views === null || isTampered || slot !== 4) return views;
+    if (views === null || isTampered || slot !== 2) return views;
     isTampered = true;
     const [view] = views as [Uint8Array];
     view[1000] = (view[1000] as number) ^ 1;

@@ -16,7 +16,7 @@ import type { VerbsEndpoint } from '../../fabric/verbs-endpoint.js';
 import { checksum } from '../../verbs/checksum.js';
 import type { ControlConnection } from '../control-channel.js';
 import { turn } from '../turn.js';
-import { CHUNK_BYTES, CHUNK_SOFTWARE_BYTES, DONATIONS_MAX, IDLE_TIMEOUT_MS, SLOTS } from './limits.js';
+import { CHUNK_BYTES, CHUNK_SOFTWARE_BYTES, DONATIONS_MAX, IDLE_TIMEOUT_MS, SLOTS, SLOTS_SOFTWARE } from './limits.js';
 import { checkOpen, type ResumePoint, type TransferOpen, type TransferOpened, type TransferReady } from './messages.js';
 import { TransferProgress, type TransferStatus } from './progress.js';
 import type { PieceSource } from './snapshot-stream.js';
@@ -170,6 +170,8 @@ class Donation {
     if (this.isOver) return;
     try {
       this.state.source.taken(bytes);
+      // The receiver has nothing to do, and the next chunk may take a while.
+      if (this.first === count) this.announce(false);
     } catch (error) {
       this.end(error as Error);
     }
@@ -188,8 +190,8 @@ class Donation {
         }
         if (this.isOver) return;
         isEnd = await this.fill();
-        // Two at a time: what is said about chunks shall not cost as much as the chunks.
-        if (isEnd || this.parts.length >= 2) this.announce(isEnd);
+        // Two at a time, while there are others to be taken: what is said about chunks shall not cost as much as the chunks.
+        if (isEnd || this.parts.length >= 2 || this.first === this.taken) this.announce(isEnd);
         await turn();
       }
     } catch (error) {
@@ -295,9 +297,11 @@ export class Donor {
     const { resume, logAfter } = request;
     // Log is not frozen, and how much of it there is is known: a little needs little memory.
     const log = logAfter === null ? undefined : host.logAfter(logAfter);
-    const chunkBytes = host.endpoint.isSoftware ? CHUNK_SOFTWARE_BYTES : CHUNK_BYTES;
-    const chunks = log?.source.bytesTotal === undefined ? SLOTS : Math.ceil(log.source.bytesTotal / chunkBytes);
-    const slots = Math.max(1, Math.min(SLOTS, chunks));
+    const { isSoftware } = host.endpoint;
+    const chunkBytes = isSoftware ? CHUNK_SOFTWARE_BYTES : CHUNK_BYTES;
+    const slotsMax = isSoftware ? SLOTS_SOFTWARE : SLOTS;
+    const chunks = log?.source.bytesTotal === undefined ? slotsMax : Math.ceil(log.source.bytesTotal / chunkBytes);
+    const slots = Math.max(1, Math.min(slotsMax, chunks));
     const link = await TransferSource.open(host.endpoint, { chunkBytes, slots }, request.queuePair);
     let state: DonorState | undefined;
     try {

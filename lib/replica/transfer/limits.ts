@@ -1,11 +1,14 @@
 // Every limit of the state transfer, named with its unit.
 
 /** Chunks of the donor's staging memory: large enough that a READ costs more than what is said about it. */
-export const CHUNK_BYTES = 512 * 1024;
+export const CHUNK_BYTES = 2 * 1024 * 1024;
 /** Of devices whose protocol runs on the host's processors: a chunk is many READs there. */
 export const CHUNK_SOFTWARE_BYTES = 64 * 1024;
 /** Chunks that stand ready at the donor or are under way: what a transfer holds in memory at either end. */
-export const SLOTS = 32;
+export const SLOTS = 8;
+export const SLOTS_SOFTWARE = 32;
+/** The receiver says what it took by so many parts of the slots: what is said about chunks costs both event loops a turn. */
+export const TAKEN_PARTS = 2;
 /** READs of whole chunks in flight; more would only push each other out of the processor's cache. */
 export const CHUNK_READS_MAX = 4;
 /** A receiver takes no more than so much memory for a transfer, whatever the donor proposes. */

@@ -13,7 +13,7 @@ import { checksum } from '../../verbs/checksum.js';
 import type { ControlConnection } from '../control-channel.js';
 import type { StateMachine } from '../replica-options.js';
 import { turn } from '../turn.js';
-import { CHUNK_READS_MAX, OPEN_TIMEOUT_MS, SNAPSHOT_BYTES_MAX, STALL_TIMEOUT_MS } from './limits.js';
+import { CHUNK_READS_MAX, OPEN_TIMEOUT_MS, SNAPSHOT_BYTES_MAX, STALL_TIMEOUT_MS, TAKEN_PARTS } from './limits.js';
 import {
   checkOpened,
   type TransferClosed,
@@ -238,6 +238,11 @@ class ChunkReader {
     }
   }
 
+  private tell(count: number): void {
+    this.told = count;
+    this.tellTaken(count);
+  }
+
   /** Reads all that this donor has. `onChunk` is told after each. */
   async run(target: ChunkTarget, onChunk: () => void): Promise<void> {
     const { opened } = this;
@@ -247,6 +252,8 @@ class ChunkReader {
       if (this.arrived === this.used) {
         if (this.isEnded && this.used === this.announced) return;
         if (this.failure !== undefined) throw this.failure;
+        // A donor that is slower than this keeps nothing for longer than it must.
+        if (this.told < this.used) this.tell(this.used);
         await new Promise<void>((resolve) => {
           this.changed = resolve;
         });
@@ -261,9 +268,8 @@ class ChunkReader {
       target.sum = sum;
       target.bytes += landing.length;
       // The place here is still in use, the one at the donor is not.
-      if (this.used + 1 - this.told >= Math.max(1, opened.slots >> 2)) {
-        this.told = this.used + 1;
-        this.tellTaken(this.told);
+      if (this.used + 1 - this.told >= Math.max(1, Math.floor(opened.slots / TAKEN_PARTS))) {
+        this.tell(this.used + 1);
         // So that it goes out, and the donor's news come in, while there are chunks to be read.
         await turn();
       }
