@@ -250,10 +250,10 @@ class ChunkReader {
       if (this.failure !== undefined) throw this.failure;
       this.post(target);
       if (this.arrived === this.used) {
+        // At the end, and where the donor is slower than this, which is to keep nothing for longer than it must.
+        if (this.told < this.used) this.tell(this.used);
         if (this.isEnded && this.used === this.announced) return;
         if (this.failure !== undefined) throw this.failure;
-        // A donor that is slower than this keeps nothing for longer than it must.
-        if (this.told < this.used) this.tell(this.used);
         await new Promise<void>((resolve) => {
           this.changed = resolve;
         });
