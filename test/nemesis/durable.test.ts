@@ -74,7 +74,7 @@ describe('disks that lost what they had synced', () => {
     async () => {
       const { code, output, errors } = await run('all');
       expect(errors).toMatch(
-        /FAILED: after power loss \d replica \d leads in epoch [\d.]+, and epoch [\d.]+ was before it/,
+        /FAILED: after power loss 1 replica \d leads in epoch [\d.]+, and epoch [\d.]+ was before it/,
       );
       expect(code).toBe(1);
       removeKept(output);

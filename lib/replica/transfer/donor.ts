@@ -170,8 +170,7 @@ class Donation {
     if (this.isOver) return;
     try {
       this.state.source.taken(bytes);
-      // The receiver has nothing to do, and the next chunk may take a while.
-      if (this.first === count) this.announce(false);
+      this.announceIfDue();
     } catch (error) {
       this.end(error as Error);
     }
@@ -190,8 +189,8 @@ class Donation {
         }
         if (this.isOver) return;
         isEnd = await this.fill();
-        // Two at a time, while there are others to be taken: what is said about chunks shall not cost as much as the chunks.
-        if (isEnd || this.parts.length >= 2 || this.first === this.taken) this.announce(isEnd);
+        if (isEnd) this.announce(true);
+        else this.announceIfDue();
         await turn();
       }
     } catch (error) {
@@ -210,6 +209,14 @@ class Donation {
     this.parts.push(chunks.parts);
     this.checksums.push(chunks.sum);
     return chunks.isEnd;
+  }
+
+  /**
+   * Two at a time: what is said about chunks shall not cost as much as the chunks. At once where the receiver has nothing to
+   * do, since the next chunk may take a while.
+   */
+  private announceIfDue(): void {
+    if (this.parts.length >= 2 || this.first === this.taken) this.announce(false);
   }
 
   private announce(isEnd: boolean): void {

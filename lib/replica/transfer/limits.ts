@@ -6,6 +6,7 @@ export const CHUNK_BYTES = 2 * 1024 * 1024;
 export const CHUNK_SOFTWARE_BYTES = 64 * 1024;
 /** Chunks that stand ready at the donor or are under way: what a transfer holds in memory at either end. */
 export const SLOTS = 8;
+/** Of devices whose protocol runs on the host's processors: their chunks are smaller. */
 export const SLOTS_SOFTWARE = 32;
 /** The receiver says what it took by so many parts of the slots: what is said about chunks costs both event loops a turn. */
 export const TAKEN_PARTS = 2;

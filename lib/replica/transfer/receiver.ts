@@ -238,6 +238,7 @@ class ChunkReader {
     }
   }
 
+  /** These chunks were taken, and their places at the donor are free. */
   private tell(count: number): void {
     this.told = count;
     this.tellTaken(count);
