@@ -11,12 +11,14 @@ import { EpochHistory } from './epoch-history.js';
 import type { Exchange } from './exchange.js';
 import { type DetectorThresholds, FailureDetector, MISSED_BEATS_ASKED } from './failure-detector.js';
 import { BeatTimes, LeasePromise, type LeaseSettings, LeaseTally } from './lease.js';
+import { drawRecall } from './lease-recall.js';
 import {
   BACKGROUND_BLOCK_OFFSET_WORDS,
   BACKGROUND_BLOCK_WORDS,
   EPOCH_RUNS_MAX,
   GRANT_BLOCK_OFFSET_WORDS,
   GRANT_BLOCK_WORDS,
+  MAILBOX_MESSAGE_WORDS,
   MAILBOX_SLOT_WORDS,
   MAIN_BLOCK_OFFSET_WORDS,
   MAIN_BLOCK_WORDS,
@@ -107,16 +109,21 @@ const WAKEFUL_TICKS = 4;
 const KIND_STATUS_READ = 1;
 const KIND_MAILBOX_WRITE = 2;
 const KIND_WITHDRAWAL = 3;
+const KIND_RECALL_WRITE = 4;
+const KIND_RECALL_READ = 5;
 
 /** What the background plane knows of one peer. */
 class PeerWatch {
   readonly background = new SealedBlockReader(BACKGROUND_BLOCK_WORDS);
   readonly main = new SealedBlockReader(MAIN_BLOCK_WORDS);
   readonly grant = new SealedBlockReader(GRANT_BLOCK_WORDS);
-  readonly mailbox = new SealedBlockReader(MAILBOX_SLOT_WORDS);
+  readonly mailbox = new SealedBlockReader(MAILBOX_MESSAGE_WORDS);
   isConnected = false;
   readOutstanding = false;
   mailboxWriteOutstanding = false;
+  /** Epoch of the lease that is being recalled; EPOCH_NONE if none is, or the WRITE failed. */
+  recallEpoch = EPOCH_NONE;
+  recallWriteOutstanding = false;
   /** The peer's mailbox may hold a request of this replica. */
   mayHoldRequest = false;
   /** The peer is to be woken. */
@@ -212,7 +219,9 @@ export class BackgroundPlane {
     this.toMainWriter = new SealedBlockWriter(exchange.words, exchange.toMainOffset, TO_MAIN_WORDS);
     for (let peer = 0; peer < MAX_REPLICAS; peer++) {
       this.peers.push(new PeerWatch());
-      this.outboxWriters.push(new SealedBlockWriter(fabric.outboxWords, peer * MAILBOX_SLOT_WORDS, MAILBOX_SLOT_WORDS));
+      this.outboxWriters.push(
+        new SealedBlockWriter(fabric.outboxWords, peer * MAILBOX_SLOT_WORDS, MAILBOX_MESSAGE_WORDS),
+      );
     }
     writeU53(this.blockWriter.body, BackgroundField.bootId, options.bootId);
     writeU53(this.blockWriter.body, BackgroundField.processId, this.processId);
@@ -379,9 +388,13 @@ export class BackgroundPlane {
         } else if (fabric.completionToken[index] === KIND_MAILBOX_WRITE) {
           watch.mailboxWriteOutstanding = false;
           if (status !== FabricStatus.success) watch.requestSequence = 0; // ask again on the next link
+        } else if (fabric.completionToken[index] === KIND_RECALL_WRITE) {
+          watch.recallWriteOutstanding = false;
+          if (status !== FabricStatus.success) watch.recallEpoch = EPOCH_NONE;
         } else {
           watch.readOutstanding = false;
           if (status === FabricStatus.success) this.takeStatus(peer, watch);
+          if (fabric.completionToken[index] === KIND_RECALL_READ) this.finishRecall(peer, watch, status);
         }
         if (status === FabricStatus.unreachable) this.detector.observeUnreachable(peer);
       }
@@ -568,12 +581,44 @@ export class BackgroundPlane {
     }
   }
 
-  /** A promise to the leader before, which may still answer reads by it, is kept first. */
+  /** A promise to the leader before, which may still answer reads by it, is kept first, or taken back. */
   private isHeldUp(incarnation: number, now_ns: number): boolean {
     const remaining_ns = this.promise.remaining_ns(incarnation, now_ns);
-    if (remaining_ns === 0) return false;
+    if (remaining_ns === 0 || this.recallLease()) return false;
     this.heldUp_ns = this.heldUp_ns === 0 ? remaining_ns : Math.min(this.heldUp_ns, remaining_ns);
     return true;
+  }
+
+  /**
+   * Takes the promise back in the holder's memory, if that can be written; true when it has been. A READ behind the WRITE,
+   * posted with it and so on the same link, shows when that is visible to the holder's processor, and in which process.
+   */
+  private recallLease(): boolean {
+    const { fabric, promise, options } = this;
+    const peer = promise.holder;
+    const epoch = promise.recallableEpoch;
+    if (epoch === EPOCH_NONE || peer === options.id || !fabric.probeConnected(peer)) return false;
+    const watch = this.peers[peer] as PeerWatch;
+    if (watch.recallWriteOutstanding || watch.readOutstanding) return false;
+    watch.recallEpoch = epoch;
+    watch.recallWriteOutstanding = true;
+    watch.readOutstanding = true;
+    drawRecall(fabric.outboxWords, peer, options.random);
+    fabric.queueRecallWrite(peer, KIND_RECALL_WRITE);
+    fabric.queueStatusRead(peer, STATUS_PROBE_BYTES, KIND_RECALL_READ);
+    this.drain();
+    return promise.holder !== peer;
+  }
+
+  private finishRecall(peer: number, watch: PeerWatch, status: number): void {
+    const epoch = watch.recallEpoch;
+    watch.recallEpoch = EPOCH_NONE;
+    if (status !== FabricStatus.success || epoch === EPOCH_NONE || watch.recallWriteOutstanding) return;
+    if (peer !== this.promise.holder) return;
+    // What was read must be whole: a block of before tells nothing of where the WRITE went.
+    const from = peer * STATUS_WORDS + BACKGROUND_BLOCK_OFFSET_WORDS;
+    if (!watch.background.read(this.fabric.probeWords, from)) return;
+    this.promise.recalled(epoch, readU53(watch.background.body, BackgroundField.processId));
   }
 
   /**

@@ -31,6 +31,7 @@ export class LeasePromise {
   private until_ns = Number.NEGATIVE_INFINITY;
   /** The last counter of the holder that the promise covers, 0 if none. */
   private coveredCounter = 0;
+  private recalledEpoch = EPOCH_NONE;
   // Seen since begin(): when exactly, this replica does not know until it looks at its clock again.
   private seenHolder = -1;
   private seenProcessId = 0;
@@ -66,6 +67,7 @@ export class LeasePromise {
   saw(holder: number, processId: number, epoch: number, counter: number): void {
     // The same counter again is not news, and nothing is promised on its account: a dead process's memory still shows it.
     if (holder === this.holder && epoch === this.epoch && counter === this.coveredCounter) return;
+    if (epoch === this.recalledEpoch) return;
     this.seenHolder = holder;
     this.seenProcessId = processId;
     this.seenEpoch = epoch;
@@ -100,6 +102,21 @@ export class LeasePromise {
     this.epoch = epoch;
     this.until_ns = until_ns;
     this.coveredCounter = 0;
+  }
+
+  /** Epoch whose lease the holder can be told the end of, in its memory; EPOCH_NONE if it is not known which process has it. */
+  get recallableEpoch(): number {
+    return this.holder >= 0 && this.holderProcessId !== 0 ? this.epoch : EPOCH_NONE;
+  }
+
+  /**
+   * The lease of the epoch was taken back in the memory of this process: it answers no read by it any more. Nothing is
+   * promised on its account again, for there would be nothing to gain.
+   */
+  recalled(epoch: number, processId: number): void {
+    if (epoch !== this.epoch || processId !== this.holderProcessId) return;
+    this.recalledEpoch = epoch;
+    this.release(this.holder);
   }
 
   /** The holder reads nothing any more, for certain. */

@@ -2,7 +2,7 @@
 // read and write in each other's memory, so all members of a cluster must run the same values (LAYOUT_VERSION).
 
 /** Version of the shared memory layout; replicas with different versions refuse to connect. */
-export const LAYOUT_VERSION = 5;
+export const LAYOUT_VERSION = 6;
 /** Replica ids are 0 .. MAX_REPLICAS - 1, so that sets of replicas fit one 32-bit mask. */
 export const MAX_REPLICAS = 16;
 /** Life numbers of processes are 1 .. this; they are drawn at random. */
@@ -53,8 +53,12 @@ export const STATUS_WORDS = GRANT_BLOCK_OFFSET_WORDS + GRANT_BLOCK_WORDS;
 export const STATUS_BYTES = STATUS_WORDS * 4;
 /** What a probe reads while no grant is awaited: the background and the main block. */
 export const STATUS_PROBE_BYTES = GRANT_BLOCK_OFFSET_WORDS * 4;
-/** One mailbox slot per peer, writable by that peer alone. */
-export const MAILBOX_SLOT_WORDS = 32;
+/** One mailbox slot per peer, writable by that peer alone: a message (a sealed block), and what recalls a lease. */
+export const MAILBOX_MESSAGE_WORDS = 30;
+export const MAILBOX_MESSAGE_BYTES = MAILBOX_MESSAGE_WORDS * 4;
+export const MAILBOX_RECALL_WORDS = 2;
+export const MAILBOX_RECALL_BYTES = MAILBOX_RECALL_WORDS * 4;
+export const MAILBOX_SLOT_WORDS = MAILBOX_MESSAGE_WORDS + MAILBOX_RECALL_WORDS;
 export const MAILBOX_SLOT_BYTES = MAILBOX_SLOT_WORDS * 4;
 export const MAILBOX_BYTES = MAX_REPLICAS * MAILBOX_SLOT_BYTES;
 

@@ -37,6 +37,7 @@ import { EPOCH_NONE, formatEpoch } from './epoch.js';
 import { EpochHistory, findDivergence } from './epoch-history.js';
 import type { Exchange } from './exchange.js';
 import { IntactRing } from './intact-ring.js';
+import { LeaseRecalls } from './lease-recall.js';
 import {
   BACKGROUND_BLOCK_OFFSET_WORDS,
   BACKGROUND_BLOCK_WORDS,
@@ -242,6 +243,7 @@ export class ReplicationPlane {
   private readonly toMain = new SealedBlockReader(TO_MAIN_WORDS);
   /** As toMain, for what concerns the lease alone: read in the middle of a turn. */
   private readonly lease = new SealedBlockReader(TO_MAIN_WORDS);
+  private readonly leaseRecalls: LeaseRecalls;
   private readonly followers: Follower[] = [];
   /** Replicas that are linked, or to which something is under way; the hot path looks at no more than these. */
   private peerIds: readonly number[] = [];
@@ -313,6 +315,7 @@ export class ReplicationPlane {
     private readonly fabric: ReplicationFabric,
     private readonly exchange: Exchange,
     statusWords: Uint32Array,
+    mailboxWords: Uint32Array,
     private readonly host: ReplicationHost,
   ) {
     const { logBytes, genesis } = options;
@@ -330,6 +333,7 @@ export class ReplicationPlane {
     this.applyEntriesMax = options.applyEntriesMax ?? ENTRIES_PER_POLL_MAX;
     this.processId = options.processId ?? options.bootId;
     this.durableLog = options.durableLog ?? null;
+    this.leaseRecalls = new LeaseRecalls(mailboxWords);
     this.mainWriter = new SealedBlockWriter(statusWords, MAIN_BLOCK_OFFSET_WORDS, MAIN_BLOCK_WORDS);
     this.toBackgroundWriter = new SealedBlockWriter(exchange.words, exchange.toBackgroundOffset, TO_BACKGROUND_WORDS);
     for (let peer = 0; peer < MAX_REPLICAS; peer++) this.followers.push(new Follower());
@@ -1332,7 +1336,7 @@ export class ReplicationPlane {
 
   /** How long the lease that is known holds from now on, 0 if there is none. */
   leaseRemaining_ns(now_ns: number): number {
-    if (this.role_ !== 'leader') return 0;
+    if (this.role_ !== 'leader' || this.leaseRecalls.isRecalled) return 0;
     const remaining_ns = this.leaseEnd_ns() - now_ns;
     if (remaining_ns > 0) return remaining_ns;
     // The copy is as old as the last look; what stands in the exchange reaches further, if the voters' promises do.
@@ -1470,6 +1474,7 @@ export class ReplicationPlane {
     this.dirty = true;
     if (this.role_ === 'takingOver') {
       this.role_ = 'leader';
+      this.leaseRecalls.note();
       this.applyCommitted();
       this.publishMain();
       this.host.onLeader(this.epoch);

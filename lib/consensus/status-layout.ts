@@ -1,7 +1,14 @@
 // Word indexes of the fields inside the sealed blocks: the three of a replica's status region and the mailbox message
 // (memory that other replicas read or write by RDMA), and the two of the exchange between the planes of one process.
 // Index 0 of each block is its sequence number and the last two words its checksum (sealed-block.ts).
-import { BACKGROUND_BLOCK_WORDS, EPOCH_RUNS_MAX, GRANT_BLOCK_WORDS, MAIN_BLOCK_WORDS, MAX_REPLICAS } from './limits.js';
+import {
+  BACKGROUND_BLOCK_WORDS,
+  EPOCH_RUNS_MAX,
+  GRANT_BLOCK_WORDS,
+  MAILBOX_MESSAGE_WORDS,
+  MAIN_BLOCK_WORDS,
+  MAX_REPLICAS,
+} from './limits.js';
 
 /** Written every tick by the background plane; its sequence number is the heartbeat counter. */
 export const BackgroundField = {
@@ -140,6 +147,7 @@ function assertFits(name: string, endIndex: number, words: number): void {
 }
 assertFits('background', BackgroundField.processId + 2, BACKGROUND_BLOCK_WORDS);
 assertFits('main', MainField.syncedEpoch + 2, MAIN_BLOCK_WORDS);
+assertFits('mailbox message', RequestField.linkGeneration + 1, MAILBOX_MESSAGE_WORDS);
 assertFits('grant', GrantField.runs + EPOCH_RUNS_MAX * 4, GRANT_BLOCK_WORDS);
 assertFits('to-main', ToMainField.leaseConfigurationVersion + 1, TO_MAIN_WORDS);
 assertFits('to-background', ToBackgroundField.configurationVersion + 1, TO_BACKGROUND_WORDS);

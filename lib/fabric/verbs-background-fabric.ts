@@ -1,7 +1,13 @@
 // The background plane's fabric on verbs: probe links to the peers (READ of status, WRITE into the own mailbox slot),
 // the fence, and the permissions on the own log. Lives in the background plane's thread; queue pairs are made by the
 // main thread and handed over.
-import { MAILBOX_SLOT_BYTES, MAX_REPLICAS, STATUS_BYTES } from '../consensus/limits.js';
+import {
+  MAILBOX_MESSAGE_BYTES,
+  MAILBOX_RECALL_BYTES,
+  MAILBOX_SLOT_BYTES,
+  MAX_REPLICAS,
+  STATUS_BYTES,
+} from '../consensus/limits.js';
 import {
   type CompletionChannel,
   type CompletionQueue,
@@ -25,7 +31,7 @@ import { type BackgroundFabric, PeerProcessState } from './fabric.js';
 import type { LogPermissions } from './permissions.js';
 import { fabricStatus } from './verbs-replication-fabric.js';
 
-/** One status READ and one mailbox WRITE per peer at a time, and some air. */
+/** One status READ, one mailbox WRITE and one recall per peer at a time, and some air. */
 const OPERATIONS_MAX = 4;
 const SERIAL_UNIT = 16;
 const WAKES_POLLED_MAX = 64;
@@ -71,7 +77,7 @@ export interface BackgroundMemories {
   readonly status: Memory;
   readonly mailbox: Memory;
   readonly log: Memory;
-  /** STATUS_BYTES per peer for what READs bring, then MAILBOX_SLOT_BYTES per peer for outgoing messages. */
+  /** STATUS_BYTES per peer for what READs bring, then MAILBOX_SLOT_BYTES per peer for what is written. */
   readonly probe: Memory;
   readonly probeKey: number;
 }
@@ -175,7 +181,14 @@ export class VerbsBackgroundFabric implements BackgroundFabric {
     const { mailboxAddress, mailboxKey } = link;
     // The immediate is not looked at: its arrival is what wakes.
     const opcode = wake ? WrOpcode.RDMA_WRITE_WITH_IMM : WrOpcode.RDMA_WRITE;
-    this.queue(link, opcode, peer, offset, mailboxAddress, mailboxKey, MAILBOX_SLOT_BYTES, token);
+    this.queue(link, opcode, peer, offset, mailboxAddress, mailboxKey, MAILBOX_MESSAGE_BYTES, token);
+  }
+
+  queueRecallWrite(peer: number, token: number): void {
+    const link = this.peers[peer] as OutgoingProbe;
+    const offset = MAX_REPLICAS * STATUS_BYTES + peer * MAILBOX_SLOT_BYTES + MAILBOX_MESSAGE_BYTES;
+    const address = link.mailboxAddress + MAILBOX_MESSAGE_BYTES;
+    this.queue(link, WrOpcode.RDMA_WRITE, peer, offset, address, link.mailboxKey, MAILBOX_RECALL_BYTES, token);
   }
 
   /** Puts the responder of a peer's fresh probe link in place. */

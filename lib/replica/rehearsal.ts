@@ -172,6 +172,7 @@ class RehearsedReplica implements ReplicationHost {
       this.fabric,
       exchange,
       new Uint32Array(endpoint.statusMemory.buffer),
+      new Uint32Array(endpoint.mailboxMemory.buffer),
       this,
     );
     this.background = new BackgroundPlane(

@@ -651,6 +651,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
         this.fabric,
         this.exchange,
         this.statusWords,
+        new Uint32Array(this.endpoint.mailboxMemory.buffer),
         this,
       );
       if (recovered !== null && this.plane.isSnapshotNews(recovered.position)) {

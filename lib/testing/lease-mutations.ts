@@ -1,10 +1,15 @@
 // Ways to break leases and reads at followers, for clusters whose leaders stand still often and whose clocks differ as
 // much as the drift bound admits.
+import { BackgroundPlane } from '../consensus/background-plane.js';
 import { BeatTimes, LeasePromise, LeaseTally } from '../consensus/lease.js';
+import { LeaseRecalls } from '../consensus/lease-recall.js';
+import { MAILBOX_RECALL_WORDS, MAILBOX_SLOT_WORDS } from '../consensus/limits.js';
 import { ReplicationPlane } from '../consensus/replication-plane.js';
 import { Random } from '../fabric/sim/random.js';
+import { SimBackgroundFabric } from '../fabric/sim/sim-background-fabric.js';
+import { SimLink } from '../fabric/sim/sim-link.js';
 import type { Mutation } from './mutations.js';
-import { all, replace } from './replace-method.js';
+import { all, replace, replaceGetter } from './replace-method.js';
 import { SimLife } from './sim-life.js';
 import { drawReading, type SimOptions } from './sim-options.js';
 
@@ -27,6 +32,22 @@ function leased(options: SimOptions): SimOptions {
   };
 }
 
+/** Leaders are suspected while their memory can be written, over devices that are slow to show what was. */
+function recalled(options: SimOptions): SimOptions {
+  const adjusted = leased(options);
+  const network = {
+    ...adjusted.network,
+    lateVisibilityProbability: 1,
+    lateVisibilityMax_ns: LEASE_TICKS * adjusted.profile.tick_ns,
+  };
+  return { ...adjusted, network };
+}
+
+/** Every lease has to be waited out, as where the leader's memory cannot be reached. Breaks nothing. */
+function waitOutAll(): () => void {
+  return replace(BackgroundPlane.prototype, 'recallLease', () => () => false);
+}
+
 export const LEASE_MUTATIONS: readonly Mutation[] = [
   {
     name: 'lease-not-waited-out',
@@ -37,6 +58,64 @@ export const LEASE_MUTATIONS: readonly Mutation[] = [
     install: () => replace(LeasePromise.prototype, 'remaining_ns', () => () => 0),
   },
   {
+    name: 'recall-not-looked-at',
+    breaks: 'a leader answers reads by a lease that a voter took back in its memory',
+    seedsMax: 40,
+    replicas: 3,
+    adjust: leased,
+    install: () => replaceGetter(LeaseRecalls.prototype, 'isRecalled', () => () => false),
+  },
+  {
+    name: 'recall-not-awaited',
+    breaks: 'a voter takes its promise for recalled when it has posted the WRITE that recalls it',
+    seedsMax: 200,
+    replicas: 3,
+    adjust: recalled,
+    install: () =>
+      replace(
+        BackgroundPlane.prototype,
+        'recallLease',
+        (original) =>
+          function () {
+            const { promise } = this;
+            const before = promise.recallableEpoch;
+            const isRecalled = original.call(this);
+            if (isRecalled || before === 0 || promise.holder === this.options.id) return isRecalled;
+            promise.recalled(before, promise.holderProcessId);
+            return true;
+          },
+      ),
+  },
+  {
+    name: 'recall-not-read-behind',
+    breaks: 'nothing but the assumption: what a READ finds behind a WRITE the processor there may not see yet',
+    seedsMax: 200,
+    replicas: 3,
+    adjust: recalled,
+    install: () => replace(SimLink.prototype, 'showBeforeRead', () => () => {}),
+  },
+  {
+    name: 'recall-not-news',
+    breaks: 'a voter recalls every lease by the same words, which the leader has seen before',
+    seedsMax: 200,
+    replicas: 3,
+    adjust: recalled,
+    install: () =>
+      replace(
+        SimBackgroundFabric.prototype,
+        'queueRecallWrite',
+        (original) =>
+          function (peer: number, token: number) {
+            this.outboxWords.fill(
+              1,
+              (peer + 1) * MAILBOX_SLOT_WORDS - MAILBOX_RECALL_WORDS,
+              (peer + 1) * MAILBOX_SLOT_WORDS,
+            );
+            original.call(this, peer, token);
+          },
+      ),
+  },
+  {
     name: 'lease-ignores-drift',
     breaks: 'voters wait, and leaders rely on, the length of the lease as their clocks measure it',
     seedsMax: 200,
@@ -44,6 +123,7 @@ export const LEASE_MUTATIONS: readonly Mutation[] = [
     adjust: leased,
     install: () =>
       all(
+        waitOutAll(),
         replace(
           LeasePromise.prototype,
           'waits_ns',
@@ -108,6 +188,7 @@ export const LEASE_MUTATIONS: readonly Mutation[] = [
     install: () => {
       const latest = new WeakMap<object, number>();
       return all(
+        waitOutAll(),
         replace(
           BeatTimes.prototype,
           'note',
@@ -137,7 +218,7 @@ export const LEASE_MUTATIONS: readonly Mutation[] = [
       const adjusted = leased(options);
       return { ...adjusted, lease: adjusted.lease && { ...adjusted.lease, driftBound: 0.01 } };
     },
-    install: () => () => {},
+    install: waitOutAll,
   },
   {
     name: 'follower-reads-before-applied',

@@ -78,6 +78,8 @@ function calmOptions(replicas: number, founders: number, logBytes: number): SimO
       tearGapMax_ns: 0,
       lateCompletionMax_ns: 0,
       lateCompletionProbability: 0,
+      lateVisibilityProbability: 0,
+      lateVisibilityMax_ns: 0,
       gatherAtPost: true,
       strayProbability: 0,
       hostSeesProcesses: false,

@@ -201,6 +201,7 @@ export class SimLife {
       this.replicationFabric,
       this.exchange,
       new Uint32Array(this.node.status.buffer),
+      new Uint32Array(this.node.mailboxes.buffer),
       {
         applyCommand: (lsn, origin, sequence, bytes, offset, lengthBytes) => {
           this.takeTimeToApply();

@@ -291,6 +291,7 @@ function slowDown(random: Random, drawn: SimOptions, pace: number): SimOptions {
       giveUpMax_ns: network.giveUpMax_ns * networkPace,
       tearGapMax_ns: network.tearGapMax_ns * networkPace,
       lateCompletionMax_ns: network.lateCompletionMax_ns * networkPace,
+      lateVisibilityMax_ns: network.lateVisibilityMax_ns * networkPace,
     },
     faults: {
       ...faults,
@@ -353,6 +354,8 @@ function drawAtFullPace(random: Random, replicas: number): SimOptions {
       tearGapMax_ns: random.logBetween(10 * US, 10 * MS),
       lateCompletionMax_ns: random.logBetween(1 * MS, 60 * MS),
       lateCompletionProbability: random.chance(0.5) ? 0 : random.logBetween(0.001, 0.1),
+      lateVisibilityProbability: random.pick([0, 0.1, 0.5]),
+      lateVisibilityMax_ns: random.logBetween(10 * US, 10 * MS),
       gatherAtPost: random.chance(0.5),
       strayProbability: random.chance(0.3) ? 0 : random.between(0.1, 1),
       hostSeesProcesses: random.chance(0.25),
@@ -484,6 +487,7 @@ export const LEAVE_OUT = [
   'loss',
   'spike',
   'late',
+  'unseen',
   'stray',
   'preempt',
   'jitter',
@@ -504,6 +508,7 @@ export function leaveOut(options: SimOptions, names: readonly string[]): SimOpti
     else if (name === 'loss') network['lossProbability'] = 0;
     else if (name === 'spike') network['latencySpikeProbability'] = 0;
     else if (name === 'late') network['lateCompletionProbability'] = 0;
+    else if (name === 'unseen') network['lateVisibilityProbability'] = 0;
     else if (name === 'stray') network['strayProbability'] = 0;
     else if (name === 'preempt') preemptProbability = 0;
     else tickJitter = 0;

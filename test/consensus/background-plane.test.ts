@@ -5,6 +5,7 @@ import { makeEpoch } from '#lib/consensus/epoch.js';
 import { EXCHANGE_BYTES, Exchange } from '#lib/consensus/exchange.js';
 import {
   LOG_BYTES_MIN,
+  MAILBOX_MESSAGE_WORDS,
   MAILBOX_SLOT_WORDS,
   MAIN_BLOCK_OFFSET_WORDS,
   MAIN_BLOCK_WORDS,
@@ -36,6 +37,7 @@ function asked() {
     completionStatus: new Int32Array(1),
     queueStatusRead: () => {},
     queueMailboxWrite: () => {},
+    queueRecallWrite: () => {},
     submit: () => 0,
     probeConnected: () => false,
     exitedMask: () => 0,
@@ -47,7 +49,7 @@ function asked() {
     outgoingLogGeneration: () => 0,
   };
   new SealedBlockWriter(statusWords, MAIN_BLOCK_OFFSET_WORDS, MAIN_BLOCK_WORDS).publish();
-  const request = new SealedBlockWriter(mailboxWords, CANDIDATE * MAILBOX_SLOT_WORDS, MAILBOX_SLOT_WORDS);
+  const request = new SealedBlockWriter(mailboxWords, CANDIDATE * MAILBOX_SLOT_WORDS, MAILBOX_MESSAGE_WORDS);
   request.body[RequestField.kind] = REQUEST_KIND_PERMISSION;
   writeU53(request.body, RequestField.epoch, EPOCH);
   request.body[RequestField.requestSequence] = 1;

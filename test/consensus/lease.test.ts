@@ -1,8 +1,11 @@
 // The arithmetic of leases: what a voter promises, when the leader set the counters that voters saw, and up to when enough
 // of them promised.
 import { describe, expect, test } from 'vitest';
-import { makeEpoch } from '#lib/consensus/epoch.js';
+import { EPOCH_NONE, makeEpoch } from '#lib/consensus/epoch.js';
 import { BeatTimes, LeasePromise, LeaseTally } from '#lib/consensus/lease.js';
+import { drawRecall, LeaseRecalls } from '#lib/consensus/lease-recall.js';
+import { MAILBOX_MESSAGE_WORDS, MAILBOX_SLOT_WORDS, MAX_REPLICAS } from '#lib/consensus/limits.js';
+import { SealedBlockWriter } from '#lib/consensus/sealed-block.js';
 
 const LENGTH_NS = 1_000_000;
 const DRIFT = 0.1;
@@ -80,6 +83,32 @@ describe('a promise', () => {
     expect(promise.remaining_ns(OTHER, 10)).toBe(0);
   });
 
+  test('ends when it was recalled in the process that holds it, for this epoch for good', () => {
+    const promise = promised();
+    expect(promise.recallableEpoch).toBe(EPOCH);
+    promise.recalled(makeEpoch(2, INCARNATION), BOOT_ID); // what was recalled for the epoch before says nothing of this one
+    promise.recalled(EPOCH, BOOT_ID + 1);
+    expect(promise.remaining_ns(OTHER, 0)).toBe(WAIT_NS);
+    promise.recalled(EPOCH, BOOT_ID);
+    expect(promise.remaining_ns(OTHER, 0)).toBe(0);
+    promise.saw(LEADER, BOOT_ID, EPOCH, 6);
+    promise.begin(10, EPOCH);
+    expect([promise.publishedCounter(EPOCH), promise.remaining_ns(OTHER, 10)]).toEqual([0, 0]);
+    const later = makeEpoch(4, INCARNATION);
+    promise.saw(LEADER, BOOT_ID, later, 7);
+    promise.begin(20, later);
+    expect([promise.publishedCounter(later), promise.remaining_ns(OTHER, 20)]).toEqual([7, WAIT_NS]);
+  });
+
+  test('cannot be recalled where it is not known which process has it, or nobody', () => {
+    const promise = new LeasePromise(settings);
+    expect(promise.recallableEpoch).toBe(EPOCH_NONE);
+    promise.resume(LEADER, EPOCH, WAIT_NS);
+    expect(promise.recallableEpoch).toBe(EPOCH_NONE);
+    promise.recalled(EPOCH, BOOT_ID);
+    expect(promise.remaining_ns(OTHER, 0)).toBe(WAIT_NS);
+  });
+
   test('of a leader to itself is never shortened', () => {
     const promise = new LeasePromise(settings);
     promise.holdOwn(0, BOOT_ID, EPOCH, 500);
@@ -94,6 +123,40 @@ describe('a promise', () => {
     expect([promise.publishedCounter(EPOCH), promise.publishedLength_us, promise.remaining_ns(OTHER, 0)]).toEqual([
       0, 0, 0,
     ]);
+  });
+});
+
+describe('the recalls that a leader sees', () => {
+  /** What the peer does, with words of its own choice. */
+  function recall(mailboxWords: Uint32Array, peer: number, random: () => number): void {
+    const outboxWords = new Uint32Array(mailboxWords.length);
+    drawRecall(outboxWords, peer, random);
+    outboxWords.forEach((word, index) => {
+      if (word !== 0) mailboxWords[index] = word;
+    });
+  }
+
+  test('are those since it noted what stands there, of every peer, and not its messages', () => {
+    const mailboxWords = new Uint32Array(MAX_REPLICAS * MAILBOX_SLOT_WORDS);
+    const recalls = new LeaseRecalls(mailboxWords);
+    for (let peer = 0; peer < MAX_REPLICAS; peer++) {
+      recall(mailboxWords, peer, () => 0.25 + peer / 100);
+      expect(recalls.isRecalled).toBe(true);
+      recalls.note();
+      expect(recalls.isRecalled).toBe(false);
+      new SealedBlockWriter(mailboxWords, peer * MAILBOX_SLOT_WORDS, MAILBOX_MESSAGE_WORDS).publish();
+      expect(recalls.isRecalled).toBe(false);
+    }
+  });
+
+  test('count when a part of the words has changed', () => {
+    const mailboxWords = new Uint32Array(MAX_REPLICAS * MAILBOX_SLOT_WORDS);
+    const recalls = new LeaseRecalls(mailboxWords);
+    for (const index of [MAILBOX_MESSAGE_WORDS, MAILBOX_SLOT_WORDS - 1]) {
+      recalls.note();
+      mailboxWords[3 * MAILBOX_SLOT_WORDS + index] = 0x100;
+      expect(recalls.isRecalled).toBe(true);
+    }
   });
 });
 

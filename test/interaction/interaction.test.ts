@@ -35,7 +35,8 @@ const scripts = readdirSync(folder).filter((name) => name.endsWith('.txt'));
 /** What each script must notice: by a violation, by waiting in vain, or by another trace. */
 const NOTICED: Readonly<Record<string, readonly Mutant[]>> = {
   'first-election.txt': [mutation('elect-on-minority')],
-  'lease.txt': [mutation('lease-not-waited-out'), mutation('lease-not-checked')],
+  'lease.txt': [mutation('recall-not-looked-at'), mutation('lease-not-checked')],
+  'lease-waited-out.txt': [mutation('lease-not-waited-out')],
   'last-entry.txt': [commitByEntriesOnly],
   'crash-adopt-tail.txt': [mutation('best-log-not-adopted'), mutation('tail-not-published')],
   'crash-uncommitted-tail.txt': [mutation('tail-not-published')],

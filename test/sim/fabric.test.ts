@@ -1,5 +1,11 @@
 // The simulated fabric: that it does to memory what the contract in lib/fabric/fabric.ts allows, and nothing else.
 import { describe, expect, test } from 'vitest';
+import {
+  MAILBOX_MESSAGE_BYTES,
+  MAILBOX_MESSAGE_WORDS,
+  MAILBOX_SLOT_WORDS,
+  STATUS_BYTES,
+} from '#lib/consensus/limits.js';
 import { FabricStatus } from '#lib/fabric/fabric.js';
 import { Random } from '#lib/fabric/sim/random.js';
 import { SimBackgroundFabric } from '#lib/fabric/sim/sim-background-fabric.js';
@@ -27,6 +33,8 @@ const QUIET: SimNetworkOptions = {
   tearGapMax_ns: MS,
   lateCompletionMax_ns: 0,
   lateCompletionProbability: 0,
+  lateVisibilityProbability: 0,
+  lateVisibilityMax_ns: 0,
   gatherAtPost: false,
   strayProbability: 0,
   hostSeesProcesses: false,
@@ -254,6 +262,25 @@ describe('log link', () => {
     run(200 * MS);
     expect(target.log[0]).toBe(7);
     expect(completions).toEqual([{ token: 1, status: FabricStatus.unreachable }]);
+  });
+
+  test('shows a WRITE that it has completed later, or when a READ comes behind it', () => {
+    for (const readsBehind of [false, true]) {
+      const { world, network, target, writer } = pair({ lateVisibilityProbability: 1, lateVisibilityMax_ns: 1e9 });
+      const probing = new SimBackgroundFabric(writer, () => {});
+      probing.setProbe(1, new SimLink('probe', 1, writer, target));
+      const seen = () => target.mailboxes[MAILBOX_MESSAGE_BYTES];
+      probing.outboxWords[MAILBOX_SLOT_WORDS + MAILBOX_MESSAGE_WORDS] = 7;
+      probing.queueRecallWrite(1, 1);
+      if (readsBehind) probing.queueStatusRead(1, STATUS_BYTES, 2);
+      expect(probing.submit(0, 0)).toBe(0);
+      world.run(10 * network.options.latencyMax_ns);
+      expect(probing.submit(0, 0)).toBe(readsBehind ? 2 : 1);
+      expect(probing.completionStatus[0]).toBe(FabricStatus.success);
+      expect(seen()).toBe(readsBehind ? 7 : 0);
+      world.run(2e9);
+      expect(seen()).toBe(7);
+    }
   });
 
   test('fails what is outstanding when it is replaced, before anything on its successor', () => {

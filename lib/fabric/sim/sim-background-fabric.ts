@@ -1,5 +1,11 @@
 // The background plane's side of the simulated fabric. Links that the host made are handed over between two ticks.
-import { MAILBOX_SLOT_BYTES, MAX_REPLICAS, STATUS_BYTES } from '../../consensus/limits.js';
+import {
+  MAILBOX_MESSAGE_BYTES,
+  MAILBOX_RECALL_BYTES,
+  MAILBOX_SLOT_BYTES,
+  MAX_REPLICAS,
+  STATUS_BYTES,
+} from '../../consensus/limits.js';
 import { type BackgroundFabric, PeerProcessState } from '../fabric.js';
 import { CompletionList } from './completion-list.js';
 import type { SimLink } from './sim-link.js';
@@ -10,6 +16,7 @@ const QUEUE_MAX = 1024;
 /** Stand for a WRITE where the bytes of a READ would be. */
 const WRITE = 0;
 const WRITE_AND_WAKE = -1;
+const WRITE_RECALL = -2;
 
 export class SimBackgroundFabric implements BackgroundFabric {
   readonly statusWords: Uint32Array;
@@ -75,6 +82,10 @@ export class SimBackgroundFabric implements BackgroundFabric {
     this.queue(peer, token, wake ? WRITE_AND_WAKE : WRITE);
   }
 
+  queueRecallWrite(peer: number, token: number): void {
+    this.queue(peer, token, WRITE_RECALL);
+  }
+
   /** The host saw the process at the other end of the probe link die. */
   noticeExit(node: SimNode): void {
     if (this.links[node.id]?.responder === node) this.exited |= 1 << node.id;
@@ -114,18 +125,13 @@ export class SimBackgroundFabric implements BackgroundFabric {
       if (readBytes > 0) {
         link.postRead(token, node.probe, peer * STATUS_BYTES, responder.status, 0, readBytes);
       } else {
-        const slot = node.id * MAILBOX_SLOT_BYTES;
-        const from = peer * MAILBOX_SLOT_BYTES;
-        link.postWrite(
-          token,
-          node.outbox,
-          from,
-          responder.mailboxes,
-          slot,
-          MAILBOX_SLOT_BYTES,
-          0,
-          readBytes === WRITE_AND_WAKE,
-        );
+        const isRecall = readBytes === WRITE_RECALL;
+        const offset = isRecall ? MAILBOX_MESSAGE_BYTES : 0;
+        const from = peer * MAILBOX_SLOT_BYTES + offset;
+        const to = node.id * MAILBOX_SLOT_BYTES + offset;
+        const lengthBytes = isRecall ? MAILBOX_RECALL_BYTES : MAILBOX_MESSAGE_BYTES;
+        const wakes = readBytes === WRITE_AND_WAKE;
+        link.postWrite(token, node.outbox, from, responder.mailboxes, to, lengthBytes, 0, wakes);
       }
     }
     const { now_ns } = node.world;

@@ -3,6 +3,7 @@
 //  * requests of one link take effect in order and complete in order, but a request that completed with an error, or
 //    never got an answer, may have taken effect in part or in full;
 //  * a message is placed in pieces over time, in any order of its bytes where the device has no placement order;
+//  * a WRITE that completed may be in the responder's memory, for its processor, only later, unless a READ came behind it;
 //  * an answer that is lost is asked for again; a peer that does not answer is given up only after tens of
 //    milliseconds; then, or when a request is refused, the link fails and all that follows on it;
 //  * packets that were on their way when the initiator gave up or died may be placed later all the same, as long as
@@ -90,6 +91,8 @@ export class SimLink {
   private acknowledged = 0;
   private lastArrival_ns = 0;
   private lastCompletion_ns = 0;
+  /** WRITEs that were placed and acknowledged, and that the responder's processor does not see yet. */
+  private readonly unseen: WorkRequest[] = [];
   private stalledSince_ns = -1;
   private giveUpAfter_ns = 0;
   private progressAt_ns = Number.POSITIVE_INFINITY;
@@ -239,7 +242,16 @@ export class SimLink {
       this.fail(FabricStatus.failed);
       return;
     }
-    if (request.pieces === null) request.pieces = this.cutIntoPieces(request.lengthBytes);
+    if (request.pieces === null) {
+      if (!request.isWrite) this.showBeforeRead();
+      else if (this.staysUnseen(request)) {
+        this.finishPlacing(request);
+        const next = this.requests[this.placed];
+        if (next !== undefined) this.scheduleProgress(next.arrivesAt_ns);
+        return;
+      }
+      request.pieces = this.cutIntoPieces(request.lengthBytes);
+    }
     this.placePiece(request);
     if (request.nextPiece < request.pieces.length) {
       this.scheduleProgress(world.now_ns + world.random.integer(network.options.tearGapMax_ns + 1));
@@ -303,6 +315,30 @@ export class SimLink {
       }
     }
     return pieces;
+  }
+
+  /** The device has the bytes, and shows them to the processor when it gets round to it; what came before them first. */
+  private staysUnseen(request: WorkRequest): boolean {
+    const { world, network } = this.initiator;
+    const { lateVisibilityProbability, lateVisibilityMax_ns } = network.options;
+    if (this.kind !== 'probe' || request.wakesResponder) return this.showUnseen();
+    if (!world.random.chance(lateVisibilityProbability)) return this.showUnseen();
+    request.gathered ??= request.local.slice(request.localOffset, request.localOffset + request.lengthBytes);
+    request.pieces = wholePiece(request.lengthBytes);
+    this.unseen.push(request);
+    world.schedule(world.random.integer(lateVisibilityMax_ns + 1), () => {
+      if (this.unseen.includes(request)) this.showUnseen();
+    });
+    return true;
+  }
+
+  private showBeforeRead(): void {
+    this.showUnseen();
+  }
+
+  private showUnseen(): false {
+    for (const request of this.unseen.splice(0)) this.placePiece(request);
+    return false;
   }
 
   private placePiece(request: WorkRequest): void {

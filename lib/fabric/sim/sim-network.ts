@@ -37,6 +37,13 @@ export interface SimNetworkOptions {
   readonly lateCompletionMax_ns: number;
   /** How often a completion is late. */
   readonly lateCompletionProbability: number;
+  /**
+   * How often a WRITE that has completed is not seen by the responder's processor yet; a READ behind it makes it seen. Only
+   * what the protocol cannot tell by the bytes alone: WRITEs on probe links that wake nobody.
+   */
+  readonly lateVisibilityProbability: number;
+  /** How long it is not seen, at most. */
+  readonly lateVisibilityMax_ns: number;
   /** Bytes of a WRITE are read from the initiator's memory when it is posted; otherwise when they are placed. */
   readonly gatherAtPost: boolean;
   /** After the transport gave up, or the initiator died, packets still on their way are placed after all. */
