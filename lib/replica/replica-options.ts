@@ -139,7 +139,8 @@ export interface LeaseOptions {
   /**
    * For how long a voter that has heard from the leader lets nobody else lead, microseconds: 100 .. half the profile's
    * takeover timeout. Longer leases bear more jitter before reads have to ask a majority; one that is longer than the
-   * profile's detection time delays failovers by the difference, unless the leader's process is known to have ended.
+   * profile's detection time delays failovers by the difference, unless the leader's memory can be reached, in which it
+   * is taken back, or its process is known to have ended.
    * Default: two ticks less than the detection time. Replicas may have different ones.
    */
   readonly lengthUs?: number;

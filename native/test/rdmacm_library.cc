@@ -100,7 +100,7 @@ SAME_CALL(getCmEvent, rdma_get_cm_event);
 SAME_CALL(ackCmEvent, rdma_ack_cm_event);
 SAME_CALL(initQpAttr, rdma_init_qp_attr);
 
-VerbsError openingFails(const std::string& soname) {
+VerbsError openingConnectionManagerFails(const std::string& soname) {
   try {
     openLibrary(soname);
   } catch (const VerbsError& error) {
@@ -113,7 +113,7 @@ VerbsError openingFails(const std::string& soname) {
 }  // namespace
 
 TEST_CASE("a missing librdmacm is explained with what to install") {
-  const VerbsError error = openingFails("librdmacm-of-nowhere.so.1");
+  const VerbsError error = openingConnectionManagerFails("librdmacm-of-nowhere.so.1");
   CHECK(error.code == "QUORATE_NO_LIBRARY");
   CHECK(error.syscall == "dlopen");
   CHECK(std::string(error.what()).find("librdmacm-of-nowhere.so.1") != std::string::npos);
@@ -121,7 +121,7 @@ TEST_CASE("a missing librdmacm is explained with what to install") {
 }
 
 TEST_CASE("a library that is not librdmacm is refused by the symbol it lacks") {
-  const VerbsError error = openingFails("libc.so.6");
+  const VerbsError error = openingConnectionManagerFails("libc.so.6");
   CHECK(error.code == "QUORATE_NO_LIBRARY");
   CHECK(error.syscall == "dlsym");
   CHECK(std::string(error.what()).find("rdma_create_event_channel") != std::string::npos);

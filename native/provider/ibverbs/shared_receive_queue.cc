@@ -12,7 +12,7 @@
 namespace quorate::ibverbs {
 namespace {
 
-constexpr size_t kPostChunk = 16;  // receives handed to the device in one ibv_post_srq_recv
+constexpr size_t kReceiveChunk = 16;  // receives handed to the device in one ibv_post_srq_recv
 
 }  // namespace
 
@@ -100,9 +100,9 @@ size_t IbvSharedReceiveQueue::postReceive(const ReceiveWorkRequest* requests, si
   if (!usable_) throwClosed(kind());
   size_t accepted = 0;
   while (accepted < count && *errnum == 0) {
-    ibv_recv_wr chain[kPostChunk];
-    ibv_sge buffers[kPostChunk];
-    const uint32_t wanted = static_cast<uint32_t>(std::min(count - accepted, kPostChunk));
+    ibv_recv_wr chain[kReceiveChunk];
+    ibv_sge buffers[kReceiveChunk];
+    const uint32_t wanted = static_cast<uint32_t>(std::min(count - accepted, kReceiveChunk));
     uint32_t ready = 0;
     for (; ready < wanted; ready++) {
       const ReceiveWorkRequest& request = requests[accepted + ready];

@@ -15,6 +15,7 @@
 #include <climits>
 #include <thread>
 
+#include "provider/clock.h"
 #include "provider/scheduling_slice.h"
 #include "provider/shm/peer_hca.h"
 
@@ -27,12 +28,6 @@ constexpr uint64_t kSlice_ns = 100'000;
 int futex(std::atomic<uint32_t>* word, int operation, uint32_t value, const timespec* timeout) {
   static_assert(sizeof(std::atomic<uint32_t>) == sizeof(uint32_t));
   return static_cast<int>(syscall(SYS_futex, word, operation, value, timeout, nullptr, 0));
-}
-
-int64_t now_ns() {
-  timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return now.tv_sec * kNsPerSecond + now.tv_nsec;
 }
 
 }  // namespace
@@ -129,11 +124,11 @@ void LivenessHolder::stop() {
 }
 
 bool waitUntilNotAlive(std::atomic<uint32_t>* livenessWord, int64_t timeout_ns) {
-  const int64_t deadline = now_ns() + timeout_ns;
+  const int64_t deadline = monotonic_ns() + timeout_ns;
   for (;;) {
     uint32_t value = livenessWord->load(std::memory_order_seq_cst);
     if (!isAlive(value)) return true;
-    const int64_t left = deadline - now_ns();
+    const int64_t left = deadline - monotonic_ns();
     if (left <= 0) return false;
     // Without this bit the kernel would mark the word at death but wake nobody.
     if ((value & FUTEX_WAITERS) == 0 &&

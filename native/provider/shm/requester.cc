@@ -8,7 +8,6 @@
 //      whoever passes it over later also moves the memory away from exactly this segment;
 //   4. copy; 5. let go by compare-and-swap: if the word is no longer ours, the operation was passed over, and it is
 //      not a success whatever was copied.
-#include <time.h>
 
 #include <algorithm>
 #include <atomic>
@@ -18,6 +17,7 @@
 #include <climits>
 #include <cstring>
 
+#include "provider/clock.h"
 #include "provider/shm/address_handle.h"
 #include "provider/shm/queue_pair.h"
 #include "provider/shm/test_hooks.h"
@@ -35,12 +35,6 @@ constexpr uint32_t kKnownSendFlags = kSendFence | kSendSignaled | kSendSolicited
 constexpr int64_t kRnrTimer_us[32] = {655360, 10,    20,    30,    40,    60,     80,     120,    160,    240,   320,
                                       480,    640,   960,   1280,  1920,  2560,   3840,   5120,   7680,   10240, 15360,
                                       20480,  30720, 40960, 61440, 81920, 122880, 163840, 245760, 327680, 491520};
-
-int64_t now_ns() {
-  timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return now.tv_sec * int64_t{1'000'000'000} + now.tv_nsec;
-}
 
 void reached(HookPoint point) {
   if (auto* hook = testHooks.reached.load(std::memory_order_relaxed)) [[unlikely]]
@@ -477,7 +471,7 @@ bool ShmQueuePair::findMapping(uint32_t region, uint64_t segmentId, uint32_t mem
 // One operation
 
 ShmQueuePair::Step ShmQueuePair::waitOrFail(Step step, Progress* progress, WcStatus* status) const {
-  const int64_t now = now_ns();
+  const int64_t now = monotonic_ns();
   if (progress->reason != step) {
     progress->reason = step;
     if (step == Step::Wait) {

@@ -3,11 +3,11 @@
 #include "provider/shm/revoker.h"
 
 #include <sched.h>
-#include <time.h>
 
 #include <algorithm>
 #include <cassert>
 
+#include "provider/clock.h"
 #include "provider/shm/context.h"
 #include "provider/shm/memory.h"
 #include "provider/shm/test_hooks.h"
@@ -19,12 +19,6 @@ constexpr int64_t kSpin_ns = 100'000;           // before yielding the CPU to wh
 constexpr int64_t kLongestWait_ns = 1'000'000;  // for operations to end by themselves
 constexpr int64_t kWaitForOthers_ns = 200'000;  // for further operations on a memory that is about to move
 constexpr int64_t kCopyBytesPerNs = 4;          // about what moving costs: no use waiting longer than that
-
-int64_t now_ns() {
-  timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return now.tv_sec * int64_t{1'000'000'000} + now.tv_nsec;
-}
 
 bool isIn(const std::vector<ShmMemory*>& memories, const ShmMemory* memory) {
   return std::find(memories.begin(), memories.end(), memory) != memories.end();
@@ -67,13 +61,13 @@ int64_t Revoker::waitBudget_ns(const std::vector<Pending>& pending) const {
 }
 
 void Revoker::waitFor(std::vector<Pending>* pending, int64_t budget_ns) {
-  const int64_t start = now_ns();
+  const int64_t start = monotonic_ns();
   for (;;) {
     counts_.waited += std::erase_if(*pending, [](const Pending& entry) {
       return !word::sameOperation(entry.responder->slot->word.load(std::memory_order_seq_cst), entry.word);
     });
     if (pending->empty()) return;
-    const int64_t waited = now_ns() - start;
+    const int64_t waited = monotonic_ns() - start;
     if (waited >= budget_ns) return;
     if (waited < kSpin_ns) {
       pauseCpu();
