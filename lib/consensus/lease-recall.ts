@@ -23,30 +23,38 @@ export function drawRecall(outboxWords: Uint32Array, peer: number, random: () =>
 /** What a leader sees of its voters' recalls: words of its mailboxes that nobody writes for anything else. */
 export class LeaseRecalls {
   private readonly noted = new Uint32Array(MAX_REPLICAS * MAILBOX_RECALL_WORDS);
+  private voterIds: readonly number[] = [];
 
   constructor(private readonly mailboxWords: Uint32Array) {}
+
+  /** Whose promises make the lease, and so whose recalls end it: the voters of the configuration in force. */
+  watch(voterIds: readonly number[]): void {
+    this.voterIds = voterIds;
+  }
 
   /** Called before this replica says that it leads: nobody recalls the lease of an epoch before that. */
   note(): void {
     const { mailboxWords, noted } = this;
     for (let peer = 0; peer < MAX_REPLICAS; peer++) {
+      const at = recallOffset(peer);
       for (let index = 0; index < MAILBOX_RECALL_WORDS; index++) {
-        noted[peer * MAILBOX_RECALL_WORDS + index] = Atomics.load(mailboxWords, recallOffset(peer) + index);
+        noted[peer * MAILBOX_RECALL_WORDS + index] = mailboxWords[at + index] as number;
       }
     }
   }
 
   /**
-   * Somebody took back what it had promised to this leader. Looked at after whatever the answer is needed for; so with
-   * Atomics, which is not done earlier than it is written here.
+   * Somebody took back what it had promised to this leader. Looked at after whatever the answer is needed for: the caller
+   * looked at the clock in between, a native call, which neither a compiler nor a processor moves these loads across.
    */
   get isRecalled(): boolean {
-    const { mailboxWords, noted } = this;
-    for (let peer = 0; peer < MAX_REPLICAS; peer++) {
+    const { mailboxWords, noted, voterIds } = this;
+    for (let voter = 0; voter < voterIds.length; voter++) {
+      const peer = voterIds[voter] as number;
+      const at = recallOffset(peer);
+      const from = peer * MAILBOX_RECALL_WORDS;
       for (let index = 0; index < MAILBOX_RECALL_WORDS; index++) {
-        const isSame =
-          Atomics.load(mailboxWords, recallOffset(peer) + index) === noted[peer * MAILBOX_RECALL_WORDS + index];
-        if (!isSame) return true;
+        if (mailboxWords[at + index] !== noted[from + index]) return true;
       }
     }
     return false;

@@ -1818,6 +1818,7 @@ export class ReplicationPlane {
       body[ToBackgroundField.priorities + id] = priority;
       if (id === options.id && bootId === options.bootId) incarnation = given;
     }
+    this.leaseRecalls.watch(configuration.voters.map(({ id }) => id));
     body[ToBackgroundField.spareMask] = spareMask;
     body[ToBackgroundField.configurationVersion] = configuration.version;
     writeU53(body, ToBackgroundField.incarnation, incarnation);

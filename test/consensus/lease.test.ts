@@ -136,9 +136,10 @@ describe('the recalls that a leader sees', () => {
     });
   }
 
-  test('are those since it noted what stands there, of every peer, and not its messages', () => {
+  test('are those since it noted what stands there, of every voter, and not its messages', () => {
     const mailboxWords = new Uint32Array(MAX_REPLICAS * MAILBOX_SLOT_WORDS);
     const recalls = new LeaseRecalls(mailboxWords);
+    recalls.watch(Array.from({ length: MAX_REPLICAS }, (_, peer) => peer));
     for (let peer = 0; peer < MAX_REPLICAS; peer++) {
       recall(mailboxWords, peer, () => 0.25 + peer / 100);
       expect(recalls.isRecalled).toBe(true);
@@ -152,11 +153,14 @@ describe('the recalls that a leader sees', () => {
   test('count when a part of the words has changed', () => {
     const mailboxWords = new Uint32Array(MAX_REPLICAS * MAILBOX_SLOT_WORDS);
     const recalls = new LeaseRecalls(mailboxWords);
+    recalls.watch([0, 3]);
     for (const index of [MAILBOX_MESSAGE_WORDS, MAILBOX_SLOT_WORDS - 1]) {
       recalls.note();
       mailboxWords[3 * MAILBOX_SLOT_WORDS + index] = 0x100;
       expect(recalls.isRecalled).toBe(true);
     }
+    recalls.watch([0, 1]); // whose promises count for nothing now, its recall neither
+    expect(recalls.isRecalled).toBe(false);
   });
 });
 
