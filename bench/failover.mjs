@@ -81,7 +81,7 @@ const signal = oneOf('signal', /** @type {const} */ (['SIGKILL', 'SIGSTOP']));
 const rounds = integer('rounds', 1, 10_000);
 const quietSeconds = integer('quiet-seconds', 0, 600);
 const realtimePriority = options.realtime === undefined ? null : integer('realtime', 1, 99);
-/** Length of leases, 0 for none, null for the profile's: a leader that is not seen to end is followed after that time only. */
+/** Length of leases, 0 for none, null for the profile's: a leader whose memory cannot be reached is followed after that time only. */
 const leaseUs = options['lease-us'] === undefined ? null : integer('lease-us', 0, 10_000_000);
 const devices = options.device.split(',').map((name) => name.trim());
 if (devices.length !== 1 && devices.length !== REPLICAS) {

@@ -45,7 +45,8 @@ export class LeaseRecalls {
 
   /**
    * Somebody took back what it had promised to this leader. Looked at after whatever the answer is needed for: the caller
-   * looked at the clock in between, a native call, which neither a compiler nor a processor moves these loads across.
+   * has looked at the clock in between, by a native call across which neither V8 nor, for its fences, a processor moves
+   * these loads.
    */
   get isRecalled(): boolean {
     const { mailboxWords, noted, voterIds } = this;

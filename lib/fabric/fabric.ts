@@ -94,9 +94,9 @@ export interface BackgroundFabric extends Completions {
   /** Queues a READ of the first `lengthBytes` of the peer's status region into its place in probeWords. */
   queueStatusRead(peer: number, lengthBytes: number, token: number): void;
   /**
-   * Queues a WRITE of the message in the peer's outbox slot into the own slot of the peer's mailboxes. With `wake` the peer's background
-   * plane is woken when it has landed, instead of finding it at its next tick. A peer that stands still can be woken a
-   * limited number of times before the link fails, so this is for what is new.
+   * Queues a WRITE of the message in the peer's outbox slot into the own slot of the peer's mailboxes. With `wake` the
+   * peer's background plane is woken when it has landed, instead of finding it at its next tick. A peer that stands still
+   * can be woken a limited number of times before the link fails, so this is for what is new.
    */
   queueMailboxWrite(peer: number, token: number, wake: boolean): void;
   /** The same for the words of the slot that recall a lease (lease-recall.ts). Wakes nobody. */

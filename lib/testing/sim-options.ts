@@ -165,6 +165,17 @@ const FULL_PACE_PROBABILITY = 0.01;
 
 /** Draws the options of a run. */
 export function drawOptions(random: Random, request: SimRequest): SimOptions {
+  return withLateVisibility(random, drawKind(random, request));
+}
+
+/** Devices that are slow to show what was written, in two thirds of the runs. */
+function withLateVisibility(random: Random, options: SimOptions): SimOptions {
+  const lateVisibilityProbability = random.pick([0, 0.1, 0.5]);
+  const lateVisibilityMax_ns = Math.ceil(options.network.latencyMax_ns * random.logBetween(1, 20));
+  return { ...options, network: { ...options.network, lateVisibilityProbability, lateVisibilityMax_ns } };
+}
+
+function drawKind(random: Random, request: SimRequest): SimOptions {
   const drawn = drawAtFullPace(random, request.replicas);
   const pace = request.pace ?? drawPace(random, request.virtualSeconds);
   const paced = pace === 1 ? drawn : slowDown(random, drawn, pace);
@@ -291,7 +302,6 @@ function slowDown(random: Random, drawn: SimOptions, pace: number): SimOptions {
       giveUpMax_ns: network.giveUpMax_ns * networkPace,
       tearGapMax_ns: network.tearGapMax_ns * networkPace,
       lateCompletionMax_ns: network.lateCompletionMax_ns * networkPace,
-      lateVisibilityMax_ns: network.lateVisibilityMax_ns * networkPace,
     },
     faults: {
       ...faults,
@@ -354,8 +364,8 @@ function drawAtFullPace(random: Random, replicas: number): SimOptions {
       tearGapMax_ns: random.logBetween(10 * US, 10 * MS),
       lateCompletionMax_ns: random.logBetween(1 * MS, 60 * MS),
       lateCompletionProbability: random.chance(0.5) ? 0 : random.logBetween(0.001, 0.1),
-      lateVisibilityProbability: random.pick([0, 0.1, 0.5]),
-      lateVisibilityMax_ns: random.logBetween(10 * US, 10 * MS),
+      lateVisibilityProbability: 0,
+      lateVisibilityMax_ns: 0,
       gatherAtPost: random.chance(0.5),
       strayProbability: random.chance(0.3) ? 0 : random.between(0.1, 1),
       hostSeesProcesses: random.chance(0.25),

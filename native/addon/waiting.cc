@@ -32,9 +32,13 @@ constexpr uint64_t kNsPerSecond = 1'000'000'000;
 constexpr uint64_t kMinSliceNs = 100'000;
 constexpr uint64_t kMaxSliceNs = 100'000'000;
 
+// What a caller loads from shared memory before this is loaded before the clock is read, and what it loads afterwards,
+// after: reads by lease depend on it.
 uint64_t monotonicNs() {
   timespec now{};
+  std::atomic_thread_fence(std::memory_order_acquire);
   ::clock_gettime(CLOCK_MONOTONIC, &now);
+  std::atomic_thread_fence(std::memory_order_acquire);
   return static_cast<uint64_t>(now.tv_sec) * kNsPerSecond + static_cast<uint64_t>(now.tv_nsec);
 }
 
