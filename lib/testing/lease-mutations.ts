@@ -143,6 +143,7 @@ export const LEASE_MUTATIONS: readonly Mutation[] = [
     install: () => {
       const looked = new WeakMap<object, number>();
       return all(
+        waitOutAll(),
         replace(
           replication,
           'poll',
