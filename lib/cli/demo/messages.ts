@@ -141,6 +141,8 @@ export interface LeaderMessage {
 export interface ServingMessage {
   readonly type: 'serving';
   readonly epoch: string;
+  /** The command lies below this LSN. */
+  readonly commitLsn: number;
   readonly leaderAt_ns: number;
   readonly at_ns: number;
 }

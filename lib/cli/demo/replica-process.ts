@@ -113,7 +113,8 @@ class HostedReplica<Result> {
     try {
       const probe = this.program.probe(origin, sequence);
       await this.replica.propose(probe, { session: { origin, sequence }, forward: false });
-      send({ type: 'serving', epoch, leaderAt_ns, at_ns: monotonic_ns() });
+      const at_ns = monotonic_ns();
+      send({ type: 'serving', epoch, commitLsn: this.replica.status().commitLsn, leaderAt_ns, at_ns });
       this.probeSequence = sequence + 1;
     } catch (error) {
       // Deposed before the first commit: the next leader says when it serves.

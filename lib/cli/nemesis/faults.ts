@@ -24,6 +24,8 @@ const DEGRADED_DELAY_MS: readonly [number, number] = [0.2, 20];
 const DEGRADED_LOSS_PERCENT_MAX = 10;
 /** Starts of a killed replica, the memory being there, before its failure counts. */
 const RESTARTS_MAX = 5;
+/** Part of the log that is there after a power loss, or the cluster has begun anew. */
+const LOG_KEPT_MIN = 0.5;
 /** Power losses that come on top of another fault. */
 const AMIDST_PROBABILITY = 0.6;
 /** Election priorities that are given: 0 and up. */
@@ -354,21 +356,25 @@ export class Faults {
 
   /**
    * Ends all replicas at once, whatever they are about, and starts them again on their directories. Over when one of them
-   * has committed a command as leader of a later epoch.
+   * has committed a command as leader of a later epoch. A cluster that forgot all comes to the epochs of before in time, so
+   * the log must go on, too; that nothing of its end is missing the clients' history tells, which says what.
    */
   private async losePower(): Promise<void> {
     const { cluster, leaders, random, scale } = this.options;
     const number = ++this.powerLosses;
     const before = cluster.epoch;
+    const committedLsn = Math.max(0, ...cluster.replicas.map(({ status }) => status?.commitLsn ?? 0));
     const struck = cluster.replicas.filter(({ state }) => state !== 'ended');
     this.injected.set('powerLoss', (this.injected.get('powerLoss') ?? 0) + 1);
     this.note(`power loss ${number}, after epoch ${before}: processes ${struck.map(({ pid }) => pid).join(', ')}`);
     for (const replica of struck) cluster.strike(replica, 'SIGKILL');
     leaders.forgetStrikes();
-    let served: { readonly id: number; readonly epoch: string; readonly at_ns: number } | undefined;
+    let served:
+      | { readonly id: number; readonly epoch: string; readonly lsn: number; readonly at_ns: number }
+      | undefined;
     const onMessage = (replica: ReplicaProcess, message: FromReplica): void => {
       if (message.type !== 'serving' || struck.includes(replica)) return;
-      served ??= { id: replica.id, epoch: message.epoch, at_ns: message.at_ns };
+      served ??= { id: replica.id, epoch: message.epoch, lsn: message.commitLsn, at_ns: message.at_ns };
     };
     cluster.on('message', onMessage);
     try {
@@ -385,10 +391,11 @@ export class Faults {
       });
       const all = Promise.all(starts);
       all.catch(() => {}); // it is waited for below
-      const { id, epoch, at_ns } = await this.within(`a commit after power loss ${number}`, () => served);
-      if (compareEpochs(epoch, before) <= 0) {
+      const { id, epoch, lsn, at_ns } = await this.within(`a commit after power loss ${number}`, () => served);
+      if (compareEpochs(epoch, before) <= 0 || lsn < committedLsn * LOG_KEPT_MIN) {
         throw new DemoError(
-          `after power loss ${number} replica ${id} leads in epoch ${epoch}, and epoch ${before} was before it`,
+          `after power loss ${number} replica ${id} leads in epoch ${epoch}, and epoch ${before} was before it; what it ` +
+            `committed first ends at LSN ${lsn}, and all up to LSN ${committedLsn} was committed before it`,
         );
       }
       await all;
