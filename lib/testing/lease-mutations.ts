@@ -92,7 +92,17 @@ export const LEASE_MUTATIONS: readonly Mutation[] = [
     seedsMax: 200,
     replicas: 3,
     adjust: recalled,
-    install: () => replace(SimLink.prototype, 'showBeforeRead', () => () => {}),
+    install: () =>
+      replace(
+        SimLink.prototype,
+        'progress',
+        (original) =>
+          function () {
+            const unseen = this.unseen.splice(0);
+            original.call(this);
+            this.unseen.unshift(...unseen);
+          },
+      ),
   },
   {
     name: 'recall-not-news',

@@ -242,20 +242,18 @@ export class SimLink {
       this.fail(FabricStatus.failed);
       return;
     }
-    if (request.pieces === null) {
-      if (!request.isWrite) this.showBeforeRead();
-      else if (this.staysUnseen(request)) {
-        this.finishPlacing(request);
-        const next = this.requests[this.placed];
-        if (next !== undefined) this.scheduleProgress(next.arrivesAt_ns);
+    if (request.pieces === null && this.isSeenLate(request)) {
+      this.keepUnseen(request);
+    } else {
+      if (request.pieces === null) {
+        this.showUnseen();
+        request.pieces = this.cutIntoPieces(request.lengthBytes);
+      }
+      this.placePiece(request);
+      if (request.nextPiece < request.pieces.length) {
+        this.scheduleProgress(world.now_ns + world.random.integer(network.options.tearGapMax_ns + 1));
         return;
       }
-      request.pieces = this.cutIntoPieces(request.lengthBytes);
-    }
-    this.placePiece(request);
-    if (request.nextPiece < request.pieces.length) {
-      this.scheduleProgress(world.now_ns + world.random.integer(network.options.tearGapMax_ns + 1));
-      return;
     }
     this.finishPlacing(request);
     const next = this.requests[this.placed];
@@ -317,28 +315,26 @@ export class SimLink {
     return pieces;
   }
 
-  /** The device has the bytes, and shows them to the processor when it gets round to it; what came before them first. */
-  private staysUnseen(request: WorkRequest): boolean {
+  private isSeenLate(request: WorkRequest): boolean {
     const { world, network } = this.initiator;
-    const { lateVisibilityProbability, lateVisibilityMax_ns } = network.options;
-    if (this.kind !== 'probe' || request.wakesResponder) return this.showUnseen();
-    if (!world.random.chance(lateVisibilityProbability)) return this.showUnseen();
+    if (this.kind !== 'probe' || !request.isWrite || request.wakesResponder) return false;
+    return world.random.chance(network.options.lateVisibilityProbability);
+  }
+
+  /** The device has the bytes, and shows them to the processor when it gets round to it. */
+  private keepUnseen(request: WorkRequest): void {
+    const { world, network } = this.initiator;
     request.gathered ??= request.local.slice(request.localOffset, request.localOffset + request.lengthBytes);
     request.pieces = wholePiece(request.lengthBytes);
     this.unseen.push(request);
-    world.schedule(world.random.integer(lateVisibilityMax_ns + 1), () => {
+    world.schedule(world.random.integer(network.options.lateVisibilityMax_ns + 1), () => {
       if (this.unseen.includes(request)) this.showUnseen();
     });
-    return true;
   }
 
-  private showBeforeRead(): void {
-    this.showUnseen();
-  }
-
-  private showUnseen(): false {
+  /** In the order in which they came; a request that comes behind them is not served before. */
+  private showUnseen(): void {
     for (const request of this.unseen.splice(0)) this.placePiece(request);
-    return false;
   }
 
   private placePiece(request: WorkRequest): void {
