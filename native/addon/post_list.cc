@@ -1,8 +1,6 @@
 // See post_list.h.
 #include "addon/post_list.h"
 
-#include <time.h>
-
 #include <algorithm>
 #include <bit>
 #undef NDEBUG  // the invariants stay on in every build
@@ -11,6 +9,7 @@
 #include <utility>
 
 #include "addon/cpu_pause.h"
+#include "provider/clock.h"
 
 namespace quorate::addon {
 
@@ -94,9 +93,7 @@ inline bool toUint64(double low, double high, uint64_t* out) {
 }
 
 uint64_t nowNs() {
-  timespec now{};
-  ::clock_gettime(CLOCK_MONOTONIC, &now);
-  return static_cast<uint64_t>(now.tv_sec) * 1'000'000'000u + static_cast<uint64_t>(now.tv_nsec);
+  return static_cast<uint64_t>(monotonic_ns());
 }
 
 }  // namespace

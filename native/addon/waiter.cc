@@ -13,6 +13,8 @@
 #include <system_error>
 #include <utility>
 
+#include "provider/clock.h"
+
 #ifndef SYS_futex_waitv
 #define SYS_futex_waitv 449
 #endif
@@ -35,9 +37,7 @@ std::atomic<bool> hasWaitv{true};
 constexpr uint32_t kFutex32 = 2;  // FUTEX_32 of futex_waitv(2): a word of 32 bits, shared between processes
 
 uint64_t nowNs() {
-  timespec now{};
-  ::clock_gettime(CLOCK_MONOTONIC, &now);
-  return static_cast<uint64_t>(now.tv_sec) * kNsPerSecond + static_cast<uint64_t>(now.tv_nsec);
+  return static_cast<uint64_t>(monotonic_ns());
 }
 
 timespec toTimespec(uint64_t ns) {

@@ -17,6 +17,7 @@
 
 #include "addon/arguments.h"
 #include "addon/environment.h"
+#include "provider/clock.h"
 #include "provider/scheduling_slice.h"
 
 namespace quorate::addon {
@@ -35,11 +36,10 @@ constexpr uint64_t kMaxSliceNs = 100'000'000;
 // What a caller loads from shared memory before this is loaded before the clock is read, and what it loads afterwards,
 // after: reads by lease depend on it.
 uint64_t monotonicNs() {
-  timespec now{};
   std::atomic_thread_fence(std::memory_order_acquire);
-  ::clock_gettime(CLOCK_MONOTONIC, &now);
+  const int64_t now_ns = monotonic_ns();
   std::atomic_thread_fence(std::memory_order_acquire);
-  return static_cast<uint64_t>(now.tv_sec) * kNsPerSecond + static_cast<uint64_t>(now.tv_nsec);
+  return static_cast<uint64_t>(now_ns);
 }
 
 struct Word {
