@@ -3,6 +3,7 @@ import { mkdtempSync, readdirSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { LeasePromise } from '../../dist/consensus/lease.js';
 import { VerbsBackgroundFabric } from '../../dist/fabric/verbs-background-fabric.js';
 import { resolveLease } from '../../dist/replica/lease-options.js';
 import { PROFILES } from '../../dist/replica/profiles.js';
@@ -37,6 +38,23 @@ describe('a rehearsal', () => {
 
   it.each(['mr-dereg', 'qp-flush'] as const)('does so with strategy %s', async (strategy) => {
     expect((await rehearse({ strategy, shmDirectory })).leaders.slice(0, 2)).toEqual([0, 1]);
+  });
+
+  it('takes the lease of a leader back that stands still', async () => {
+    const { prototype } = LeasePromise;
+    const { recalled } = prototype;
+    const takenBack: boolean[] = [];
+    prototype.recalled = function (this: LeasePromise, epoch, processId) {
+      const { holder } = this;
+      recalled.call(this, epoch, processId);
+      takenBack.push(holder >= 0 && this.holder !== holder);
+    };
+    try {
+      await rehearse({ strategy: 'qp-flags', shmDirectory });
+    } finally {
+      prototype.recalled = recalled;
+    }
+    expect(takenBack).toContain(true);
   });
 
   it("sees the leader's process end, as a background plane does", async () => {
