@@ -7,14 +7,15 @@
 // 1. propose: from the call of propose() to its settled promise, one after the other, at the leader of three processes; then
 //    at a follower, which forwards.
 // 2. failover: SIGKILL of the leader under load to the first commit of the next one, by the machinery of the demo.
-// 3. with RDMA devices, the ratio of 1 to a C loop that posts the same two WRITEs and polls (bench/native), in one run.
+// 3. with RDMA devices, the ratio of 1 to a C loop that posts the same two WRITEs and polls (bench/native), in one run: both
+//    take turns while the cluster is up, so that a drift of the machine and what the cluster takes itself weigh on both.
 import { execFile } from 'node:child_process';
 import { randomInt } from 'node:crypto';
 import { existsSync, readFileSync } from 'node:fs';
 import { cpus, release } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import { parseArgs, promisify } from 'node:util';
-import { decodeFromCompressedBase64 } from 'hdr-histogram-js';
+import { build, decodeFromCompressedBase64 } from 'hdr-histogram-js';
 import { Cluster } from '#lib/cli/demo/cluster.js';
 import { Deadline } from '#lib/cli/demo/deadline.js';
 import { formatUs, percentile } from '#lib/cli/demo/figures.js';
@@ -29,6 +30,8 @@ const FANOUT = fileURLToPath(new URL('../out/native/write_fanout', import.meta.u
 const TIMEOUT_MS = 20 * 60_000;
 const OPEN_TIMEOUT_MS = 60_000;
 const FANOUT_TIMEOUT_MS = 180_000;
+/** The proposals are measured in so many parts, and the C loop before, between and after them. */
+const FANOUT_TURNS = 5;
 const WINDOW = 64;
 const OPS_PER_ROUND = 1000;
 /** Of the proposals that are measured at the leader, so many are measured at a follower. */
@@ -36,6 +39,10 @@ const FORWARDED_PART = 0.2;
 /** What a replica did while it started is not idling. */
 const SETTLE_MS = 5_000;
 const IDLE_MS = 3_000;
+/** The replicas count no more than this. */
+const HISTOGRAM_NS_MAX = 60_000_000_000;
+/** How often the replicas report their status while they are measured. */
+const REPORT_MS = 1_000;
 /** Kernel ticks per second in /proc/<pid>/stat: always 100 for user space on Linux. */
 const TICKS_PER_SECOND = 100;
 /** Software RDMA devices take a hundred times longer. */
@@ -100,17 +107,20 @@ function clockNs() {
 }
 
 /**
- * Part 1: a quiet cluster, then proposals one after the other.
+ * Parts 1 and 3: a quiet cluster, then proposals one after the other.
  * @param {import('#lib/cli/demo/cluster.js').ClusterOptions} common
  * @param {number} proposals
  * @param {number} payloadBytes
+ * @param {((iterations: number) => Promise<number>) | undefined} writes the median of the C loop in microseconds
  */
-async function measurePropose(common, proposals, payloadBytes) {
+async function measurePropose(common, proposals, payloadBytes, writes) {
   const cluster = await Cluster.start(common);
   try {
     const leader = await cluster.waitFor('a leader', () => cluster.leader);
     const status = await cluster.waitFor('its status', () => leader.status);
     const pids = cluster.replicas.map(({ pid }) => pid);
+    // What the replicas tell this process takes processor time that they would not use without it.
+    for (const replica of cluster.replicas) cluster.send(replica, { type: 'statusInterval', intervalMs: REPORT_MS });
     await new Promise((resolve) => setTimeout(resolve, SETTLE_MS));
     const before = processorSeconds(pids);
     await new Promise((resolve) => setTimeout(resolve, IDLE_MS));
@@ -121,16 +131,30 @@ async function measurePropose(common, proposals, payloadBytes) {
     );
     say(`idle: ${idlePercent.toFixed(1)} % of one processor per replica`);
     const warmUp = Math.ceil(proposals / 2);
-    const answer = await cluster.request(
-      leader,
-      { type: 'measure', warmUp, count: proposals, payloadBytes },
-      'measured',
-    );
-    const histogram = decodeFromCompressedBase64(answer.histogram);
+    const turns = writes === undefined ? 1 : FANOUT_TURNS;
+    const perTurn = Math.ceil(proposals / turns);
+    const histogram = build({ lowestDiscernibleValue: 1, highestTrackableValue: HISTOGRAM_NS_MAX });
+    const proposedUs = [];
+    const writtenUs = writes === undefined ? [] : [await writes(perTurn)];
+    let wall_ns = 0;
+    for (let turn = 0; turn < turns; turn++) {
+      const request = {
+        type: /** @type {const} */ ('measure'),
+        warmUp: turn === 0 ? warmUp : 0,
+        count: perTurn,
+        payloadBytes,
+      };
+      const answer = await cluster.request(leader, request, 'measured');
+      const ofTurn = decodeFromCompressedBase64(answer.histogram);
+      histogram.add(ofTurn);
+      wall_ns += answer.wall_ns;
+      proposedUs.push(ofTurn.getValueAtPercentile(50) / 1000);
+      if (writes !== undefined) writtenUs.push(await writes(perTurn));
+    }
     const at = (/** @type {number} */ percent) => histogram.getValueAtPercentile(percent) / 1000;
     say(
       `propose to settled promise, ${payloadBytes} bytes: p50 ${formatUs(at(50))}   p99 ${formatUs(at(99))}   max ` +
-        `${formatUs(histogram.maxValue / 1000)}   (${proposals} after ${warmUp} to warm up; ${Math.round(answer.count / (answer.wall_ns / 1e9))}` +
+        `${formatUs(histogram.maxValue / 1000)}   (${perTurn * turns} after ${warmUp} to warm up; ${Math.round((perTurn * turns) / (wall_ns / 1e9))}` +
         ` per second)   [${fabric}, ${profile}]`,
     );
     const forwardedUs = await measureForwarded(cluster, Math.ceil(proposals * FORWARDED_PART), payloadBytes);
@@ -142,11 +166,23 @@ async function measurePropose(common, proposals, payloadBytes) {
       idlePercent: round(idlePercent),
       proposeUs: { p50: round(at(50)), p99: round(at(99)), max: round(histogram.maxValue / 1000) },
       forwardedUs,
+      ...(writes === undefined ? {} : { fanout: compareWithWrites(proposedUs, writtenUs) }),
     };
   } finally {
     for (const problem of await cluster.stop()) say(`warning: ${problem}`);
     cluster.killAll();
   }
+}
+
+/**
+ * Part 3: each part of the proposals with the WRITEs right before and after it.
+ * @param {number[]} proposedUs
+ * @param {number[]} writtenUs one more
+ */
+function compareWithWrites(proposedUs, writtenUs) {
+  const ratios = proposedUs.map((us, turn) => (us * 2) / (Number(writtenUs[turn]) + Number(writtenUs[turn + 1])));
+  const [p50, min, max] = [50, 0, 100].map((percent) => round(percentile(ratios, percent) ?? Number.NaN));
+  return { writesUs: writtenUs.map(round), ratio: p50, ratioMin: min, ratioMax: max };
 }
 
 /**
@@ -220,18 +256,13 @@ async function measureFailover(common, rounds, payloadBytes) {
  * @param {string[]} devices
  * @param {number} size bytes of each WRITE
  * @param {number} iterations
- * @returns {Promise<{ medianUs: number, p99Us: number } | undefined>}
+ * @returns {Promise<number>} the median in microseconds
  */
 async function measureFanout(devices, size, iterations) {
-  if (!existsSync(options.fanout)) {
-    say(`no ratio: ${options.fanout} is not there; make it with`);
-    say('  node scripts/build.mjs write-fanout');
-    return undefined;
-  }
   const [device, ...peers] = devices.length === 1 ? Array(REPLICAS).fill(devices[0]) : devices;
   const args = ['--device', device, '--peers', peers.join(','), '--size', `${size}`, '--iterations', `${iterations}`];
   const { stdout } = await promisify(execFile)(options.fanout, [...args, '--json'], { timeout: FANOUT_TIMEOUT_MS });
-  return JSON.parse(stdout);
+  return JSON.parse(stdout).medianUs;
 }
 
 const seed = integer('seed', 0, 2 ** 32 - 1, randomInt(2 ** 32));
@@ -264,17 +295,18 @@ const clock = clockNs();
 say(`reading the clock twice: ${clock.toFixed(0)} ns, part of every latency`);
 const size = entryBytes(payloadBytes);
 const isRdma = !devices.includes('shm');
-// The yardstick on both sides of what it measures, so that a drift of the machine shows.
-const before = isRdma ? await measureFanout(devices, size, proposals) : undefined;
-const propose = await measurePropose(common, proposals, payloadBytes);
-const after = before === undefined ? undefined : await measureFanout(devices, size, proposals);
-let fanout;
-if (before !== undefined && after !== undefined) {
-  const ratio = (propose.proposeUs.p50 * 2) / (before.medianUs + after.medianUs);
-  fanout = { size, beforeUs: round(before.medianUs), afterUs: round(after.medianUs), ratio: round(ratio) };
+const hasFanout = existsSync(options.fanout);
+if (isRdma && !hasFanout) {
+  say(`no ratio: ${options.fanout} is not there; make it with`);
+  say('  node scripts/build.mjs write-fanout');
+}
+const writes = (/** @type {number} */ iterations) => measureFanout(devices, size, iterations);
+const propose = await measurePropose(common, proposals, payloadBytes, isRdma && hasFanout ? writes : undefined);
+if (propose.fanout !== undefined) {
+  const { writesUs, ratio, ratioMin, ratioMax } = propose.fanout;
   say(
-    `the same WRITEs (${REPLICAS - 1} of ${size} bytes) in C: p50 ${formatUs(before.medianUs)} before, ` +
-      `${formatUs(after.medianUs)} after; a commit takes ${ratio.toFixed(2)} times that   [${propose.fabric}, ${propose.profile}]`,
+    `the same WRITEs (${REPLICAS - 1} of ${size} bytes) in C, in turns with it: p50 ${writesUs.map(formatUs).join(', ')}; a commit ` +
+      `takes ${ratio} times that (${ratioMin} to ${ratioMax})   [${propose.fabric}, ${propose.profile}]`,
   );
 }
 const failover = rounds > 0 ? await measureFailover(common, rounds, payloadBytes) : undefined;
@@ -285,7 +317,6 @@ if (options.json) {
     payloadBytes,
     proposals,
     clockNs: Math.round(clock),
-    ...(fanout === undefined ? {} : { fanout }),
     ...failover,
     seed,
   };

@@ -64,6 +64,12 @@ export interface MeasureRequest {
   readonly payloadBytes: number;
 }
 
+/** Asks a replica to look at its status less often, or more often again: each look and report takes processor time. */
+export interface StatusIntervalMessage {
+  readonly type: 'statusInterval';
+  readonly intervalMs: number;
+}
+
 export interface CloseMessage {
   readonly type: 'close';
 }
@@ -108,6 +114,7 @@ export type ToReplica =
   | ProposeMessage
   | ReportRequest
   | MeasureRequest
+  | StatusIntervalMessage
   | CloseMessage
   | BlockMessage
   | BreakLinksMessage

@@ -94,7 +94,7 @@ class HostedReplica<Result> {
   }
 
   private report(): void {
-    this.statusTimer = setInterval(() => this.sendStatus(), STATUS_INTERVAL_MS);
+    this.reportStatusEvery(STATUS_INTERVAL_MS);
     send({ type: 'opened', at_ns: monotonic_ns() });
     const status = this.replica.status();
     if (status.role === 'leader') void this.onLeader(status.epoch); // it was elected before it could be listened to
@@ -122,6 +122,11 @@ class HostedReplica<Result> {
     }
   }
 
+  private reportStatusEvery(intervalMs: number): void {
+    clearInterval(this.statusTimer);
+    this.statusTimer = setInterval(() => this.sendStatus(), intervalMs);
+  }
+
   private sendStatus(): void {
     const status = this.replica.status();
     const text = JSON.stringify(status);
@@ -133,6 +138,10 @@ class HostedReplica<Result> {
   }
 
   handle(message: ToReplica): void | Promise<void> {
+    if (message.type === 'statusInterval') {
+      this.reportStatusEvery(message.intervalMs);
+      return;
+    }
     return this.role?.handle(message);
   }
 
