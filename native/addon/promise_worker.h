@@ -1,13 +1,12 @@
 // Work on a thread of the pool, for calls that may block; a promise is settled on the thread that asked for it.
 #pragma once
 
-#include <napi.h>
-
 #include <functional>
 #include <memory>
 #include <utility>
 
 #include "addon/environment.h"
+#include "addon/napi_support.h"
 #include "verbs/verbs.h"
 
 namespace quorate::addon {
