@@ -110,7 +110,7 @@ function makeCommand(): Command {
     .addOption(
       new Option(
         '--faults <kinds>',
-        `only these (default: all, of ${FAULT_KINDS.join(', ')}; ${DURABLE_KINDS.join(' and ')} with --durable)`,
+        `only these (default: all, of ${FAULT_KINDS.join(', ')}; ${DURABLE_KINDS.join(', ')} with --durable)`,
       ).argParser(names(FAULT_KINDS)),
     )
     .addOption(new Option('--seed <n>', 'draws settings, mixes and times').argParser(number(0, 2 ** 32 - 1, true)))
@@ -186,7 +186,8 @@ export async function main(argv: readonly string[]): Promise<number> {
     );
   }
   const kinds = options.faults ?? FAULT_KINDS.filter((kind) => options.durable || !DURABLE_KINDS.includes(kind));
-  if (isShm && kinds.includes('exhaust') && privateMemory() === undefined && canMountPrivately()) {
+  const wantsMounts = (isShm && kinds.includes('exhaust')) || kinds.includes('diskFull');
+  if (wantsMounts && privateMemory() === undefined && canMountPrivately()) {
     return runWithPrivateMemory(replicas, fileURLToPath(import.meta.url), argv);
   }
   removeMountPointAtExit();
@@ -202,6 +203,7 @@ export async function main(argv: readonly string[]): Promise<number> {
       ...{ replicas, devices, durationMs, seed, deadline },
       profile: options.profile,
       durable: options.durable,
+      smallDisks: options.faults?.includes('diskFull') ?? false,
       clients: options.clients,
       kinds,
       verbose: options.verbose,

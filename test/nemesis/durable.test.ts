@@ -5,6 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, describe, expect, test } from 'vitest';
+import { canMountPrivately } from '#lib/cli/nemesis/private-memory.js';
 import { runDemo, startDemo } from '../demo/support/demo-process.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'quorate-nemesis-test-'));
@@ -34,6 +35,23 @@ test(
     expect(errors).toMatch(new RegExp(`power losses +${count}; first commit after the start: .*, limit 45 s`));
     // The last fault of every run: what all of it acknowledged must be on the disks.
     expect(errors).toMatch(/power loss \d+: replica \d serves in epoch [\d.]+, and all are open\n.* all is healed/);
+    expect(errors).toMatch(/states +agree/);
+    expect(readdirSync(folder)).toEqual([]);
+  },
+  TIMEOUT_MS,
+);
+
+test.skipIf(!canMountPrivately())(
+  'a replica whose disk is full says so, does not lead, and is a voter again when there is room',
+  async () => {
+    const args = ['--durable', '--minutes', '0.1', '--seed', `${SEED}`, '--faults', 'diskFull', '--out', folder];
+    const { code, summary, errors } = await runDemo([...args, '--verbose'], IN_OWN_FOLDER);
+    expect(summary, errors).toMatchObject({ violations: 0 });
+    expect(code, errors).toBe(0);
+    const noticed = errors.match(/the disk of replica \d is full, and it says so/g) ?? [];
+    expect(noticed.length, errors).toBeGreaterThanOrEqual(1);
+    expect(errors).toMatch(new RegExp(`faults +diskFull ${noticed.length}\n`));
+    expect(summary?.['leaderChanges'], errors).toBeGreaterThanOrEqual(1);
     expect(errors).toMatch(/states +agree/);
     expect(readdirSync(folder)).toEqual([]);
   },

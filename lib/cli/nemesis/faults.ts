@@ -30,6 +30,9 @@ const LOG_KEPT_MIN = 0.5;
 const AMIDST_PROBABILITY = 0.6;
 /** Election priorities that are given: 0 and up. */
 const PRIORITIES = 3;
+/** How often what a full disk has of free room by then is taken. */
+const FILL_INTERVAL_MS = 50;
+const DISK_FULL = 'QUORATE_DISK_FULL';
 const NO_LEADER = 'there being no leader';
 const NO_ANSWER = 'no answer';
 
@@ -212,6 +215,10 @@ export class Faults {
         this.impair(kind, victim, (healed) => this.kill(victim, kind, healed));
         break;
       }
+      case 'diskFull':
+        if (disks === undefined || !this.mayImpair(victim.id)) return;
+        this.impair(kind, victim, (healed) => this.fillDisk(disks, victim, healed));
+        break;
       case 'powerLoss':
         if (this.isMemoryScarce) return;
         this.track(this.losePowerAmidst(phase), () => {});
@@ -328,6 +335,52 @@ export class Faults {
     await this.within(`replica ${id} as a voter again`, () => (this.isVoter(id) ? true : undefined));
   }
 
+  /**
+   * Fills the disk of a replica until it says so. It must go on without the disk, under a leader that is another one, until
+   * somebody makes room and starts its process again.
+   */
+  private async fillDisk(disks: Disks, victim: ReplicaProcess, healed: (at_ns: number) => void): Promise<void> {
+    const { cluster, random, scale, recoveryTimeoutMs } = this.options;
+    const { id } = victim;
+    // A power loss ends it as well: whoever brings the power back makes room.
+    const isOther = () => cluster.replicas[id] !== victim || victim.state !== 'open';
+    const failure = () => victim.status?.durable?.failure;
+    try {
+      const until_ns = monotonic_ns() + recoveryTimeoutMs * 1e6;
+      while (failure() === undefined && !isOther()) {
+        this.goOn();
+        if (monotonic_ns() > until_ns) {
+          throw new DemoError(`replica ${id} did not notice within ${recoveryTimeoutMs} ms that its disk is full`);
+        }
+        disks.fill(id); // with an old snapshot, or old log, it makes room itself
+        await sleepFor(FILL_INTERVAL_MS);
+      }
+      if (!isOther()) {
+        const code = failure();
+        if (code !== DISK_FULL) throw new DemoError(`the disk of replica ${id} was full, and it failed with ${code}`);
+        this.note(`  the disk of replica ${id} is full, and it says so`);
+        await this.within(`another leader than replica ${id}, whose disk is full`, () =>
+          isOther() || (cluster.leader !== undefined && cluster.leader !== victim) ? true : undefined,
+        );
+        await this.sleep(random.logBetween(...scale.restartDelayMs));
+      }
+    } finally {
+      disks.makeRoom(id);
+    }
+    if (!isOther()) {
+      this.note(`  replica ${cluster.leader?.id} leads, and there is room on the disk of replica ${id}`);
+      this.away.add(id);
+      cluster.strike(victim, 'SIGKILL');
+      await this.within(`the end of replica ${id}, whose disk was full`, () =>
+        victim.state === 'ended' ? true : undefined,
+      );
+      await this.startAgain(id);
+      this.away.delete(id);
+    }
+    healed(monotonic_ns());
+    await this.within(`replica ${id} as a voter again`, () => (this.isVoter(id) ? true : undefined));
+  }
+
   /** Starts a replica that has ended; what the power took in the middle of it is no failure. */
   private async startAgain(id: number): Promise<void> {
     for (let failures = 0; ; ) {
@@ -360,7 +413,7 @@ export class Faults {
    * the log must go on, too; that nothing of its end is missing the clients' history tells, which says what.
    */
   private async losePower(): Promise<void> {
-    const { cluster, leaders, random, scale } = this.options;
+    const { cluster, leaders, random, scale, disks } = this.options;
     const number = ++this.powerLosses;
     const before = cluster.epoch;
     const committedLsn = Math.max(0, ...cluster.replicas.map(({ status }) => status?.commitLsn ?? 0));
@@ -382,6 +435,7 @@ export class Faults {
         struck.every(({ state }) => state === 'ended') ? true : undefined,
       );
       await this.sleep(random.logBetween(...scale.restartDelayMs));
+      if (disks?.canBeFilled) for (const { id } of cluster.replicas) disks.makeRoom(id);
       const ids = cluster.replicas.filter(({ id }) => !this.away.has(id)).map(({ id }) => id);
       for (const id of ids) this.away.add(id);
       const since_ns = monotonic_ns();

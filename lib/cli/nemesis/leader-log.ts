@@ -19,8 +19,11 @@ export class LeaderLog {
   private readonly served = new Set<string>();
   private open: Strike[] = [];
   readonly failovers: Failover[] = [];
+  /** That of the leader under which the run begins; what it commits first may have been heard of before. */
+  private readonly firstEpoch: string;
 
   constructor(cluster: Cluster) {
+    this.firstEpoch = cluster.epoch;
     cluster.on('message', (_, message) => {
       if (message.type !== 'serving') return;
       this.served.add(message.epoch);
@@ -41,7 +44,7 @@ export class LeaderLog {
   }
 
   get changes(): number {
-    return Math.max(0, this.served.size - 1);
+    return [...this.served].filter((epoch) => compareEpochs(epoch, this.firstEpoch) > 0).length;
   }
 
   /** The leader of `epoch` was struck; call what is returned when it was healed. */

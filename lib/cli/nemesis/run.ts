@@ -28,6 +28,8 @@ export interface NemesisOptions {
   readonly profile: ProfileName | undefined;
   /** Replicas keep their logs on disk. */
   readonly durable: boolean;
+  /** Their disks can be filled up; false: if the seed says so. */
+  readonly smallDisks: boolean;
   readonly durationMs: number;
   readonly clients: number;
   readonly kinds: readonly FaultKind[];
@@ -118,7 +120,8 @@ export async function runNemesis(options: NemesisOptions): Promise<NemesisResult
   const folder = mkdtempSync(join(tmpdir(), 'quorate-nemesis-'));
   const sharedMemory = privateMemory() ?? '/dev/shm';
   const regionDirectory = settings.regionsSurvive ? mkdtempSync(join(sharedMemory, 'quorate-nemesis-')) : undefined;
-  const disks = options.durable ? new Disks() : undefined;
+  const smallDisks = (options.smallDisks || settings.smallDisks) && privateMemory() !== undefined;
+  const disks = options.durable ? new Disks(options.replicas, smallDisks) : undefined;
   const removeFolder = () => {
     for (const one of [folder, regionDirectory]) if (one !== undefined) rmSync(one, { recursive: true, force: true });
   };
@@ -132,8 +135,13 @@ export async function runNemesis(options: NemesisOptions): Promise<NemesisResult
   // Left out, each with its reason, is what cannot be done here.
   const shortage = openShortage(fabric, privateMemory());
   const network = isShm ? 'shared memory has no links' : await Network.open(devices);
+  const whyNotFilled = () =>
+    privateMemory() === undefined
+      ? 'it needs file systems of its own for the disks'
+      : "the disks of this seed are the machine's; name the kind in --faults to have small ones";
   const reasonAgainst = (kind: FaultKind): string | undefined => {
     if (kind === 'exhaust') return typeof shortage === 'string' ? shortage : undefined;
+    if (kind === 'diskFull') return disks?.canBeFilled ? undefined : whyNotFilled();
     if (kind !== 'linkDown' && kind !== 'oneWay' && kind !== 'isolate' && kind !== 'degrade') return undefined;
     return typeof network === 'string' ? network : undefined;
   };
@@ -149,7 +157,7 @@ export async function runNemesis(options: NemesisOptions): Promise<NemesisResult
   say(
     `${options.replicas} replicas on ${devices.join(', ')}; log ${settings.logBytes} bytes, profile ` +
       `${settings.profile ?? 'by device'}, permission strategy ${strategy}, ` +
-      `${disks === undefined ? memory : `durable in ${disks.folder}, a snapshot after ${snapshotAfterBytes} bytes`}; ` +
+      `${disks === undefined ? memory : `durable in ${disks.folder}${smallDisks ? ' (small disks)' : ''}, a snapshot after ${snapshotAfterBytes} bytes`}; ` +
       `faults: ${kinds.join(', ')}`,
   );
 
@@ -253,6 +261,7 @@ export async function runNemesis(options: NemesisOptions): Promise<NemesisResult
   process.off('exit', removeAll);
   removeFolder();
   if (isGood) disks?.remove();
+  else disks?.keep();
   const powerLosses = disks && {
     count: powerLossCount,
     returnsUs: faults.returnsUs,

@@ -3,9 +3,7 @@
 // it may lock. A replica that is started under such a shortage must fail with an error that has a code, and no other, unless
 // the shortage passes.
 import { spawnSync } from 'node:child_process';
-import { rmSync, statfsSync } from 'node:fs';
-import { join } from 'node:path';
-import { DemoError } from '../demo/deadline.js';
+import { emptyFileSystem, fillFileSystem } from './ballast.js';
 import { PRIVATE_MEMORY_BYTES_MAX } from './private-memory.js';
 
 /** Of locked memory: less than any replica needs, more than the libraries do. */
@@ -26,24 +24,11 @@ export interface Shortage {
 
 /** A file that fills the private file system of the run. */
 function fullFileSystem(folder: string): Shortage {
-  const ballast = join(folder, 'ballast');
   return {
     wrapper: [],
     mayPass: true,
-    begin() {
-      const { bavail, bsize, blocks } = statfsSync(folder);
-      if (blocks * bsize > PRIVATE_MEMORY_BYTES_MAX) throw new DemoError(`${folder} is not the run's own file system`);
-      const bytes = bavail * bsize - FREE_BYTES;
-      if (bytes <= 0) return;
-      const { status, stderr } = spawnSync('fallocate', ['--length', `${bytes}`, ballast], {
-        timeout: COMMAND_TIMEOUT_MS,
-        encoding: 'utf8',
-      });
-      if (status !== 0) throw new DemoError(`cannot fill ${folder}: ${stderr}`);
-    },
-    end() {
-      rmSync(ballast, { force: true });
-    },
+    begin: () => fillFileSystem(folder, { freeBytes: FREE_BYTES, fileSystemBytesMax: PRIVATE_MEMORY_BYTES_MAX }),
+    end: () => emptyFileSystem(folder),
   };
 }
 

@@ -22,6 +22,8 @@ export const FAULT_KINDS = [
   'powerLoss',
   /** SIGKILL, and a new start of a durable replica whose directory is gone. */
   'diskLoss',
+  /** The disk of a durable replica is full for a while; then there is room, and its process is started again. */
+  'diskFull',
   /** The leader is asked to hand leadership over. */
   'transfer',
   /** A follower is removed from the cluster and added to it again with empty memory, or priorities change. */
@@ -38,10 +40,10 @@ export const FAULT_KINDS = [
 export type FaultKind = (typeof FAULT_KINDS)[number];
 
 /** Kinds that only replicas with disks can have. */
-export const DURABLE_KINDS: readonly FaultKind[] = ['powerLoss', 'diskLoss'];
+export const DURABLE_KINDS: readonly FaultKind[] = ['powerLoss', 'diskLoss', 'diskFull'];
 
 /** Kinds that make another replica lead when they hit the leader: there is one in every phase. */
-const DEPOSING: readonly FaultKind[] = ['kill', 'pause', 'linkDown', 'isolate', 'powerLoss', 'diskLoss'];
+const DEPOSING: readonly FaultKind[] = ['kill', 'pause', 'linkDown', 'isolate', 'powerLoss', 'diskLoss', 'diskFull'];
 
 export interface Phase {
   readonly weights: ReadonlyMap<FaultKind, number>;
@@ -84,6 +86,7 @@ export const SCALES: Readonly<Record<'shm' | 'verbs', Scale>> = {
       exhaust: 0.15,
       powerLoss: 0.6,
       diskLoss: 0.15,
+      diskFull: 0.3,
       transfer: 0.3,
       membership: 0.2,
     },
@@ -106,6 +109,7 @@ export const SCALES: Readonly<Record<'shm' | 'verbs', Scale>> = {
       exhaust: 0.1,
       powerLoss: 0.2,
       diskLoss: 0.05,
+      diskFull: 0.1,
       degrade: 0.3,
       breakLinks: 0.5,
       transfer: 0.3,
@@ -132,6 +136,8 @@ export interface ClusterSettings {
   readonly regionsSurvive: boolean;
   /** Of durable replicas: how much log they write from one snapshot to the next. Undefined: replicas are not durable. */
   readonly snapshotAfterBytes: number | undefined;
+  /** Their disks are small file systems of the run's own, which can be filled up, instead of the machine's, which take their time to sync. */
+  readonly smallDisks: boolean;
 }
 
 const KIB = 1024;
@@ -146,16 +152,25 @@ export function drawSettings(
   profile: ProfileName | undefined,
   isDurable: boolean,
 ): ClusterSettings {
-  const settings = { ...drawReplicaSettings(random, fabric, profile), snapshotAfterBytes: undefined };
+  const settings = {
+    ...drawReplicaSettings(random, fabric, profile),
+    snapshotAfterBytes: undefined,
+    smallDisks: false,
+  };
   if (!isDurable) return settings;
-  return { ...settings, regionsSurvive: false, snapshotAfterBytes: random.pick(SNAPSHOT_AFTER_BYTES) };
+  return {
+    ...settings,
+    regionsSurvive: false,
+    snapshotAfterBytes: random.pick(SNAPSHOT_AFTER_BYTES),
+    smallDisks: random.chance(0.5),
+  };
 }
 
 function drawReplicaSettings(
   random: Random,
   fabric: 'shm' | 'verbs',
   profile: ProfileName | undefined,
-): Omit<ClusterSettings, 'snapshotAfterBytes'> {
+): Omit<ClusterSettings, 'snapshotAfterBytes' | 'smallDisks'> {
   const logBytes = random.pick([MIB / 4, MIB, 16 * MIB]);
   if (fabric === 'verbs') {
     const permissionStrategy = random.pick(['mr-dereg', 'qp-flush', undefined] as const);
