@@ -300,6 +300,8 @@ export class ReplicationPlane {
   private blockedSince_ns = -1;
   private aloneSince_ns = -1;
   private dirty = false;
+  /** This log goes on no more: a new cluster begins in the state that it leads to, and no disk has to hold it for that. */
+  private isEnded = false;
 
   // Handing over.
   /** Replica that leadership is being transferred to, -1 if none. */
@@ -561,8 +563,12 @@ export class ReplicationPlane {
       // To the end of what is valid.
     }
     this.raiseCommit(this.tail.lsn);
+    this.isEnded = true;
     while (this.applyCommitted()) {
       // To the same end.
+    }
+    if (this.applied.lsn !== this.tail.lsn) {
+      throw new Error(`a new cluster would begin at LSN ${this.applied.lsn}, and the log reaches to ${this.tail.lsn}`);
     }
   }
 
@@ -707,7 +713,7 @@ export class ReplicationPlane {
     const { applied, host, scanner, durableLog } = this;
     const words = this.fabric.logWords;
     let limitLsn = Math.min(this.commitLsn_, this.tail.lsn);
-    if (durableLog !== null) {
+    if (durableLog !== null && !this.isEnded) {
       // What is applied may be recycled, and it must not be before it was taken to the disk.
       this.takeLog();
       limitLsn = Math.min(limitLsn, durableLog.takenLsn);

@@ -52,6 +52,8 @@ export function whyNotForced(survivor: SurvivorView, evenIfNotVoter: boolean): Q
 /** Where the new cluster begins. */
 export interface Fork {
   readonly clusterId: number;
+  /** The life that ends with it. */
+  readonly survivorBootId: number;
   /** Everything below is in the state of the survivor. */
   readonly position: ChainPosition;
   readonly sessions: Uint8Array;

@@ -244,6 +244,12 @@ export interface ReplicaOptions<Result = unknown> {
   /** How long open() waits until the replica is part of a formed cluster, default 30 000 ms. */
   readonly openTimeoutMs?: number;
   /**
+   * False: open() resolves as soon as the replica knows its cluster, and a durable one has all that its disk holds, whether
+   * anybody leads or not. For a look at the replicas that are left when a majority is lost, and Replica.forceNewCluster().
+   * Default true.
+   */
+  readonly waitForLeader?: boolean;
+  /**
    * Keeps the log and a snapshot of the state in shared memory that outlives this process, so that the next one with this id
    * and cluster key gets most of its state from there and only the rest from others (see `status().recovery`). It costs as
    * much memory as the state has, twice that while a snapshot is written, and stays when the process has ended, until the

@@ -70,6 +70,7 @@ import type { Recovered } from './recovery/recovery.js';
 import { rehearse } from './rehearsal.js';
 import type {
   BackgroundScheduling,
+  DurableOptions,
   MemberAddress,
   MemberStatus,
   NewMember,
@@ -213,10 +214,12 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   private self: MemberAddress = { id: 0, host: '', port: 0 };
   private lastTakeover: TakeoverStages | undefined;
   private opened: { resolve: () => void; reject: (error: Error) => void } | undefined;
+  /** Its plane has told what it promised; until then nothing of the log that a disk brought back counts as valid. */
+  private isBackgroundReady = false;
 
   /**
-   * Starts a replica and waits until it is part of a formed cluster that has a leader. A cluster forms when all members
-   * have been reached once; from then on a majority suffices.
+   * Starts a replica and waits until it is part of a formed cluster that has a leader (see `waitForLeader`). A cluster forms
+   * when all members have been reached once; from then on a majority suffices.
    */
   static async open<Result = unknown>(options: ReplicaOptions<Result>): Promise<Replica<Result>> {
     return await Replica.openAs(options, null);
@@ -228,13 +231,18 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
    * state machine, that leads; members are added to it as to any cluster. Members of the old cluster that are still
    * alive cannot take part in it. docs/OPERATIONS.md, "When a majority is lost", says when and how, and what is lost.
    *
+   * From a durable replica a durable one is made, in the same directory, which then stands for the new cluster and no more for
+   * the old one: all at once, whenever the process or the power should end. What the disk lacks and memory has is kept, also
+   * where the disk had failed.
+   *
    * Everything that the survivor's log holds is taken for committed. Commands that were acknowledged by voters that are lost,
    * and had not reached it, are gone. Choose the survivor by {@link bestSurvivor}.
    *
    * Rejects, and changes nothing, with QUORATE_UNSAFE (the option is missing), QUORATE_LEADER_EXISTS (a leader is known),
    * QUORATE_QUORUM_REACHABLE (a majority of the voters is alive), QUORATE_NOT_A_VOTER, QUORATE_NO_LOG, QUORATE_NOT_READY and
-   * QUORATE_CLOSED; and with QUORATE_DURABLE for a durable replica. If the new replica cannot be opened (errors of {@link Replica.open}) the state machine holds the state
-   * still, and the same call with the same survivor tries again.
+   * QUORATE_CLOSED. If the new replica cannot be opened (errors of {@link Replica.open}; of a durable one also
+   * QUORATE_SNAPSHOT_FAILED, when its state machine gives no snapshot) the state machine holds the state still, and the same
+   * call with the same survivor tries again.
    */
   static async forceNewCluster<Result = unknown>(
     survivor: Replica<Result>,
@@ -242,17 +250,19 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   ): Promise<Replica<Result>> {
     if (!(survivor instanceof Replica)) return invalid('forceNewCluster() takes a Replica');
     checkForced(options);
-    if (survivor.durability !== null) {
-      throw new QuorateError(
-        'QUORATE_DURABLE',
-        `replica ${survivor.id} is durable, and its directory stands for its cluster: nothing was changed. Bring back the ` +
-          'directories of the voters that are lost',
-      );
-    }
     const fork = await survivor.forkOff(options.evenIfNotVoter === true);
     await survivor.close();
+    survivor.durability?.checkQuiet();
     const { members: _, join: __, address: ___, ...rest } = survivor.options;
-    return await Replica.openAs<Result>({ ...rest, members: [fork.place] }, fork);
+    const durable = survivor.durableOptions;
+    return await Replica.openAs<Result>({ ...rest, durable, members: [fork.place], waitForLeader: true }, fork);
+  }
+
+  /** As they were given, but with the directory that it has: the process may be in another one by now. */
+  private get durableOptions(): boolean | DurableOptions {
+    const { durability, options } = this;
+    if (durability === null) return false;
+    return { ...(typeof options.durable === 'object' ? options.durable : {}), directory: durability.directory };
   }
 
   private static async openAs<Result>(options: ReplicaOptions<Result>, fork: Fork | null): Promise<Replica<Result>> {
@@ -276,12 +286,21 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       );
     }
     const timeoutMs = checkInteger(options.openTimeoutMs ?? OPEN_TIMEOUT_DEFAULT_MS, 1, 2 ** 31 - 1, 'openTimeoutMs');
+    if (!['undefined', 'boolean'].includes(typeof options.waitForLeader)) {
+      return invalid('waitForLeader is not a boolean');
+    }
     const durable = checkDurable(options.durable, options.id, options.surviveCrash);
+    const { id, clusterKey, shmDirectory, surviveCrash } = options;
     const durability =
       durable === null
         ? null
-        : await (await import('./durable/durability.js')).Durability.open({ ...durable, id: options.id, logBytes });
-    const { id, clusterKey, shmDirectory, surviveCrash } = options;
+        : await (await import('./durable/durability.js')).Durability.open(
+            { ...durable, id, logBytes },
+            fork && {
+              ...fork,
+              source: () => new SnapshotSource(options.stateMachine as StateMachine<never>, fork.sessions),
+            },
+          );
     let endpoint: VerbsEndpoint | undefined;
     let replica: Replica<Result>;
     try {
@@ -534,15 +553,19 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
 
   /** Brings back what the disk holds of an earlier process. */
   private async recover(): Promise<void> {
-    const { durability } = this;
+    const { durability, origin } = this;
     if (durability === null) return;
-    this.fromDisk = await durability.recover({
-      stateMachine: this.stateMachine as StateMachine<never>,
-      ring: this.fabric.logBytes,
-      restoreSessions: (sessions) => this.sessions.restore(sessions),
-      applyCommand: (lsn, origin, sequence, bytes, payloadOffset, payloadBytes) =>
-        this.applyCommand(lsn, origin, sequence, bytes, payloadOffset, payloadBytes),
-    });
+    if (origin !== null) this.sessions.restore(origin.sessions);
+    this.fromDisk = await durability.recover(
+      {
+        stateMachine: this.stateMachine as StateMachine<never>,
+        ring: this.fabric.logBytes,
+        restoreSessions: (sessions) => this.sessions.restore(sessions),
+        applyCommand: (lsn, from, sequence, bytes, payloadOffset, payloadBytes) =>
+          this.applyCommand(lsn, from, sequence, bytes, payloadOffset, payloadBytes),
+      },
+      origin?.position,
+    );
   }
 
   private durableVoter(): DurableVoter | null {
@@ -611,8 +634,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
 
   /** The cluster's first configuration is known. What an earlier process left is used before this one has links. */
   private async formed(genesis: Configuration, current: Configuration): Promise<void> {
-    const { survival, origin } = this;
-    if (origin !== null) {
+    const { survival, origin, durability } = this;
+    if (origin !== null && durability === null) {
       this.sessions.restore(origin.sessions);
       this.join(genesis, current, { position: origin.position, configuration: genesis });
       return;
@@ -697,6 +720,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   private hear(message: ToMain): void {
     switch (message.type) {
       case 'ready':
+        this.isBackgroundReady = true;
+        this.poll();
         break;
       case 'rehearsalFailed':
         this.warn(new QuorateError(message.code, `the background thread could not rehearse: ${message.message}`));
@@ -1052,6 +1077,9 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     const { plane, closing } = this;
     if (closing !== undefined) throw this.closedError();
     plane.poll(monotonicNs());
+    if (!this.isBackgroundReady) {
+      throw new QuorateError('QUORATE_NOT_READY', `replica ${this.id} does not know yet what it promised: try again`);
+    }
     const refusal = whyNotForced(
       {
         id: this.id,
@@ -1075,6 +1103,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     const clusterId = newClusterId(plane.configuration.clusterId);
     this.fork = {
       clusterId,
+      survivorBootId: this.bootId,
       position: forkPosition(plane.appliedPosition, plane.promisedEpoch, clusterId),
       sessions: this.sessions.snapshot(),
       place: { id: this.id, host, port, priority: priority ?? 0 },
@@ -1146,6 +1175,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       const more = plane.poll(monotonicNs());
       this.afterPlane(plane);
       if (more) this.pollSoon();
+      else if (this.options.waitForLeader === false && this.isBackgroundReady) this.opened?.resolve();
     } catch (error) {
       this.fail(error as Error);
     }

@@ -15,8 +15,10 @@ import {
   EntryType,
   entryOrigin,
   entrySequence,
+  isSamePosition,
 } from '../../consensus/entry.js';
-import { ENTRY_HEADER_BYTES } from '../../consensus/limits.js';
+import { EPOCH_NONE } from '../../consensus/epoch.js';
+import { BOOT_ID_MAX, ENTRY_HEADER_BYTES } from '../../consensus/limits.js';
 import { CorruptLogError, LogRecovery, type RecoveredLog, replay } from '../../consensus/log-recovery.js';
 import type { CommandSink, RecoveredState } from '../../consensus/replication-plane.js';
 import { errorCode, QuorateError } from '../../errors.js';
@@ -25,10 +27,12 @@ import type { StateMachine } from '../replica-options.js';
 import type { DonorHost } from '../transfer/donor.js';
 import { PieceReader, SnapshotSink } from '../transfer/snapshot-stream.js';
 import { turn } from '../turn.js';
-import { diskError } from './disk-error.js';
+import { diskError, forkError } from './disk-error.js';
+import { becomeFork, type DurableFork } from './durable-fork.js';
 import { CLOSE_TIMEOUT_MS, SEGMENT_BYTES, SNAPSHOT_RETRY_MS, STORE_FORMAT } from './limits.js';
 import { PromiseStore, type StoredPromise } from './promise-store.js';
 import { SegmentFiles } from './segment-files.js';
+import { fromSource, SourceError } from './source-error.js';
 import { type Identity, StateStore, type StoredSnapshot } from './state-store.js';
 
 export interface DurabilityOptions {
@@ -75,9 +79,6 @@ function syncDirectories(directory: string): void {
   }
 }
 
-/** The state machine failed to give its state, not the store to take it. */
-class SourceError extends Error {}
-
 export class Durability {
   readonly bootId: number;
   /** What this life promised in its earlier processes. */
@@ -96,16 +97,20 @@ export class Durability {
 
   /**
    * Opens the directory, or makes it. Rejects with QUORATE_STORE_IN_USE (another process has it), QUORATE_STORE_INVALID,
-   * QUORATE_STORE_MISMATCH (it is another replica's), QUORATE_DISK_FULL or QUORATE_DISK_FAILED.
+   * QUORATE_STORE_MISMATCH (it is another replica's), QUORATE_DISK_FULL or QUORATE_DISK_FAILED. With a fork the directory
+   * becomes that of the new cluster first: see becomeFork().
    */
-  static async open(options: DurabilityOptions): Promise<Durability> {
+  static async open(options: DurabilityOptions, fork: DurableFork | null = null): Promise<Durability> {
     const directory = resolve(options.directory);
+    const { id } = options;
+    const failed = (error: unknown): QuorateError =>
+      fork === null ? diskError(id, directory, 'open its store', error) : forkError(id, directory, error);
     let lock = -1;
     try {
       mkdirSync(join(directory, 'log'), { recursive: true, mode: 0o700 });
       lock = openSync(join(directory, 'lock'), 'a', 0o600);
     } catch (error) {
-      throw diskError(options.id, directory, 'open its store', error);
+      throw failed(error);
     }
     let state: StateStore | undefined;
     try {
@@ -120,13 +125,14 @@ export class Durability {
       const promises = new PromiseStore(Durability.promisePath(directory));
       const promise = promises.read();
       await promises.close();
+      if (fork !== null) await becomeFork(state, promise, { ...options, directory }, fork);
       const identity = Durability.identify(state, directory, options);
       syncDirectories(directory);
       return new Durability(options, directory, lock, state, identity, promise);
     } catch (error) {
       await state?.close();
       closeSync(lock);
-      throw errorCode(error) === undefined ? diskError(options.id, directory, 'open its store', error) : error;
+      throw errorCode(error) === undefined ? failed(error) : error;
     }
   }
 
@@ -137,7 +143,8 @@ export class Durability {
   private static identify(state: StateStore, directory: string, { id, logBytes }: DurabilityOptions): Identity {
     const known = state.identity();
     if (known === null) {
-      const fresh = { format: STORE_FORMAT, id, bootId: randomInt(1, 2 ** 48 - 1), logBytes, genesis: null };
+      const bootId = randomInt(1, BOOT_ID_MAX);
+      const fresh = { format: STORE_FORMAT, id, bootId, logBytes, genesis: null, epochFloor: EPOCH_NONE };
       state.setIdentity(fresh);
       return fresh;
     }
@@ -163,7 +170,8 @@ export class Durability {
   ) {
     this.identity = identity;
     this.bootId = identity.bootId;
-    this.promise = promise;
+    // One that reaches no further was made in the cluster that this one was forked off, and is no vote here.
+    this.promise = promise.epoch > identity.epochFloor ? promise : { epoch: EPOCH_NONE, to: -1, leaseWait_ns: 0 };
     this.snapshot = state.snapshot();
     this.files = new SegmentFiles(join(directory, 'log'));
   }
@@ -188,16 +196,16 @@ export class Durability {
   /**
    * Feeds the state machine with the snapshot and what is known to be committed behind it, and puts the rest of the log
    * into the ring. Null if this replica is part of no cluster yet. Rejects with QUORATE_LOG_CORRUPT if the disk lost what
-   * it had, and then has changed nothing on it.
+   * it had, and then has changed nothing on it. `held` is where the state machine and the sessions stand already.
    */
-  async recover(host: RecoveryHost): Promise<RecoveredState | null> {
+  async recover(host: RecoveryHost, held: ChainPosition | null = null): Promise<RecoveredState | null> {
     const { genesis } = this.identity;
     if (genesis === null) return null;
     const { snapshot, files } = this;
     let configuration = genesis;
     const applied = chainBeginning(genesis.clusterId);
     if (snapshot !== null) {
-      await this.restore(snapshot, host);
+      if (held === null || !isSamePosition(held, snapshot.position)) await this.restore(snapshot, host);
       copyPosition(snapshot.position, applied);
       configuration = snapshot.configuration;
     }
@@ -345,13 +353,6 @@ export class Durability {
     if (this.isClosed || this.failure_ !== null) return;
     const { state, host } = this;
     const bytesWritten = log.bytesWritten;
-    const fromSource = async <Value>(give: () => Value | Promise<Value>): Promise<Value> => {
-      try {
-        return await give();
-      } catch (error) {
-        throw new SourceError((error as Error).message, { cause: error });
-      }
-    };
     const frozen = await fromSource(() => (host as DurabilityHost).freeze());
     const { position, configuration, sessionsBytes, source } = frozen;
     try {
@@ -385,6 +386,13 @@ export class Durability {
       });
     }
     return true;
+  }
+
+  /** Throws QUORATE_DISK_FAILED while a write is under way that close() did not wait for: it could still make a file. */
+  checkQuiet(): void {
+    if (this.files.isWriting) {
+      throw forkError(this.options.id, this.directory, new Error('a write to its log is under way and does not end'));
+    }
   }
 
   /** Ends the use of the directory; what was being written gets time to end. */

@@ -30,7 +30,7 @@ export class SegmentFiles implements LogDisk, LogSource {
   private readonly directoryDescriptor: number;
   private numbers: number[];
   private cached: { segment: number; words: Uint32Array } | null = null;
-  private isWriting = false;
+  private isWriting_ = false;
   private isClosed = false;
   private onIdle: (() => void) | null = null;
 
@@ -44,6 +44,10 @@ export class SegmentFiles implements LogDisk, LogSource {
 
   get segments(): readonly number[] {
     return this.numbers;
+  }
+
+  get isWriting(): boolean {
+    return this.isWriting_;
   }
 
   read(segment: number): Uint32Array {
@@ -84,9 +88,9 @@ export class SegmentFiles implements LogDisk, LogSource {
   }
 
   append(segment: number, offset: number, bytes: Uint8Array, done: (error: Error | null) => void): void {
-    this.isWriting = true;
+    this.isWriting_ = true;
     const finish = (error: Error | null): void => {
-      this.isWriting = false;
+      this.isWriting_ = false;
       if (this.isClosed) this.release();
       done(error);
       this.onIdle?.();
@@ -128,10 +132,10 @@ export class SegmentFiles implements LogDisk, LogSource {
 
   /** Resolves when nothing is being written. */
   idle(): Promise<void> {
-    if (!this.isWriting) return Promise.resolve();
+    if (!this.isWriting_) return Promise.resolve();
     return new Promise((resolve) => {
       this.onIdle = () => {
-        if (!this.isWriting) resolve();
+        if (!this.isWriting_) resolve();
       };
     });
   }
@@ -139,7 +143,7 @@ export class SegmentFiles implements LogDisk, LogSource {
   close(): void {
     if (this.isClosed) return;
     this.isClosed = true;
-    if (!this.isWriting) this.release();
+    if (!this.isWriting_) this.release();
   }
 
   private release(): void {

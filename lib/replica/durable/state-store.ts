@@ -14,6 +14,8 @@ export interface Identity {
   readonly logBytes: number;
   /** First configuration of the cluster; null while this replica is part of none. */
   readonly genesis: Configuration | null;
+  /** Where the cluster was forked off another one: its epochs are above this one, and those of the other below. Otherwise 0. */
+  readonly epochFloor: number;
 }
 
 export interface StoredSnapshot {
@@ -31,6 +33,16 @@ export interface StoredSnapshot {
 }
 
 type Key = string;
+
+/** The store rejects with an error that promises another one, which says why. */
+async function committed(write: Promise<unknown>): Promise<void> {
+  try {
+    await write;
+  } catch (error) {
+    await (error as { commitError?: Promise<never> }).commitError;
+    throw error;
+  }
+}
 
 function isCount(value: unknown): value is number {
   return typeof value === 'number' && Number.isSafeInteger(value) && value >= 0;
@@ -58,10 +70,13 @@ export class StateStore {
   identity(): Identity | null {
     const value = this.database.get('identity') as Record<string, unknown> | undefined;
     if (value === undefined) return null;
-    const { format, id, bootId, logBytes, genesis } = value;
+    const { format, id, bootId, logBytes, genesis, epochFloor = 0 } = value;
     if (format !== STORE_FORMAT) throw this.invalid(`it has format ${format}, this version reads ${STORE_FORMAT}`);
-    if (!isCount(id) || !isCount(bootId) || bootId === 0 || !isCount(logBytes)) throw this.invalid('its identity');
-    return { format, id, bootId, logBytes, genesis: genesis === null ? null : checkConfiguration(genesis) };
+    if (!isCount(id) || !isCount(bootId) || bootId === 0 || !isCount(logBytes) || !isCount(epochFloor)) {
+      throw this.invalid('its identity');
+    }
+    const checked = genesis === null ? null : checkConfiguration(genesis);
+    return { format, id, bootId, logBytes, genesis: checked, epochFloor };
   }
 
   setIdentity(identity: Identity): void {
@@ -102,14 +117,16 @@ export class StateStore {
     let pieces = 0;
     let bytes = 0;
     let sum = 0;
-    let inFlight: Promise<unknown>[] = [];
+    let inFlight: Promise<void>[] = [];
     for (let piece = await pull(); piece !== null; piece = await pull()) {
       for (let at = 0; at < piece.length; at += SNAPSHOT_PIECE_BYTES) {
         // The store writes it later, and the piece is valid until the next one is asked for.
         const part = Buffer.from(piece.subarray(at, at + SNAPSHOT_PIECE_BYTES));
         sum = checksum(part, sum);
         bytes += part.length;
-        inFlight.push(this.pieceTable.put([name, pieces++], part));
+        const put = committed(this.pieceTable.put([name, pieces++], part));
+        put.catch(() => {}); // it is waited for later
+        inFlight.push(put);
         if (inFlight.length < SNAPSHOT_PIECES_IN_FLIGHT_MAX) continue;
         await Promise.all(inFlight);
         inFlight = [];
@@ -121,14 +138,22 @@ export class StateStore {
 
   /** From now on this is the snapshot; on disk when it resolves. */
   async commit(snapshot: StoredSnapshot): Promise<void> {
-    await this.database.put('snapshot', snapshot);
+    await committed(this.database.put('snapshot', snapshot));
     await this.sweep(snapshot.name);
+  }
+
+  /** From now on the directory is that of another life, in another cluster, with this state: at once, on disk on return. */
+  become(identity: Identity, snapshot: StoredSnapshot): void {
+    this.database.transactionSync(() => {
+      this.database.putSync('identity', identity);
+      this.database.putSync('snapshot', snapshot);
+    });
   }
 
   /** Removes the pieces of all snapshots but this one. */
   async sweep(name: number): Promise<void> {
     const gone = [...this.pieceTable.getKeys()].filter((key) => key[0] !== name);
-    await Promise.all(gone.map((key) => this.pieceTable.remove(key)));
+    await Promise.all(gone.map((key) => committed(this.pieceTable.remove(key))));
   }
 
   async close(): Promise<void> {
