@@ -230,29 +230,36 @@ test('rounds of SIGKILL to all replicas under load lose and repeat nothing', { t
 
 const canMount = await canMountPrivately();
 
+/**
+ * Runs a fixture with a small file system of its own, in a mount namespace that vanishes with the process, and a folder
+ * beside it; what it prints.
+ */
+async function runWithSmallDisk(fixture: string): Promise<unknown> {
+  const directory = folder();
+  const small = join(directory, 'small');
+  mkdirSync(small);
+  const program = fileURLToPath(new URL(`fixtures/${fixture}`, import.meta.url));
+  const script = 'mount -t tmpfs -o size=2m tmpfs "$1" && exec "$2" "$3" "$1" "$4"';
+  const child = spawn('unshare', ['--mount', 'sh', '-c', script, 'sh', small, process.execPath, program, directory], {
+    stdio: ['ignore', 'pipe', 'pipe'],
+  });
+  let [output, errors] = ['', ''];
+  child.stdout.setEncoding('utf8').on('data', (text: string) => {
+    output += text;
+  });
+  child.stderr.setEncoding('utf8').on('data', (text: string) => {
+    errors += text;
+  });
+  const [code] = (await once(child, 'close')) as [number];
+  expect(code, errors).toBe(0);
+  return JSON.parse(output);
+}
+
 test.skipIf(!canMount)(
   'a full disk ends leadership with a clear error, loses nothing, and the replica comes back when there is room',
   { timeout: 60_000 },
   async () => {
-    const directory = folder();
-    const small = join(directory, 'small');
-    mkdirSync(small);
-    const program = fileURLToPath(new URL('fixtures/disk-full.mjs', import.meta.url));
-    // A file system of its own, in a mount namespace that vanishes with the process.
-    const script = 'mount -t tmpfs -o size=2m tmpfs "$1" && exec "$2" "$3" "$1" "$4"';
-    const child = spawn('unshare', ['--mount', 'sh', '-c', script, 'sh', small, process.execPath, program, directory], {
-      stdio: ['ignore', 'pipe', 'pipe'],
-    });
-    let [output, errors] = ['', ''];
-    child.stdout.setEncoding('utf8').on('data', (text: string) => {
-      output += text;
-    });
-    child.stderr.setEncoding('utf8').on('data', (text: string) => {
-      errors += text;
-    });
-    const [code] = (await once(child, 'close')) as [number];
-    expect(code, errors).toBe(0);
-    expect(JSON.parse(output)).toEqual({
+    expect(await runWithSmallDisk('disk-full.mjs')).toEqual({
       warning: 'QUORATE_DISK_FULL',
       says: true,
       failure: 'QUORATE_DISK_FULL',
@@ -262,6 +269,18 @@ test.skipIf(!canMount)(
       applied: true,
       isVoterAgain: true,
       sameLife: true,
+    });
+  },
+);
+
+test.skipIf(!canMount)(
+  'a snapshot that finds no room while more of it is being made is an error of the disk, and none that nobody catches',
+  { timeout: 60_000 },
+  async () => {
+    expect(await runWithSmallDisk('snapshot-without-room.mjs')).toEqual({
+      code: 'QUORATE_DISK_FULL',
+      unhandled: 0,
+      snapshot: null,
     });
   },
 );

@@ -54,8 +54,9 @@ export class StateStore {
   private readonly pieceTable: Database<Buffer, [number, number]>;
 
   constructor(private readonly path: string) {
-    // Committed means synced: an overlapping sync would come after.
-    this.database = open<unknown, Key>({ path, overlappingSync: false });
+    // Committed means synced: an overlapping sync would come after. Batches make a promise of their own, which nobody gets:
+    // where the disk is full or fails it would end the process.
+    this.database = open<unknown, Key>({ path, overlappingSync: false, eventTurnBatching: false });
     this.pieceTable = this.database.openDB<Buffer, [number, number]>({ name: 'pieces', encoding: 'binary' });
   }
 
