@@ -15,8 +15,26 @@ import { readVitestCounts, VITEST } from './tools/vitest.mjs';
 const root = dirname(dirname(fileURLToPath(import.meta.url)));
 const RESULTS = join(root, 'out/results');
 const MINUTE_MS = 60_000;
+const NICENESS_MAX = 19;
 
 /** @typedef {import('./tools/vitest.mjs').Counts} Counts */
+
+/** @type {Map<string, Promise<string>>} */
+const builds = new Map();
+
+/** Builds these variants one after the other, in the processor time that the suites before leave. */
+async function buildMeanwhile(variants) {
+  for (const variant of variants) {
+    await built(variant, NICENESS_MAX).catch(() => {}); // whoever needs it is told
+  }
+}
+
+/** The program or addon of a variant, which is being built already or is from now on. */
+function built(variant, niceness = 0) {
+  const build = builds.get(variant) ?? buildVariant(variant, niceness);
+  builds.set(variant, build);
+  return build;
+}
 
 /**
  * A suite of one test: some programs that must all succeed.
@@ -39,7 +57,7 @@ async function onePass(programs) {
  * @returns {Promise<Counts>}
  */
 async function nativeTests(variant) {
-  const program = await buildVariant(variant);
+  const program = await built(variant);
   const { code, timedOut, output } = await run(program, [], {
     cwd: root,
     timeoutMs: 5 * MINUTE_MS,
@@ -86,7 +104,7 @@ async function libraryPath(name) {
  * an empty program, and a stack of ours always ends in Node.js, so suppressing that would suppress everything.
  */
 async function addonTests() {
-  await buildVariant('addon-address');
+  await built('addon-address');
   return await vitestTests('addon-asan', ['test/verbs'], {
     LD_PRELOAD: `${await libraryPath('libasan.so')} ${await libraryPath('libstdc++.so')}`,
     ASAN_OPTIONS: 'detect_leaks=0:abort_on_error=1:alloc_dealloc_mismatch=0',
@@ -111,8 +129,9 @@ async function rxeTests(...args) {
 }
 
 /**
- * In the order in which they run.
- * @type {{ name: string, title: string, needs: 'nothing' | 'build', onRequest?: true, run: () => Promise<Counts> }[]}
+ * In the order in which they run. `variant` is what scripts/build.mjs builds for a suite, while others run.
+ * @type {{ name: string, title: string, needs: 'nothing' | 'build', variant?: string, onRequest?: true,
+ *   run: () => Promise<Counts> }[]}
  */
 const SUITES = [
   {
@@ -134,11 +153,24 @@ const SUITES = [
         ['tsconfig.test.json', 'scripts/tsconfig.json'].map((path) => ['node_modules/typescript/bin/tsc', '-p', path]),
       ),
   },
-  { name: 'native', title: 'C++ tests', needs: 'nothing', run: () => nativeTests('native') },
+  {
+    name: 'unit',
+    title: 'tests on this machine',
+    needs: 'build',
+    run: () => vitestTests('unit', ['--exclude=test/rxe/**']),
+  },
+  {
+    name: 'native',
+    title: 'C++ tests',
+    needs: 'nothing',
+    variant: 'native',
+    run: () => nativeTests('native'),
+  },
   {
     name: 'native-asan',
     title: 'C++ tests, address and undefined-behaviour sanitizers',
     needs: 'nothing',
+    variant: 'native-address',
     run: () => nativeTests('native-address'),
   },
   {
@@ -146,15 +178,16 @@ const SUITES = [
     title: 'C++ tests, thread sanitizer',
     needs: 'nothing',
     onRequest: true,
+    variant: 'native-thread',
     run: () => nativeTests('native-thread'),
   },
   {
-    name: 'unit',
-    title: 'tests on this machine',
+    name: 'addon-asan',
+    title: 'addon tests, address sanitizer',
     needs: 'build',
-    run: () => vitestTests('unit', ['--exclude=test/rxe/**']),
+    variant: 'addon-address',
+    run: addonTests,
   },
-  { name: 'addon-asan', title: 'addon tests, address sanitizer', needs: 'build', run: addonTests },
   { name: 'rxe', title: 'tests on RDMA devices (SoftRoCE)', needs: 'build', run: () => rxeTests() },
   {
     name: 'rxe-one-core',
@@ -220,19 +253,20 @@ async function main() {
   await setup(['build', 'test', 'model', ...(usesRdma ? /** @type {const} */ (['rxe']) : [])]);
   console.log('what the tests need is installed');
 
-  let built = true;
+  let isBuilt = true;
   if (suites.some(({ needs }) => needs === 'build')) {
     header('build');
     try {
       await buildAll();
       console.log('dist/ and the addon are up to date');
     } catch (error) {
-      built = await count('build', () => Promise.reject(error));
+      isBuilt = await count('build', () => Promise.reject(error));
     }
   }
+  void buildMeanwhile(suites.flatMap(({ variant }) => variant ?? []));
   for (const suite of suites) {
     header(`${suite.name}: ${suite.title}`);
-    if (suite.needs === 'build' && !built) console.log('not run, because the build failed');
+    if (suite.needs === 'build' && !isBuilt) console.log('not run, because the build failed');
     else await count(suite.name, suite.run);
   }
   console.log(`\nall suites: ${((Date.now() - startedMs) / MINUTE_MS).toFixed(1)} minutes`);
