@@ -96,9 +96,10 @@ export const FORK_MUTATIONS: readonly Mutation[] = [
       replace(
         MajorityLoss.prototype,
         'dieBefore',
-        () => (fork: SimFork, disk: { genesis: unknown; bootId: number }) => {
+        () => (fork: SimFork, disk: { genesis: unknown; bootId: number; epochFloor: number }) => {
           disk.genesis = fork.genesis;
           disk.bootId = fork.genesis.voters[0]?.bootId as number;
+          disk.epochFloor = fork.position.epoch;
         },
       ),
   },

@@ -181,32 +181,35 @@ export class MajorityLoss {
     });
   }
 
-  /** Makes the disk that of the new cluster; the process may die before, and once more behind that. */
+  /** Makes the disk that of the new cluster; the process may die before that, or behind it. */
   private store(id: number, disk: SimDisk, forked: Forked): void {
     const { world, random, options } = this;
-    const { fork } = forked;
+    const { position, state, genesis } = forked.fork;
+    const bootId = memberWithId(genesis, id)?.bootId as number;
     world.schedule(random.between(0, STORE_MAX_NS * options.pace), () => {
-      if (random.chance(DEATH_PROBABILITY)) {
-        this.dieBefore(fork, disk);
-        const life = this.startAgain(id);
-        if (life === null) return; // a checker has said why
-        // What only the memory held is gone.
-        const held = this.checked.newCluster.held(life);
-        this.force(life, held, [held]);
-        return;
-      }
+      const diesBefore = random.chance(DEATH_PROBABILITY);
       const refusal = disk.refusal(world.now_ns);
-      if (refusal !== null) {
+      if (diesBefore) this.dieBefore(forked.fork, disk);
+      else if (refusal !== null) {
         this.refusal = refusal.message;
         this.store(id, disk, forked); // the state is in memory still
         return;
+      } else {
+        disk.become(genesis, bootId, { position, state, configuration: genesis, isDetached: true });
+        if (random.chance(DEATH_PROBABILITY)) disk.loseSegments(random);
       }
-      const { position, state, genesis } = fork;
-      const bootId = memberWithId(genesis, id)?.bootId as number;
-      disk.become(genesis, bootId, { position, state, configuration: genesis, isDetached: true });
-      if (random.chance(DEATH_PROBABILITY)) disk.loseSegments(random);
-      this.forked = forked;
+      // Who starts it next finds out of which cluster it is.
+      if (disk.bootId === bootId) this.forked = forked;
+      else this.forceAgain(id);
     });
+  }
+
+  /** From what its disk holds: what only the memory held is gone. */
+  private forceAgain(id: number): void {
+    const life = this.startAgain(id);
+    if (life === null) return; // a checker has said why
+    const held = this.checked.newCluster.held(life);
+    this.force(life, held, [held]);
   }
 
   /** A part of the state is on disk, and means nothing. */
