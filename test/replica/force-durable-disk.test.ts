@@ -10,6 +10,7 @@ import { fileURLToPath } from 'node:url';
 import { afterEach, describe, expect, test, vi } from 'vitest';
 import { canMountPrivately } from '#lib/cli/nemesis/private-memory.js';
 import { makeEpoch } from '#lib/consensus/epoch.js';
+import { ReplicationPlane } from '#lib/consensus/replication-plane.js';
 import { bestSurvivor, Replica } from '#lib/index.js';
 import { Durability } from '#lib/replica/durable/durability.js';
 import { PromiseStore } from '#lib/replica/durable/promise-store.js';
@@ -229,6 +230,22 @@ describe('forcing a new cluster from a durable replica', () => {
     await forced.close();
     await expect(force(cluster.survivor)).rejects.toMatchObject({ code: 'QUORATE_STORE_MISMATCH' });
     expect((await lookAt(cluster)).clusterId).toBe(forced.status().clusterId);
+  });
+
+  test('stores no snapshot for the old cluster of what only the new one takes for committed', async () => {
+    const cluster = await alone();
+    const commit = vi.spyOn(StateStore.prototype, 'commit');
+    const { commitWholeLog } = ReplicationPlane.prototype;
+    vi.spyOn(ReplicationPlane.prototype, 'commitWholeLog').mockImplementationOnce(function (this: ReplicationPlane) {
+      // One has become due in this very turn.
+      const { durability } = cluster.survivor as unknown as { durability: Durability };
+      Object.assign(durability, { bytesAtSnapshot: Number.NEGATIVE_INFINITY });
+      durability.look(Number.MAX_SAFE_INTEGER);
+      commitWholeLog.call(this);
+    });
+    const forced = await force(cluster.survivor);
+    expect(commit).not.toHaveBeenCalled();
+    expect(forced.status().role).toBe('leader');
   });
 
   test('takes an empty directory in the place of one that failed', async () => {
