@@ -1094,6 +1094,9 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     );
     if (refusal !== null) throw refusal;
     const { host, port, priority } = memberWithId(plane.configuration, this.id) ?? this.self;
+    // Until the directory is that of the new cluster it is a voter of the old one, and what is not committed there must not get
+    // into a snapshot of it.
+    this.durability?.stop();
     try {
       plane.commitWholeLog();
     } catch (error) {

@@ -3,8 +3,10 @@ import { ReplicationPlane } from '../consensus/replication-plane.js';
 import { Random } from '../fabric/sim/random.js';
 import type { Mutation } from './mutations.js';
 import { replace } from './replace-method.js';
+import type { SimFork } from './sim-cluster.js';
+import { SimDisk } from './sim-disk.js';
 import { MajorityLoss } from './sim-majority-loss.js';
-import { type SimOptions, withMajorityLoss } from './sim-options.js';
+import { type SimOptions, withDisks, withMajorityLoss } from './sim-options.js';
 
 /** A majority is lost in every run, under load, when some of the others were cut off or stood still. */
 export function losingMajority(options: SimOptions): SimOptions {
@@ -16,6 +18,14 @@ export function losingMajority(options: SimOptions): SimOptions {
     ...{ disk: null, regionSurvives: 0, clients: 6, thinkMax_ns: 10e6 * pace },
     faults: { ...faults, weights, interval_ns: Math.min(faults.interval_ns, 200e6 * pace) },
   });
+}
+
+/** The same of durable replicas, whose power goes often, before and after. */
+export function losingDirectories(options: SimOptions): SimOptions {
+  const random = new Random(Math.floor(options.faults.interval_ns) + 1);
+  const losing = losingMajority(options);
+  const { majorityLoss } = losing;
+  return { ...withDisks(random, losing, 2), majorityLoss };
 }
 
 export const FORK_MUTATIONS: readonly Mutation[] = [
@@ -73,6 +83,56 @@ export const FORK_MUTATIONS: readonly Mutation[] = [
         (original) =>
           function (end: { epoch: number }, ...rest: unknown[]) {
             return { ...original.call(this, end, ...rest), epoch: end.epoch };
+          },
+      ),
+  },
+  {
+    name: 'fork-in-force-before-whole',
+    breaks: 'the disk of a survivor is of the new cluster before the state is on it, and the power goes in between',
+    seedsMax: 60,
+    replicas: 3,
+    adjust: losingDirectories,
+    install: () =>
+      replace(
+        MajorityLoss.prototype,
+        'dieBefore',
+        () => (fork: SimFork, disk: { genesis: unknown; bootId: number; epochFloor: number }) => {
+          disk.genesis = fork.genesis;
+          disk.bootId = fork.genesis.voters[0]?.bootId as number;
+          disk.epochFloor = fork.position.epoch;
+        },
+      ),
+  },
+  {
+    name: 'fork-leaves-old-log',
+    breaks: 'segments of the old cluster stay on the disk of a new one, in front of its own',
+    seedsMax: 60,
+    replicas: 3,
+    adjust: losingDirectories,
+    install: () =>
+      replace(
+        SimDisk.prototype,
+        'drop',
+        (original) =>
+          function (segments: number[]) {
+            if (this.epochFloor === 0) original.call(this, segments);
+          },
+      ),
+  },
+  {
+    name: 'fork-keeps-promise',
+    breaks: 'what the survivor promised in the old cluster counts as a promise in the new one',
+    seedsMax: 60,
+    replicas: 3,
+    adjust: losingDirectories,
+    install: () =>
+      replace(
+        SimDisk.prototype,
+        'become',
+        (original) =>
+          function (...parameters: unknown[]) {
+            original.apply(this, parameters);
+            this.epochFloor = 0;
           },
       ),
   },

@@ -66,6 +66,8 @@ export interface SimFork {
   readonly genesis: Configuration;
   readonly position: ChainPosition;
   readonly state: StateSnapshot;
+  /** Durable replicas: the survivor's, which is of the new cluster by now. */
+  readonly disk: SimDisk | null;
   /** Lives of each replica in the old cluster. */
   readonly livesStarted: readonly number[];
 }
@@ -157,8 +159,12 @@ export class SimCluster {
   }
 
   startAll(): void {
-    if (this.fork !== null) {
-      for (const { id } of this.genesis.voters) this.start(id);
+    const { fork } = this;
+    if (fork !== null) {
+      for (const { id } of this.genesis.voters) {
+        this.disks[id] = fork.disk;
+        this.start(id);
+      }
       return;
     }
     for (let id = 0; id < this.options.replicas; id++) this.start(id);
@@ -168,6 +174,15 @@ export class SimCluster {
   start(id: number): void {
     if (this.lives[id] !== null) throw new Error(`replica ${id} is up already`);
     if (this.isGivenUp) return;
+    this.begin(id);
+  }
+
+  /** Starts the process of a survivor again, though the cluster is given up. */
+  startAgain(id: number): void {
+    this.begin(id);
+  }
+
+  private begin(id: number): void {
     const count = ++this.livesStarted[id]!;
     const processId = this.bootIdOf(id, count);
     const { world, network, genesis, committed, options, events } = this;
@@ -185,7 +200,7 @@ export class SimCluster {
     life.trace('starts');
     this.observer.onStarted(life);
     if (life.isRecovered) this.observer.onSnapshotInstalled(life);
-    if (this.fork !== null) life.installSnapshot(this.fork.position, genesis, this.fork.state);
+    if (this.fork?.disk === null) life.installSnapshot(this.fork.position, genesis, this.fork.state);
     this.fork = null; // whoever starts later gets the state from others
     this.comeBack(life);
     for (const peer of this.lives) {
@@ -260,7 +275,7 @@ export class SimCluster {
   private diskFailed(life: SimLife): void {
     this.diskFailures++;
     this.world.schedule(this.random.between(0.1, 1) * this.options.faults.restartDelayMax_ns, () => {
-      if (this.lives[life.id] !== life) return;
+      if (this.lives[life.id] !== life || this.isGivenUp) return; // memory may be all that is left
       this.crash(life.id);
       this.start(life.id);
     });

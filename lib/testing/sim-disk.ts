@@ -53,8 +53,10 @@ export class SimDiskError extends Error {
 }
 
 export class SimDisk implements LogSource {
-  promise = { epoch: 0, to: -1, leaseWait_ns: 0 };
+  private promise = { epoch: 0, to: -1, leaseWait_ns: 0 };
   snapshot: SimStoredSnapshot | null = null;
+  /** Promises up to this epoch were made in the cluster that the disk's own one was forked off. */
+  private epochFloor = 0;
   /** Something was written: a process that starts comes back. */
   isUsed = false;
   /** The next write, whatever it is of, fails. */
@@ -65,9 +67,28 @@ export class SimDisk implements LogSource {
   private pending: Pending | null = null;
 
   constructor(
-    readonly bootId: number,
-    readonly genesis: Configuration,
+    /** The life that it stands for. */
+    public bootId: number,
+    private genesis: Configuration,
   ) {}
+
+  /** What its life promised in earlier processes. */
+  get promised(): { readonly epoch: number; readonly to: number } {
+    return this.promise.epoch > this.epochFloor ? this.promise : { epoch: 0, to: -1 };
+  }
+
+  /** Stands for another life from now on, the first one of a new cluster. The log, and the promise, are the old ones still. */
+  become(genesis: Configuration, bootId: number, snapshot: SimStoredSnapshot): void {
+    this.genesis = genesis;
+    this.bootId = bootId;
+    this.snapshot = snapshot;
+    this.epochFloor = snapshot.position.epoch;
+  }
+
+  /** Segments that nobody needs are being removed, in any order, and the power goes. */
+  loseSegments(random: Random): void {
+    this.drop(this.segments.filter(() => random.chance(0.5)));
+  }
 
   get segments(): readonly number[] {
     return [...this.files.keys()].sort((a, b) => a - b);

@@ -310,7 +310,7 @@ export class SimLife {
   private durablePromise(disk: SimDisk): DurablePromise {
     const { lease } = this.options;
     const leaseWait_ns = lease === null ? 0 : Math.ceil(lease.length_ns * (1 + lease.driftBound));
-    const { epoch, to } = disk.promise;
+    const { epoch, to } = disk.promised;
     return {
       epoch,
       to,

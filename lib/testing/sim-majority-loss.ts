@@ -11,6 +11,7 @@ import type { CheckedCluster } from './checked-cluster.js';
 import type { HeldLog } from './checkers/new-cluster.js';
 import type { LogNode } from './log-tree.js';
 import type { SimFork } from './sim-cluster.js';
+import type { SimDisk } from './sim-disk.js';
 import type { SimLife } from './sim-life.js';
 import type { MajorityLossOptions, SimOptions } from './sim-options.js';
 import type { StateSnapshot } from './sim-state-machine.js';
@@ -21,6 +22,11 @@ import type { StateSnapshot } from './sim-state-machine.js';
 const BLOWS_WITHIN_NS = 50e6;
 /** Between two attempts to force the new cluster. */
 const RETRY_NS = 50e6;
+/** Writing a new cluster to the disk of its survivor takes so long, at most. */
+const STORE_MAX_NS = 100e6;
+/** How often the survivors of durable replicas have lost power, too, and how often one does while it is forced. */
+const POWER_LOSS_PROBABILITY = 0.5;
+const DEATH_PROBABILITY = 0.3;
 
 /** A change of the membership that changes nothing. */
 function anyChange({ id, replication }: SimLife): MembershipChange {
@@ -75,12 +81,25 @@ export class MajorityLoss {
     for (const life of lives) {
       if (life === null || survivors.has(life.id)) continue;
       world.schedule(random.integer(BLOWS_WITHIN_NS * options.pace), () => {
-        if (lives[life.id] === life) cluster.crash(life.id);
+        if (lives[life.id] === life) cluster.crash(life.id, options.disk !== null);
+      });
+    }
+    if (options.disk !== null && random.chance(POWER_LOSS_PROBABILITY)) {
+      world.schedule(BLOWS_WITHIN_NS * options.pace, () => {
+        for (const id of survivors) this.startAgain(id);
       });
     }
     const { wait_ns } = options.majorityLoss as MajorityLossOptions;
     world.schedule(BLOWS_WITHIN_NS * options.pace + wait_ns, () => this.ask());
     return true;
+  }
+
+  /** The power of a survivor goes, and it comes back with what its disk holds. */
+  private startAgain(id: number): SimLife | null {
+    const { cluster } = this.checked;
+    cluster.crash(id);
+    cluster.startAgain(id);
+    return cluster.lives[id] as SimLife | null;
   }
 
   /** Their status, each of its own moment. */
@@ -147,14 +166,55 @@ export class MajorityLoss {
     const clusterId = 1 + random.integer(2 ** 31) * 2 ** 16;
     const priority = memberWithId(life.replication.configuration, life.id)?.priority ?? 0;
     const fork: SimFork = {
+      disk: life.disk,
       genesis: genesisConfiguration(clusterId, [{ id: life.id, bootId: cluster.nextBootId(life.id), priority }]),
       position: this.position(end, life.replication.promisedEpoch, clusterId),
       state: this.stateOf(life),
       livesStarted: cluster.livesStarted,
     };
     life.trace(`a new cluster begins at LSN ${end.lsn}, with its state`);
-    this.forked = { fork, tip: newCluster.check(fork, end, chosen, survivors, committed) };
-    world.schedule(0, () => cluster.crash(life.id));
+    const forked = { fork, tip: newCluster.check(fork, end, chosen, survivors, committed) };
+    world.schedule(0, () => {
+      cluster.crash(life.id);
+      if (fork.disk === null) this.forked = forked;
+      else this.store(life.id, fork.disk, forked);
+    });
+  }
+
+  /** Makes the disk that of the new cluster; the process may die before that, or behind it. */
+  private store(id: number, disk: SimDisk, forked: Forked): void {
+    const { world, random, options } = this;
+    const { position, state, genesis } = forked.fork;
+    const bootId = memberWithId(genesis, id)?.bootId as number;
+    world.schedule(random.between(0, STORE_MAX_NS * options.pace), () => {
+      const diesBefore = random.chance(DEATH_PROBABILITY);
+      const refusal = disk.refusal(world.now_ns);
+      if (diesBefore) this.dieBefore(forked.fork, disk);
+      else if (refusal !== null) {
+        this.refusal = refusal.message;
+        this.store(id, disk, forked); // the state is in memory still
+        return;
+      } else {
+        disk.become(genesis, bootId, { position, state, configuration: genesis, isDetached: true });
+        if (random.chance(DEATH_PROBABILITY)) disk.loseSegments(random);
+      }
+      // Who starts it next finds out of which cluster it is.
+      if (disk.bootId === bootId) this.forked = forked;
+      else this.forceAgain(id);
+    });
+  }
+
+  /** From what its disk holds: what only the memory held is gone. */
+  private forceAgain(id: number): void {
+    const life = this.startAgain(id);
+    if (life === null) return; // a checker has said why
+    const held = this.checked.newCluster.held(life);
+    this.force(life, held, [held]);
+  }
+
+  /** A part of the state is on disk, and means nothing. */
+  private dieBefore(_fork: SimFork, _disk: SimDisk): void {
+    this.world.trace('faults', 'the process of the survivor dies before the new cluster is in force');
   }
 
   private stateOf(life: SimLife): StateSnapshot {

@@ -212,7 +212,7 @@ export function withDisks(random: Random, options: SimOptions, powerLoss = rando
   return {
     ...options,
     regionSurvives: 0,
-    majorityLoss: null, // their directories stand for their cluster
+    majorityLoss: null, // drawn for others; losingDirectories() has both
     // A takeover waits for the disks of a majority, and for the promises before that.
     profile: { ...profile, takeoverTimeout_ns: profile.takeoverTimeout_ns + 20 * syncMax_ns },
     disk: {

@@ -125,6 +125,7 @@ class Simulation {
   private configurations = 0;
   private returns = 0;
   private returnsFailed = 0;
+  private diskFailures = 0;
   private fork: ForkHistory | null = null;
   private lost = 0;
   /** Commands that the cluster before had answered. */
@@ -153,7 +154,7 @@ class Simulation {
   /** Where the seed has it so: a majority is lost, and the run goes on with a new cluster. */
   private loseMajority(): void {
     const { world, options, clients } = this;
-    if (options.majorityLoss === null || options.disk !== null) return;
+    if (options.majorityLoss === null) return;
     world.run(options.faultyTime_ns * options.majorityLoss.after);
     if (world.violation !== null) return;
     const loss = new MajorityLoss(world, this.checked, options, world.random.fork());
@@ -174,6 +175,7 @@ class Simulation {
     this.configurations += before.cluster.committedVersion - 1;
     this.returns += before.cluster.returns;
     this.returnsFailed += before.cluster.returnsFailed;
+    this.diskFailures += before.cluster.diskFailures;
     this.faultCount += this.faults.count;
     this.fork = new ForkHistory(tip, fork.state, world.now_ns, before.atMostOnce.effects);
     this.lost = clients.acknowledged.filter((one) => !this.isKept(one)).length;
@@ -262,7 +264,7 @@ class Simulation {
       snapshots: counters.snapshots,
       returns: this.returns + cluster.returns,
       returnsFailed: this.returnsFailed + cluster.returnsFailed,
-      diskFailures: cluster.diskFailures,
+      diskFailures: this.diskFailures + cluster.diskFailures,
       forks: this.fork === null ? 0 : 1,
       lost: this.lost,
       faults: this.faultCount + this.faults.count,

@@ -157,6 +157,38 @@ describe('a log on its way to disk', () => {
     expect(disk.recover(place, true)).toMatchObject({ tail: other.tail, segments: [{ number: 2, lsn: place.lsn }] });
   });
 
+  test('is none to a cluster that was forked off, whichever segments of it are left, and how whole they are', () => {
+    const [ring, disk] = [new Ring(), new Disk()];
+    const log = durableLog(ring, disk, 512);
+    for (let count = 0; count < 9; count++) {
+      ring.append(1, 200);
+      take(log, ring);
+      disk.complete();
+    }
+    const all = new Map(disk.files);
+    expect(all.size).toBeGreaterThan(3);
+    const fork = { lsn: ring.tail.lsn, hashLow: 8, hashHigh: 9, epoch: 77 };
+    fc.assert(
+      fc.property(fc.subarray([...all.keys()]), fc.nat(1200), (left, cutBytes) => {
+        disk.files.clear();
+        for (const segment of left) disk.files.set(segment, all.get(segment) as Uint8Array);
+        const torn = left[0];
+        if (torn !== undefined) disk.files.set(torn, (all.get(torn) as Uint8Array).slice(0, cutBytes));
+        const recovered = LogRecovery.run(disk, fork, CLUSTER + 1, true);
+        expect(recovered).toMatchObject({
+          start: fork,
+          tail: fork,
+          commitLsn: fork.lsn,
+          groups: [],
+          segments: [],
+          cut: null,
+        });
+        expect(recovered.discard).toEqual(left);
+        expect(recovered.nextSegment).toBeGreaterThan(left.at(-1) ?? 0);
+      }),
+    );
+  });
+
   test('takes nothing that does not chain, whatever stands in the ring', () => {
     const [ring, disk] = [new Ring(), new Disk()];
     const log = durableLog(ring, disk);

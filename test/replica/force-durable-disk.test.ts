@@ -10,6 +10,7 @@ import { fileURLToPath } from 'node:url';
 import { afterEach, describe, expect, test, vi } from 'vitest';
 import { canMountPrivately } from '#lib/cli/nemesis/private-memory.js';
 import { makeEpoch } from '#lib/consensus/epoch.js';
+import { ReplicationPlane } from '#lib/consensus/replication-plane.js';
 import { bestSurvivor, Replica } from '#lib/index.js';
 import { Durability } from '#lib/replica/durable/durability.js';
 import { PromiseStore } from '#lib/replica/durable/promise-store.js';
@@ -231,6 +232,34 @@ describe('forcing a new cluster from a durable replica', () => {
     expect((await lookAt(cluster)).clusterId).toBe(forced.status().clusterId);
   });
 
+  test('stores no snapshot for the old cluster of what only the new one takes for committed', async () => {
+    const cluster = await alone();
+    const commit = vi.spyOn(StateStore.prototype, 'commit');
+    const { commitWholeLog } = ReplicationPlane.prototype;
+    vi.spyOn(ReplicationPlane.prototype, 'commitWholeLog').mockImplementationOnce(function (this: ReplicationPlane) {
+      // One has become due in this very turn.
+      const { durability } = cluster.survivor as unknown as { durability: Durability };
+      Object.assign(durability, { bytesAtSnapshot: Number.NEGATIVE_INFINITY });
+      durability.look(Number.MAX_SAFE_INTEGER);
+      commitWholeLog.call(this);
+    });
+    const forced = await force(cluster.survivor);
+    expect(commit).not.toHaveBeenCalled();
+    expect(forced.status().role).toBe('leader');
+  });
+
+  test('takes an empty directory in the place of one that failed', async () => {
+    const cluster = await alone();
+    const { directory, survivor } = cluster;
+    vi.spyOn(StateStore.prototype, 'write').mockImplementationOnce(() => Promise.reject(failure()));
+    await expect(force(survivor)).rejects.toMatchObject({ code: 'QUORATE_DISK_FAILED' });
+    rmSync(join(directory, `${survivor.id}`), { recursive: true });
+    const forced = await force(survivor);
+    const { clusterId } = forced.status();
+    await forced.close();
+    expect(await lookAt(cluster, true)).toEqual({ clusterId, commands: FIVE });
+  });
+
   test('keeps what a disk that stands still has not taken, and waits until no write to the old log can land', async () => {
     const cluster = await open();
     const { leader, survivor, machine, directory } = cluster;
@@ -317,28 +346,42 @@ test('survivors that are opened without a leader can be compared', async () => {
 
 const canMount = await canMountPrivately();
 
+/** Runs the program with this folder, on a small file system of its own, in a mount namespace that vanishes with it. */
+async function runOnSmallDisk(name: string, directory: string): Promise<unknown> {
+  const small = join(directory, 'small');
+  mkdirSync(small);
+  const program = fileURLToPath(new URL(`fixtures/${name}`, import.meta.url));
+  const script = 'mount -t tmpfs -o size=2m tmpfs "$1" && exec "$2" "$3" "$1" "$4"';
+  const child = spawn('unshare', ['--mount', 'sh', '-c', script, 'sh', small, process.execPath, program, directory], {
+    stdio: ['ignore', 'pipe', 'pipe'],
+  });
+  let [output, errors] = ['', ''];
+  child.stdout.setEncoding('utf8').on('data', (text: string) => {
+    output += text;
+  });
+  child.stderr.setEncoding('utf8').on('data', (text: string) => {
+    errors += text;
+  });
+  const [code] = (await once(child, 'close')) as [number];
+  expect(code, errors).toBe(0);
+  return JSON.parse(output);
+}
+
+test.skipIf(!canMount)(
+  'a store that finds only a part of its room says that the disk is full, and ends nothing',
+  async () => {
+    expect(await runOnSmallDisk('store-full.mjs', folder())).toEqual({
+      code: 'QUORATE_DISK_FULL',
+      before: 'kept',
+      after: 'written',
+    });
+  },
+);
+
 test.skipIf(!canMount)(
   'a survivor on a full disk is forced when there is room, with what only its memory has',
   async () => {
-    const directory = folder();
-    const small = join(directory, 'small');
-    mkdirSync(small);
-    const program = fileURLToPath(new URL('fixtures/disk-full-fork.mjs', import.meta.url));
-    // A file system of its own, in a mount namespace that vanishes with the process.
-    const script = 'mount -t tmpfs -o size=2m tmpfs "$1" && exec "$2" "$3" "$1" "$4"';
-    const child = spawn('unshare', ['--mount', 'sh', '-c', script, 'sh', small, process.execPath, program, directory], {
-      stdio: ['ignore', 'pipe', 'pipe'],
-    });
-    let [output, errors] = ['', ''];
-    child.stdout.setEncoding('utf8').on('data', (text: string) => {
-      output += text;
-    });
-    child.stderr.setEncoding('utf8').on('data', (text: string) => {
-      errors += text;
-    });
-    const [code] = (await once(child, 'close')) as [number];
-    expect(code, errors).toBe(0);
-    expect(JSON.parse(output)).toEqual({
+    expect(await runOnSmallDisk('disk-full-fork.mjs', folder())).toEqual({
       failure: 'QUORATE_DISK_FULL',
       refused: 'QUORATE_DISK_FULL',
       says: true,

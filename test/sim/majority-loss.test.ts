@@ -2,7 +2,7 @@
 // takes the others in again. What no survivor held is lost, and nothing else; clients go on, and all end in the same state.
 import { expect, test } from 'vitest';
 import { Random } from '#lib/fabric/sim/random.js';
-import { losingMajority } from '#lib/testing/fork-mutations.js';
+import { losingDirectories, losingMajority } from '#lib/testing/fork-mutations.js';
 import { drawOptions } from '#lib/testing/sim-options.js';
 import { runSimulation } from '#lib/testing/simulation.js';
 
@@ -26,6 +26,30 @@ test.each([3, 5])('%i replicas go on after the loss of a majority', { timeout: 1
   }
   expect(forks).toBeGreaterThan(SEEDS / 2);
   expect(operationsAfter).toBeGreaterThan(100 * forks);
+});
+
+test('durable replicas go on with the directory of one that is left, whenever its power goes', {
+  timeout: 180_000,
+}, () => {
+  let forks = 0;
+  let deaths = 0;
+  let starts = 0;
+  for (let seed = 1; seed <= SEEDS; seed++) {
+    const adjust = losingDirectories;
+    const result = runSimulation({ seed, replicas: 3, virtualSeconds: 13, adjust, traceLines: 1_000_000 });
+    expect(result.violation, `seed ${seed}`).toBeNull();
+    if (result.trace.some((line) => line.includes('dies before the new cluster is in force'))) deaths++;
+    if (result.forks === 0) continue;
+    forks++;
+    const begun = result.trace.findLastIndex((line) => line.includes('a new cluster begins'));
+    const after = result.trace.slice(begun).join('\n');
+    expect(after, `seed ${seed}`).toMatch(/configuration \d+: voter r\d\/\d+,voter r\d/);
+    // The same life in another process: the directory is its own.
+    starts += [...after.matchAll(/r\d\/\d+\/\d+ .*starts/g)].length;
+  }
+  expect(forks).toBeGreaterThan(SEEDS / 2);
+  expect(deaths).toBeGreaterThan(0);
+  expect(starts).toBeGreaterThan(forks);
 });
 
 test('acknowledged commands that no survivor held are counted as lost', { timeout: 120_000 }, () => {

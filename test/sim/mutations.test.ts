@@ -51,6 +51,9 @@ const QUICK: readonly string[] = [
   'fork-drops-tail',
   'fork-forgets-sessions',
   'fork-keeps-epochs',
+  'fork-in-force-before-whole',
+  'fork-leaves-old-log',
+  'fork-keeps-promise',
   'snapshot-before-log',
 ];
 

@@ -94,6 +94,7 @@ export class Durability {
   private failure_: QuorateError | null = null;
   private onReached: (() => void) | null = null;
   private isClosed = false;
+  private ended: Promise<void> | undefined;
 
   /**
    * Opens the directory, or makes it. Rejects with QUORATE_STORE_IN_USE (another process has it), QUORATE_STORE_INVALID,
@@ -395,12 +396,21 @@ export class Durability {
     }
   }
 
-  /** Ends the use of the directory; what was being written gets time to end. */
-  async close(): Promise<void> {
-    if (this.isClosed) return;
+  /** Begins nothing any more: what is applied from here on gets into no snapshot, and what arrives into no log. */
+  stop(): void {
     this.isClosed = true;
     this.log?.close();
     this.onReached?.();
+  }
+
+  /** Ends the use of the directory; what was being written gets time to end. */
+  close(): Promise<void> {
+    this.ended ??= this.end();
+    return this.ended;
+  }
+
+  private async end(): Promise<void> {
+    this.stop();
     let timer: NodeJS.Timeout | undefined;
     const timeout = new Promise<void>((done) => {
       timer = setTimeout(done, CLOSE_TIMEOUT_MS);

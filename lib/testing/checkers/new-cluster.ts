@@ -2,7 +2,7 @@
 // was committed in the old cluster is in the new one, which takes all of its survivor's log. And the two cannot be confused:
 // another id, and epochs above all that were ever promised in the old one.
 import type { ChainPosition } from '../../consensus/entry.js';
-import { formatEpoch } from '../../consensus/epoch.js';
+import { EPOCH_NONE, formatEpoch } from '../../consensus/epoch.js';
 import type { SimNode } from '../../fabric/sim/sim-node.js';
 import { ancestorAt, type LogNode } from '../log-tree.js';
 import type { SimFork } from '../sim-cluster.js';
@@ -31,6 +31,15 @@ export class NewClusterChecker implements Checker {
 
   onFenceRaised(_node: SimNode, epoch: number): void {
     this.highestEpoch = Math.max(this.highestEpoch, epoch);
+  }
+
+  /** What the old cluster's voters promised is no vote in this one. */
+  onStarted(life: SimLife): void {
+    const { promised } = life.background;
+    if (this.old === null || promised === EPOCH_NONE || promised > this.old.highestEpoch) return;
+    this.fail(
+      `${life.name} starts with a promise of epoch ${formatEpoch(promised)}, which was made in the old cluster`,
+    );
   }
 
   onLeader(life: SimLife, epoch: number): void {
