@@ -5,7 +5,7 @@
 import type { BackgroundProfile } from '../consensus/background-plane.js';
 import { LEASE_TICKS_MIN, type LeaseSettings } from '../consensus/lease.js';
 import { payloadBytesMax } from '../consensus/replication-plane.js';
-import type { Random } from '../fabric/sim/random.js';
+import { Random } from '../fabric/sim/random.js';
 import type { SimNetworkOptions } from '../fabric/sim/sim-network.js';
 import type { SimDiskOptions } from './sim-disk.js';
 
@@ -189,7 +189,12 @@ function drawKind(random: Random, request: SimRequest): SimOptions {
     ? withReplacing(timed, random.logBetween(REPLACE_AFTER_MIN_NS, REPLACE_AFTER_MAX_NS))
     : timed;
   if (!random.chance(0.7)) return { ...replacing, regionSurvives: random.pick([0.5, 1]) };
-  if (random.chance(DURABLE_PROBABILITY)) return withDisks(random, replacing);
+  if (random.chance(DURABLE_PROBABILITY)) {
+    const durable = withDisks(random, replacing);
+    // Drawn apart: the other durable runs stay what they were before there was this.
+    const apart = new Random(Math.floor(durable.faults.interval_ns));
+    return apart.chance(MAJORITY_LOSS_PROBABILITY) ? withMajorityLoss(apart, durable) : durable;
+  }
   return random.chance(MAJORITY_LOSS_PROBABILITY) ? withMajorityLoss(random, replacing) : replacing;
 }
 
@@ -212,7 +217,7 @@ export function withDisks(random: Random, options: SimOptions, powerLoss = rando
   return {
     ...options,
     regionSurvives: 0,
-    majorityLoss: null, // drawn for others; losingDirectories() has both
+    majorityLoss: null,
     // A takeover waits for the disks of a majority, and for the promises before that.
     profile: { ...profile, takeoverTimeout_ns: profile.takeoverTimeout_ns + 20 * syncMax_ns },
     disk: {
