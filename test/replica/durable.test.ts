@@ -1,25 +1,12 @@
-// Durable replicas as their user has them: what was acknowledged is there after all of them ended, at once or one by one;
-// a directory belongs to one replica; what the disk lost is said.
-import { spawn } from 'node:child_process';
-import { once } from 'node:events';
-import {
-  existsSync,
-  mkdirSync,
-  mkdtempSync,
-  readdirSync,
-  readFileSync,
-  rmSync,
-  truncateSync,
-  writeFileSync,
-} from 'node:fs';
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { afterEach, describe, expect, test } from 'vitest';
 import { canMountPrivately } from '#lib/cli/nemesis/private-memory.js';
 import { Replica } from '#lib/index.js';
 import { runDemo } from '../demo/support/demo-process.ts';
 import { CommandLog, members, optionsFor, type TestCluster, waitFor } from './fixture.ts';
+import { runOnSmallDisk } from './small-disk.ts';
 
 const folders: string[] = [];
 const clusters: { close(): Promise<void> }[] = [];
@@ -230,36 +217,11 @@ test('rounds of SIGKILL to all replicas under load lose and repeat nothing', { t
 
 const canMount = await canMountPrivately();
 
-/**
- * Runs a fixture with a small file system of its own, in a mount namespace that vanishes with the process, and a folder
- * beside it; what it prints.
- */
-async function runWithSmallDisk(fixture: string): Promise<unknown> {
-  const directory = folder();
-  const small = join(directory, 'small');
-  mkdirSync(small);
-  const program = fileURLToPath(new URL(`fixtures/${fixture}`, import.meta.url));
-  const script = 'mount -t tmpfs -o size=2m tmpfs "$1" && exec "$2" "$3" "$1" "$4"';
-  const child = spawn('unshare', ['--mount', 'sh', '-c', script, 'sh', small, process.execPath, program, directory], {
-    stdio: ['ignore', 'pipe', 'pipe'],
-  });
-  let [output, errors] = ['', ''];
-  child.stdout.setEncoding('utf8').on('data', (text: string) => {
-    output += text;
-  });
-  child.stderr.setEncoding('utf8').on('data', (text: string) => {
-    errors += text;
-  });
-  const [code] = (await once(child, 'close')) as [number];
-  expect(code, errors).toBe(0);
-  return JSON.parse(output);
-}
-
 test.skipIf(!canMount)(
   'a full disk ends leadership with a clear error, loses nothing, and the replica comes back when there is room',
   { timeout: 60_000 },
   async () => {
-    expect(await runWithSmallDisk('disk-full.mjs')).toEqual({
+    expect(await runOnSmallDisk('disk-full.mjs', folder())).toEqual({
       warning: 'QUORATE_DISK_FULL',
       says: true,
       failure: 'QUORATE_DISK_FULL',
@@ -277,7 +239,7 @@ test.skipIf(!canMount)(
   'a snapshot that finds no room while more of it is being made is an error of the disk, and none that nobody catches',
   { timeout: 60_000 },
   async () => {
-    expect(await runWithSmallDisk('snapshot-without-room.mjs')).toEqual({
+    expect(await runOnSmallDisk('snapshot-without-room.mjs', folder())).toEqual({
       code: 'QUORATE_DISK_FULL',
       unhandled: 0,
       snapshot: null,

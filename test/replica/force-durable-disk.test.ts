@@ -1,12 +1,8 @@
-// Where the disk, or the state machine, fails while a new cluster is forced from a durable replica: its directory is wholly
-// that of one cluster, its state machine holds the state, and the same call tries again.
-import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdirSync, mkdtempSync, rmSync } from 'node:fs';
+import { mkdtempSync, rmSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { afterEach, describe, expect, test, vi } from 'vitest';
 import { canMountPrivately } from '#lib/cli/nemesis/private-memory.js';
 import { makeEpoch } from '#lib/consensus/epoch.js';
@@ -17,6 +13,7 @@ import { PromiseStore } from '#lib/replica/durable/promise-store.js';
 import { SegmentFiles } from '#lib/replica/durable/segment-files.js';
 import { StateStore } from '#lib/replica/durable/state-store.js';
 import { CommandLog, members, optionsFor, waitFor } from './fixture.ts';
+import { runOnSmallDisk } from './small-disk.ts';
 
 const ACCEPTED = { iUnderstandThatAcknowledgedCommandsMayBeLost: true } as const;
 const LOG_BYTES = 64 * 1024;
@@ -345,27 +342,6 @@ test('survivors that are opened without a leader can be compared', async () => {
 });
 
 const canMount = await canMountPrivately();
-
-/** Runs the program with this folder, on a small file system of its own, in a mount namespace that vanishes with it. */
-async function runOnSmallDisk(name: string, directory: string): Promise<unknown> {
-  const small = join(directory, 'small');
-  mkdirSync(small);
-  const program = fileURLToPath(new URL(`fixtures/${name}`, import.meta.url));
-  const script = 'mount -t tmpfs -o size=2m tmpfs "$1" && exec "$2" "$3" "$1" "$4"';
-  const child = spawn('unshare', ['--mount', 'sh', '-c', script, 'sh', small, process.execPath, program, directory], {
-    stdio: ['ignore', 'pipe', 'pipe'],
-  });
-  let [output, errors] = ['', ''];
-  child.stdout.setEncoding('utf8').on('data', (text: string) => {
-    output += text;
-  });
-  child.stderr.setEncoding('utf8').on('data', (text: string) => {
-    errors += text;
-  });
-  const [code] = (await once(child, 'close')) as [number];
-  expect(code, errors).toBe(0);
-  return JSON.parse(output);
-}
 
 test.skipIf(!canMount)(
   'a store that finds only a part of its room says that the disk is full, and ends nothing',
