@@ -63,12 +63,14 @@ test('acknowledged commands that no survivor held are counted as lost', { timeou
   expect(lost.length).toBeLessThan(SEEDS);
 });
 
-test('some runs draw it, none of replicas with disks', () => {
+test('some runs draw it, of replicas with disks and of others', () => {
   const drawn = Array.from({ length: 1000 }, (_, seed) =>
     drawOptions(new Random(seed), { replicas: 3, virtualSeconds: 13 }),
   );
   const losing = drawn.filter(({ majorityLoss }) => majorityLoss !== null);
   expect(losing.length).toBeGreaterThan(20);
   expect(losing.length).toBeLessThan(200);
-  expect(losing.filter(({ disk }) => disk !== null)).toEqual([]);
+  const durable = losing.filter(({ disk }) => disk !== null).length;
+  expect(durable).toBeGreaterThan(5);
+  expect(losing.length - durable).toBeGreaterThan(durable);
 });
