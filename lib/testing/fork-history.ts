@@ -46,13 +46,20 @@ export class ForkHistory {
   }
 
   /**
-   * What the new cluster answered, or may yet do, and what it goes on from: the commands of the old one that it has. Those had
-   * all been answered from a log that both have, so what is lost has no part in their answers.
+   * What the new cluster answered, or may yet do, and what it goes on from: the commands of the old one that it has. Those that
+   * took effect at the same place in the old one had been answered from a log that both have, so what is lost has no part in
+   * their answers. Of a command that was proposed twice the survivor may have an earlier copy, of which nothing had come: then
+   * what was answered is lost with the other copy, and the new cluster has executed the command, with a result of its own.
    */
   after(all: readonly HistoryOperation[], effects: ReadonlyMap<string, number>): ExplainedHistory {
-    const history = all.filter(
-      ({ returned_ns, session }) => returned_ns > this.at_ns || (session !== undefined && this.kept.has(session)),
-    );
+    const history: HistoryOperation[] = [];
+    for (const one of all) {
+      const keptAt = one.session === undefined ? undefined : this.kept.get(one.session);
+      if (one.returned_ns > this.at_ns) history.push(one);
+      else if (keptAt === undefined) continue;
+      else if (keptAt === this.effectsBefore.get(one.session as string)) history.push(one);
+      else history.push({ ...one, returned_ns: Number.POSITIVE_INFINITY });
+    }
     return { history, effects };
   }
 }
