@@ -1,13 +1,16 @@
 // When a majority of the directories of a durable cluster is lost, one that is left becomes the directory of a new cluster,
 // with all that its log held: at once, whenever the process ends; and for good, so that it never is of the old cluster again.
-import { cpSync, existsSync, readdirSync, rmSync } from 'node:fs';
+import { cpSync, existsSync, mkdtempSync, readdirSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterEach, describe, expect, it, vi } from 'vitest';
+import { afterAll, afterEach, describe, expect, it, vi } from 'vitest';
 import type { MemberAddress } from '#lib/index.js';
 import { members } from './fixture.js';
 import { Processes, type Report } from './processes.js';
 
 const KEYS = 150;
+/** Whose directory is left. */
+const SURVIVOR = 1;
 
 // Processes start slowly where others keep the processors busy; what is waited for has limits of its own.
 vi.setConfig({ testTimeout: 180_000 });
@@ -27,9 +30,29 @@ async function killAll(): Promise<void> {
   await Promise.all(processes.ids.map((id) => processes.kill(id)));
 }
 
-/** Three voters whose directories hold the same, in more than one file of log; they are killed, and two directories are lost. */
-async function loseMajority(survivor: number): Promise<{ places: MemberAddress[]; before: Report }> {
+interface Lost {
+  readonly places: MemberAddress[];
+  /** What the survivor said at last. */
+  readonly before: Report;
+  /** A copy of its directory. */
+  readonly copy: string;
+}
+
+let lost: Lost | undefined;
+afterAll(() => {
+  if (lost !== undefined) rmSync(lost.copy, { recursive: true });
+});
+
+/**
+ * Three voters whose directories hold the same, in more than one file of log; they are killed, and two directories are lost.
+ * The same directory for each test, as it was then.
+ */
+async function loseMajority(): Promise<Lost> {
   processes = new Processes({ logBytes: 1024 * 1024, profile: 'relaxed' });
+  if (lost !== undefined) {
+    cpSync(lost.copy, directoryOf(SURVIVOR), { recursive: true });
+    return lost;
+  }
   const places = await members(5);
   const founders = places.slice(0, 3);
   await start(founders);
@@ -38,12 +61,15 @@ async function loseMajority(survivor: number): Promise<{ places: MemberAddress[]
   await start(founders); // each process begins another file
   await processes.fill({ from: KEYS / 2, count: KEYS / 2, round: 1 });
   const before = await processes.until(async () => {
-    const report = await processes.report(survivor);
+    const report = await processes.report(SURVIVOR);
     return report.size === KEYS && report;
   }, 'the survivor to hold all');
   await killAll();
-  for (const { id } of founders) if (id !== survivor) rmSync(directoryOf(id), { recursive: true });
-  return { places, before };
+  for (const { id } of founders) if (id !== SURVIVOR) rmSync(directoryOf(id), { recursive: true });
+  const copy = mkdtempSync(join(tmpdir(), 'quorate-survivor-'));
+  cpSync(directoryOf(SURVIVOR), copy, { recursive: true });
+  lost = { places, before, copy };
+  return lost;
 }
 
 /** The survivor's process starts on its directory, and waits for nobody. */
@@ -53,8 +79,8 @@ async function open(survivor: number, places: readonly MemberAddress[]): Promise
 }
 
 it('the one directory that is left becomes a durable cluster, which loses nothing when its processes end', async () => {
-  const survivor = 1;
-  const { places, before } = await loseMajority(survivor);
+  const survivor = SURVIVOR;
+  const { places, before } = await loseMajority();
   const opened = await open(survivor, places);
   expect(opened).toMatchObject({ role: 'follower', isVoter: true, clusterId: before.clusterId });
   expect(opened.leader).toBeUndefined();
@@ -101,8 +127,8 @@ describe('a process that ends', () => {
     ['while the old log is removed', 'new'],
     ['when the old log is removed', 'new'],
   ])('%s leaves the directory of the %s cluster, whole', async (step, which) => {
-    const survivor = 0;
-    const { places, before } = await loseMajority(survivor);
+    const survivor = SURVIVOR;
+    const { places, before } = await loseMajority();
     await open(survivor, places);
     expect(readdirSync(join(directoryOf(survivor), 'log')).length).toBeGreaterThan(1);
     await processes.ask(survivor, 'dieAtStep', step);
@@ -169,8 +195,8 @@ it('a member of the old cluster that turns up with its directory, and the direct
 });
 
 it('files of the old log that come back with the power are no harm', async () => {
-  const survivor = 0;
-  const { places, before } = await loseMajority(survivor);
+  const survivor = SURVIVOR;
+  const { places, before } = await loseMajority();
   await open(survivor, places);
   const [log, kept] = [join(directoryOf(survivor), 'log'), join(processes.directory, 'old-log')];
   cpSync(log, kept, { recursive: true });

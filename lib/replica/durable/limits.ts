@@ -14,6 +14,8 @@ export const SNAPSHOT_PIECE_BYTES = 1024 * 1024;
 export const SNAPSHOT_PIECES_IN_FLIGHT_MAX = 8;
 /** A snapshot that could not be taken is tried again after so long. */
 export const SNAPSHOT_RETRY_MS = 1_000;
+/** The store says why a write failed after at most so long, or the write has failed without a reason. */
+export const STORE_REASON_TIMEOUT_MS = 1_000;
 /** A takeover commits its first entry on the disks of a majority, and may take so much longer than in memory. */
 export const TAKEOVER_EXTRA_NS = 500_000_000;
 /** close() waits for what is being written for at most so long. */

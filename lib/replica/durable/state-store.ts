@@ -1,10 +1,16 @@
 // Who the replica of a directory is, and its last snapshot: LMDB, whose transactions are on disk when they are committed.
+import { setTimeout as sleep } from 'node:timers/promises';
 import { type Database, open, type RootDatabase } from 'lmdb';
 import { type Configuration, checkConfiguration } from '../../consensus/configuration.js';
 import type { ChainPosition } from '../../consensus/entry.js';
 import { QuorateError } from '../../errors.js';
 import { checksum } from '../../verbs/checksum.js';
-import { SNAPSHOT_PIECE_BYTES, SNAPSHOT_PIECES_IN_FLIGHT_MAX, STORE_FORMAT } from './limits.js';
+import {
+  SNAPSHOT_PIECE_BYTES,
+  SNAPSHOT_PIECES_IN_FLIGHT_MAX,
+  STORE_FORMAT,
+  STORE_REASON_TIMEOUT_MS,
+} from './limits.js';
 
 export interface Identity {
   readonly format: number;
@@ -34,12 +40,14 @@ export interface StoredSnapshot {
 
 type Key = string;
 
-/** The store rejects with an error that promises another one, which says why. */
+/** The store rejects with an error that promises another one, which says why: with it, or soon after. */
 async function committed(write: Promise<unknown>): Promise<void> {
   try {
     await write;
   } catch (error) {
-    await (error as { commitError?: Promise<never> }).commitError;
+    const { commitError } = error as { commitError?: Promise<never> };
+    if (commitError !== undefined)
+      await Promise.race([commitError, sleep(STORE_REASON_TIMEOUT_MS, undefined, { ref: false })]);
     throw error;
   }
 }
