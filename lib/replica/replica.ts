@@ -551,11 +551,11 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
 
   // -- durable mode ------------------------------------------------------------------------------------------------
 
-  /** Brings back what the disk holds of an earlier process. */
+  /** Brings back what the disk holds of an earlier process, and the sessions that a new cluster begins with. */
   private async recover(): Promise<void> {
     const { durability, origin } = this;
-    if (durability === null) return;
     if (origin !== null) this.sessions.restore(origin.sessions);
+    if (durability === null) return;
     this.fromDisk = await durability.recover(
       {
         stateMachine: this.stateMachine as StateMachine<never>,
@@ -636,7 +636,6 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   private async formed(genesis: Configuration, current: Configuration): Promise<void> {
     const { survival, origin, durability } = this;
     if (origin !== null && durability === null) {
-      this.sessions.restore(origin.sessions);
       this.join(genesis, current, { position: origin.position, configuration: genesis });
       return;
     }
@@ -1178,7 +1177,9 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       const more = plane.poll(monotonicNs());
       this.afterPlane(plane);
       if (more) this.pollSoon();
-      else if (this.options.waitForLeader === false && this.isBackgroundReady) this.opened?.resolve();
+      else if (this.opened !== undefined && this.options.waitForLeader === false && this.isBackgroundReady) {
+        this.opened.resolve();
+      }
     } catch (error) {
       this.fail(error as Error);
     }

@@ -174,15 +174,11 @@ export class SimCluster {
   start(id: number): void {
     if (this.lives[id] !== null) throw new Error(`replica ${id} is up already`);
     if (this.isGivenUp) return;
-    this.begin(id);
+    this.startSurvivor(id);
   }
 
-  /** Starts the process of a survivor again, though the cluster is given up. */
-  startAgain(id: number): void {
-    this.begin(id);
-  }
-
-  private begin(id: number): void {
+  /** Starts the process of a replica that is down, even though the cluster is given up. */
+  startSurvivor(id: number): void {
     const count = ++this.livesStarted[id]!;
     const processId = this.bootIdOf(id, count);
     const { world, network, genesis, committed, options, events } = this;

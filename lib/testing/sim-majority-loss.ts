@@ -98,7 +98,7 @@ export class MajorityLoss {
   private startAgain(id: number): SimLife | null {
     const { cluster } = this.checked;
     cluster.crash(id);
-    cluster.startAgain(id);
+    cluster.startSurvivor(id);
     return cluster.lives[id] as SimLife | null;
   }
 

@@ -311,19 +311,24 @@ export class Faults {
     this.healing.add(done);
   }
 
+  /** Kills the process of a replica, and waits for its end. `which` says of the replica why. */
+  private async end(replica: ReplicaProcess, which: string): Promise<void> {
+    this.options.cluster.strike(replica, 'SIGKILL');
+    await this.within(`the end of replica ${replica.id}, ${which}`, () =>
+      replica.state === 'ended' ? true : undefined,
+    );
+  }
+
   private async kill(
     victim: ReplicaProcess,
     kind: 'kill' | 'exhaust' | 'diskLoss',
     healed: (at_ns: number) => void,
   ): Promise<void> {
-    const { cluster, random, scale, shortage, disks } = this.options;
+    const { random, scale, shortage, disks } = this.options;
     const { id } = victim;
     this.away.add(id);
     if (kind === 'exhaust') this.isMemoryScarce = true;
-    cluster.strike(victim, 'SIGKILL');
-    await this.within(`the end of replica ${id}, which was killed`, () =>
-      victim.state === 'ended' ? true : undefined,
-    );
+    await this.end(victim, 'which was killed');
     await this.sleep(random.logBetween(...scale.restartDelayMs));
     if (kind === 'diskLoss') disks?.lose(id);
     let replica: ReplicaProcess | undefined;
@@ -370,10 +375,7 @@ export class Faults {
     if (!isOther()) {
       this.note(`  replica ${cluster.leader?.id} leads, and there is room on the disk of replica ${id}`);
       this.away.add(id);
-      cluster.strike(victim, 'SIGKILL');
-      await this.within(`the end of replica ${id}, whose disk was full`, () =>
-        victim.state === 'ended' ? true : undefined,
-      );
+      await this.end(victim, 'whose disk was full');
       await this.startAgain(id);
       this.away.delete(id);
     }
@@ -543,10 +545,7 @@ export class Faults {
     if (replica === former.process || replica.state === 'ended') {
       // What is left of the life that was removed knows that it was, and takes no part any more.
       if (replica.state !== 'ended') {
-        cluster.strike(replica, 'SIGKILL');
-        await this.within(`the end of replica ${id}, which was removed`, () =>
-          replica.state === 'ended' ? true : undefined,
-        );
+        await this.end(replica, 'which was removed');
       }
       if (!former.isGone) disks?.lose(id);
       former.isGone = true;

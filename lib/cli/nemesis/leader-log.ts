@@ -15,18 +15,17 @@ export interface Failover {
 }
 
 export class LeaderLog {
-  /** Epochs in which a leader committed a command of its own. */
+  /** Epochs after the first in which a leader committed a command of its own. */
   private readonly served = new Set<string>();
   private open: Strike[] = [];
   readonly failovers: Failover[] = [];
-  /** That of the leader under which the run begins; what it commits first may have been heard of before. */
-  private readonly firstEpoch: string;
 
   constructor(cluster: Cluster) {
-    this.firstEpoch = cluster.epoch;
+    // What the leader under which the run begins commits first may have been heard of before.
+    const firstEpoch = cluster.epoch;
     cluster.on('message', (_, message) => {
       if (message.type !== 'serving') return;
-      this.served.add(message.epoch);
+      if (compareEpochs(message.epoch, firstEpoch) > 0) this.served.add(message.epoch);
       this.open = this.open.filter((strike) => {
         if (compareEpochs(message.epoch, strike.epoch) <= 0) return true;
         // A leader elected before the blow or after its end was not elected because of it.
@@ -44,7 +43,7 @@ export class LeaderLog {
   }
 
   get changes(): number {
-    return [...this.served].filter((epoch) => compareEpochs(epoch, this.firstEpoch) > 0).length;
+    return this.served.size;
   }
 
   /** The leader of `epoch` was struck; call what is returned when it was healed. */

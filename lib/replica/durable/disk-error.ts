@@ -1,10 +1,11 @@
 // What a failing disk is called, and what to do about it.
 import { statfsSync } from 'node:fs';
+import { constants } from 'node:os';
 import { QuorateError } from '../../errors.js';
 import { SNAPSHOT_PIECE_BYTES, SNAPSHOT_PIECES_IN_FLIGHT_MAX } from './limits.js';
 
-/** EIO: what the store says, too, when only a part of what it wrote found room. That is no more than this. */
-const STORE_ERROR = 5;
+/** What the store says, too, when only a part of what it wrote found room: no more than this. */
+const STORE_ERROR = constants.errno.EIO;
 const STORE_WRITE_BYTES_MAX = SNAPSHOT_PIECE_BYTES * SNAPSHOT_PIECES_IN_FLIGHT_MAX;
 
 function hasNoRoom(directory: string): boolean {

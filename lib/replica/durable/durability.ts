@@ -25,14 +25,14 @@ import { errorCode, QuorateError } from '../../errors.js';
 import { lockFile } from '../../verbs/file-lock.js';
 import type { StateMachine } from '../replica-options.js';
 import type { DonorHost } from '../transfer/donor.js';
-import { PieceReader, SnapshotSink } from '../transfer/snapshot-stream.js';
+import { SnapshotSink } from '../transfer/snapshot-stream.js';
 import { turn } from '../turn.js';
 import { diskError, forkError } from './disk-error.js';
 import { becomeFork, type DurableFork } from './durable-fork.js';
 import { CLOSE_TIMEOUT_MS, SEGMENT_BYTES, SNAPSHOT_RETRY_MS, STORE_FORMAT } from './limits.js';
-import { PromiseStore, type StoredPromise } from './promise-store.js';
+import { NO_PROMISE, PromiseStore, type StoredPromise } from './promise-store.js';
 import { SegmentFiles } from './segment-files.js';
-import { fromSource, SourceError } from './source-error.js';
+import { fromSource, SourceError, writePieces } from './snapshot-pieces.js';
 import { type Identity, StateStore, type StoredSnapshot } from './state-store.js';
 
 export interface DurabilityOptions {
@@ -172,7 +172,7 @@ export class Durability {
     this.identity = identity;
     this.bootId = identity.bootId;
     // One that reaches no further was made in the cluster that this one was forked off, and is no vote here.
-    this.promise = promise.epoch > identity.epochFloor ? promise : { epoch: EPOCH_NONE, to: -1, leaseWait_ns: 0 };
+    this.promise = promise.epoch > identity.epochFloor ? promise : NO_PROMISE;
     this.snapshot = state.snapshot();
     this.files = new SegmentFiles(join(directory, 'log'));
   }
@@ -357,13 +357,10 @@ export class Durability {
     const frozen = await fromSource(() => (host as DurabilityHost).freeze());
     const { position, configuration, sessionsBytes, source } = frozen;
     try {
-      const name = (this.snapshot?.name ?? 0) + 1;
-      await state.sweep(this.snapshot?.name ?? 0); // what an attempt before this one left behind
-      const pieces = new PieceReader(source);
-      const written = await state.write(name, () => fromSource(() => pieces.pull()));
+      const written = await writePieces(state, this.snapshot, source);
       if (!(await this.reached(log, position.lsn))) return;
       const { isDetached } = log;
-      const snapshot = { position: { ...position }, configuration, sessionsBytes, name, isDetached, ...written };
+      const snapshot = { position: { ...position }, configuration, sessionsBytes, isDetached, ...written };
       await state.commit(snapshot);
       this.snapshot = snapshot;
     } finally {

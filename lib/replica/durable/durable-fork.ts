@@ -10,11 +10,11 @@ import { formatEpoch } from '../../consensus/epoch.js';
 import { BOOT_ID_MAX } from '../../consensus/limits.js';
 import { errorCode, QuorateError } from '../../errors.js';
 import type { Fork } from '../force-new-cluster.js';
-import { PieceReader, type PieceSource } from '../transfer/snapshot-stream.js';
+import type { PieceSource } from '../transfer/snapshot-stream.js';
 import { forkError } from './disk-error.js';
 import { STORE_FORMAT } from './limits.js';
 import type { StoredPromise } from './promise-store.js';
-import { fromSource, SourceError } from './source-error.js';
+import { fromSource, SourceError, writePieces } from './snapshot-pieces.js';
 import type { StateStore } from './state-store.js';
 
 /** The new cluster, and the state that it begins with. */
@@ -78,15 +78,11 @@ export async function becomeFork(
 }
 
 async function writeState(state: StateStore, fork: DurableFork, configuration: Configuration) {
-  const before = state.snapshot()?.name ?? 0;
-  await state.sweep(before); // what an attempt before this one left behind
   const source = await fromSource(() => fork.source());
   try {
-    const name = before + 1;
-    const pieces = new PieceReader(source);
-    const written = await state.write(name, () => fromSource(() => pieces.pull()));
+    const written = await writePieces(state, state.snapshot(), source);
     const { position, sessions } = fork;
-    return { position, configuration, sessionsBytes: sessions.length, name, isDetached: true, ...written };
+    return { position, configuration, sessionsBytes: sessions.length, isDetached: true, ...written };
   } finally {
     source.close();
   }

@@ -12,6 +12,9 @@ export interface StoredPromise {
   readonly leaseWait_ns: number;
 }
 
+/** Of a life that has not promised anything. */
+export const NO_PROMISE: StoredPromise = { epoch: EPOCH_NONE, to: -1, leaseWait_ns: 0 };
+
 const KEY = 'promise';
 
 export class PromiseStore {
@@ -24,7 +27,7 @@ export class PromiseStore {
 
   read(): StoredPromise {
     const value: unknown = this.database.get(KEY);
-    if (value === undefined) return { epoch: EPOCH_NONE, to: -1, leaseWait_ns: 0 };
+    if (value === undefined) return NO_PROMISE;
     const { epoch, to, leaseWait_ns } = value as Record<string, unknown>;
     const isEpoch = Number.isSafeInteger(epoch) && (epoch as number) >= 0;
     const isReplica = Number.isInteger(to) && (to as number) >= -1 && (to as number) < MAX_REPLICAS;
