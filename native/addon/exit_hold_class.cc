@@ -1,7 +1,7 @@
 // JavaScript class ExitHold.
 #include "addon/arguments.h"
 #include "addon/environment.h"
-#include "addon/exit_hold.h"
+#include "provider/exit_hold.h"
 
 namespace quorate::addon {
 

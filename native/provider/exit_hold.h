@@ -16,7 +16,7 @@
 
 #include "verbs/verbs.h"
 
-namespace quorate::addon {
+namespace quorate {
 
 // One user's wish to hold; the process has one keeper for all of them, which holds for the longest.
 class ExitHold : public VerbsObject {
@@ -41,4 +41,4 @@ class ExitHold : public VerbsObject {
   std::atomic<bool> closed_{false};
 };
 
-}  // namespace quorate::addon
+}  // namespace quorate
