@@ -1,13 +1,13 @@
 // Opens libibverbs and resolves its symbols; see library.h.
 #include "provider/ibverbs/library.h"
 
-#include <dlfcn.h>
 #include <pthread.h>
 
 #include <atomic>
 #include <cstring>
 #include <mutex>
 
+#include "provider/shared_library.h"
 #include "verbs/verbs.h"
 
 namespace quorate::ibverbs {
@@ -18,18 +18,6 @@ std::atomic<unsigned> g_forkGeneration{0};
 constexpr char kHowToInstall[] =
     "Install it: apt-get install libibverbs1 ibverbs-providers (Debian, Ubuntu) or dnf install libibverbs (Fedora, "
     "RHEL). Without it only the shm device is available.";
-
-template <typename Function>
-void resolve(void* handle, const std::string& soname, const char* symbol, bool required, Function* function) {
-  dlerror();
-  *function = reinterpret_cast<Function>(dlsym(handle, symbol));
-  if (*function != nullptr || !required) return;
-  const char* reason = dlerror();
-  throw VerbsError("QUORATE_NO_LIBRARY",
-                   soname + " has no symbol " + symbol + " (" + (reason != nullptr ? reason : "it is null") +
-                       "), so it is not a usable libibverbs. " + kHowToInstall,
-                   0, "dlsym");
-}
 
 }  // namespace
 
@@ -42,60 +30,49 @@ int Library::queryPortAttributes(ibv_context* context, uint8_t portNum, ibv_port
 }
 
 Library openLibrary(const std::string& soname) {
-  void* handle = dlopen(soname.c_str(), RTLD_NOW | RTLD_LOCAL);
-  if (handle == nullptr) {
-    const char* reason = dlerror();
-    throw VerbsError("QUORATE_NO_LIBRARY",
-                     "The RDMA verbs library " + soname + " could not be opened (" +
-                         (reason != nullptr ? reason : "no reason given") + "). " + kHowToInstall,
-                     0, "dlopen");
-  }
+  SharedLibrary opened(soname, {"The RDMA verbs library", "libibverbs", kHowToInstall});
   Library lib;
-  try {
-    resolve(handle, soname, "ibv_get_device_list", true, &lib.getDeviceList);
-    resolve(handle, soname, "ibv_free_device_list", true, &lib.freeDeviceList);
-    resolve(handle, soname, "ibv_get_device_name", true, &lib.getDeviceName);
-    resolve(handle, soname, "ibv_get_device_guid", true, &lib.getDeviceGuid);
-    resolve(handle, soname, "ibv_open_device", true, &lib.openDevice);
-    resolve(handle, soname, "ibv_close_device", true, &lib.closeDevice);
-    resolve(handle, soname, "ibv_query_device", true, &lib.queryDevice);
-    resolve(handle, soname, "ibv_query_port", true, &lib.queryPort);
-    resolve(handle, soname, "ibv_fork_init", true, &lib.forkInit);
-    resolve(handle, soname, "ibv_alloc_pd", true, &lib.allocPd);
-    resolve(handle, soname, "ibv_dealloc_pd", true, &lib.deallocPd);
-    resolve(handle, soname, "ibv_reg_mr", true, &lib.regMr);
-    resolve(handle, soname, "ibv_dereg_mr", true, &lib.deregMr);
-    resolve(handle, soname, "ibv_create_comp_channel", true, &lib.createCompChannel);
-    resolve(handle, soname, "ibv_destroy_comp_channel", true, &lib.destroyCompChannel);
-    resolve(handle, soname, "ibv_create_cq", true, &lib.createCq);
-    resolve(handle, soname, "ibv_destroy_cq", true, &lib.destroyCq);
-    resolve(handle, soname, "ibv_get_cq_event", true, &lib.getCqEvent);
-    resolve(handle, soname, "ibv_ack_cq_events", true, &lib.ackCqEvents);
-    resolve(handle, soname, "ibv_create_qp", true, &lib.createQp);
-    resolve(handle, soname, "ibv_modify_qp", true, &lib.modifyQp);
-    resolve(handle, soname, "ibv_query_qp", true, &lib.queryQp);
-    resolve(handle, soname, "ibv_destroy_qp", true, &lib.destroyQp);
-    resolve(handle, soname, "ibv_create_ah", true, &lib.createAh);
-    resolve(handle, soname, "ibv_destroy_ah", true, &lib.destroyAh);
-    resolve(handle, soname, "ibv_init_ah_from_wc", true, &lib.initAhFromWc);
-    resolve(handle, soname, "ibv_create_srq", true, &lib.createSrq);
-    resolve(handle, soname, "ibv_modify_srq", true, &lib.modifySrq);
-    resolve(handle, soname, "ibv_query_srq", true, &lib.querySrq);
-    resolve(handle, soname, "ibv_destroy_srq", true, &lib.destroySrq);
-    resolve(handle, soname, "ibv_attach_mcast", true, &lib.attachMcast);
-    resolve(handle, soname, "ibv_detach_mcast", true, &lib.detachMcast);
-    resolve(handle, soname, "ibv_get_async_event", true, &lib.getAsyncEvent);
-    resolve(handle, soname, "ibv_ack_async_event", true, &lib.ackAsyncEvent);
-    resolve(handle, soname, "ibv_reg_mr_iova2", false, &lib.regMrIova2);
-    resolve(handle, soname, "ibv_rereg_mr", false, &lib.reregMr);
-    resolve(handle, soname, "ibv_resize_cq", false, &lib.resizeCq);
-    resolve(handle, soname, "ibv_query_pkey", false, &lib.queryPkey);
-    resolve(handle, soname, "_ibv_query_gid_table", false, &lib.queryGidTable);
-    resolve(handle, soname, "ibv_get_device_index", false, &lib.getDeviceIndex);
-  } catch (...) {
-    dlclose(handle);
-    throw;
-  }
+  opened.resolve("ibv_get_device_list", &lib.getDeviceList);
+  opened.resolve("ibv_free_device_list", &lib.freeDeviceList);
+  opened.resolve("ibv_get_device_name", &lib.getDeviceName);
+  opened.resolve("ibv_get_device_guid", &lib.getDeviceGuid);
+  opened.resolve("ibv_open_device", &lib.openDevice);
+  opened.resolve("ibv_close_device", &lib.closeDevice);
+  opened.resolve("ibv_query_device", &lib.queryDevice);
+  opened.resolve("ibv_query_port", &lib.queryPort);
+  opened.resolve("ibv_fork_init", &lib.forkInit);
+  opened.resolve("ibv_alloc_pd", &lib.allocPd);
+  opened.resolve("ibv_dealloc_pd", &lib.deallocPd);
+  opened.resolve("ibv_reg_mr", &lib.regMr);
+  opened.resolve("ibv_dereg_mr", &lib.deregMr);
+  opened.resolve("ibv_create_comp_channel", &lib.createCompChannel);
+  opened.resolve("ibv_destroy_comp_channel", &lib.destroyCompChannel);
+  opened.resolve("ibv_create_cq", &lib.createCq);
+  opened.resolve("ibv_destroy_cq", &lib.destroyCq);
+  opened.resolve("ibv_get_cq_event", &lib.getCqEvent);
+  opened.resolve("ibv_ack_cq_events", &lib.ackCqEvents);
+  opened.resolve("ibv_create_qp", &lib.createQp);
+  opened.resolve("ibv_modify_qp", &lib.modifyQp);
+  opened.resolve("ibv_query_qp", &lib.queryQp);
+  opened.resolve("ibv_destroy_qp", &lib.destroyQp);
+  opened.resolve("ibv_create_ah", &lib.createAh);
+  opened.resolve("ibv_destroy_ah", &lib.destroyAh);
+  opened.resolve("ibv_init_ah_from_wc", &lib.initAhFromWc);
+  opened.resolve("ibv_create_srq", &lib.createSrq);
+  opened.resolve("ibv_modify_srq", &lib.modifySrq);
+  opened.resolve("ibv_query_srq", &lib.querySrq);
+  opened.resolve("ibv_destroy_srq", &lib.destroySrq);
+  opened.resolve("ibv_attach_mcast", &lib.attachMcast);
+  opened.resolve("ibv_detach_mcast", &lib.detachMcast);
+  opened.resolve("ibv_get_async_event", &lib.getAsyncEvent);
+  opened.resolve("ibv_ack_async_event", &lib.ackAsyncEvent);
+  opened.resolveOptional("ibv_reg_mr_iova2", &lib.regMrIova2);
+  opened.resolveOptional("ibv_rereg_mr", &lib.reregMr);
+  opened.resolveOptional("ibv_resize_cq", &lib.resizeCq);
+  opened.resolveOptional("ibv_query_pkey", &lib.queryPkey);
+  opened.resolveOptional("_ibv_query_gid_table", &lib.queryGidTable);
+  opened.resolveOptional("ibv_get_device_index", &lib.getDeviceIndex);
+  opened.keepOpen();
   return lib;
 }
 

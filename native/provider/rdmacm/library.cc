@@ -1,11 +1,9 @@
 // Opens librdmacm and resolves its symbols; see library.h.
 #include "provider/rdmacm/library.h"
 
-#include <dlfcn.h>
-
 #include <mutex>
 
-#include "verbs/verbs.h"
+#include "provider/shared_library.h"
 
 namespace quorate::rdmacm {
 namespace {
@@ -15,51 +13,28 @@ constexpr char kHowToInstall[] =
     "later. Without it connections over RDMA devices need another way to exchange endpoints; the connection manager of "
     "the shm device works.";
 
-template <typename Function>
-void resolve(void* handle, const std::string& soname, const char* symbol, Function* function) {
-  dlerror();
-  *function = reinterpret_cast<Function>(dlsym(handle, symbol));
-  if (*function != nullptr) return;
-  const char* reason = dlerror();
-  throw VerbsError("QUORATE_NO_LIBRARY",
-                   soname + " has no symbol " + symbol + " (" + (reason != nullptr ? reason : "it is null") +
-                       "), so it is not a usable librdmacm. " + kHowToInstall,
-                   0, "dlsym");
-}
-
 }  // namespace
 
 Library openLibrary(const std::string& soname) {
-  void* handle = dlopen(soname.c_str(), RTLD_NOW | RTLD_LOCAL);
-  if (handle == nullptr) {
-    const char* reason = dlerror();
-    throw VerbsError("QUORATE_NO_LIBRARY",
-                     "The RDMA connection manager's library " + soname + " could not be opened (" +
-                         (reason != nullptr ? reason : "no reason given") + "). " + kHowToInstall,
-                     0, "dlopen");
-  }
+  SharedLibrary opened(soname, {"The RDMA connection manager's library", "librdmacm", kHowToInstall});
   Library lib;
-  try {
-    resolve(handle, soname, "rdma_create_event_channel", &lib.createEventChannel);
-    resolve(handle, soname, "rdma_destroy_event_channel", &lib.destroyEventChannel);
-    resolve(handle, soname, "rdma_create_id", &lib.createId);
-    resolve(handle, soname, "rdma_destroy_id", &lib.destroyId);
-    resolve(handle, soname, "rdma_bind_addr", &lib.bindAddr);
-    resolve(handle, soname, "rdma_resolve_addr", &lib.resolveAddr);
-    resolve(handle, soname, "rdma_resolve_route", &lib.resolveRoute);
-    resolve(handle, soname, "rdma_connect", &lib.connect);
-    resolve(handle, soname, "rdma_establish", &lib.establish);
-    resolve(handle, soname, "rdma_listen", &lib.listen);
-    resolve(handle, soname, "rdma_accept", &lib.accept);
-    resolve(handle, soname, "rdma_reject", &lib.reject);
-    resolve(handle, soname, "rdma_disconnect", &lib.disconnect);
-    resolve(handle, soname, "rdma_get_cm_event", &lib.getCmEvent);
-    resolve(handle, soname, "rdma_ack_cm_event", &lib.ackCmEvent);
-    resolve(handle, soname, "rdma_init_qp_attr", &lib.initQpAttr);
-  } catch (...) {
-    dlclose(handle);
-    throw;
-  }
+  opened.resolve("rdma_create_event_channel", &lib.createEventChannel);
+  opened.resolve("rdma_destroy_event_channel", &lib.destroyEventChannel);
+  opened.resolve("rdma_create_id", &lib.createId);
+  opened.resolve("rdma_destroy_id", &lib.destroyId);
+  opened.resolve("rdma_bind_addr", &lib.bindAddr);
+  opened.resolve("rdma_resolve_addr", &lib.resolveAddr);
+  opened.resolve("rdma_resolve_route", &lib.resolveRoute);
+  opened.resolve("rdma_connect", &lib.connect);
+  opened.resolve("rdma_establish", &lib.establish);
+  opened.resolve("rdma_listen", &lib.listen);
+  opened.resolve("rdma_accept", &lib.accept);
+  opened.resolve("rdma_reject", &lib.reject);
+  opened.resolve("rdma_disconnect", &lib.disconnect);
+  opened.resolve("rdma_get_cm_event", &lib.getCmEvent);
+  opened.resolve("rdma_ack_cm_event", &lib.ackCmEvent);
+  opened.resolve("rdma_init_qp_attr", &lib.initQpAttr);
+  opened.keepOpen();
   return lib;
 }
 
