@@ -83,15 +83,14 @@ export class FailureDetector {
     this.observations[peer] = Math.min((this.observations[peer] as number) + 1, OBSERVATIONS_MAX);
     const last = this.lastCounters[peer] as number;
     const score = this.scores[peer] as number;
-    if (counter !== last) {
+    const missed = Math.min(this.missedBeats(peer, counter), OBSERVATIONS_MAX);
+    this.missed[peer] = missed;
+    if (missed === 0) {
       // A peer that ticks faster than this one is read less often than it beats: it earns at most two points a read,
       // so that equal rates with jitter do not drift towards suspicion.
       this.scores[peer] = Math.min(this.thresholds.scoreMax, score + (last >= 0 && counter > last + 1 ? 2 : 1));
       this.lastCounters[peer] = counter;
-      this.missed[peer] = 0;
     } else {
-      const missed = Math.min((this.missed[peer] as number) + 1, OBSERVATIONS_MAX);
-      this.missed[peer] = missed;
       const isForgiven =
         state === PeerProcessState.running && this.trusts(peer) && missed <= RUNNING_FACTOR * this.thresholds.scoreMax;
       if (state === PeerProcessState.stopped) this.scores[peer] = 0;

@@ -1,5 +1,6 @@
 // Who led when, by the leaders' own words, and how long the cluster was without one after its leader was struck.
-import { type Cluster, compareEpochs } from '../demo/cluster.js';
+import type { EventEmitter } from 'node:events';
+import { type ClusterEvents, compareEpochs } from '../demo/cluster.js';
 import type { FaultKind } from './swarm.js';
 
 interface Strike {
@@ -20,7 +21,7 @@ export class LeaderLog {
   private open: Strike[] = [];
   readonly failovers: Failover[] = [];
 
-  constructor(cluster: Cluster) {
+  constructor(cluster: EventEmitter<ClusterEvents> & { readonly epoch: string }) {
     // What the leader under which the run begins commits first may have been heard of before.
     const firstEpoch = cluster.epoch;
     cluster.on('message', (_, message) => {

@@ -43,7 +43,7 @@ export interface DurabilityOptions {
 }
 
 /** What is brought back, and into what. */
-export interface RecoveryHost extends CommandSink {
+export interface ReplayHost extends CommandSink {
   readonly stateMachine: StateMachine<never>;
   readonly ring: Uint8Array;
   restoreSessions(sessions: Uint8Array): void;
@@ -199,7 +199,7 @@ export class Durability {
    * into the ring. Null if this replica is part of no cluster yet. Rejects with QUORATE_LOG_CORRUPT if the disk lost what
    * it had, and then has changed nothing on it. `held` is where the state machine and the sessions stand already.
    */
-  async recover(host: RecoveryHost, held: ChainPosition | null = null): Promise<RecoveredState | null> {
+  async recover(host: ReplayHost, held: ChainPosition | null = null): Promise<RecoveredState | null> {
     const { genesis } = this.identity;
     if (genesis === null) return null;
     const { snapshot, files } = this;
@@ -244,7 +244,7 @@ export class Durability {
     return state;
   }
 
-  private async restore(snapshot: StoredSnapshot, host: RecoveryHost): Promise<void> {
+  private async restore(snapshot: StoredSnapshot, host: ReplayHost): Promise<void> {
     const sink = new SnapshotSink(host.stateMachine, snapshot.sessionsBytes, snapshot.bytes - snapshot.sessionsBytes);
     try {
       for (const piece of this.state.pieces(snapshot)) await sink.write(piece);
