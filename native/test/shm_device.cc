@@ -152,6 +152,27 @@ TEST_CASE("shm: tables that are full say so, and are usable again after a close"
   CHECK(codeOf([&] { endpoint.domain->registerMemory(endpoint.memory, 0, 8, kAccessLocalWrite); }) == "");
 }
 
+TEST_CASE("shm: a completion queue that found no room takes nothing from those that are there") {
+  ShmTestDirectory directory;
+  EndpointOptions options;
+  options.withChannel = true;
+  Endpoint endpoint(directory, options);  // with the first of the queues
+  Endpoint other(directory);
+  connectPair(endpoint, other);
+  std::vector<std::shared_ptr<CompletionQueue>> queues;
+  const auto one = [&] {
+    return codeOf([&] { queues.push_back(endpoint.context->createCompletionQueue(1, endpoint.channel)); });
+  };
+  while (one().empty()) REQUIRE(queues.size() < shm::kMaxCompletionQueues);
+  CHECK(queues.size() == shm::kMaxCompletionQueues - 1);
+  CHECK(one() == "QUORATE_LIMIT");
+  endpoint.cq->requestNotify(false);
+  CHECK(endpoint.post(endpoint.request(WrOpcode::RdmaWrite, 0, 8, other.coordinates())) == 0);
+  CHECK(endpoint.channel->getEvent() == endpoint.cq);
+  queues.pop_back();
+  CHECK(one().empty());
+}
+
 TEST_CASE("shm: closing in any order removes every file, and the mapping lives as long as its holder") {
   ShmTestDirectory directory;
   EndpointOptions options;

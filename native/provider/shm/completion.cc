@@ -121,6 +121,8 @@ ShmCompletionQueue::ShmCompletionQueue(std::shared_ptr<ShmContext> context, int 
                                        std::shared_ptr<ShmCompletionChannel> channel, Timestamps timestamps)
     : context_(std::move(context)), channel_(std::move(channel)), depth_(depth), timestamps_(timestamps) {
   ring_.resize(static_cast<size_t>(depth));
+  // Last of all: where there is none, no destructor may give back what was not taken.
+  index_ = context_->completionQueueIndices().take();
 }
 
 std::shared_ptr<ShmCompletionQueue> ShmCompletionQueue::create(std::shared_ptr<ShmContext> context, int depth,
@@ -132,7 +134,6 @@ std::shared_ptr<ShmCompletionQueue> ShmCompletionQueue::create(std::shared_ptr<S
     throw VerbsError("QUORATE_INVALID_ARGUMENT", "The completion channel belongs to another provider");
   }
   std::shared_ptr<ShmCompletionQueue> queue(new ShmCompletionQueue(context, depth, own, timestamps));
-  queue->index_ = context->completionQueueIndices().take();
   CompletionQueueSlot& slot = queue->slot();
   queue->generation_ = slot.generation.load() + 1;
   slot.armed.fetch_and(~kArmedMask, std::memory_order_seq_cst);
