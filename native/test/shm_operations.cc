@@ -5,6 +5,7 @@
 #include <cerrno>
 #include <thread>
 
+#include "provider/shm/test_hooks.h"
 #include "test/child_process.h"
 #include "test/shm_fixture.h"
 
@@ -591,6 +592,40 @@ TEST_CASE("shm: a stopped process is read and written all the same, a killed one
 
 // ---------------------------------------------------------------------------------------------------------------
 // Threads
+
+TEST_CASE("shm: a batch during which the queue pair is closed tells how much of it was taken") {
+  static std::atomic<int> reached{0};
+  reached = 0;
+  const auto deep = with([](auto& o) {
+    o.cap.maxSendWr = 4096;
+    o.cqDepth = 8192;
+  });
+  Pair pair(deep);
+  const std::vector<SendWorkRequest> requests(4096, pair.a.request(WrOpcode::RdmaWrite, 0, 64, pair.toB));
+  pair.a.bytes()[0] = 0x7b;
+  const auto* slot = &pair.a.internals().control()->queuePairs[pair.a.qp->number() & (shm::kMaxQueuePairs - 1)];
+  shm::testHooks.reached = [](shm::HookPoint point) {
+    if (point != shm::HookPoint::BeforeRelease || reached.exchange(1) != 0) return;
+    waitUntil([] { return reached.load() == 2; });
+  };
+  std::thread closer([&] {
+    waitUntil([] { return reached.load() == 1; });
+    std::thread opener([&] {
+      waitUntil([&] { return (slot->word.load() & shm::word::kError) != 0; });
+      reached = 2;
+    });
+    pair.a.qp->close();
+    opener.join();
+  });
+  int errnum = 0;
+  size_t taken = 0;
+  CHECK(codeOf([&] { taken = pair.a.qp->postSend(requests.data(), requests.size(), &errnum); }) == "");
+  closer.join();
+  shm::testHooks.reached = nullptr;
+  CHECK(pair.b.bytes()[0] == 0x7b);
+  CHECK(taken >= 1);
+  if (taken < requests.size()) CHECK(errnum == EBADF);
+}
 
 TEST_CASE("shm: two threads post to one queue pair and poll one CQ, and nothing is lost") {
   const auto deep = with([](auto& o) {

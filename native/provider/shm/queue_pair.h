@@ -97,6 +97,7 @@ class ShmQueuePair final : public QueuePair {
   // `windowType`: of what a BIND_MW may bind.
   int post(const SendWorkRequest& request, int windowType, std::unique_lock<SpinLock>& posting,
            std::vector<ShmMemoryWindow::Held>* old);
+  [[noreturn]] void throwClosed() const;
   bool headNeedsRevoker() const;
   WcStatus executeOnWindow(const SendWorkRequest& request, std::vector<ShmMemoryWindow::Held>* old);
   const uint8_t* inlineDataOf(const SendWorkRequest& request);

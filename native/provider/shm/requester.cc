@@ -144,6 +144,7 @@ size_t ShmQueuePair::postSend(const SendWorkRequest* requests, size_t count, int
     if (i > 0 && postLock_.contended()) [[unlikely]]
       postLock_.letOthersIn();
     if (const int refused = post(requests[i], 2, guard, &old)) [[unlikely]] {
+      if (i == 0 && closed()) throwClosed();  // but not if others have been carried out
       *errnum = refused;
       return i;
     }
@@ -151,7 +152,12 @@ size_t ShmQueuePair::postSend(const SendWorkRequest* requests, size_t count, int
   return count;
 }
 
-// Posts one request; 0, or the errno that refuses it. The lock is let go for a moment if it is about a memory window.
+void ShmQueuePair::throwClosed() const {
+  throw VerbsError("QUORATE_CLOSED", "This QueuePair was closed");
+}
+
+// Posts one request; 0, or the errno that refuses it: EBADF if another thread has closed the queue pair meanwhile. The
+// lock is let go for a moment if the request is about a memory window.
 inline int ShmQueuePair::post(const SendWorkRequest& request, int windowType, std::unique_lock<SpinLock>& posting,
                               std::vector<ShmMemoryWindow::Held>* old) {
   std::unique_lock<std::mutex> revoking;
@@ -165,7 +171,7 @@ inline int ShmQueuePair::post(const SendWorkRequest& request, int windowType, st
     posting.lock();
   }
   if (closed_.load(std::memory_order_relaxed)) [[unlikely]]
-    throw VerbsError("QUORATE_CLOSED", "This QueuePair was closed");
+    return EBADF;
   noticeRemoteError();
   const QpState state = static_cast<QpState>(state_.load(std::memory_order_relaxed));
   if (state != QpState::Rts && state != QpState::Err && state != QpState::Sqd && state != QpState::Sqe) [[unlikely]]
@@ -224,7 +230,9 @@ int ShmQueuePair::bindMemoryWindow(MemoryWindow& window, const MwBind& bind, uin
   request.bindRkey = own->takeNextKey();
   std::vector<ShmMemoryWindow::Held> old;
   std::unique_lock<SpinLock> guard(postLock_);
-  return post(request, 1, guard, &old);
+  const int refused = post(request, 1, guard, &old);
+  if (refused != 0 && closed()) throwClosed();
+  return refused;
 }
 
 // With the revoker's mutex held.
