@@ -591,6 +591,30 @@ TEST_CASE("shm: a stopped process is read and written all the same, a killed one
 }
 
 // ---------------------------------------------------------------------------------------------------------------
+// Memory windows in requests
+
+TEST_CASE("shm: a binding that is refused leaves the window its key") {
+  const auto bindable = with([](auto& o) { o.regionAccess = kAllAccess | kAccessMwBind; });
+  Pair pair(bindable);
+  const std::shared_ptr<MemoryWindow> window = pair.a.domain->allocateMemoryWindow(1);
+  MwBind bind;
+  bind.region = pair.a.region;
+  bind.address = pair.a.region->address();
+  bind.length = 64;
+  bind.access = kAccessRemoteWrite;
+  REQUIRE(pair.a.qp->bindMemoryWindow(*window, bind, 1, kSendSignaled) == 0);
+  REQUIRE(pair.a.wait().status == 0);
+  const uint32_t rkey = window->rkey();
+  CHECK(pair.a.qp->bindMemoryWindow(*window, bind, 2, kSendInline) == EINVAL);
+  CHECK(window->rkey() == rkey);
+  const std::shared_ptr<QueuePair> spent = pair.a.qp;
+  pair.a.newQueuePair();
+  spent->close();
+  CHECK(codeOf([&] { spent->bindMemoryWindow(*window, bind, 3, kSendSignaled); }) == "QUORATE_CLOSED");
+  CHECK(window->rkey() == rkey);
+}
+
+// ---------------------------------------------------------------------------------------------------------------
 // Threads
 
 TEST_CASE("shm: a batch during which the queue pair is closed tells how much of it was taken") {

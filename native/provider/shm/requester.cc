@@ -227,10 +227,12 @@ int ShmQueuePair::bindMemoryWindow(MemoryWindow& window, const MwBind& bind, uin
   request.sendFlags = sendFlags;
   request.memoryWindow = &window;
   request.bind = &bind;
+  const uint32_t before = own->rkey();
   request.bindRkey = own->takeNextKey();
   std::vector<ShmMemoryWindow::Held> old;
   std::unique_lock<SpinLock> guard(postLock_);
   const int refused = post(request, 1, guard, &old);
+  if (refused != 0) own->giveKeyBack(request.bindRkey, before);
   if (refused != 0 && closed()) throwClosed();
   return refused;
 }
