@@ -614,6 +614,54 @@ TEST_CASE("shm: a binding that is refused leaves the window its key") {
   CHECK(window->rkey() == rkey);
 }
 
+TEST_CASE("shm: a waiting request may be the last that refers to a window and its region") {
+  const auto bindable = with([](auto& o) { o.regionAccess = kAllAccess | kAccessMwBind; });
+  // In a process of its own: what this is about is a thread that waits for itself.
+  const auto inChild = [&](const std::function<void(Pair&)>& end) {
+    return waitForChild(forkChild([&] {
+                          Pair pair(bindable);
+                          pair.a.qp->modify(stateAttributes(QpState::Sqd));
+                          MwBind bind;
+                          bind.region = pair.a.region;
+                          bind.address = bind.region->address();
+                          bind.length = 64;
+                          bind.access = kAccessRemoteWrite;
+                          std::shared_ptr<MemoryWindow> window = pair.a.domain->allocateMemoryWindow(2);
+                          SendWorkRequest request;
+                          request.opcode = WrOpcode::BindMw;
+                          request.sendFlags = kSendSignaled;
+                          request.memoryWindow = window.get();
+                          request.bind = &bind;
+                          request.bindRkey = window->rkey() ^ 1;
+                          if (pair.a.post(request) != 0) return 1;
+                          pair.a.region = nullptr;
+                          bind.region = nullptr;
+                          window = nullptr;
+                          end(pair);
+                          return 0;
+                        }),
+                        10'000);
+  };
+  SUBCASE("closing") {
+    CHECK(inChild([](Pair& pair) { pair.a.qp->close(); }) == 0);
+  }
+  SUBCASE("to RESET") {
+    CHECK(inChild([](Pair& pair) { pair.a.qp->modify(stateAttributes(QpState::Reset)); }) == 0);
+  }
+  SUBCASE("to ERR") {
+    CHECK(inChild([](Pair& pair) {
+            pair.a.qp->modify(stateAttributes(QpState::Err));
+            if (pair.a.wait().status != static_cast<int>(WcStatus::WrFlushErr)) throw std::runtime_error("not flushed");
+          }) == 0);
+  }
+  SUBCASE("when it is carried out") {
+    CHECK(inChild([](Pair& pair) {
+            pair.a.qp->modify(stateAttributes(QpState::Rts));
+            if (pair.a.wait().status != 0) throw std::runtime_error("not bound");
+          }) == 0);
+  }
+}
+
 // ---------------------------------------------------------------------------------------------------------------
 // Threads
 

@@ -150,6 +150,7 @@ void ShmQueuePair::close() {
   for (const auto& window : windows) window->close();
   closeWord(*slot_);
   std::shared_ptr<PeerHca> lastPeer;
+  std::vector<WaitingRequest> dropped;  // let go without a lock
   {
     Revoker& revoker = context_.revoker();
     const std::lock_guard<std::mutex> guard(revoker.mutex());
@@ -159,7 +160,8 @@ void ShmQueuePair::close() {
       const std::lock_guard<SpinLock> receiving(receiveLock_);
       closed_.store(true, std::memory_order_release);
       state_.store(static_cast<int>(QpState::Err));
-      waiting_.clear();
+      while (!waiting_.empty()) dropHead();
+      dropped.swap(dropped_);
       unmapPeer();
     }
     revoker.removeResponder(place_.index);
@@ -290,7 +292,7 @@ void ShmQueuePair::toReset() {
   }
   const std::lock_guard<SpinLock> posting(postLock_);
   const std::lock_guard<SpinLock> receiving(receiveLock_);
-  waiting_.clear();
+  while (!waiting_.empty()) dropHead();
   unmapPeer();
   sendsRetired_.store(sendsPosted_);
   receivesPosted_ = receivesTaken_ = 0;
@@ -585,6 +587,7 @@ bool ShmQueuePair::attend(bool mayDrain) {
   }
   // The revoker's mutex comes before a post lock.
   std::vector<ShmMemoryWindow::Held> old;
+  std::vector<WaitingRequest> dropped;
   std::unique_lock<std::mutex> revoking;
   if (needsRevoker_.load(std::memory_order_acquire)) {
     if (!mayDrain) return true;
@@ -597,6 +600,7 @@ bool ShmQueuePair::attend(bool mayDrain) {
   const bool held = static_cast<QpState>(state_.load(std::memory_order_relaxed)) == QpState::Sqd && !waiting_.empty() &&
                     !waiting_.front().begun();
   const bool waits = (!waiting_.empty() && !held) || needsDrain_.load();
+  dropped.swap(dropped_);
   if (waits) needsAttention_.store(true, std::memory_order_seq_cst);
   postLock_.unlock();
   return waits;

@@ -106,6 +106,7 @@ class ShmQueuePair final : public QueuePair {
   void enterError();
   void noticeRemoteError();
   void flushWaiting();
+  void dropHead();
   void retryWaiting(bool revokerHeld, std::vector<ShmMemoryWindow::Held>* old);
   void wantAttention();
 
@@ -173,6 +174,7 @@ class ShmQueuePair final : public QueuePair {
   uint64_t sendsPosted_ = 0;
   std::atomic<uint64_t> sendsRetired_{0};
   std::deque<WaitingRequest> waiting_;
+  std::vector<WaitingRequest> dropped_;  // wait no more, to be let go without a lock: see dropHead()
   std::atomic<bool> needsAttention_{false};
   std::atomic<bool> needsDrain_{false};
   std::atomic<bool> needsRevoker_{false};  // a waiting request binds or invalidates a window

@@ -301,10 +301,20 @@ void ShmQueuePair::retryWaiting(bool revokerHeld, std::vector<ShmMemoryWindow::H
     }
     const SendWorkRequest request = head.request;
     const uint64_t index = head.index;
-    waiting_.pop_front();
+    dropHead();
     complete(request, index, status);
   }
   needsRevoker_.store(false, std::memory_order_release);
+}
+
+// Its window and its region may have no other owner left, and closing them takes the revoker's mutex, which comes before
+// the post lock and may be held already. So they are let go by the next attend(), or with the queue pair.
+void ShmQueuePair::dropHead() {
+  if (waiting_.front().memoryWindow != nullptr) {
+    dropped_.push_back(std::move(waiting_.front()));
+    wantAttention();
+  }
+  waiting_.pop_front();
 }
 
 void ShmQueuePair::complete(const SendWorkRequest& request, uint64_t index, WcStatus status) {
@@ -331,7 +341,7 @@ void ShmQueuePair::flushWaiting() {
   while (!waiting_.empty()) {
     const SendWorkRequest request = waiting_.front().request;
     const uint64_t index = waiting_.front().index;
-    waiting_.pop_front();
+    dropHead();
     complete(request, index, WcStatus::WrFlushErr);
   }
 }
