@@ -665,6 +665,48 @@ TEST_CASE("shm: a waiting request may be the last that refers to a window and it
 // ---------------------------------------------------------------------------------------------------------------
 // Threads
 
+TEST_CASE("shm: no window is bound to a region that another thread closes at the same time") {
+  const auto bindable = with([](auto& o) { o.regionAccess = kAllAccess | kAccessMwBind; });
+  Pair pair(bindable);
+  constexpr int kRounds = 4000;
+  std::atomic<int> round{0}, ended{0};
+  std::shared_ptr<MemoryRegion> region;
+  std::thread closer([&] {
+    for (int i = 1; i <= kRounds; i++) {
+      while (round.load() != i) {
+      }
+      codeOf([&] { region->close(); });  // refused if the window was bound first
+      ended = i;
+    }
+  });
+  int both = 0;
+  for (int i = 1; i <= kRounds; i++) {
+    region = pair.a.domain->registerMemory(pair.a.memory, 0, 4096, kAllAccess | kAccessMwBind);
+    const std::shared_ptr<MemoryWindow> window = pair.a.domain->allocateMemoryWindow(1);
+    MwBind bind;
+    bind.region = region;
+    bind.address = region->address();
+    bind.length = 64;
+    bind.access = kAccessRemoteWrite;
+    round = i;
+    // At another moment of the closing each time.
+    for (int pause = 0; pause < i % 400; pause++) shm::pauseCpu();
+    REQUIRE(pair.a.qp->bindMemoryWindow(*window, bind, 1, kSendSignaled) == 0);
+    const bool bound = pair.a.wait().status == 0;
+    while (ended.load() != i) std::this_thread::yield();
+    both += bound && region->closed();
+    window->close();
+    region->close();
+    if (!bound) {
+      pair.a.newQueuePair();
+      pair.b.newQueuePair();
+      connectPair(pair.a, pair.b);
+    }
+  }
+  closer.join();
+  CHECK(both == 0);
+}
+
 TEST_CASE("shm: a batch during which the queue pair is closed tells how much of it was taken") {
   static std::atomic<int> reached{0};
   reached = 0;

@@ -240,6 +240,7 @@ void ShmMemoryRegion::close() {
   const std::lock_guard<std::mutex> once(closeMutex_);
   if (closed_.load()) return;
   ShmContext& context = *domain_->context();
+  std::shared_ptr<ShmMemory> memory;  // let go without that mutex
   if (!context.forked()) {
     const std::lock_guard<std::mutex> guard(context.revoker().mutex());
     if (hasWindows()) {
@@ -249,10 +250,10 @@ void ShmMemoryRegion::close() {
                        EBUSY, "ibv_dereg_mr");
     }
     revoke();
+    memory.swap(memory_);  // from here on no window is bound to the region
   }
   closed_.store(true);
   if (!context.forked()) context.regionIndices().give(index_);
-  memory_.reset();
 }
 
 // ---------------------------------------------------------------------------------------------------------------
