@@ -143,6 +143,15 @@ TEST_CASE("shm: an armed CQ wakes its channel once, for what it was armed for") 
     WorkCompletion completions[4];
     CHECK(b.cq->poll(completions, 4) == 2);
   }
+  SUBCASE("armed again while the event of the arming before is pending") {
+    b.cq->requestNotify(false);
+    CHECK(a.run(a.request(WrOpcode::Send, 0, 8, toB)) == WcStatus::Success);
+    b.cq->requestNotify(false);
+    CHECK(b.channel->getEvent() == b.cq);
+    CHECK(b.channel->getEvent() == nullptr);
+    CHECK(a.run(a.request(WrOpcode::Send, 0, 8, toB)) == WcStatus::Success);
+    CHECK(b.channel->getEvent() == b.cq);
+  }
   SUBCASE("solicited only") {
     b.cq->requestNotify(true);
     CHECK(a.run(a.request(WrOpcode::Send, 0, 8, toB)) == WcStatus::Success);

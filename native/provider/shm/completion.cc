@@ -62,7 +62,7 @@ std::shared_ptr<CompletionQueue> ShmCompletionChannel::getEvent() {
     const auto entry = completionQueues_.find(event.completionQueue);
     if (entry == completionQueues_.end()) continue;
     const std::shared_ptr<ShmCompletionQueue> completionQueue = entry->second.lock();
-    if (completionQueue != nullptr && completionQueue->takeEvent(event.generation)) return completionQueue;
+    if (completionQueue != nullptr && completionQueue->takeEvent(event.arming)) return completionQueue;
   }
   return nullptr;  // the descriptor stays readable: the rest comes with the next call
 }
@@ -92,9 +92,9 @@ void ShmCompletionChannel::detach(uint32_t index) {
   completionQueues_.erase(index);
 }
 
-bool ShmCompletionChannel::write(uint32_t index, uint32_t generation) {
+bool ShmCompletionChannel::write(uint32_t index, uint32_t arming) {
   // Without mutex_: the queue that calls keeps this channel alive, and is closed before the descriptor is.
-  const ChannelEvent event{index, generation};
+  const ChannelEvent event{index, arming};
   return ::write(fifo_.get(), &event, sizeof(event)) == static_cast<ssize_t>(sizeof(event));
 }
 
@@ -135,11 +135,10 @@ std::shared_ptr<ShmCompletionQueue> ShmCompletionQueue::create(std::shared_ptr<S
   }
   std::shared_ptr<ShmCompletionQueue> queue(new ShmCompletionQueue(context, depth, own, timestamps));
   CompletionQueueSlot& slot = queue->slot();
-  queue->generation_ = slot.generation.load() + 1;
-  slot.armed.fetch_and(~kArmedMask, std::memory_order_seq_cst);
+  // Events for the slot's last user come too late.
+  queue->takenArming_ = armingOf(slot.armed.fetch_and(~kArmedMask, std::memory_order_seq_cst));
   slot.sleepers.store(0, std::memory_order_seq_cst);
   slot.timestamps.store(static_cast<uint32_t>(timestamps), std::memory_order_seq_cst);
-  slot.generation.store(queue->generation_, std::memory_order_seq_cst);
   slot.channel.store(own == nullptr ? 0 : own->number(), std::memory_order_seq_cst);
   if (own != nullptr) own->attach(queue->index_, queue);
   return queue;
@@ -234,14 +233,14 @@ void ShmCompletionQueue::requestNotify(bool solicitedOnly) {
   context_->requireOpen(kind());
   const std::lock_guard<SpinLock> guard(lock_);
   if (closed()) throw VerbsError("QUORATE_CLOSED", "This CompletionQueue was closed");
-  eventWanted_.store(true);
+  // A new arming also if it is armed: the event of the present one may be on its way.
   uint32_t armed = slot().armed.load(std::memory_order_seq_cst);
-  // A request for any completion is not weakened by a later one for solicited ones only.
-  const Armed wanted = solicitedOnly ? Armed::SolicitedOnly : Armed::Any;
-  while (armedFor(armed) != wanted && armedFor(armed) != Armed::Any &&
-         !slot().armed.compare_exchange_weak(armed, (armed & ~kArmedMask) + kArmedUnit + static_cast<uint32_t>(wanted),
-                                             std::memory_order_seq_cst)) {
-  }
+  uint32_t next = 0;
+  do {
+    // A request for any completion is not weakened by a later one for solicited ones only.
+    const bool any = !solicitedOnly || armedFor(armed) == Armed::Any;
+    next = (armed & ~kArmedMask) + kArmedUnit + static_cast<uint32_t>(any ? Armed::Any : Armed::SolicitedOnly);
+  } while (!slot().armed.compare_exchange_weak(armed, next, std::memory_order_seq_cst));
   lookAgain_ = true;  // the next poll must not rely on a doorbell from before
 }
 
@@ -262,7 +261,7 @@ bool ShmCompletionQueue::push(const WorkCompletion& completion, ShmQueuePair* qu
   }
   // Completions of sends are never solicited, errors always are (ibv_req_notify_cq(3)).
   wakeIfArmed(slot(), index_, completion.status != 0 || !fits,
-              [this](uint32_t, uint32_t, uint32_t) { return wake(generation_); });
+              [this](uint32_t, uint32_t, uint32_t arming) { return wake(arming); });
   return fits;
 }
 
@@ -282,16 +281,22 @@ void ShmCompletionQueue::forget(ShmQueuePair* queuePair) {
 }
 
 void ShmCompletionQueue::ring(bool solicited) {
-  ringDoorbell(slot(), index_, solicited, [this](uint32_t, uint32_t, uint32_t) { return wake(generation_); });
+  ringDoorbell(slot(), index_, solicited, [this](uint32_t, uint32_t, uint32_t arming) { return wake(arming); });
 }
 
-bool ShmCompletionQueue::wake(uint32_t generation) {
-  return channel_ == nullptr || channel_->write(index_, generation);
+bool ShmCompletionQueue::wake(uint32_t arming) {
+  return channel_ == nullptr || channel_->write(index_, arming);
 }
 
-bool ShmCompletionQueue::takeEvent(uint32_t generation) {
-  if (generation != generation_ || !eventWanted_.exchange(false)) return false;
-  slot().armed.fetch_and(~kArmedMask, std::memory_order_seq_cst);
+bool ShmCompletionQueue::takeEvent(uint32_t arming) {
+  const std::lock_guard<SpinLock> guard(lock_);
+  uint32_t armed = slot().armed.load(std::memory_order_seq_cst);
+  if (!isLaterArming(arming, takenArming_) || isLaterArming(arming, armingOf(armed))) return false;
+  takenArming_ = arming;
+  // Whoever wrote the event may not have come to this, but a later arming stays.
+  if (armingOf(armed) == arming) {
+    slot().armed.compare_exchange_strong(armed, armed & ~kArmedMask, std::memory_order_seq_cst);
+  }
   return true;
 }
 

@@ -34,7 +34,7 @@ class ShmCompletionChannel final : public CompletionChannel {
   uint32_t number() const { return number_; }
   void attach(uint32_t index, const std::shared_ptr<ShmCompletionQueue>& completionQueue);
   void detach(uint32_t index);
-  bool write(uint32_t index, uint32_t generation);  // false if the FIFO is full
+  bool write(uint32_t index, uint32_t arming);  // false if the FIFO is full
 
  private:
   const std::shared_ptr<ShmContext> context_;
@@ -71,7 +71,7 @@ class ShmCompletionQueue final : public CompletionQueue {
   void forget(ShmQueuePair* queuePair);  // its completions stay, but refer to it no more
   void ring(bool solicited);             // news that poll() has to look for in the queue pairs
   // An event for this queue was taken from the channel. False if it is a duplicate.
-  bool takeEvent(uint32_t generation);
+  bool takeEvent(uint32_t arming);
 
  private:
   struct Entry {
@@ -84,7 +84,7 @@ class ShmCompletionQueue final : public CompletionQueue {
                      Timestamps timestamps);
   int takeLocal(WorkCompletion* completions, int max);
   int takeReceives(WorkCompletion* completions, int max);
-  bool wake(uint32_t generation);
+  bool wake(uint32_t arming);
   CompletionQueueSlot& slot() { return context_->control()->completionQueues[index_]; }
 
   const std::shared_ptr<ShmContext> context_;
@@ -92,7 +92,6 @@ class ShmCompletionQueue final : public CompletionQueue {
   std::atomic<int> depth_;  // changes under lock_
   const Timestamps timestamps_;
   uint32_t index_ = 0;
-  uint32_t generation_ = 0;
   Children children_;
 
   SpinLock lock_;  // guards all that follows
@@ -103,8 +102,8 @@ class ShmCompletionQueue final : public CompletionQueue {
   bool lookAgain_ = true;
   uint32_t pollsSinceLook_ = 0;
   bool overflowed_ = false;
+  uint32_t takenArming_ = 0;  // whose event was taken last
 
-  std::atomic<bool> eventWanted_{false};
   std::atomic<bool> closed_{false};
 };
 

@@ -18,7 +18,7 @@
 namespace quorate::shm {
 
 constexpr uint64_t kControlMagic = 0x314c54434d485351ull;  // "QSHMCTL1"
-constexpr uint32_t kControlVersion = 4;
+constexpr uint32_t kControlVersion = 5;
 
 // Limits of one HCA instance. They fix the size of the control segment (about 4 MiB).
 constexpr uint32_t kQueuePairIndexBits = 10;
@@ -236,20 +236,26 @@ struct alignas(64) MemorySlot {
 };
 static_assert(sizeof(MemorySlot) == 512);
 
-// `armed` holds one of these in its lowest bits and counts armings above: an event that was written for one arming must
-// not undo the next.
+// `armed` holds one of these in its lowest bits and counts armings above, also those of the slot's former users: an
+// event that was written for one arming must not undo the next.
 enum class Armed : uint32_t { No = 0, Any = 1, SolicitedOnly = 2 };
 constexpr uint32_t kArmedMask = 3;
 constexpr uint32_t kArmedUnit = 4;
 constexpr Armed armedFor(uint32_t armed) {
   return static_cast<Armed>(armed & kArmedMask);
 }
+constexpr uint32_t armingOf(uint32_t armed) {
+  return armed / kArmedUnit;
+}
+// Was `arming` the later one? The count wraps around.
+constexpr bool isLaterArming(uint32_t arming, uint32_t than) {
+  return static_cast<int32_t>((arming - than) * kArmedUnit) > 0;
+}
 
 struct alignas(128) CompletionQueueSlot {
   std::atomic<uint32_t> doorbell;  // a futex; counts receive completions and errors: "look at your queue pairs"
   std::atomic<uint32_t> armed;
-  std::atomic<uint32_t> channel;  // number of the channel's FIFO; 0: none
-  std::atomic<uint32_t> generation;
+  std::atomic<uint32_t> channel;     // number of the channel's FIFO; 0: none
   std::atomic<uint32_t> sleepers;    // threads of the owner that sleep on the doorbell, or are about to
   std::atomic<uint32_t> timestamps;  // a Timestamps: what requesters leave in completions
 };

@@ -86,8 +86,8 @@ void wakeSleepers(CompletionQueueSlot& slot) {
 void PeerHca::ring(uint32_t index, bool solicited) {
   if (index >= kMaxCompletionQueues) return;
   ringDoorbell(control_->completionQueues[index], index, solicited,
-               [this](uint32_t channel, uint32_t completionQueue, uint32_t generation) {
-                 return wake(channel, completionQueue, generation);
+               [this](uint32_t channel, uint32_t completionQueue, uint32_t arming) {
+                 return wake(channel, completionQueue, arming);
                });
 }
 
@@ -96,7 +96,7 @@ void PeerHca::ringAsync() {
   if (channel != 0) wake(channel, 0, 0);
 }
 
-bool PeerHca::wake(uint32_t channel, uint32_t index, uint32_t generation) {
+bool PeerHca::wake(uint32_t channel, uint32_t index, uint32_t arming) {
   if (channel == 0) return true;  // armed without a channel: there is nobody to wake
   const std::lock_guard<std::mutex> guard(channelsMutex_);
   auto entry = channels_.find(channel);
@@ -109,7 +109,7 @@ bool PeerHca::wake(uint32_t channel, uint32_t index, uint32_t generation) {
     if (!fd || fstat(fd.get(), &status) != 0 || !S_ISFIFO(status.st_mode) || status.st_uid != geteuid()) return false;
     entry = channels_.emplace(channel, std::move(fd)).first;
   }
-  const ChannelEvent event{index, generation};
+  const ChannelEvent event{index, arming};
   return write(entry->second.get(), &event, sizeof(event)) == static_cast<ssize_t>(sizeof(event));
 }
 

@@ -35,7 +35,7 @@ class PeerHca {
   void ringAsync();
 
  private:
-  bool wake(uint32_t channel, uint32_t index, uint32_t generation);
+  bool wake(uint32_t channel, uint32_t index, uint32_t arming);
 
   std::shared_ptr<ShmDirectory> directory_;
   uint64_t hcaId_ = 0;
@@ -53,13 +53,13 @@ class PeerHca {
 // An event of a completion channel as it goes through its FIFO: smaller than PIPE_BUF, so written as a whole.
 struct ChannelEvent {
   uint32_t completionQueue = 0;
-  uint32_t generation = 0;
+  uint32_t arming = 0;  // that it answers
 };
 
 // Wakes the threads that sleep on the slot's doorbell.
 void wakeSleepers(CompletionQueueSlot& slot);
 
-// Wakes whoever waits for completion queue `index` if it is armed for this: calls `wake(channel, index, generation)`,
+// Wakes whoever waits for completion queue `index` if it is armed for this: calls `wake(channel, index, arming)`,
 // which writes the event and returns whether it could.
 template <typename Wake>
 void wakeIfArmed(CompletionQueueSlot& slot, uint32_t index, bool solicited, Wake wake) {
@@ -68,7 +68,7 @@ void wakeIfArmed(CompletionQueueSlot& slot, uint32_t index, bool solicited, Wake
     return;
   if (armedFor(armed) == Armed::SolicitedOnly && !solicited) return;
   // First the event, then disarm (this arming only): one who dies in between costs a spurious event, not a lost one.
-  if (wake(slot.channel.load(std::memory_order_relaxed), index, slot.generation.load(std::memory_order_relaxed))) {
+  if (wake(slot.channel.load(std::memory_order_relaxed), index, armingOf(armed))) {
     slot.armed.compare_exchange_strong(armed, armed & ~kArmedMask, std::memory_order_seq_cst);
   }
 }
