@@ -127,6 +127,12 @@ struct FakeVerbs {
     g_device->queuePairs_.push_back(std::move(owned));
     return made(qp);
   }
+  static void takeCompletionsOut(ibv_qp* qp) {
+    for (ibv_cq* cq : {qp->send_cq, qp->recv_cq}) {
+      std::erase_if(static_cast<FakeCompletionQueue*>(cq)->completions,
+                    [qp](const ibv_wc& one) { return one.qp_num == qp->qp_num; });
+    }
+  }
   static int modifyQp(ibv_qp* qp, ibv_qp_attr* attributes, int mask) {
     if (g_device->modifyResult != 0) return g_device->modifyResult;
     std::lock_guard<std::mutex> lock(g_device->mutex_);
@@ -134,6 +140,7 @@ struct FakeVerbs {
     if (qp->state == IBV_QPS_RESET) {
       static_cast<FakeQueuePair*>(qp)->sends.clear();
       static_cast<FakeQueuePair*>(qp)->receives.clear();
+      if (g_device->takesCompletionsOut) takeCompletionsOut(qp);
     }
     return 0;
   }
@@ -146,6 +153,7 @@ struct FakeVerbs {
     if (g_device->destroyQpResult != 0) return g_device->destroyQpResult;
     if (g_device->insidePosts != 0) g_device->usedAfterDestroy = true;
     std::lock_guard<std::mutex> lock(g_device->mutex_);
+    if (g_device->takesCompletionsOut) takeCompletionsOut(qp);
     std::erase_if(g_device->queuePairs_, [qp](const auto& one) { return one.get() == qp; });
     g_device->liveObjects--;
     return 0;

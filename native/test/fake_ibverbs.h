@@ -61,6 +61,7 @@ class FakeDevice {
   std::atomic<int> pollResult{0};         // below 0: the completion queue fails
   std::atomic<int> startSendResult{0};    // requests are queued but the device is not told
   std::atomic<int> acceptSends{1 << 30};  // how many more requests the send queue takes
+  std::atomic<bool> takesCompletionsOut{false};  // as mlx5: a queue pair's go when it is reset or destroyed
   std::atomic<int> liveObjects{0};        // PDs, MRs, CQs, QPs and channels that exist
   std::atomic<int> deregCalls{0};
   std::atomic<int> insidePosts{0};  // calls in progress now

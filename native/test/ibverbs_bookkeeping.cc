@@ -437,6 +437,31 @@ TEST_CASE("queue pairs that come and go do not use a completion queue up") {
   CHECK(postWrites(*rig.qp, 1, 8, &errnum) == 8);
 }
 
+TEST_CASE("completions of a queue pair that ends can still be polled, also of a device that takes them out then") {
+  FakeDevice device;
+  device.takesCompletionsOut = true;
+  Rig rig(device, 8);
+  int errnum = 0;
+  REQUIRE(postWrites(*rig.qp, 10, 4, &errnum) == 4);
+  REQUIRE(postReceives(*rig.qp, 20, 2, &errnum) == 2);
+  device.completeSends(rig.qp->number(), 2);
+  device.completeReceives(rig.qp->number(), 1);
+  SUBCASE("by RESET") {
+    QpAttributes a;
+    a.mask = kQpState;
+    a.state = QpState::Reset;
+    rig.qp->modify(a);
+  }
+  SUBCASE("by closing it") {
+    rig.qp->close();
+  }
+  const auto completions = pollAll(*rig.cq);
+  REQUIRE(completions.size() == 3);
+  CHECK(completions[0].wrId == 10);
+  CHECK(completions[1].wrId == 11);
+  CHECK(completions[2].wrId == 20);
+}
+
 TEST_CASE("RESET gives up what is outstanding, and a late completion of that life is not taken for one of the next") {
   FakeDevice device;
   Rig rig(device, 8);

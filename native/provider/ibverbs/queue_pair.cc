@@ -199,12 +199,10 @@ void IbvQueuePair::close() {
     if (handle_ == nullptr) return;  // create() failed
     detachAllMulticast();
     closeWindows();
-    // Some devices take a queue pair's completions out of the queue when it is destroyed; the shared receives that they
-    // tell of would never be free again.
-    if (srq_ != nullptr) receiveCq_->takeIn();
     {
       std::lock_guard<AdaptiveMutex> sending(sendMutex_);
       std::lock_guard<AdaptiveMutex> receiving(receiveMutex_);
+      takeInCompletions();
       const int errnum = domain_->context()->lib().destroyQp(handle_);
       if (errnum != 0) {
         throw VerbsError("QUORATE_REVOKE_FAILED",
@@ -221,6 +219,13 @@ void IbvQueuePair::close() {
     if (receiveQueue_ != nullptr) receiveCq_->detach(receiveQueue_);
     if (sharedAttached_) receiveCq_->detachShared(srq_->queue());
   });
+}
+
+// The libraries of some devices (mlx5) take a queue pair's completions out of the queues when it is destroyed or reset:
+// that those requests have ended would never be told, and the shared receives among them would never be free again.
+void IbvQueuePair::takeInCompletions() {
+  sendCq_->takeIn();
+  if (receiveCq_ != sendCq_) receiveCq_->takeIn();
 }
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -488,6 +493,7 @@ void IbvQueuePair::modify(const QpAttributes& attributes) {
     // The device forgets what is outstanding, so nothing may be posted meanwhile.
     std::lock_guard<AdaptiveMutex> sending(sendMutex_);
     std::lock_guard<AdaptiveMutex> receiving(receiveMutex_);
+    takeInCompletions();
     errnum = domain_->context()->lib().modifyQp(handle_, &raw, static_cast<int>(attributes.mask));
     if (errnum == 0) {
       state_.store(QpState::Reset, std::memory_order_release);
