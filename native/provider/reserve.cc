@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <linux/magic.h>
+#include <signal.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
 
@@ -14,7 +15,9 @@
 namespace quorate {
 namespace {
 
-// tmpfs gives an allocation up, and undoes it, when any signal arrives.
+// On some kernels (6.1, not 6.18) tmpfs gives an allocation up, and undoes it, when any signal arrives that is not
+// blocked. A timer or a profiler that sends one every millisecond would never let a large one end. What cannot be
+// blocked (SIGSTOP) comes seldom.
 constexpr int kMaxInterruptions = 100;
 constexpr uint64_t kStatBlockBytes = 512;  // of st_blocks, stat(2)
 
@@ -46,12 +49,15 @@ int reserveFile(int fd, size_t bytes) {
   if (fileSystem.f_blocks != 0 && missing / blockBytes > fileSystem.f_bavail) return ENOSPC;
   // The pages of hugetlbfs were set aside before; those of tmpfs are the machine's.
   if (static_cast<uint64_t>(fileSystem.f_type) == TMPFS_MAGIC && missing > availableMemoryBytes()) return ENOMEM;
-  int result = -1;
-  for (int tries = 0; tries < kMaxInterruptions; tries++) {
-    result = fallocate(fd, 0, 0, static_cast<off_t>(bytes));
-    if (result == 0 || errno != EINTR) break;
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  int errnum = EINTR;
+  for (int tries = 0; tries < kMaxInterruptions && errnum == EINTR; tries++) {
+    errnum = fallocate(fd, 0, 0, static_cast<off_t>(bytes)) == 0 ? 0 : errno;
   }
-  return result == 0 ? 0 : errno;
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  return errnum;
 }
 
 }  // namespace quorate

@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/stat.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -117,6 +118,25 @@ TEST_CASE("shm: memory that does not fit is a coded error and leaves nothing beh
   options.lengthBytes = 4096;
   options.hugePages = true;
   CHECK(codeOf([&] { endpoint.context->allocateMemory(options); }) == "QUORATE_UNSUPPORTED");
+}
+
+TEST_CASE("shm: memory can be had while signals come all the time") {
+  ShmTestDirectory directory;
+  const pid_t child = forkChild([&] {
+    struct sigaction action {};
+    action.sa_handler = [](int) {};
+    action.sa_flags = SA_RESTART;
+    sigaction(SIGALRM, &action, nullptr);
+    const itimerval timer = {{0, 500}, {0, 500}};
+    setitimer(ITIMER_REAL, &timer, nullptr);
+    MemoryOptions options;
+    options.lengthBytes = size_t{64} << 20;
+    open(directory.path())->allocateMemory(options);
+    sigset_t blocked;
+    pthread_sigmask(SIG_SETMASK, nullptr, &blocked);
+    return sigismember(&blocked, SIGALRM) == 0 ? 0 : 1;
+  });
+  CHECK(waitForChild(child) == 0);
 }
 
 TEST_CASE("shm: registering checks the range, the flags and the owner of the memory") {
