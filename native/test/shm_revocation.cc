@@ -2,6 +2,7 @@
 // whatever state the writer's process is in. Tested at the exact steps of an operation (hooks stop the writer there)
 // and by a race at full speed. Each checker is also shown to catch a revocation that is deliberately unsound.
 #include <sched.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -11,6 +12,7 @@
 
 #include "provider/shm/memory.h"
 #include "provider/shm/test_hooks.h"
+#include "test/child_process.h"
 #include "test/shm_fixture.h"
 #include "test/shm_writers.h"
 
@@ -439,6 +441,54 @@ TEST_CASE("shm: a revocation that cannot move the memory says so, and can be rep
   REQUIRE(writers.waitFinished());
   CHECK(target.unchanged());
 }
+
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // they need mappings of their own
+
+TEST_CASE("shm: memory that could not be moved is not left on the way, although its writer has ended by itself") {
+  ShmTestDirectory directory;
+  const pid_t child = forkChild([&] {
+    static std::atomic<const shm::RegionSlot*> slot{nullptr};
+    static std::atomic<bool> reached{false};
+    Endpoint writer(directory), target(directory);
+    const auto other = target.domain->registerMemory(target.memory, 0, target.memory->length(), kAllAccess);
+    connectPair(writer, target);
+    const Coordinates toTarget = target.coordinates();
+    slot = &target.internals().control()->regions[shm::regionIndexOf(other->rkey())];
+    // The writer goes on when its memory is about to move, and has let go of it before that.
+    shm::testHooks.reached = [](HookPoint point) {
+      if (point != HookPoint::MidCopy) return;
+      reached = true;
+      waitUntil([] { return (slot.load()->tag.load() & shm::region_tag::kMoving) != 0; });
+    };
+    WcStatus status = WcStatus::GeneralErr;
+    std::thread writing([&] { status = writer.run(writer.request(WrOpcode::RdmaWrite, 0, 4096, toTarget)); });
+    if (!waitUntil([] { return reached.load(); })) return 1;
+    // As many mappings as the process may have: the fresh segment can still be mapped, but not put in place.
+    std::vector<void*> mappings;
+    for (int protection = PROT_READ;; protection ^= PROT_READ) {
+      void* page = mmap(nullptr, 1, protection, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      if (page == MAP_FAILED) break;
+      mappings.push_back(page);
+    }
+    for (int i = 0; i < 2; i++) {
+      munmap(mappings.back(), 1);
+      mappings.pop_back();
+    }
+    const std::string code = codeOf([&] { target.region->close(); });
+    writing.join();
+    for (void* page : mappings) munmap(page, 1);
+    shm::testHooks.reached = nullptr;
+    if (code != "QUORATE_REVOKE_FAILED") return 2;
+    target.region->close();
+    if (status != WcStatus::Success) return 3;
+    SendWorkRequest request = writer.request(WrOpcode::RdmaWrite, 0, 64, toTarget);
+    request.rkey = other->rkey();
+    return writer.run(request) == WcStatus::Success ? 0 : 4;
+  });
+  CHECK(waitForChild(child) == 0);
+}
+
+#endif
 
 // ---------------------------------------------------------------------------------------------------------------
 // The race

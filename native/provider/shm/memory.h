@@ -42,7 +42,8 @@ class ShmMemory final : public Memory {
   void prepareMove();  // makes the fresh segment; throws if there is no room, and then nothing has changed
   void abandonMove();
   void finishMove();  // copies, remaps, renames or unlinks, and publishes the new segment in the memory slot
-  // Operations on it were passed over, so it must move before any revocation may return.
+  // It is on its way (region_tag::kMoving), and operations on it may have been passed over, so it must move before any
+  // revocation may return.
   bool moveOwed = false;
 
  private:

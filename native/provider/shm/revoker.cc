@@ -136,7 +136,9 @@ void Revoker::move(const std::vector<ShmMemory*>& memories) {
                          std::string(error.what()) + " Then close the object again.",
                      error.errnum, error.syscall);
   }
-  // From here on no new operation starts on these memories; those under way end or are passed over.
+  // From here on no new operation starts on these memories; those under way end or are passed over. Where one cannot be
+  // moved after all, that stays so until a further revocation has moved it.
+  for (ShmMemory* memory : memories) memory->moveOwed = movesOwed_ = true;
   setMoving(memories, true);
   std::vector<Pending> pending = collect([&](const Responder&, uint64_t word) {
     return storesIntoTarget(word::kind(word)) && isAmong(word::region(word), memories);
@@ -144,7 +146,6 @@ void Revoker::move(const std::vector<ShmMemory*>& memories) {
   waitFor(&pending, kWaitForOthers_ns);
   std::vector<Responder*> changed;
   for (const Pending& entry : pending) {
-    regions_[word::region(entry.word)]->moveOwed = movesOwed_ = true;
     entry.responder->revoking.store(true, std::memory_order_seq_cst);
     changed.push_back(entry.responder);
     if (passOver(*entry.responder->slot, entry.word, false)) counts_.passedOver++;
@@ -157,9 +158,9 @@ void Revoker::move(const std::vector<ShmMemory*>& memories) {
       counts_.moves++;
     }
     memory->moveOwed = false;
+    setMoving({memory}, false);
   }
   movesOwed_ = false;  // drain() named every memory that owed one
-  setMoving(memories, false);
   for (Responder* responder : responders_) {
     if (responder != nullptr) responder->revoking.store(false, std::memory_order_seq_cst);
   }
