@@ -3,6 +3,7 @@ import type { BackgroundProfile } from '../consensus/background-plane.js';
 import type { MemberRole } from '../consensus/configuration.js';
 import type { ReplacementNews } from '../consensus/replacement.js';
 import type { PeerPhase, Role } from '../consensus/replication-plane.js';
+import type { QuorateError } from '../errors.js';
 import type { RecoveryStatus } from './recovery/recovery.js';
 import type { RegionStatus } from './recovery/region-keeper.js';
 import type { TransferStatus } from './transfer/progress.js';
@@ -444,12 +445,12 @@ export interface ReplicaEvents {
   configuration: [voters: readonly number[], version: number];
   /** A peer was linked or lost. */
   peer: [id: number, linked: boolean];
-  /** Needs attention, not action by the program. */
-  warning: [error: Error];
-  /** The replica stopped. */
-  fatal: [error: Error];
+  /** Needs attention, not action by the program. What was found before open() resolved is told right after it has. */
+  warning: [error: Error & { readonly code?: string }];
+  /** The replica stopped. Without a listener the error is thrown, as an uncaught exception. */
+  fatal: [error: Error & { readonly code?: string }];
   /** This replica is no member any more and closes. */
-  removed: [error: Error];
+  removed: [error: QuorateError];
   /** A transfer of the state began, went on, or ended. */
   transfer: [transfer: TransferStatus];
   /** A spare takes the place of a voter that is gone. */

@@ -119,6 +119,8 @@ const IMPOSSIBLE_TRANSFER: readonly string[] = ['QUORATE_MEMLOCK', 'QUORATE_LIMI
 const PING_TIMEOUT_MS = 1_000;
 /** Asking a member for the current configuration. */
 const CURRENT_TIMEOUT_MS = 2_000;
+/** Warnings that are kept until open() has resolved, each once. */
+const EARLY_WARNINGS_MAX = 32;
 /** A leader that was removed stays for so long, or until another leads, so that others read that it ceded. */
 const REMOVED_LINGER_MS = 2_000;
 /** Any replica may introduce itself; what it may ask for depends on whether it is a member. */
@@ -213,6 +215,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   /** Where this replica began to listen. */
   private self: MemberAddress = { id: 0, host: '', port: 0 };
   private lastTakeover: TakeoverStages | undefined;
+  /** Warnings from before open() resolved, when nobody can listen; null when they have been told. */
+  private earlyWarnings: Error[] | null = [];
   private opened: { resolve: () => void; reject: (error: Error) => void } | undefined;
   /** Its plane has told what it promised; until then nothing of the log that a disk brought back counts as valid. */
   private isBackgroundReady = false;
@@ -329,7 +333,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       await replica.close();
       throw error;
     }
-    replica.survival?.opened();
+    replica.tellEarlyWarnings();
     return replica;
   }
 
@@ -624,7 +628,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
         : missing.length > 0
           ? `replicas ${missing.join(', ')} could not be reached, and a cluster forms only when all members are there once`
           : 'all members were reached but did not agree on forming a cluster';
-    const last = this.directory.reasons;
+    const warnings = this.earlyWarnings?.map(({ message }) => message) ?? [];
+    const last = [...new Set([...this.directory.reasons, ...warnings])];
     return new QuorateError(
       'QUORATE_OPEN_TIMEOUT',
       `replica ${this.id} did not become part of a cluster within ${timeoutMs} ms: ${why}` +
@@ -790,9 +795,10 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   private fail(error: Error): void {
     if (this.failure !== undefined || this.closing !== undefined) return;
     this.failure = error;
+    const isOpening = this.opened !== undefined; // which rejects with it
     void this.close();
     if (this.listenerCount('fatal') > 0) this.emit('fatal', error);
-    else
+    else if (!isOpening)
       queueMicrotask(() => {
         throw error;
       });
@@ -807,7 +813,21 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   }
 
   private warn(error: Error): void {
-    if (this.closing === undefined) this.emit('warning', error);
+    if (this.closing !== undefined) return;
+    const { earlyWarnings } = this;
+    if (earlyWarnings === null) this.emit('warning', error);
+    else if (earlyWarnings.length < EARLY_WARNINGS_MAX && !earlyWarnings.some((one) => one.message === error.message)) {
+      earlyWarnings.push(error);
+    }
+  }
+
+  /** open() is about to resolve: who listens from then on hears of what was found before. */
+  private tellEarlyWarnings(): void {
+    setImmediate(() => {
+      const warnings = this.earlyWarnings ?? [];
+      this.earlyWarnings = null;
+      for (const warning of warnings) this.warn(warning);
+    });
   }
 
   // -- control channel ---------------------------------------------------------------------------------------------
@@ -932,8 +952,10 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
 
   /** Best effort: what a peer must know is said again when there is a connection to it again. */
   private tell(peer: number, type: string, body: unknown): void {
+    const connection = this.connections.get(peer);
+    if (connection === undefined || connection.isClosed) return;
     try {
-      this.connections.get(peer)?.send(type, body);
+      connection.send(type, body);
     } catch (error) {
       this.warn(error as Error);
     }

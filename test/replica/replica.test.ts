@@ -1,7 +1,8 @@
 // Replica as a service uses it, on shm, all members in this process: what a cluster owes its users.
+import { once } from 'node:events';
 import { afterEach, describe, expect, it } from 'vitest';
 import { Replica } from '#lib/index.js';
-import { CommandLog, openCluster, optionsFor, type TestCluster, waitFor } from './fixture.js';
+import { CommandLog, members, openCluster, optionsFor, type TestCluster, waitFor } from './fixture.js';
 
 let cluster: TestCluster;
 afterEach(async () => {
@@ -9,6 +10,50 @@ afterEach(async () => {
 });
 
 const bytes = (text: string) => new Uint8Array(Buffer.from(text));
+
+describe('while open() is under way', () => {
+  it('keeps warnings for who listens when it has resolved', async () => {
+    const list = await members(2);
+    const backgroundThread = { cpus: [1023] }; // nowhere
+    const codes: (string | undefined)[] = [];
+    const opened = Replica.open(optionsFor(0, list, { backgroundThread })).then((replica) =>
+      replica.on('warning', ({ code }) => codes.push(code)),
+    );
+    const replicas = await Promise.all([opened, Replica.open(optionsFor(1, list))]);
+    await waitFor(() => codes.includes('QUORATE_SYSTEM'), 'the warning');
+    await Promise.all(replicas.map((replica) => replica.close()));
+  });
+
+  it('says why there are no links when its time is over', async () => {
+    const list = await members(3);
+    const open = (id: number, logBytes: number, openTimeoutMs: number) =>
+      Replica.open(optionsFor(id, list, { logBytes, openTimeoutMs, profile: 'relaxed' }));
+    const others = Promise.all([open(0, 1024 * 1024, 30_000), open(1, 1024 * 1024, 30_000)]);
+    await expect(open(2, 512 * 1024, 4_000)).rejects.toMatchObject({
+      code: 'QUORATE_OPEN_TIMEOUT',
+      message: expect.stringContaining('logBytes must be the same at every replica'),
+    });
+    await Promise.all((await others).map((replica) => replica.close()));
+  });
+
+  it('throws nothing besides when the state machine fails, soon or a moment later', async () => {
+    cluster = await openCluster(3);
+    const leader = await cluster.leader();
+    const follower = cluster.replicas.find((replica) => replica !== leader) as Replica<number>;
+    await follower.close();
+    await leader.propose(bytes('one'));
+    const stateMachine = new CommandLog();
+    stateMachine.apply = () => {
+      throw new Error('a state machine that fails');
+    };
+    // Whether the leader is known before its log has come is a matter of timing; what is thrown besides fails the run.
+    const failure = Replica.open(optionsFor(follower.id, cluster.members, { stateMachine, profile: 'relaxed' })).then(
+      async (replica) => (await once(replica, 'fatal'))[0],
+      (error: unknown) => error,
+    );
+    expect(await failure).toMatchObject({ message: 'a state machine that fails' });
+  });
+});
 
 describe('a cluster of three', () => {
   it('applies a proposal at the leader and then at every follower, the last one included', async () => {

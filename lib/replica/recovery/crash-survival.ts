@@ -26,7 +26,6 @@ export type CrashSurvivalHost = Omit<RecoveryHost, 'region' | 'logBytes'> &
 
 export class CrashSurvival {
   private predecessor: Predecessor | Error | null = null;
-  private isOpen = false;
   private recovery: Recovery | undefined;
   private keeper: RegionKeeper | undefined;
   private host: CrashSurvivalHost | undefined;
@@ -35,7 +34,7 @@ export class CrashSurvival {
     readonly region: Region,
     private readonly logBytes: number,
     private readonly snapshotBytesMax: number,
-    /** Warnings from before anybody can be told. */
+    /** Warnings from before there is a replica to tell them. */
     private readonly early: Error[],
   ) {}
 
@@ -99,27 +98,14 @@ export class CrashSurvival {
   /** The replica is there to be served. */
   attach(host: CrashSurvivalHost): void {
     this.host = host;
-  }
-
-  /** open() is about to resolve: who listens from then on hears of what was found before. */
-  opened(): void {
-    setImmediate(() => {
-      this.isOpen = true;
-      for (const error of this.early.splice(0)) this.host?.onWarning(error);
-    });
-  }
-
-  private warn(error: Error): void {
-    if (this.isOpen) this.host?.onWarning(error);
-    else this.early.push(error);
+    for (const error of this.early) host.onWarning(error);
   }
 
   /** Comes back from what the process before left; null if there is nothing, or nothing of use. See Recovery.run(). */
   async recover(genesis: Configuration): Promise<Recovered | null> {
     const { predecessor, host, region, logBytes } = this;
     if (predecessor === null || host === undefined) return null;
-    const onWarning = (error: Error): void => this.warn(error);
-    this.recovery = new Recovery({ ...recoveryPart(host), region, logBytes, onWarning });
+    this.recovery = new Recovery({ ...recoveryPart(host), region, logBytes });
     return await this.recovery.run(genesis, predecessor);
   }
 
@@ -135,7 +121,7 @@ export class CrashSurvival {
         region.putAnchor({ clusterId, position: chainBeginning(clusterId), configuration: genesis, snapshot: null });
       } catch (error) {
         const text = `nothing of this process will outlive it: ${region.path} cannot be written (${(error as Error).message})`;
-        this.warn(new QuorateError('QUORATE_SYSTEM', text, { cause: error }));
+        host.onWarning(new QuorateError('QUORATE_SYSTEM', text, { cause: error }));
         return;
       }
     }
