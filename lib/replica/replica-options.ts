@@ -194,7 +194,7 @@ export interface ReplicaOptions<Result = unknown> {
     /** TCP port. */
     readonly port: number;
   };
-  /** Pre-shared key of the cluster: at least 16 bytes, the same at every replica. Authenticates the control channel. */
+  /** Pre-shared key of the cluster: 16 to 1024 bytes, the same at every replica. Authenticates the control channel. */
   readonly clusterKey: Uint8Array | string;
   /** What the committed commands are applied to. */
   readonly stateMachine: StateMachine<Result>;
@@ -207,9 +207,15 @@ export interface ReplicaOptions<Result = unknown> {
   readonly devicePort?: number;
   /** Index of the GID to use; default: the RoCE v2 GID of an IPv4 address, else see chooseGid(). */
   readonly gidIndex?: number;
-  /** Directory of the shm provider's segments; the same at every replica of the host. Default /dev/shm/quorate-<uid>. */
+  /**
+   * Directory of the shm provider's segments; the same at every replica of the host. Default: the
+   * environment variable QUORATE_SHM_DIR, else /dev/shm/quorate-<uid>.
+   */
   readonly shmDirectory?: string;
-  /** Size of the log ring in bytes, a power of two from 64 KiB to 1 GiB; the same at every replica. Default 16 MiB. */
+  /**
+   * Size of the log ring in bytes, a power of two from 64 KiB to 1 GiB; the same at every replica (warning
+   * QUORATE_CONFIGURATION_MISMATCH, and no links), and for good where it is durable. Default 16 MiB.
+   */
   readonly logBytes?: number;
   /** Failure detection: a named profile or explicit values. Default: "balanced" on hardware and shm, "relaxed" on rxe. */
   readonly profile?: ProfileName | BackgroundProfile;
@@ -446,9 +452,9 @@ export interface ReplicaEvents {
   /** A peer was linked or lost. */
   peer: [id: number, linked: boolean];
   /** Needs attention, not action by the program. What was found before open() resolved is told right after it has. */
-  warning: [error: Error & { readonly code?: string }];
+  warning: [error: NodeJS.ErrnoException];
   /** The replica stopped. Without a listener the error is thrown, as an uncaught exception. */
-  fatal: [error: Error & { readonly code?: string }];
+  fatal: [error: NodeJS.ErrnoException];
   /** This replica is no member any more and closes. */
   removed: [error: QuorateError];
   /** A transfer of the state began, went on, or ended. */
