@@ -1,5 +1,5 @@
-// The error of the whole project. Wrong arguments are reported as Node.js itself does it, with a TypeError or RangeError
-// that carries a `code`; everything else that fails is a QuorateError.
+// The error of the whole project. quorate/verbs reports wrong arguments as Node.js itself does it, with a TypeError or
+// RangeError that carries a `code`; everything else that fails, wrong options of a replica included, is a QuorateError.
 
 /** What {@link QuorateError} can carry besides code and message. */
 export interface QuorateErrorDetails {

@@ -46,15 +46,15 @@ import {
 
 /** How a replica watches its peers: pace of the ticks, and when silence is a failure. See {@link PROFILES}. */
 export interface BackgroundProfile extends DetectorThresholds {
-  /** Interval between ticks: heartbeat, READ of every peer's status, mailbox check. */
+  /** Interval between ticks: heartbeat, READ of every peer's status, mailbox check. 5,000 (5 us) .. 1,000,000,000 (1 s). */
   readonly tick_ns: number;
-  /** Interval while an election is on, so that grants are not waited for a whole tick. */
+  /** Interval while an election is on, so that grants are not waited for a whole tick. The same range. */
   readonly electionTick_ns: number;
-  /** How long a candidacy, and then the takeover, may take before the candidate stands back. */
+  /** How long a candidacy, and then the takeover, may take before the candidate stands back. At least four ticks. */
   readonly takeoverTimeout_ns: number;
   /**
    * A leader whose replication plane makes no progress for so long, and for STALL_GAPS_MAX times the average of its gaps,
-   * loses its protection: a blocked event loop serves nobody.
+   * loses its protection: a blocked event loop serves nobody. At least 50,000,000 (50 ms).
    */
   readonly stallTimeout_ns: number;
 }

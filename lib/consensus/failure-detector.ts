@@ -12,11 +12,11 @@ import { PeerProcessState } from '../fabric/fabric.js';
 
 /** When a peer is suspected, and when trusted again, by its score of beats seen and missed. */
 export interface DetectorThresholds {
-  /** Highest score: how many missed beats a peer that was never late is forgiven. */
+  /** Highest score: a peer that was never late is suspected when scoreMax - failBelow + 1 beats are missed. Up to 1,000,000. */
   readonly scoreMax: number;
-  /** A trusted peer whose score is below this becomes suspected. */
+  /** A trusted peer whose score is below this becomes suspected. At least 1. */
   readonly failBelow: number;
-  /** A suspected peer whose score is above this becomes trusted. */
+  /** A suspected peer whose score is above this becomes trusted. From failBelow up, below scoreMax. */
   readonly recoverAbove: number;
 }
 

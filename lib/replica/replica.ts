@@ -129,8 +129,8 @@ const ALL_IDS: readonly number[] = Array.from({ length: MAX_REPLICAS }, (_, id) 
 /**
  * One replica of a replicated state machine. Create it with {@link Replica.open}; see {@link ReplicaOptions}.
  *
- * Errors that reject calls, by `code`: QUORATE_INVALID_ARGUMENT, QUORATE_CLUSTER_KEY (missing, too short, or not the
- * cluster's), QUORATE_NO_DEVICE, QUORATE_MEMLOCK, QUORATE_ADDRESS_IN_USE and QUORATE_DUPLICATE_ID (another process has
+ * Errors that reject calls, by `code`: QUORATE_INVALID_ARGUMENT, QUORATE_CLUSTER_KEY (missing, too short, or too long),
+ * QUORATE_NO_DEVICE, QUORATE_NO_GID, QUORATE_MEMLOCK, QUORATE_SYSTEM (see `errno` and `syscall`), QUORATE_ADDRESS_IN_USE and QUORATE_DUPLICATE_ID (another process has
  * this id), QUORATE_OPEN_TIMEOUT, QUORATE_NOT_LEADER, QUORATE_OUTCOME_UNKNOWN, QUORATE_BACKPRESSURE,
  * QUORATE_PAYLOAD_TOO_LARGE, QUORATE_SESSION_GAP, QUORATE_LEADERSHIP_ENDED (of a read, which can be repeated),
  * QUORATE_REMOVED (this replica is no member any more), QUORATE_CLOSED. Those about the membership are at its calls.

@@ -50,7 +50,7 @@ export interface KeyValueCommand {
 
 /** Options of {@link KeyValueStore}. */
 export interface KeyValueStoreOptions {
-  /** Limit of the whole store in bytes, the same at every replica; default STATE_BYTES_MAX. */
+  /** Limit of the whole store in bytes, 64 for each key included; the same at every replica. Default 512 MiB. */
   readonly stateBytesMax?: number;
 }
 
@@ -128,7 +128,7 @@ export class KeyValueStore implements StateMachine<KeyValueResult> {
     return this.values.size;
   }
 
-  /** What counts towards the limit: keys, values and ENTRY_OVERHEAD_BYTES for each key. */
+  /** What counts towards the limit: keys, values and 64 bytes for each key. */
   get stateBytes(): number {
     return this.stateBytes_;
   }
