@@ -8,6 +8,39 @@ export function invalid(message: string): never {
   throw new QuorateError('QUORATE_INVALID_ARGUMENT', message);
 }
 
+/** Every option; the type has the compiler notice one that is missing. */
+const OPTIONS: Readonly<Record<keyof ReplicaOptions, true>> = {
+  id: true,
+  members: true,
+  join: true,
+  address: true,
+  clusterKey: true,
+  stateMachine: true,
+  device: true,
+  devicePort: true,
+  gidIndex: true,
+  shmDirectory: true,
+  logBytes: true,
+  profile: true,
+  lease: true,
+  backgroundThread: true,
+  permissionStrategy: true,
+  pendingProposalsMax: true,
+  pendingReadBarriersMax: true,
+  replaceAfterMs: true,
+  durable: true,
+  openTimeoutMs: true,
+  waitForLeader: true,
+  surviveCrash: true,
+  holdAtExitMs: true,
+};
+
+/** A misspelt option would be one that is left out: `durable`, say. */
+export function checkNames(options: object, known: object = OPTIONS, what = 'options'): void {
+  const unknown = Object.keys(options).find((name) => !Object.hasOwn(known, name));
+  if (unknown !== undefined) invalid(`${what} has no member '${unknown}'; there are: ${Object.keys(known).join(', ')}`);
+}
+
 export function checkInteger(value: number, min: number, max: number, name: string): number {
   if (!Number.isInteger(value) || value < min || value > max)
     invalid(`${name} ${value} is not an integer in ${min}..${max}`);
@@ -86,6 +119,11 @@ export function checkDurable(
   }
   const options = durable === true ? { directory: `quorate-${id}` } : durable;
   if (typeof options !== 'object' || options === null) invalid('durable is neither true, false nor an object');
+  checkNames(
+    options,
+    { directory: true, snapshotAfterBytes: true } satisfies Record<keyof DurableOptions, true>,
+    'durable',
+  );
   const { directory, snapshotAfterBytes = SNAPSHOT_AFTER_BYTES_DEFAULT } = options as DurableOptions;
   if (typeof directory !== 'string' || directory === '') invalid('durable.directory is not the path of a directory');
   checkInteger(snapshotAfterBytes, SNAPSHOT_AFTER_BYTES_MIN, SNAPSHOT_AFTER_BYTES_MAX, 'durable.snapshotAfterBytes');

@@ -32,6 +32,7 @@ import {
   checkDurable,
   checkInteger,
   checkMember,
+  checkNames,
   checkPlace,
   checkReplaceAfter,
   checkScheduling,
@@ -271,6 +272,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
 
   private static async openAs<Result>(options: ReplicaOptions<Result>, fork: Fork | null): Promise<Replica<Result>> {
     if (typeof options !== 'object' || options === null) return invalid('Replica.open() takes an options object');
+    checkNames(options);
     checkInteger(options.id, 0, MAX_REPLICAS - 1, 'id');
     const self = checkPlace(options as unknown as ReplicaOptions<never>);
     const logBytes = checkInteger(options.logBytes ?? LOG_BYTES_DEFAULT, LOG_BYTES_MIN, LOG_BYTES_MAX, 'logBytes');

@@ -36,6 +36,13 @@ describe('Replica.open() refuses', () => {
       'QUORATE_INVALID_ARGUMENT',
       /restore/,
     ],
+    [
+      'an option that is misspelt',
+      () => ({ durabel: true }),
+      'QUORATE_INVALID_ARGUMENT',
+      /no member 'durabel'.*durable/,
+    ],
+    ['one of `durable`', () => ({ durable: { dir: '/tmp/x' } }), 'QUORATE_INVALID_ARGUMENT', /no member 'dir'/],
     ['an unknown profile', () => ({ profile: 'turbo' }), 'QUORATE_INVALID_ARGUMENT', /turbo/],
     ['an unknown permission strategy', () => ({ permissionStrategy: 'hope' }), 'QUORATE_INVALID_ARGUMENT', /hope/],
     [
