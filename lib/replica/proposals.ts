@@ -197,8 +197,15 @@ export class Proposals<Result> {
     const proposal = this.pending.take(lsn);
     const decision = sessions.begin(origin, sequence);
     if (decision === 'apply') {
-      const result = stateMachine.apply(bytes.subarray(payloadOffset, payloadOffset + payloadBytes), lsn);
-      sessions.finish(origin, sequence, lsn, result);
+      let result: Result;
+      try {
+        result = stateMachine.apply(bytes.subarray(payloadOffset, payloadOffset + payloadBytes), lsn);
+        sessions.finish(origin, sequence, lsn, result);
+      } catch (error) {
+        // The replica ends by this, and with it all that is pending.
+        if (proposal !== undefined) this.pending.putBack(proposal);
+        throw error;
+      }
       proposal?.resolve({ lsn, result, duplicate: false });
     } else if (decision === 'duplicate') {
       const result = sessions.lastResult(origin, sequence) as Result | undefined;

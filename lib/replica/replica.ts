@@ -759,7 +759,14 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
    * links and memory are released. The returned promise settles when nothing is left.
    */
   close(): Promise<void> {
-    this.closing ??= this.shutDown();
+    if (this.closing === undefined) {
+      // Known before anything is settled or told: what comes of that finds a replica that is closed.
+      let begun: (end: Promise<void>) => void = () => {};
+      this.closing = new Promise<void>((resolve) => {
+        begun = resolve;
+      });
+      begun(this.shutDown());
+    }
     return this.closing;
   }
 
@@ -770,9 +777,10 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     this.formation.close();
     const error = () =>
       this.failure ?? this.removal ?? new QuorateError('QUORATE_CLOSED', `replica ${this.id} was closed`);
+    const how = this.failure === undefined ? 'was closed' : `failed (${this.failure.message})`;
     this.opened?.reject(error());
     this.proposals.rejectAll(
-      () => new OutcomeUnknownError(`replica ${this.id} was closed before the command was known to be committed`),
+      () => new OutcomeUnknownError(`replica ${this.id} ${how} before the command was known to be committed and applied`),
       error,
     );
     this.readBarriers.rejectAll(error);
