@@ -219,6 +219,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   /** Warnings from before open() resolved, when nobody can listen; null when they have been told. */
   private earlyWarnings: Error[] | null = [];
   private opened: { resolve: () => void; reject: (error: Error) => void } | undefined;
+  /** open() has nothing left to do but to resolve. */
+  private isOpen = false;
   /** Its plane has told what it promised; until then nothing of the log that a disk brought back counts as valid. */
   private isBackgroundReady = false;
 
@@ -333,7 +335,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       await replica.start(self, timeoutMs);
     } catch (error) {
       await replica.close();
-      throw error;
+      throw replica.failure ?? error;
     }
     replica.tellEarlyWarnings();
     return replica;
@@ -535,6 +537,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     );
     this.rehearseOwnPart();
     await this.server.listen(self.host, self.port);
+    if (this.closing !== undefined) throw this.closedError(); // it has failed meanwhile
     let timer: NodeJS.Timeout | undefined;
     const opened = new Promise<void>((resolve, reject) => {
       this.opened = { resolve, reject };
@@ -553,6 +556,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       clearTimeout(timer);
       this.opened = undefined;
     }
+    if (this.failure !== undefined) throw this.failure;
+    this.isOpen = true;
   }
 
   // -- durable mode ------------------------------------------------------------------------------------------------
@@ -780,7 +785,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     const how = this.failure === undefined ? 'was closed' : `failed (${this.failure.message})`;
     this.opened?.reject(error());
     this.proposals.rejectAll(
-      () => new OutcomeUnknownError(`replica ${this.id} ${how} before the command was known to be committed and applied`),
+      () =>
+        new OutcomeUnknownError(`replica ${this.id} ${how} before the command was known to be committed and applied`),
       error,
     );
     this.readBarriers.rejectAll(error);
@@ -807,6 +813,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     this.failure = error;
     const isOpening = this.opened !== undefined; // which rejects with it
     void this.close();
+    if (!this.isOpen) return; // open() rejects with it; nobody can listen yet
     if (this.listenerCount('fatal') > 0) this.emit('fatal', error);
     else if (!isOpening)
       queueMicrotask(() => {
