@@ -811,11 +811,10 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   private fail(error: Error): void {
     if (this.failure !== undefined || this.closing !== undefined) return;
     this.failure = error;
-    const isOpening = this.opened !== undefined; // which rejects with it
     void this.close();
     if (!this.isOpen) return; // open() rejects with it; nobody can listen yet
     if (this.listenerCount('fatal') > 0) this.emit('fatal', error);
-    else if (!isOpening)
+    else
       queueMicrotask(() => {
         throw error;
       });
