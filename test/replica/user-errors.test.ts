@@ -54,6 +54,36 @@ it('proposes nothing again once it closes', async () => {
   expect(replica.status()).toMatchObject({ tailLsn, pendingProposals: 0 });
 });
 
+/** Its snapshots begin and never end. */
+class EndlessSnapshot extends CommandLog {
+  private begun = (): void => {};
+  /** A snapshot waits for a piece that does not come. */
+  readonly waits = new Promise<void>((resolve) => {
+    this.begun = resolve;
+  });
+  async *snapshotChunks(): AsyncGenerator<Uint8Array> {
+    yield bytes('a piece');
+    this.begun();
+    await new Promise(() => {});
+  }
+  async restoreChunks(): Promise<() => void> {
+    return () => {};
+  }
+}
+
+it.each([
+  ['durable', (directory: string) => ({ durable: { directory, snapshotAfterBytes: 64 * 1024 } })],
+  ['surviving', (directory: string) => ({ surviveCrash: { directory } })],
+])('closes a %s replica whose state machine does not end its snapshot', async (_kind, options) => {
+  const machine = new EndlessSnapshot();
+  const more = { ...options(folder()), stateMachine: machine, logBytes: 64 * 1024 };
+  const replica = await Replica.open(optionsFor(0, await members(1), more));
+  open.push(replica);
+  for (let count = 0; count < 100; count++) await replica.propose(new Uint8Array(1000));
+  await machine.waits;
+  await replica.close();
+});
+
 it('rejects open(), and throws at nobody, when the background thread fails before', async () => {
   const directory = folder();
   const durable = { directory, snapshotAfterBytes: 64 * 1024 };

@@ -25,7 +25,7 @@ import { errorCode, QuorateError } from '../../errors.js';
 import { lockFile } from '../../verbs/file-lock.js';
 import type { StateMachine } from '../replica-options.js';
 import type { DonorHost } from '../transfer/donor.js';
-import { SnapshotSink } from '../transfer/snapshot-stream.js';
+import { PieceReader, SnapshotSink } from '../transfer/snapshot-stream.js';
 import { turn } from '../turn.js';
 import { diskError, forkError } from './disk-error.js';
 import { becomeFork, type DurableFork } from './durable-fork.js';
@@ -89,7 +89,9 @@ export class Durability {
   private log: DurableLog | null = null;
   private host: DurabilityHost | null = null;
   private bytesAtSnapshot = 0;
-  private isTakingSnapshot = false;
+  /** The snapshot that is being taken, until it is stored or given up. */
+  private taking: Promise<void> | null = null;
+  private pieces: PieceReader | null = null;
   private retryAt_ms = 0;
   private failure_: QuorateError | null = null;
   private onReached: (() => void) | null = null;
@@ -327,12 +329,11 @@ export class Durability {
   look(now_ms: number): void {
     const { log } = this;
     this.onReached?.(); // a snapshot that was received may have made the one under way useless
-    if (log === null || this.isTakingSnapshot || this.failure_ !== null || this.isClosed || now_ms < this.retryAt_ms)
+    if (log === null || this.taking !== null || this.failure_ !== null || this.isClosed || now_ms < this.retryAt_ms)
       return;
     const grown = log.bytesWritten - this.bytesAtSnapshot >= this.options.snapshotAfterBytes;
     if (!grown && !log.awaitsSnapshot) return;
-    this.isTakingSnapshot = true;
-    void this.takeSnapshot(log)
+    this.taking = this.takeSnapshot(log)
       .catch((error: unknown) => {
         this.retryAt_ms = now_ms + SNAPSHOT_RETRY_MS;
         if (this.isClosed) return;
@@ -344,7 +345,7 @@ export class Durability {
         }
       })
       .finally(() => {
-        this.isTakingSnapshot = false;
+        this.taking = null;
       });
   }
 
@@ -356,14 +357,18 @@ export class Durability {
     const bytesWritten = log.bytesWritten;
     const frozen = await fromSource(() => (host as DurabilityHost).freeze());
     const { position, configuration, sessionsBytes, source } = frozen;
+    const pieces = new PieceReader(source);
+    this.pieces = pieces;
     try {
-      const written = await writePieces(state, this.snapshot, source);
+      if (this.isClosed) return;
+      const written = await writePieces(state, this.snapshot, pieces);
       if (!(await this.reached(log, position.lsn))) return;
       const { isDetached } = log;
       const snapshot = { position: { ...position }, configuration, sessionsBytes, isDetached, ...written };
       await state.commit(snapshot);
       this.snapshot = snapshot;
     } finally {
+      this.pieces = null;
       source.close();
     }
     this.bytesAtSnapshot = bytesWritten;
@@ -398,6 +403,7 @@ export class Durability {
     this.isClosed = true;
     this.log?.close();
     this.onReached?.();
+    this.pieces?.interrupt(new QuorateError('QUORATE_CLOSED', `replica ${this.options.id} was closed`));
   }
 
   /** Ends the use of the directory; what was being written gets time to end. */
@@ -415,7 +421,7 @@ export class Durability {
     await Promise.race([this.files.idle(), timeout]);
     clearTimeout(timer);
     this.files.close();
-    while (this.isTakingSnapshot) await turn();
+    await this.taking;
     await this.state.close();
     closeSync(this.lock);
   }

@@ -10,7 +10,7 @@ import { formatEpoch } from '../../consensus/epoch.js';
 import { BOOT_ID_MAX } from '../../consensus/limits.js';
 import { errorCode, QuorateError } from '../../errors.js';
 import type { Fork } from '../force-new-cluster.js';
-import type { PieceSource } from '../transfer/snapshot-stream.js';
+import { PieceReader, type PieceSource } from '../transfer/snapshot-stream.js';
 import { forkError } from './disk-error.js';
 import { STORE_FORMAT } from './limits.js';
 import type { StoredPromise } from './promise-store.js';
@@ -80,7 +80,7 @@ export async function becomeFork(
 async function writeState(state: StateStore, fork: DurableFork, configuration: Configuration) {
   const source = await fromSource(() => fork.source());
   try {
-    const written = await writePieces(state, state.snapshot(), source);
+    const written = await writePieces(state, state.snapshot(), new PieceReader(source));
     const { position, sessions } = fork;
     return { position, configuration, sessionsBytes: sessions.length, isDetached: true, ...written };
   } finally {

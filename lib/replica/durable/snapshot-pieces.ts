@@ -1,6 +1,6 @@
 // How the pieces of a snapshot get from the state machine into the store, and whose fault it is if they do not: the state
 // machine's, which gives them, or the disk's, which takes them.
-import { PieceReader, type PieceSource } from '../transfer/snapshot-stream.js';
+import type { PieceReader } from '../transfer/snapshot-stream.js';
 import type { StateStore, StoredSnapshot } from './state-store.js';
 
 /** The state machine failed to give its state, not the store to take it. */
@@ -21,11 +21,10 @@ export async function fromSource<Value>(give: () => Value | Promise<Value>): Pro
 export async function writePieces(
   state: StateStore,
   inForce: StoredSnapshot | null,
-  source: PieceSource,
+  pieces: PieceReader,
 ): Promise<Pick<StoredSnapshot, 'name' | 'pieces' | 'bytes' | 'sum'>> {
   const before = inForce?.name ?? 0;
   await state.sweep(before); // what an attempt before this one left behind
   const name = before + 1;
-  const pieces = new PieceReader(source);
   return { name, ...(await state.write(name, () => fromSource(() => pieces.pull()))) };
 }

@@ -50,6 +50,7 @@ export class RegionKeeper {
   private writing: Promise<void> = Promise.resolve();
   /** What is being written. */
   private source: PieceSource | null = null;
+  private pieces: PieceReader | null = null;
   private isInterrupted = false;
 
   constructor(private readonly host: RegionKeeperHost) {}
@@ -122,6 +123,8 @@ export class RegionKeeper {
     const { region, snapshotBytesMax } = this.host;
     const { position, configuration, sessionsBytes, source } = this.host.freeze();
     this.source = source;
+    const pieces = new PieceReader(source);
+    this.pieces = pieces;
     let file: string | undefined;
     try {
       const created = await region.createSnapshot();
@@ -131,7 +134,6 @@ export class RegionKeeper {
         const writer = new PieceWriter(snapshotBytesMax, (piece, at) =>
           created.handle.write(piece, 0, piece.length, at),
         );
-        const pieces = new PieceReader(source);
         for (;;) {
           const piece = await pieces.pull();
           this.checkGoesOn(); // a stream that was closed ends as one that is complete
@@ -155,6 +157,7 @@ export class RegionKeeper {
       throw error;
     } finally {
       this.source = null;
+      this.pieces = null;
       source.close();
     }
   }
@@ -162,6 +165,7 @@ export class RegionKeeper {
   /** Nothing more is written. Resolves when the file is let go of. */
   async close(): Promise<void> {
     this.isClosed = true;
+    this.pieces?.interrupt(new QuorateError('QUORATE_CLOSED', 'the replica was closed'));
     await this.writing;
   }
 }

@@ -121,15 +121,31 @@ export class SnapshotSource implements PieceSource {
 /** The pieces of a source for somebody who is done with each of them when the next one is asked for. */
 export class PieceReader {
   private bytes = 0;
+  private failure: Error | null = null;
+  private refuse: ((error: Error) => void) | null = null;
 
   constructor(private readonly source: PieceSource) {}
 
   async pull(): Promise<Uint8Array | null> {
+    if (this.failure !== null) throw this.failure;
     this.source.taken(this.bytes);
     const pulled = this.source.pull();
-    const piece = pulled instanceof Promise ? await pulled : pulled;
+    const piece = pulled instanceof Promise ? await this.unlessInterrupted(pulled) : pulled;
     this.bytes += piece?.length ?? 0;
     return piece;
+  }
+
+  private unlessInterrupted<Value>(promise: Promise<Value>): Promise<Value> {
+    return new Promise((resolve, reject) => {
+      this.refuse = reject;
+      promise.then(resolve, reject);
+    });
+  }
+
+  /** No piece is waited for any more: the state machine may never give it. What is pulled, now and later, rejects. */
+  interrupt(error: Error): void {
+    this.failure ??= error;
+    this.refuse?.(error);
   }
 }
 
