@@ -153,10 +153,12 @@ export class VerbsBackgroundFabric implements BackgroundFabric {
     this.list.bindQueuePair(peer, target?.queuePair ?? null);
     this.queuePairs[peer]?.close();
     this.queuePairs[peer] = target?.queuePair ?? null;
+    this.waiting?.waiter.watchPeer(peer, target?.process ?? null);
+    // It was shared between threads, and stays open, with descriptors of the peer, until somebody closes it.
+    this.processes[peer]?.close();
     this.processes[peer] = target?.process ?? null;
     this.exited &= ~(1 << peer);
     this.brokenProbes &= ~(1 << peer);
-    this.waiting?.waiter.watchPeer(peer, target?.process ?? null);
     this.peers[peer] = target === null ? null : new OutgoingProbe(target, ++this.linkSerial * SERIAL_UNIT + peer);
   }
 

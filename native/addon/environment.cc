@@ -42,6 +42,7 @@ Napi::Value closeObject(Environment& environment, const Napi::CallbackInfo&, Wra
   stopWatchingClosed(environment);
   // Only after a close that succeeded: a MemoryRegion whose right could not be revoked stays usable, and visible.
   if (wrapper.kind == Kind::Memory) environment.detachBuffer(static_cast<const Memory*>(object.get()));
+  if (wrapper.kind == Kind::PeerProcess) environment.letGo(wrapper);
   ShareTable::instance().dropClosed();
   return environment.env().Undefined();
 }
@@ -109,6 +110,15 @@ int64_t nativeBytes(Kind kind) {
       return 1 << 10;
   }
 }
+
+// What is left of a PeerProcess that was closed.
+class ClosedPeerProcess final : public PeerProcess {
+ public:
+  bool alive() const override { return false; }
+  std::atomic<uint32_t>* livenessWord() const override { return nullptr; }
+  void close() override {}
+  bool closed() const override { return true; }
+};
 
 struct BufferHint {
   std::shared_ptr<Environment> environment;
@@ -273,6 +283,12 @@ void Environment::finalizeWrapper(napi_env env, void* data, void*) {
   } catch (...) {
     // A destructor that threw would have ended the process already; nothing to report to from a finalizer.
   }
+}
+
+void Environment::letGo(Wrapper& wrapper) {
+  const auto found = wrappers_.find(wrapper.object.get());
+  if (found != wrappers_.end() && found->second == &wrapper) wrappers_.erase(found);
+  wrapper.object = std::make_shared<ClosedPeerProcess>();
 }
 
 Wrapper* Environment::unwrap(napi_env env, napi_value value) {

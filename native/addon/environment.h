@@ -70,6 +70,9 @@ class Environment : public std::enable_shared_from_this<Environment> {
   Napi::Value wrap(std::shared_ptr<VerbsObject> object);
   // Makes `self` (under construction) the JavaScript object of `object`.
   void bind(napi_value self, std::shared_ptr<VerbsObject> object);
+  // The JavaScript object of a process that was closed holds nothing of it any more: descriptors do not wait for the
+  // collector, which may never run in a thread that allocates nothing. Other threads have objects of their own.
+  void letGo(Wrapper& wrapper);
   // The wrapper behind a value, nullptr if the value is not an object of this addon.
   static Wrapper* unwrap(napi_env env, napi_value value);
 

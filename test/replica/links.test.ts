@@ -3,7 +3,8 @@
 import { connect, createServer, type Server, type Socket } from 'node:net';
 import { afterEach, expect, it } from 'vitest';
 import { type MemberAddress, Replica } from '#lib/index.js';
-import { CommandLog, members, optionsFor, waitFor } from './fixture.js';
+import { addon } from '#lib/verbs/load-addon.js';
+import { CommandLog, members, openCluster, optionsFor, waitFor } from './fixture.js';
 
 /** Passes TCP connections on to a port while it is open; closing it cuts those that there are. */
 class Gate {
@@ -108,3 +109,19 @@ it('a follower that was cut off from its leader when that lost its leadership fo
   await hasApplied('third');
   expect(machines[1]?.commands).toEqual(['first', 'second', 'third']);
 }, 60_000);
+
+it('links to a peer that comes back leave nothing behind of those before', async () => {
+  const cluster = await openCluster(3, { profile: 'balanced' });
+  const replicas = [...cluster.replicas];
+  closing.push(() => Promise.all(replicas.map((replica) => replica.close())));
+  const comeBack = async (): Promise<void> => {
+    await replicas[2]?.close();
+    replicas[2] = await Replica.open(optionsFor(2, cluster.members, { profile: 'balanced' }));
+    const isBack = () =>
+      replicas.every((replica) => replica.status().isVoter && replica.status().peers.every(({ linked }) => linked));
+    await waitFor(isBack, 'the replica to be back');
+  };
+  const { sharedTokens } = addon.diagnostics();
+  for (let count = 0; count < 3; count++) await comeBack();
+  await waitFor(() => addon.diagnostics().sharedTokens <= sharedTokens, 'what the links had to be closed');
+});

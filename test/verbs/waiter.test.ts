@@ -1,4 +1,5 @@
 // A thread's sleep on shared memory, and what only shared memory can tell: that the process of a peer has died.
+import { readdirSync, readlinkSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
 import { openDevice, type PeerProcess, ProcessState, Waiter, WaitReason } from '#lib/verbs/index.js';
 import { startChild } from './support/child.js';
@@ -96,6 +97,29 @@ describe('the death of a peer process', () => {
     );
     context.close();
   });
+});
+
+it('a peer process that is closed holds no descriptors, whoever keeps its object', () => {
+  const pidfds = () =>
+    readdirSync('/proc/self/fd').filter((fd) => {
+      try {
+        return readlinkSync(`/proc/self/fd/${fd}`) === 'anon_inode:[pidfd]';
+      } catch {
+        return false; // that of the folder itself
+      }
+    }).length;
+  const [context, peer, other] = [openDevice('shm'), openDevice('shm'), openDevice('shm')];
+  const before = pidfds();
+  const process = context.openPeerProcess(peer.chooseGid().gid) as PeerProcess;
+  expect(pidfds()).toBe(before + 1);
+  peer.close();
+  process.close();
+  // The context forgets instances that have ended when it meets another one.
+  context.openPeerProcess(other.chooseGid().gid)?.close();
+  expect(pidfds()).toBe(before + 1);
+  expect(process.closed).toBe(true);
+  expect(thrownBy(() => process.alive).code).toBe('QUORATE_CLOSED');
+  for (const device of [context, other]) device.close();
 });
 
 describe('bad arguments to a waiter', () => {
