@@ -443,7 +443,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       onSnapshotKnown: (peer, lsn) => this.plane?.snapshotKnown(peer, lsn),
       onProgress: (status) => {
         this.survival?.noteTransfer(status);
-        if (this.closing === undefined) this.emit('transfer', status);
+        this.announce('transfer', status);
       },
       mailboxTo: (peer, processId) => (this.links?.messagesReach(peer, processId) ? this.mailbox : undefined),
       onWarning: (error) => this.warn(error),
@@ -461,9 +461,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       freeze: () => this.freeze(),
       isGiving: () => this.transfers.statuses.some(({ role }) => role === 'donor'),
       isClosed: () => this.closing !== undefined,
-      onStatus: (status) => {
-        if (this.closing === undefined) this.emit('recovery', status);
-      },
+      onStatus: (status) => this.announce('recovery', status),
       onWarning: (error) => this.warn(error),
     });
     this.mailbox = new Mailbox({
@@ -742,7 +740,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
         break;
       case 'probeBroken':
         this.links?.broken(message.peer, 'probe');
-        this.emit('peer', message.peer, false);
+        this.announce('peer', message.peer, false);
         break;
       case 'incomingLogDead':
         this.links?.incomingLogDead(message.peer, message.generation);
@@ -813,7 +811,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     this.failure = error;
     void this.close();
     if (!this.isOpen) return; // open() rejects with it; nobody can listen yet
-    if (this.listenerCount('fatal') > 0) this.emit('fatal', error);
+    if (this.listenerCount('fatal') > 0) this.announce('fatal', error);
     else
       queueMicrotask(() => {
         throw error;
@@ -828,10 +826,24 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     }
   }
 
+  /**
+   * Tells the listeners, until the replica is closed. What one of them throws is nobody's here, and must not keep from its
+   * end what tells it: it is thrown as by a listener of a timer.
+   */
+  private announce<Name extends keyof ReplicaEvents>(name: Name, ...news: ReplicaEvents[Name]): void {
+    if (this.closing !== undefined && name !== 'fatal') return;
+    try {
+      (this as EventEmitter).emit(name, ...news);
+    } catch (error) {
+      queueMicrotask(() => {
+        throw error;
+      });
+    }
+  }
+
   private warn(error: Error): void {
-    if (this.closing !== undefined) return;
     const { earlyWarnings } = this;
-    if (earlyWarnings === null) this.emit('warning', error);
+    if (earlyWarnings === null) this.announce('warning', error);
     else if (earlyWarnings.length < EARLY_WARNINGS_MAX && !earlyWarnings.some((one) => one.message === error.message)) {
       earlyWarnings.push(error);
     }
@@ -858,7 +870,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       void this.askForConfiguration(connection);
       this.tellIfApart(peer, this.known);
     }
-    this.emit('peer', peer, true);
+    this.announce('peer', peer, true);
   }
 
   // -- members -----------------------------------------------------------------------------------------------------
@@ -880,7 +892,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     if (known === null || watch === undefined || this.closing !== undefined) return;
     if (configuration.clusterId !== known.clusterId || configuration.version <= known.version) return;
     this.known = configuration;
-    for (const news of replacementNews(known, configuration)) this.emit('replacement', news);
+    for (const news of replacementNews(known, configuration)) this.announce('replacement', news);
     const before = memberWithId(known, this.id);
     const now = memberWithId(configuration, this.id);
     if (before !== undefined && now !== undefined && (before.host !== now.host || before.port !== now.port)) {
@@ -936,7 +948,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     const message = `replica ${this.id} was removed from the cluster: ${reason}; it is closed`;
     this.removal = new QuorateError('QUORATE_REMOVED', message);
     this.opened?.reject(this.removal);
-    this.emit('removed', this.removal);
+    this.announce('removed', this.removal);
     // Not inside the plane's own call; and a leader has to cede first, and to be seen to.
     if (this.plane?.role === 'follower') setImmediate(() => void this.close());
     else this.lingering = setTimeout(() => void this.close(), REMOVED_LINGER_MS);
@@ -1285,7 +1297,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       this.followerReads.leaderChanged();
       if (this.removal !== undefined && leader !== this.id) setImmediate(() => void this.close());
     }
-    this.emit('leader', leader, formatEpoch(epoch));
+    this.announce('leader', leader, formatEpoch(epoch));
   }
 
   // -- what the plane tells ----------------------------------------------------------------------------------------
@@ -1324,7 +1336,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
         ),
     );
     this.background?.wake();
-    this.emit('deposed', formatEpoch(epoch), reason);
+    this.announce('deposed', formatEpoch(epoch), reason);
   }
 
   /** @internal */
@@ -1336,7 +1348,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   onConfiguration(configuration: Configuration): void {
     // Not inside the plane's own call, which may be the first one, of its constructor.
     queueMicrotask(() => this.followMembers());
-    this.emit(
+    this.announce(
       'configuration',
       configuration.voters.map((voter) => voter.id),
       configuration.version,

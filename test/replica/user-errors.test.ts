@@ -4,8 +4,9 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, expect, it } from 'vitest';
-import { Replica } from '#lib/index.js';
-import { CommandLog, members, optionsFor } from './fixture.js';
+import { type MemberAddress, Replica } from '#lib/index.js';
+import { ControlClient } from '#lib/replica/control-channel.js';
+import { CLUSTER_KEY, CommandLog, members, openCluster, optionsFor, waitFor } from './fixture.js';
 
 const open: Replica<number>[] = [];
 const folders: string[] = [];
@@ -18,6 +19,23 @@ function folder(): string {
   const path = mkdtempSync(join(tmpdir(), 'quorate-user-errors-'));
   folders.push(path);
   return path;
+}
+
+/** What is thrown at nobody while `action` runs. */
+async function uncaughtBy(action: () => Promise<void>): Promise<unknown[]> {
+  const uncaught: unknown[] = [];
+  const catchIt = (error: unknown) => uncaught.push(error);
+  // Vitest listens, too, and would fail the test without saying why.
+  const listeners = process.rawListeners('uncaughtException') as NodeJS.UncaughtExceptionListener[];
+  process.removeAllListeners('uncaughtException');
+  process.on('uncaughtException', catchIt);
+  try {
+    await action();
+  } finally {
+    process.off('uncaughtException', catchIt);
+    for (const listener of listeners) process.on('uncaughtException', listener);
+  }
+  return uncaught;
 }
 
 const bytes = (text: string) => new Uint8Array(Buffer.from(text));
@@ -93,13 +111,7 @@ it('rejects open(), and throws at nobody, when the background thread fails befor
   while (first.status().durable?.snapshotLsn === 0) await first.propose(new Uint8Array(10_000));
   await first.close();
 
-  const uncaught: unknown[] = [];
-  const catchIt = (error: unknown) => uncaught.push(error);
-  // Vitest listens, too, and would fail the test without saying why.
-  const listeners = process.rawListeners('uncaughtException') as NodeJS.UncaughtExceptionListener[];
-  process.removeAllListeners('uncaughtException');
-  process.on('uncaughtException', catchIt);
-  try {
+  const uncaught = await uncaughtBy(async () => {
     const machine = new CommandLog();
     // When the state is brought back the store of the promises is closed, and the thread that uses it does not run yet.
     machine.restore = () => {
@@ -112,9 +124,56 @@ it('rejects open(), and throws at nobody, when the background thread fails befor
       code: 'QUORATE_DISK_FAILED',
       message: expect.stringContaining(directory),
     });
-  } finally {
-    process.off('uncaughtException', catchIt);
-    for (const listener of listeners) process.on('uncaughtException', listener);
-  }
+  });
   expect(uncaught).toEqual([]);
+});
+
+it('goes on, with elections and transfers, when listeners throw', async () => {
+  const more = { logBytes: 64 * 1024, profile: 'balanced' } as const;
+  const cluster = await openCluster(3, more);
+  const leader = await cluster.leader();
+  open.push(...cluster.replicas);
+  const [returning, donor] = cluster.replicas.filter((replica) => replica !== leader) as [
+    Replica<number>,
+    Replica<number>,
+  ];
+  const thrown = { leader: new Error('of leader'), transfer: new Error('of transfer') };
+  donor.on('transfer', ({ role, state }) => {
+    if (role === 'donor' && state === 'done') throw thrown.transfer;
+  });
+  donor.on('leader', () => {
+    throw thrown.leader;
+  });
+  const uncaught = await uncaughtBy(async () => {
+    await returning.close();
+    for (let count = 0; count < 100; count++) await leader.propose(new Uint8Array(1000));
+    const back = await Replica.open(optionsFor(returning.id, cluster.members, more));
+    open.push(back);
+    await waitFor(() => back.status().isVoter, 'the state to be transferred');
+    await waitFor(() => donor.status().transfers.length === 0, 'the transfer to have ended at the donor');
+    await leader.transferLeadership(back.id);
+    await waitFor(() => donor.status().leader === back.id, 'the next leader to be known');
+  });
+  expect(new Set(uncaught)).toEqual(new Set(Object.values(thrown)));
+  expect(await donor.read(() => 'it can be read')).toBe('it can be read');
+});
+
+it('tells nothing any more once it closes', async () => {
+  const cluster = await openCluster(3, { profile: 'balanced' });
+  open.push(...cluster.replicas);
+  const [closing, other] = cluster.replicas as [Replica<number>, Replica<number>];
+  const news: unknown[] = [];
+  closing.on('peer', (...event) => news.push(event));
+  // A member that does not answer its farewell holds up the end, so that there is time for news of the other replica.
+  const { host, port } = cluster.members[0] as MemberAddress;
+  const hello = () => ({ id: 9, bootId: 77, clusterId: null });
+  const client = new ControlClient({ clusterKey: CLUSTER_KEY, memberIds: [0, 9], hello });
+  const silent = await client.dial({ host, port });
+  await new Promise((resolve) => setImmediate(resolve)); // it begins to read in the next turn
+  (silent as unknown as { transport: { pause(): void } }).transport.pause();
+  const closed = closing.close();
+  await other.close();
+  await closed;
+  silent.destroy();
+  expect(news).toEqual([]);
 });
