@@ -72,6 +72,22 @@ it('proposes nothing again once it closes', async () => {
   expect(replica.status()).toMatchObject({ tailLsn, pendingProposals: 0 });
 });
 
+it('gives nobody a state that is not bytes, and says whose fault that is', async () => {
+  const cluster = await openCluster(3, { logBytes: 64 * 1024, profile: 'balanced' });
+  const leader = await cluster.leader();
+  open.push(...cluster.replicas);
+  for (const machine of cluster.machines) machine.snapshot = () => JSON.stringify(machine.commands) as never;
+  const returning = cluster.replicas.find((replica) => replica !== leader) as Replica<number>;
+  await returning.close();
+  for (let count = 0; count < 100; count++) await leader.propose(new Uint8Array(1000));
+  const warned = once(leader, 'warning');
+  const back = await Replica.open(optionsFor(returning.id, cluster.members, { logBytes: 64 * 1024 }));
+  open.push(back);
+  const [warning] = await warned;
+  expect(warning).toMatchObject({ message: expect.stringMatching(/snapshot\(\) .* something else than a Uint8Array/) });
+  expect(back.status().isVoter).toBe(false);
+});
+
 /** Its snapshots begin and never end. */
 class EndlessSnapshot extends CommandLog {
   private begun = (): void => {};

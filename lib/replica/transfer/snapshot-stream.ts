@@ -9,11 +9,8 @@ import { RESTORE_WHOLE_BYTES_MAX, SESSIONS_BYTES_MAX } from './limits.js';
 type Pieces = Iterator<Uint8Array> | AsyncIterator<Uint8Array>;
 type Step = IteratorResult<Uint8Array> | Promise<IteratorResult<Uint8Array>>;
 
-function invalidPiece(): QuorateError {
-  return new QuorateError(
-    'QUORATE_INVALID_ARGUMENT',
-    'snapshotChunks() of the state machine yields something else than bytes',
-  );
+function noBytes(what: string): QuorateError {
+  return new QuorateError('QUORATE_INVALID_ARGUMENT', `${what} something else than a Uint8Array`);
 }
 
 /** Bytes that a transfer carries, piece by piece. */
@@ -51,6 +48,8 @@ export class SnapshotSource implements PieceSource {
     this.sessionsBytes = sessions.length;
     if (stateMachine.snapshotChunks === undefined) {
       this.whole = stateMachine.snapshot();
+      // A string, say, has a length too, and would be copied as zeros.
+      if (!(this.whole instanceof Uint8Array)) throw noBytes('snapshot() of the state machine returned');
       this.pieces = null;
       this.stream = null;
       this.staysUntilTaken = false;
@@ -87,7 +86,7 @@ export class SnapshotSource implements PieceSource {
 
   private piece(step: IteratorResult<Uint8Array>): Uint8Array | null {
     if (step.done === true) return null;
-    if (!(step.value instanceof Uint8Array)) throw invalidPiece();
+    if (!(step.value instanceof Uint8Array)) throw noBytes('snapshotChunks() of the state machine yields');
     this.given += step.value.length;
     return step.value;
   }
