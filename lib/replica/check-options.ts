@@ -47,7 +47,9 @@ export function checkInteger(value: number, min: number, max: number, name: stri
   return value;
 }
 
-export function checkAddress({ host, port }: { readonly host: string; readonly port: number }, what: string): void {
+export function checkAddress(address: { readonly host: string; readonly port: number }, what: string): void {
+  if (typeof address !== 'object' || address === null) invalid(`${what} must be an object with host and port`);
+  const { host, port } = address;
   if (typeof host !== 'string' || host === '') invalid(`${what}: host is missing`);
   if (host.length > HOST_CHARACTERS_MAX) invalid(`${what}: host has more than ${HOST_CHARACTERS_MAX} characters`);
   checkInteger(port, 1, 65535, `${what}: port`);

@@ -4,6 +4,7 @@
 
 export type { BlobSource, IncomingBlob, SendBlobOptions } from './control/blobs.js';
 export { ControlClient, type ControlClientOptions, type DialOptions, type DialTarget } from './control/client.js';
+export { checkClusterKey } from './control/cluster-key.js';
 export {
   ControlConnection,
   type ControlConnectionEvents,

@@ -54,7 +54,7 @@ export function resolveProfile(
     return { name, profile: PROFILES[name] };
   }
   if (typeof profile === 'string') {
-    const named = PROFILES[profile];
+    const named = Object.hasOwn(PROFILES, profile) ? PROFILES[profile] : undefined;
     if (named === undefined) {
       throw new QuorateError(
         'QUORATE_INVALID_ARGUMENT',
@@ -62,6 +62,18 @@ export function resolveProfile(
       );
     }
     return { name: profile, profile: named };
+  }
+  if (typeof profile !== 'object' || profile === null) {
+    throw new QuorateError(
+      'QUORATE_INVALID_ARGUMENT',
+      `profile is neither one of ${Object.keys(PROFILES).join(', ')} nor an object with explicit values`,
+    );
+  }
+  for (const key of Object.keys(PROFILES.balanced) as (keyof BackgroundProfile)[]) {
+    // A string would pass the comparisons below, and then be put before other digits instead of being added.
+    if (!Number.isFinite(profile[key])) {
+      throw new QuorateError('QUORATE_INVALID_ARGUMENT', `profile.${key} ${profile[key]} is not a finite number`);
+    }
   }
   for (const key of ['tick_ns', 'electionTick_ns'] as const) {
     const value = profile[key];

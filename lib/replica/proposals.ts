@@ -117,7 +117,7 @@ export class Proposals<Result> {
       );
       return;
     }
-    if (session !== undefined && !(isSessionNumber(session.origin) && isSessionNumber(session.sequence))) {
+    if (session !== undefined && !(isSessionNumber(session?.origin) && isSessionNumber(session?.sequence))) {
       reject(
         new QuorateError('QUORATE_INVALID_ARGUMENT', 'session origin and sequence must be integers from 1 to 2^53 - 1'),
       );

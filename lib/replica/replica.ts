@@ -38,7 +38,7 @@ import {
   checkScheduling,
   invalid,
 } from './check-options.js';
-import { type ControlConnection, ControlServer } from './control-channel.js';
+import { type ControlConnection, ControlServer, checkClusterKey } from './control-channel.js';
 import type { Durability } from './durable/durability.js';
 import { TAKEOVER_EXTRA_NS } from './durable/limits.js';
 import { FlushSchedule } from './flush-schedule.js';
@@ -293,6 +293,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
         'clusterKey is missing: every replica of a cluster takes the same secret key of at least 16 bytes',
       );
     }
+    checkClusterKey(options.clusterKey); // before anything is made that depends on it
     const timeoutMs = checkInteger(options.openTimeoutMs ?? OPEN_TIMEOUT_DEFAULT_MS, 1, 2 ** 31 - 1, 'openTimeoutMs');
     if (!['undefined', 'boolean'].includes(typeof options.waitForLeader)) {
       return invalid('waitForLeader is not a boolean');

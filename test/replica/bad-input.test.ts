@@ -3,7 +3,7 @@ import { mkdtempSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
-import { Replica } from '#lib/index.js';
+import { PROFILES, Replica } from '#lib/index.js';
 import { CLUSTER_KEY, members, openCluster, optionsFor } from './fixture.js';
 
 async function failure(promise: Promise<unknown>): Promise<{ code?: string; message: string }> {
@@ -43,6 +43,28 @@ describe('Replica.open() refuses', () => {
       /no member 'durabel'.*durable/,
     ],
     ['one of `durable`', () => ({ durable: { dir: '/tmp/x' } }), 'QUORATE_INVALID_ARGUMENT', /no member 'dir'/],
+    ['a cluster key that is none', () => ({ clusterKey: null, surviveCrash: true }), 'QUORATE_CLUSTER_KEY', /neither/],
+    ['a profile that is none', () => ({ profile: null }), 'QUORATE_INVALID_ARGUMENT', /profile is neither/],
+    ['a profile that every object has', () => ({ profile: 'constructor' }), 'QUORATE_INVALID_ARGUMENT', /constructor/],
+    [
+      'a profile whose times are digits',
+      () => ({ profile: { ...PROFILES.relaxed, takeoverTimeout_ns: '3000000000' } }),
+      'QUORATE_INVALID_ARGUMENT',
+      /takeoverTimeout_ns 3000000000 is not a finite number/,
+    ],
+    [
+      'a profile whose elections never end',
+      () => ({ profile: { ...PROFILES.relaxed, takeoverTimeout_ns: Number.POSITIVE_INFINITY } }),
+      'QUORATE_INVALID_ARGUMENT',
+      /takeoverTimeout_ns Infinity/,
+    ],
+    ['a region that is none', () => ({ surviveCrash: null }), 'QUORATE_INVALID_ARGUMENT', /surviveCrash/],
+    [
+      'an address that is none',
+      (list) => ({ members: undefined, join: list.slice(1), address: null }),
+      'QUORATE_INVALID_ARGUMENT',
+      /address must be an object/,
+    ],
     ['an unknown profile', () => ({ profile: 'turbo' }), 'QUORATE_INVALID_ARGUMENT', /turbo/],
     ['an unknown permission strategy', () => ({ permissionStrategy: 'hope' }), 'QUORATE_INVALID_ARGUMENT', /hope/],
     [
@@ -132,7 +154,11 @@ describe('propose() refuses', () => {
       expect(error.message).toContain(`${limit} bytes`);
       await replica.propose(new Uint8Array(limit));
       const session = { origin: 0, sequence: 1 };
-      expect((await failure(replica.propose(new Uint8Array(1), { session }))).code).toBe('QUORATE_INVALID_ARGUMENT');
+      for (const one of [session, null as never]) {
+        const refused = replica.propose(new Uint8Array(1), { session: one });
+        expect((await failure(refused)).code).toBe('QUORATE_INVALID_ARGUMENT');
+      }
+      expect((await failure(replica.changeAddress(0, undefined as never))).code).toBe('QUORATE_INVALID_ARGUMENT');
     } finally {
       await cluster.close();
     }

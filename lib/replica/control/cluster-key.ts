@@ -27,8 +27,8 @@ const COMMON_OPTIONS = {
   ca: [] as string[],
 } as const;
 
-/** The key of the transport, derived from the cluster key. Throws QUORATE_CLUSTER_KEY if that is unusable. */
-export function deriveTransportKey(clusterKey: Uint8Array | string): Buffer {
+/** Throws QUORATE_CLUSTER_KEY if the key is unusable. */
+export function checkClusterKey(clusterKey: Uint8Array | string): Uint8Array {
   if (typeof clusterKey !== 'string' && !(clusterKey instanceof Uint8Array)) {
     throw new QuorateError('QUORATE_CLUSTER_KEY', 'the cluster key is neither a string nor a Uint8Array');
   }
@@ -40,6 +40,12 @@ export function deriveTransportKey(clusterKey: Uint8Array | string): Buffer {
         'best 32 random ones, the same at every replica',
     );
   }
+  return bytes;
+}
+
+/** The key of the transport, derived from the cluster key. Throws QUORATE_CLUSTER_KEY if that is unusable. */
+export function deriveTransportKey(clusterKey: Uint8Array | string): Buffer {
+  const bytes = checkClusterKey(clusterKey);
   return Buffer.from(hkdfSync('sha256', bytes, new Uint8Array(0), PSK_INFO, PSK_BYTES));
 }
 

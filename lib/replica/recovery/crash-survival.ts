@@ -42,10 +42,10 @@ export class CrashSurvival {
   static prepare(options: CrashSurvivalOptions): CrashSurvival | null {
     const { surviveCrash: asked, id, clusterKey, logBytes, shmDirectory } = options;
     if (asked === undefined || asked === false) return null;
-    const { directory, snapshotBytesMax } = asked === true ? ({} as SurviveCrashOptions) : asked;
     if (typeof asked !== 'boolean' && (typeof asked !== 'object' || asked === null)) {
       return invalid('surviveCrash is neither true nor an object');
     }
+    const { directory, snapshotBytesMax } = asked === true ? ({} as SurviveCrashOptions) : asked;
     if (directory !== undefined && (typeof directory !== 'string' || !directory.startsWith('/'))) {
       return invalid('surviveCrash.directory is not an absolute path');
     }
