@@ -183,6 +183,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     appliedLsn: () => this.plane?.appliedLsn ?? 0,
   });
   private server: ControlServer;
+  /** At an address before a change, for a moment still, or at the one after, not yet. */
+  private readonly otherServers = new Set<ControlServer>();
   private readonly makeServer: () => ControlServer;
   private readonly directory: MemberDirectory;
   private readonly connections = new Map<number, ControlConnection>();
@@ -794,7 +796,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     this.requests?.close(error());
     this.transfers.close(error());
     this.links?.close();
-    await Promise.all([this.server.close(), this.directory.close(), this.survival?.close()]);
+    const servers = [this.server, ...this.otherServers].map((server) => server.close());
+    await Promise.all([...servers, this.directory.close(), this.survival?.close()]);
     await this.background?.stop();
     await this.durability?.close();
     this.endpoint.channel.onEvent(null);
@@ -958,10 +961,12 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   /** The committed configuration has this replica at another address: it listens there from now on. */
   private async move(host: string, port: number): Promise<void> {
     const server = this.makeServer();
+    this.otherServers.add(server);
     try {
       await server.listen(host, port);
     } catch (error) {
       await server.close();
+      this.otherServers.delete(server);
       const { message } = error as Error;
       const text =
         `the address of this replica was changed to ${host}:${port}, where it cannot listen (${message}); it goes on ` +
@@ -969,14 +974,13 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       this.warn(new QuorateError('QUORATE_ADDRESS_CHANGE', text, { cause: error }));
       return;
     }
-    if (this.closing !== undefined) {
-      await server.close();
-      return;
-    }
+    if (this.closing !== undefined) return; // and this server as well
     const former = this.server;
     this.server = server;
+    this.otherServers.delete(server);
+    this.otherServers.add(former);
     // Members dial the new address as soon as they know it; what is under way on the connections gets time to end.
-    setTimeout(() => void former.close(), REMOVED_GRACE_MS).unref();
+    setTimeout(() => void former.close().then(() => this.otherServers.delete(former)), REMOVED_GRACE_MS).unref();
   }
 
   /** Best effort: what a peer must know is said again when there is a connection to it again. */

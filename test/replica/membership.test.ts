@@ -1,5 +1,7 @@
 // Changes of the membership as a service makes them, through the public API, on shm, all members in this process: what
 // was acknowledged survives every change, and who may not change anything is told why.
+import { once } from 'node:events';
+import { connect, createServer } from 'node:net';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import {
   type BackgroundProfile,
@@ -235,6 +237,30 @@ describe('membership', () => {
     await joining;
     expect(leader.status().voters).toEqual([0, 1, 2, 3].filter((id) => id !== victim));
     await verify(leader.status().voters);
+  });
+
+  it('listens nowhere any more when a replica closes right after its address was changed', async () => {
+    const replica = await found(1);
+    const { host, port } = place(0);
+    const [next] = (await freePorts(1)) as [number];
+    await replica.changeAddress(0, { host, port: next });
+    const answers = () =>
+      new Promise<boolean>((resolve) => {
+        const socket = connect(next, host, () => {
+          socket.destroy();
+          resolve(true);
+        });
+        socket.once('error', () => resolve(false));
+      });
+    while (!(await answers()));
+    await replica.close();
+    // Port by port: each can be listened on by somebody else.
+    for (const free of [port, next]) {
+      const server = createServer();
+      server.listen(free, host);
+      await once(server, 'listening');
+      await new Promise((resolve) => server.close(resolve));
+    }
   });
 
   it('changes the address of a member that runs, of one that is down, and of the leader', async () => {
