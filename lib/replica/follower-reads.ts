@@ -28,10 +28,10 @@ export interface FollowerReadsOptions {
 
 export class FollowerReads {
   /** Those that no question was sent for yet. */
-  private next: WaitingRead[] = [];
-  private asking: WaitingRead[] | null = null;
+  private next = new Set<WaitingRead>();
+  private asking: Set<WaitingRead> | null = null;
   /** Those whose LSN is known and not applied yet. */
-  private indexed: WaitingRead[] = [];
+  private readonly indexed = new Set<WaitingRead>();
   /** Number of the question under way; the answer to an earlier one comes too late. */
   private question = 0;
 
@@ -39,7 +39,7 @@ export class FollowerReads {
 
   /** Reads that wait. */
   get size(): number {
-    return this.next.length + (this.asking?.length ?? 0) + this.indexed.length;
+    return this.next.size + (this.asking?.size ?? 0) + this.indexed.size;
   }
 
   /** Resolves when the state reflects all that was acknowledged before the call. */
@@ -61,20 +61,19 @@ export class FollowerReads {
         },
         lsn: 0,
       };
-      this.next.push(read);
+      this.next.add(read);
       if (this.asking === null) this.ask();
     });
   }
 
   private drop(read: WaitingRead): void {
-    const others = (reads: WaitingRead[]): WaitingRead[] => reads.filter((one) => one !== read);
-    this.next = others(this.next);
-    if (this.asking !== null) this.asking = others(this.asking);
-    this.indexed = others(this.indexed);
+    this.next.delete(read);
+    this.asking?.delete(read);
+    this.indexed.delete(read);
   }
 
   private ask(): void {
-    this.asking = [];
+    this.asking = new Set();
     // All reads of this turn share the question.
     queueMicrotask(() => void this.askNow());
   }
@@ -82,53 +81,52 @@ export class FollowerReads {
   private async askNow(): Promise<void> {
     const question = ++this.question;
     this.asking = this.next;
-    this.next = [];
+    this.next = new Set();
     try {
       const index = await this.options.ask();
       if (question !== this.question) return;
       for (const read of this.asking) {
         read.lsn = index.lsn;
-        this.indexed.push(read);
+        this.indexed.add(read);
       }
       this.asking = null;
-      if (this.next.length > 0) this.ask();
+      if (this.next.size > 0) this.ask();
       this.options.onAnswer(index);
       this.look();
     } catch (error) {
       if (question !== this.question) return;
-      const failed = this.asking ?? [];
+      const failed = this.asking ?? new Set();
       this.asking = null;
       for (const { reject } of failed) reject(error as Error);
-      if (this.next.length > 0) this.ask();
+      if (this.next.size > 0) this.ask();
     }
   }
 
   /** Somebody else leads now: whoever waits for the answer of the leader before asks that one instead. */
   leaderChanged(): void {
     const { asking } = this;
-    if (asking === null || asking.length === 0) return; // or the question is only about to be asked
+    if (asking === null || asking.size === 0) return; // or the question is only about to be asked
     this.question++;
-    this.next = [...asking, ...this.next];
+    this.next = new Set([...asking, ...this.next]);
     this.ask();
   }
 
   /** Something may have been applied. */
   look(): void {
-    if (this.indexed.length === 0) return;
+    if (this.indexed.size === 0) return;
     const appliedLsn = this.options.appliedLsn();
-    const rest: WaitingRead[] = [];
     for (const read of this.indexed) {
-      if (read.lsn <= appliedLsn) read.resolve();
-      else rest.push(read);
+      if (read.lsn > appliedLsn) continue;
+      this.indexed.delete(read);
+      read.resolve();
     }
-    this.indexed = rest;
   }
 
   rejectAll(error: () => Error): void {
     const all = [...this.next, ...(this.asking ?? []), ...this.indexed];
-    this.next = [];
-    if (this.asking !== null) this.asking = [];
-    this.indexed = [];
+    this.next = new Set();
+    if (this.asking !== null) this.asking = new Set();
+    this.indexed.clear();
     for (const { reject } of all) reject(error());
   }
 }

@@ -2,6 +2,7 @@
 // at followers.
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import { Replica } from '#lib/index.js';
+import { FollowerReads } from '#lib/replica/follower-reads.js';
 import type { Answer, Mailbox } from '#lib/replica/mailbox/mailbox.js';
 import { MessageKind } from '#lib/replica/mailbox/messages.js';
 import { askReadIndex } from '#lib/replica/mailbox/read-index.js';
@@ -268,4 +269,16 @@ describe('options about leases that make no sense', () => {
       message: expect.stringContaining(text),
     });
   });
+});
+
+it('ends as many reads as may wait, when their time is up, in one go', async () => {
+  const reads = new FollowerReads({
+    ask: async () => ({ epoch: 1, lsn: 100 }),
+    onAnswer: () => {},
+    appliedLsn: () => 0, // and never so far
+  });
+  const waiting = Array.from({ length: 65_536 }, () => reads.join(1));
+  const ends = await Promise.allSettled(waiting);
+  expect(ends.every((end) => end.status === 'rejected' && end.reason.code === 'QUORATE_TIMEOUT')).toBe(true);
+  expect(reads.size).toBe(0);
 });
