@@ -362,7 +362,8 @@ export class DurableLog {
 
   /** A snapshot that reaches() was asked about is on disk. Returns the segments that nobody needs any more. */
   forget(lsn: number): number[] {
-    if (this.isHeld) {
+    // While it was being stored another one may have been received, which is not on disk and which the log now goes on from.
+    if (this.isHeld && !this.isBehind(lsn)) {
       this.isHeld = false;
       copyPosition(this.reached, this.synced);
     }

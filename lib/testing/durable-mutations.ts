@@ -46,6 +46,13 @@ function losingDisks(options: SimOptions): SimOptions {
   return { ...losing, disk, faults: { ...losing.faults, weights } };
 }
 
+/** Besides, followers get snapshots often, and storing one takes long. */
+function storingSlowly(options: SimOptions): SimOptions {
+  const losing = losingDisks(options);
+  const disk = { ...(losing.disk as NonNullable<SimOptions['disk']>), snapshotMax_ns: 300e6 };
+  return { ...losing, disk, logBytes: 64 * 1024, payloadBytesMax: 4096 };
+}
+
 /** Leases longer than it takes a voter to come back, and leaders that stand still meanwhile. */
 function losingLeases(options: SimOptions): SimOptions {
   const random = new Random(Math.floor(options.faults.interval_ns));
@@ -202,11 +209,7 @@ export const DURABLE_MUTATIONS: readonly Mutation[] = [
     breaks: 'a snapshot that was received counts for the log behind it before it is on disk',
     seedsMax: 100,
     replicas: 3,
-    adjust: (options) => {
-      const losing = losingDisks(options);
-      const disk = { ...(losing.disk as NonNullable<SimOptions['disk']>), snapshotMax_ns: 300e6 };
-      return { ...losing, disk, logBytes: 64 * 1024, payloadBytesMax: 4096 };
-    },
+    adjust: storingSlowly,
     install: () =>
       all(
         replace(
@@ -218,6 +221,23 @@ export const DURABLE_MUTATIONS: readonly Mutation[] = [
               this.isHeld = false;
             },
         ),
+      ),
+  },
+  {
+    name: 'earlier-snapshot-releases',
+    breaks: 'a snapshot that gets to the disk counts for one that was received while it was being stored',
+    seedsMax: 100,
+    replicas: 3,
+    adjust: storingSlowly,
+    install: () =>
+      replace(
+        DurableLog.prototype,
+        'forget',
+        (original) =>
+          function (lsn: number) {
+            this.heldFromLsn = 0;
+            return original.call(this, lsn);
+          },
       ),
   },
 ];

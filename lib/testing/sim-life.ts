@@ -351,17 +351,23 @@ export class SimLife {
         world.schedule(SNAPSHOT_LOOK_NS * options.pace, () => this.postToMain(commit));
         return;
       }
-      const refusal = disk.refusal(world.now_ns);
+      const snapshot = { position, configuration, state, isDetached: durableLog.isDetached };
+      // The process goes on meanwhile, and may receive another snapshot; and it may end before the log is cut.
+      world.schedule(world.random.between(0, snapshotMax_ns), () => {
+        if (!this.alive) return;
+        const refusal = disk.refusal(world.now_ns);
+        if (refusal === null) disk.snapshot = snapshot;
+        this.postToMain(() => stored(refusal));
+      });
+    };
+    const stored = (refusal: SimDiskError | null): void => {
+      this.isTakingSnapshot = false;
       if (refusal !== null) {
-        this.isTakingSnapshot = false;
         durableLog.fail(refusal);
         return;
       }
-      this.trace(`stores a snapshot at LSN ${position.lsn}`);
-      disk.snapshot = { position, configuration, state, isDetached: durableLog.isDetached };
+      this.trace(`stored a snapshot at LSN ${position.lsn}`);
       this.bytesAtSnapshot = bytes;
-      this.isTakingSnapshot = false;
-      this.preempt(); // the process may end before the log is cut
       disk.drop(durableLog.forget(position.lsn));
       replication.durableProgress();
     };

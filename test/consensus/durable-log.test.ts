@@ -277,6 +277,31 @@ describe('a log on its way to disk', () => {
     expect(disk.recover(received).tail).toEqual(ring.tail);
   });
 
+  test('counts behind the snapshot that was received last only, also when one before that gets to the disk meanwhile', () => {
+    const [ring, disk] = [new Ring(), new Disk()];
+    const log = durableLog(ring, disk);
+    ring.append(1, 8);
+    take(log, ring);
+    disk.complete();
+    const before = { ...log.synced };
+    expect(log.reaches(before.lsn)).toBe(true); // a snapshot of this place is being stored
+    const received = { lsn: 4096, hashLow: 5, hashHigh: 6, epoch: 2 };
+    log.restart(received);
+    ring.tail = { ...received };
+    ring.version++;
+    ring.applied = received.lsn;
+    log.forget(before.lsn); // and now it is
+    ring.append(3, 8);
+    take(log, ring);
+    disk.complete();
+    expect(log.synced).toEqual(before);
+    expect(log.awaitsSnapshot).toBe(true);
+    expect(disk.recover(before).tail).toEqual(before); // the power goes
+    log.forget(received.lsn);
+    expect(log.synced).toEqual(ring.tail);
+    expect(disk.recover(received).tail).toEqual(ring.tail);
+  });
+
   test('stops for good when the disk fails', () => {
     const [ring, disk] = [new Ring(), new Disk()];
     const log = durableLog(ring, disk);

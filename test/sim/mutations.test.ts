@@ -55,6 +55,7 @@ const QUICK: readonly string[] = [
   'fork-leaves-old-log',
   'fork-keeps-promise',
   'snapshot-before-log',
+  'earlier-snapshot-releases',
 ];
 
 /** Those that longer runs show sooner. */
