@@ -158,6 +158,10 @@ export class DurableLog {
   private isHeld = false;
   private heldFromLsn = 0;
   private readonly reached: ChainPosition = { lsn: 0, hashLow: 0, hashHigh: 0, epoch: 0 };
+  /** How much of what is on disk is this log still: a later leader may have truncated it, and what it wrote is not there yet. */
+  private agreedLsn = 0;
+  /** The same as of the end of the write that is under way. */
+  private writingAgreedLsn = 0;
 
   constructor(
     private readonly options: DurableLogOptions,
@@ -180,6 +184,7 @@ export class DurableLog {
     }
     copyPosition(position, this.synced);
     copyPosition(position, this.reached);
+    this.agreedLsn = position.lsn;
     this.segments = [...segments];
     this.nextSegment = nextSegment;
     this.isBehindSnapshot = options.isDetached;
@@ -241,7 +246,10 @@ export class DurableLog {
     const { entries, taken, fillingFrom } = this;
     const before = taken.lsn;
     this.isStale = !entries.compare(this.ringWords, this.options.ring.length - 1, tailLsn, taken);
-    if (taken.lsn === before || this.filled === HEAD_BYTES) return;
+    if (taken.lsn === before) return;
+    this.agreedLsn = Math.min(this.agreedLsn, taken.lsn);
+    this.writingAgreedLsn = Math.min(this.writingAgreedLsn, taken.lsn);
+    if (this.filled === HEAD_BYTES) return;
     // The group that is being filled is contiguous, so its end goes back with the log's, or all of it does.
     this.filled = taken.lsn > fillingFrom.lsn ? HEAD_BYTES + taken.lsn - fillingFrom.lsn : HEAD_BYTES;
   }
@@ -293,6 +301,7 @@ export class DurableLog {
     this.isWriting = true;
     this.writingRestarts = this.restarts;
     copyPosition(this.taken, this.writtenUpTo);
+    this.writingAgreedLsn = this.taken.lsn;
     this.filling = this.other;
     this.other = filling;
     this.fillingWords = new Uint32Array(this.filling.buffer);
@@ -309,6 +318,7 @@ export class DurableLog {
     }
     if (this.writingRestarts === this.restarts) {
       copyPosition(this.writtenUpTo, this.reached);
+      this.agreedLsn = this.writingAgreedLsn;
       if (!this.isHeld) copyPosition(this.reached, this.synced);
     }
     this.write();
@@ -341,17 +351,19 @@ export class DurableLog {
     this.isStale = false;
     copyPosition(position, this.taken);
     copyPosition(position, this.reached);
+    this.agreedLsn = position.lsn;
     this.entries.reset(position);
     this.filled = HEAD_BYTES;
   }
 
   /**
    * A snapshot at this LSN may take the place of what is before it: the disk holds the log from there on, with all that
-   * this replica has said it holds of a log that may yet turn out to be committed.
+   * this replica has said it holds of a log that may yet turn out to be committed. A suffix that was truncated may reach as
+   * far, and does not lead there.
    */
   reaches(lsn: number): boolean {
     const { reached, synced } = this;
-    if (this.failure_ !== null || this.isBehind(lsn) || reached.lsn < lsn) return false;
+    if (this.failure_ !== null || this.isBehind(lsn) || this.agreedLsn < lsn) return false;
     return !this.isHeld || reached.lsn >= synced.lsn || reached.epoch > synced.epoch;
   }
 

@@ -252,6 +252,31 @@ describe('a log on its way to disk', () => {
     expect(disk.recover(snapshot).tail).toEqual(ring.tail);
   });
 
+  test('does not reach a snapshot with a suffix that was truncated, before what took its place is there', () => {
+    const [ring, disk] = [new Ring(), new Disk()];
+    const log = durableLog(ring, disk);
+    ring.append(1, 8);
+    const common = { ...ring.tail };
+    for (let count = 0; count < 5; count++) ring.append(1, 100);
+    take(log, ring);
+    disk.complete();
+    const long = ring.tail.lsn;
+    // The leader of the second epoch has other entries there, which are committed by others and applied here.
+    ring.truncate(common);
+    ring.append(2, 8);
+    take(log, ring);
+    ring.applied = ring.tail.lsn;
+    const snapshot = { ...ring.tail };
+    expect(snapshot.lsn).toBeLessThan(long);
+    expect(log.reaches(common.lsn)).toBe(true);
+    expect(log.reaches(snapshot.lsn)).toBe(false); // or a loss of power would leave a log that does not lead to it
+    ring.append(2, 8);
+    take(log, ring);
+    disk.complete();
+    expect(log.reaches(snapshot.lsn)).toBe(true);
+    expect(disk.recover(snapshot).tail.epoch).toBe(2);
+  });
+
   test('behind a snapshot that was received counts when that is on disk, and not before', () => {
     const [ring, disk] = [new Ring(), new Disk()];
     const log = durableLog(ring, disk);
