@@ -68,7 +68,15 @@ export class LogRecovery {
    * did not lead to its place (DurableLog.isDetached). Throws a CorruptLogError.
    */
   static run(source: LogSource, start: Readonly<ChainPosition>, clusterId: number, isDetached = false): RecoveredLog {
-    return new LogRecovery(source, start, clusterId, isDetached).walk();
+    try {
+      return new LogRecovery(source, start, clusterId, isDetached).walk(0);
+    } catch (error) {
+      // What is before the snapshot is removed file by file. If that was not completed some of it is there, with gaps.
+      const recovery = new LogRecovery(source, start, clusterId, isDetached);
+      const first = error instanceof CorruptLogError ? recovery.firstNeeded() : -1;
+      if (first < 0) throw error;
+      return recovery.walk(first);
+    }
   }
 
   private constructor(
@@ -78,10 +86,21 @@ export class LogRecovery {
     private readonly isDetached: boolean,
   ) {}
 
-  private walk(): RecoveredLog {
+  /** Index of the last segment that begins at the snapshot's place or below: nothing before it is needed (DurableLog.forget). */
+  private firstNeeded(): number {
+    const { source, start, clusterId, frame } = this;
+    return source.segments.findLastIndex((segment, index) => {
+      return (
+        index > 0 && readFrame(source.read(segment), 0, segment, clusterId, frame) && frame.position.lsn <= start.lsn
+      );
+    });
+  }
+
+  private walk(first: number): RecoveredLog {
     const { source, start } = this;
     const { segments } = source;
-    for (let index = 0; index < segments.length; index++) {
+    this.discard.push(...segments.slice(0, first));
+    for (let index = first; index < segments.length; index++) {
       if (this.walkSegment(segments[index] as number, index)) continue;
       this.discard.push(...segments.slice(index + 1));
       break;

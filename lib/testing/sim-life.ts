@@ -368,7 +368,10 @@ export class SimLife {
       }
       this.trace(`stored a snapshot at LSN ${position.lsn}`);
       this.bytesAtSnapshot = bytes;
-      disk.drop(durableLog.forget(position.lsn));
+      for (const segment of durableLog.forget(position.lsn)) {
+        disk.drop([segment]);
+        this.preempt(); // the process may end before the rest of them is gone
+      }
       replication.durableProgress();
     };
     world.schedule(world.random.between(0, snapshotMax_ns), () => {

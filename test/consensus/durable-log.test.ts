@@ -277,6 +277,36 @@ describe('a log on its way to disk', () => {
     expect(disk.recover(snapshot).tail.epoch).toBe(2);
   });
 
+  test('is found behind a snapshot, whichever of the segments before it are there still', () => {
+    const [ring, disk] = [new Ring(), new Disk()];
+    const log = durableLog(ring, disk, 256); // a segment for each group
+    const ends: ChainPosition[] = [];
+    const step = (epoch: number): void => {
+      ring.append(epoch, 100);
+      ends.push({ ...ring.tail });
+      take(log, ring);
+      disk.complete();
+    };
+    for (let count = 0; count < 5; count++) step(1);
+    ring.truncate(ends[3] as ChainPosition);
+    step(2);
+    ring.truncate(ends[1] as ChainPosition);
+    for (let count = 0; count < 3; count++) step(3);
+    ring.applied = ring.tail.lsn;
+    const snapshot = { ...ring.tail };
+    step(3);
+    const all = new Map(disk.files);
+    const gone = log.forget(snapshot.lsn);
+    expect(gone.length).toBeGreaterThan(4);
+    fc.assert(
+      fc.property(fc.subarray(gone), (removed) => {
+        disk.files.clear();
+        for (const [segment, bytes] of all) if (!removed.includes(segment)) disk.files.set(segment, bytes);
+        expect(disk.recover(snapshot).tail).toEqual(ring.tail);
+      }),
+    );
+  });
+
   test('behind a snapshot that was received counts when that is on disk, and not before', () => {
     const [ring, disk] = [new Ring(), new Disk()];
     const log = durableLog(ring, disk);
