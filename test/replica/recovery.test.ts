@@ -3,7 +3,9 @@
 import { readdirSync, readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, expect, it, vi } from 'vitest';
+import { chainBeginning } from '#lib/consensus/entry.js';
 import { Replica } from '#lib/index.js';
+import { Recovery, type RecoveryHost } from '#lib/replica/recovery/recovery.js';
 import { CommandLog, members, optionsFor } from './fixture.js';
 import { Processes, type Report } from './processes.js';
 
@@ -16,7 +18,7 @@ const STATE_BYTES = KEYS * 4096;
 vi.setConfig({ testTimeout: 120_000 });
 
 let processes: Processes;
-afterEach(() => processes.close());
+afterEach(() => processes?.close());
 
 const ofRegions = (warnings: Report['warnings']) =>
   warnings.map(({ code }) => code).filter((code) => /REGION/.test(code));
@@ -174,4 +176,23 @@ it('a replica that is removed leaves nothing behind', async () => {
     async () => !readdirSync(processes.directory).some((name) => name.endsWith(`-${victim}`)),
     'it to be gone',
   );
+});
+
+it('a replica that is closed while nobody could be asked asks no more', async () => {
+  let rounds = 0;
+  const host: Partial<RecoveryHost> = {
+    donors: () => {
+      rounds++;
+      return [];
+    },
+    onStatus: () => {},
+    isClosed: () => rounds > 0,
+  };
+  const position = chainBeginning(5);
+  const predecessor = { anchor: { clusterId: 5, position, snapshot: null }, ring: new Uint32Array(LOG_BYTES / 4) };
+  const recovery = new Recovery(host as RecoveryHost);
+  await expect(recovery.run({ clusterId: 5 } as never, predecessor as never)).rejects.toMatchObject({
+    code: 'QUORATE_CLOSED',
+  });
+  expect(rounds).toBe(1);
 });

@@ -205,6 +205,7 @@ export class Recovery {
     const reasons = new Set<string>();
     for (let round = 0; round < DONOR_ROUNDS_MAX; round++) {
       if (round > 0) await new Promise((resolve) => setTimeout(resolve, DONOR_PAUSE_MS));
+      if (host.isClosed()) throw new QuorateError('QUORATE_CLOSED', 'the replica was closed');
       const donors = host.donors();
       let isPassing = donors.length === 0;
       for (const from of log.candidates) {
