@@ -146,8 +146,8 @@ export class ForwardedProposals {
       return;
     }
     if (answer.kind === MessageKind.proposed) {
-      const { lsn, duplicate, result } = answer;
-      this.settle(forwarded, () => forwarded.proposal.resolve({ lsn, duplicate, result }));
+      const { lsn, result, duplicate } = answer;
+      this.settle(forwarded, () => forwarded.proposal.resolve({ lsn, result, duplicate }));
     } else if (answer.kind === MessageKind.failed) {
       const error =
         answer.code === 'QUORATE_OUTCOME_UNKNOWN'
