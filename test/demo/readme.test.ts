@@ -18,8 +18,9 @@ let folder: string | undefined;
 
 afterEach(async () => {
   for (const child of running.splice(0)) {
+    if (child.exitCode !== null || child.signalCode !== null) continue;
     child.kill('SIGKILL');
-    if (child.signalCode === null) await once(child, 'exit');
+    await once(child, 'exit');
   }
   if (folder !== undefined) rmSync(folder, { recursive: true });
 });
