@@ -20,6 +20,9 @@ export interface LogSource {
 /** A log that lost something it had; `message` says what and where. */
 export class CorruptLogError extends Error {}
 
+/** Of the same, that what is there is whole, and does not go on from what is before it. */
+class LogGapError extends CorruptLogError {}
+
 interface Group {
   readonly segment: number;
   /** Where its first entry stands, bytes. */
@@ -73,7 +76,7 @@ export class LogRecovery {
     } catch (error) {
       // What is before the snapshot is removed file by file. If that was not completed some of it is there, with gaps.
       const recovery = new LogRecovery(source, start, clusterId, isDetached);
-      const first = error instanceof CorruptLogError ? recovery.firstNeeded() : -1;
+      const first = error instanceof LogGapError ? recovery.firstNeeded() : -1;
       if (first < 0) throw error;
       return recovery.walk(first);
     }
@@ -207,7 +210,7 @@ export class LogRecovery {
     if (this.tail !== null && isSamePlace(this.tail, position)) return;
     const found = this.find(position);
     if (found === null) {
-      throw new CorruptLogError(
+      throw new LogGapError(
         `the entries in segment ${segment} at byte ${offset} continue the log at LSN ${position.lsn}, which is not in it`,
       );
     }
