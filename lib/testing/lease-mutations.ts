@@ -43,6 +43,26 @@ function recalled(options: SimOptions): SimOptions {
   return { ...adjusted, network };
 }
 
+/** Leaders whose event loops stand still lose their protection while their leases last; not all voters see them. */
+function stalling(options: SimOptions): SimOptions {
+  const adjusted = leased(options);
+  const { faults, profile } = adjusted;
+  return {
+    ...adjusted,
+    ...{ readers: 6, keys: 2, clients: 6, thinkMax_ns: 5e6, exitNoticeProbability: 0 },
+    profile: { ...profile, stallTimeout_ns: 4 * profile.tick_ns },
+    faults: {
+      ...faults,
+      ...{ interval_ns: 60e6, durationMin_ns: 20e6, durationMax_ns: 400e6, leaderBias: 0.8 },
+      weights: {
+        ...faults.weights,
+        ...{ crash: 0.1, membership: 0, transfer: 0, slowNetwork: 0 },
+        ...{ stallMain: 6, pause: 1, partition: 1, oneWayCut: 6 },
+      },
+    },
+  };
+}
+
 /** Every lease has to be waited out, as where the leader's memory cannot be reached. Breaks nothing. */
 function waitOutAll(): () => void {
   return replace(BackgroundPlane.prototype, 'recallLease', () => () => false);
@@ -56,6 +76,14 @@ export const LEASE_MUTATIONS: readonly Mutation[] = [
     replicas: 3,
     adjust: leased,
     install: () => replace(LeasePromise.prototype, 'remaining_ns', () => () => 0),
+  },
+  {
+    name: 'own-log-granted-in-lease',
+    breaks: 'a leader whose event loop stands still lets another one write its own log before its lease ends',
+    seedsMax: 60,
+    replicas: 3,
+    adjust: stalling,
+    install: () => replace(LeasePromise.prototype, 'holdOwn', () => () => {}),
   },
   {
     name: 'recall-not-looked-at',

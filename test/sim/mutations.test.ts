@@ -32,6 +32,7 @@ const QUICK: readonly string[] = [
   'configuration-not-forgotten',
   'returns-in-one-step',
   'lease-not-waited-out',
+  'own-log-granted-in-lease',
   'lease-ignores-drift',
   'lease-checked-before-read',
   'lease-not-checked',
