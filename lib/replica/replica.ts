@@ -1131,7 +1131,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     const { plane, closing } = this;
     if (closing !== undefined) throw this.closedError();
     plane.poll(monotonicNs());
-    if (!this.isBackgroundReady) {
+    // Who follows a leader, or is one, has told what it promised by that, perhaps before it was told to be ready.
+    if (!this.isBackgroundReady && plane.leader < 0) {
       throw new QuorateError('QUORATE_NOT_READY', `replica ${this.id} does not know yet what it promised: try again`);
     }
     const refusal = whyNotForced(
