@@ -63,6 +63,11 @@ function stalling(options: SimOptions): SimOptions {
   };
 }
 
+/** Applying falls behind, so that a new leader has much to apply that others have acknowledged. */
+function applyingSlowly(options: SimOptions): SimOptions {
+  return { ...leased(options), applyEntriesMax: 1, applyTimeMax_ns: 4e6 };
+}
+
 /** Every lease has to be waited out, as where the leader's memory cannot be reached. Breaks nothing. */
 function waitOutAll(): () => void {
   return replace(BackgroundPlane.prototype, 'recallLease', () => () => false);
@@ -215,6 +220,22 @@ export const LEASE_MUTATIONS: readonly Mutation[] = [
         () =>
           function () {
             return this.mayHoldLease();
+          },
+      ),
+  },
+  {
+    name: 'leased-read-before-applied',
+    breaks: 'a leader reads by its lease although something that is committed is not applied yet',
+    seedsMax: 40,
+    replicas: 3,
+    adjust: applyingSlowly,
+    install: () =>
+      replace(
+        replication,
+        'mayHoldLease',
+        () =>
+          function () {
+            return this.role_ === 'leader';
           },
       ),
   },

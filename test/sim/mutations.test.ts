@@ -36,6 +36,7 @@ const QUICK: readonly string[] = [
   'lease-ignores-drift',
   'lease-checked-before-read',
   'lease-not-checked',
+  'leased-read-before-applied',
   'lease-counted-from-receipt',
   'clocks-worse-than-bound',
   'follower-reads-before-applied',

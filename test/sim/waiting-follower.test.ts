@@ -1,33 +1,41 @@
 // A replica that has granted its log to a candidate which then writes nothing waits, for as long as that takes. It does
-// not go through the same entries again and again, nor tell its host of the same configurations (docs/bugs).
+// not go through the same entries again and again, nor tell its host of the same configurations (docs/bugs), and does not
+// take its log for committed by the word of the leader before.
 import { expect, test } from 'vitest';
 import { ScriptedCluster } from '#lib/testing/scripted-cluster.js';
 import { forgetsWhatHasNotChanged } from '../support/mutants.js';
 
-/** Events of the simulation while replica 0, whose log ends in a configuration of a deposed leader, waits for replica 1. */
-function eventsWhileWaiting(): number {
+/** Replica 0, whose log ends in a configuration that it could not commit as leader, has granted it to replica 1, which is held. */
+function waitingForSuccessor() {
   const cluster = new ScriptedCluster({ replicas: 3 });
   cluster.cluster.startAll();
-  const leader = cluster.runUntilLeader(0);
+  const former = cluster.runUntilLeader(0);
   cluster.runUntilConverged();
   cluster.run(200e6);
+  const formerEpoch = former.replication.promisedEpoch;
   cluster.partition([0], [1, 2]);
-  expect(leader.changeMembership({ kind: 'remove', id: 2 })).toBe('');
-  leader.replication.flush();
+  expect(former.changeMembership({ kind: 'remove', id: 2 })).toBe('');
+  former.replication.flush();
   const successor = cluster.runUntilLeader(1);
   cluster.heal();
-  cluster.runUntil('replica 0 to grant its log', () => leader.background.writer === 1);
+  cluster.runUntil('replica 0 to grant its log', () => former.background.writer === 1);
   cluster.hold(1, 'main stalled'); // before it has read the grant
   cluster.run(1e6);
-  expect(leader.replication.configuration.version).toBe(2);
-  expect(leader.replication.tailLsn).toBeGreaterThan(leader.replication.appliedLsn);
+  expect(former.replication.tailLsn).toBeGreaterThan(former.replication.appliedLsn);
+  return { cluster, former, formerEpoch, successor };
+}
+
+/** Events of the simulation while replica 0 waits. */
+function eventsWhileWaiting(): number {
+  const { cluster, former, successor } = waitingForSuccessor();
+  expect(former.replication.configuration.version).toBe(2);
   const { world } = cluster;
   const before = world.eventsRun;
   cluster.run(50e6);
   const events = world.eventsRun - before;
   cluster.release(1);
   cluster.runUntilConverged();
-  expect(leader.replication.appliedLsn).toBe(successor.replication.tailLsn);
+  expect(former.replication.appliedLsn).toBe(successor.replication.tailLsn);
   expect(world.violation).toBeNull();
   return events;
 }
@@ -41,4 +49,13 @@ test('a follower whose log ends in a configuration of a deposed leader does noth
     mend();
   }
   expect(events).toBeLessThan(1000);
+});
+
+test('a follower takes only the leader that it has promised at its word for what is committed', () => {
+  const { former, formerEpoch } = waitingForSuccessor();
+  const { commitLsn, tailLsn, promisedEpoch } = former.replication;
+  former.replication.noteCommit(formerEpoch, tailLsn);
+  expect(former.replication.commitLsn).toBe(commitLsn);
+  former.replication.noteCommit(promisedEpoch, commitLsn + 64);
+  expect(former.replication.commitLsn).toBe(commitLsn + 64);
 });
