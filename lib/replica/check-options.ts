@@ -138,6 +138,8 @@ const CPU_MAX = 1023;
 export function checkScheduling(scheduling: BackgroundScheduling | undefined): BackgroundScheduling | undefined {
   if (scheduling === undefined) return undefined;
   if (typeof scheduling !== 'object' || scheduling === null) invalid('backgroundThread is not an object');
+  const known = { realtimePriority: true, cpus: true } satisfies Record<keyof BackgroundScheduling, true>;
+  checkNames(scheduling, known, 'backgroundThread');
   const { realtimePriority, cpus } = scheduling;
   if (realtimePriority !== undefined) checkInteger(realtimePriority, 1, 99, 'backgroundThread.realtimePriority');
   if (cpus !== undefined) {

@@ -1,7 +1,7 @@
 // The option `lease`: what a user writes, and what it means for a profile that says nothing of leases.
 import type { BackgroundProfile } from '../consensus/background-plane.js';
 import { LEASE_TICKS_MIN, type LeaseSettings } from '../consensus/lease.js';
-import { checkInteger, invalid } from './check-options.js';
+import { checkInteger, checkNames, invalid } from './check-options.js';
 import type { LeaseOptions } from './replica-options.js';
 
 /**
@@ -29,6 +29,8 @@ export function resolveLease(
   if (option !== undefined && (typeof option !== 'object' || option === null)) {
     return invalid('lease must be "off" or an object with lengthUs and driftBoundPpm');
   }
+  const known = { lengthUs: true, driftBoundPpm: true } satisfies Record<keyof LeaseOptions, true>;
+  checkNames(option ?? {}, known, 'lease');
   const ppm = checkInteger(
     option?.driftBoundPpm ?? DRIFT_BOUND_DEFAULT_PPM,
     0,

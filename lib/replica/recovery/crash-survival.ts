@@ -4,7 +4,7 @@
 import type { Configuration } from '../../consensus/configuration.js';
 import { chainBeginning } from '../../consensus/entry.js';
 import { QuorateError } from '../../errors.js';
-import { checkInteger, invalid } from '../check-options.js';
+import { checkInteger, checkNames, invalid } from '../check-options.js';
 import type { SurviveCrashOptions } from '../replica-options.js';
 import { SNAPSHOT_BYTES_MAX } from '../transfer/limits.js';
 import type { TransferStatus } from '../transfer/progress.js';
@@ -45,7 +45,10 @@ export class CrashSurvival {
     if (typeof asked !== 'boolean' && (typeof asked !== 'object' || asked === null)) {
       return invalid('surviveCrash is neither true nor an object');
     }
-    const { directory, snapshotBytesMax } = asked === true ? ({} as SurviveCrashOptions) : asked;
+    const settings: SurviveCrashOptions = asked === true ? {} : asked;
+    const known = { directory: true, snapshotBytesMax: true } satisfies Record<keyof SurviveCrashOptions, true>;
+    checkNames(settings, known, 'surviveCrash');
+    const { directory, snapshotBytesMax } = settings;
     if (directory !== undefined && (typeof directory !== 'string' || !directory.startsWith('/'))) {
       return invalid('surviveCrash.directory is not an absolute path');
     }
