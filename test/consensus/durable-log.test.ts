@@ -108,6 +108,20 @@ function durableLog(ring: Ring, disk: Disk, segmentBytes = 1024 * 1024, recovere
   );
 }
 
+/** A log of which each step appends an entry and writes it into a segment of its own; `ends` are where the steps began. */
+function segmentPerGroup() {
+  const [ring, disk] = [new Ring(), new Disk()];
+  const log = durableLog(ring, disk, 256);
+  const ends: ChainPosition[] = [{ ...ring.tail }];
+  const step = (epoch: number): void => {
+    ring.append(epoch, 100);
+    ends.push({ ...ring.tail });
+    take(log, ring);
+    disk.complete();
+  };
+  return { ring, disk, log, ends, step };
+}
+
 const take = (log: DurableLog, ring: Ring): void => log.take(ring.tail.lsn, ring.applied, ring.version);
 
 describe('a log on its way to disk', () => {
@@ -230,15 +244,7 @@ describe('a log on its way to disk', () => {
   });
 
   test('drops what is before a snapshot, and not what a later truncation went back to', () => {
-    const [ring, disk] = [new Ring(), new Disk()];
-    const log = durableLog(ring, disk, 256); // a segment for each group
-    const ends: ChainPosition[] = [{ ...ring.tail }];
-    const step = (epoch: number): void => {
-      ring.append(epoch, 100);
-      ends.push({ ...ring.tail });
-      take(log, ring);
-      disk.complete();
-    };
+    const { ring, disk, log, ends, step } = segmentPerGroup();
     for (let count = 0; count < 4; count++) step(1);
     ring.truncate(ends[1] as ChainPosition);
     step(2);
@@ -278,19 +284,11 @@ describe('a log on its way to disk', () => {
   });
 
   test('is found behind a snapshot, whichever of the segments before it are there still', () => {
-    const [ring, disk] = [new Ring(), new Disk()];
-    const log = durableLog(ring, disk, 256); // a segment for each group
-    const ends: ChainPosition[] = [];
-    const step = (epoch: number): void => {
-      ring.append(epoch, 100);
-      ends.push({ ...ring.tail });
-      take(log, ring);
-      disk.complete();
-    };
+    const { ring, disk, log, ends, step } = segmentPerGroup();
     for (let count = 0; count < 5; count++) step(1);
-    ring.truncate(ends[3] as ChainPosition);
+    ring.truncate(ends[4] as ChainPosition);
     step(2);
-    ring.truncate(ends[1] as ChainPosition);
+    ring.truncate(ends[2] as ChainPosition);
     for (let count = 0; count < 3; count++) step(3);
     ring.applied = ring.tail.lsn;
     const snapshot = { ...ring.tail };
