@@ -74,9 +74,10 @@ export class LogRecovery {
     try {
       return new LogRecovery(source, start, clusterId, isDetached).walk(0);
     } catch (error) {
+      if (!(error instanceof LogGapError)) throw error;
       // What is before the snapshot is removed file by file. If that was not completed some of it is there, with gaps.
       const recovery = new LogRecovery(source, start, clusterId, isDetached);
-      const first = error instanceof LogGapError ? recovery.firstNeeded() : -1;
+      const first = recovery.firstNeeded();
       if (first < 0) throw error;
       return recovery.walk(first);
     }

@@ -49,14 +49,12 @@ async function openVoter(
     import('./durable/promise-store.js'),
     import('./durable/disk-error.js'),
   ]);
-  const openStore = () => {
-    try {
-      return new PromiseStore(Durability.promisePath(directory));
-    } catch (error) {
-      throw diskError(id, directory, 'open the store of its promises', error);
-    }
-  };
-  const store = openStore();
+  let store: InstanceType<typeof PromiseStore>;
+  try {
+    store = new PromiseStore(Durability.promisePath(directory));
+  } catch (error) {
+    throw diskError(id, directory, 'open the store of its promises', error);
+  }
   let failure: Error | undefined;
   const write = (epoch: number, to: number, wait_ns: number): void => {
     // What a failed sync left behind is not to be relied on: this store is not used any more.

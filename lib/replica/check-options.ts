@@ -8,8 +8,8 @@ export function invalid(message: string): never {
   throw new QuorateError('QUORATE_INVALID_ARGUMENT', message);
 }
 
-/** Every option; the type has the compiler notice one that is missing. */
-const OPTIONS: Readonly<Record<keyof ReplicaOptions, true>> = {
+/** Every option of a replica. */
+export const REPLICA_OPTIONS: Readonly<Record<keyof ReplicaOptions, true>> = {
   id: true,
   members: true,
   join: true,
@@ -35,8 +35,15 @@ const OPTIONS: Readonly<Record<keyof ReplicaOptions, true>> = {
   holdAtExitMs: true,
 };
 
-/** A misspelt option would be one that is left out: `durable`, say. */
-export function checkNames(options: object, known: object = OPTIONS, what = 'options'): void {
+/**
+ * A misspelt option would be one that is left out: `durable`, say. `known` has every one of them: the compiler notices one
+ * that is missing.
+ */
+export function checkNames<Options extends object>(
+  options: Options,
+  known: Readonly<Record<keyof Options, true>>,
+  what: string,
+): void {
   const unknown = Object.keys(options).find((name) => !Object.hasOwn(known, name));
   if (unknown !== undefined) invalid(`${what} has no member '${unknown}'; there are: ${Object.keys(known).join(', ')}`);
 }
@@ -121,11 +128,7 @@ export function checkDurable(
   }
   const options = durable === true ? { directory: `quorate-${id}` } : durable;
   if (typeof options !== 'object' || options === null) invalid('durable is neither true, false nor an object');
-  checkNames(
-    options,
-    { directory: true, snapshotAfterBytes: true } satisfies Record<keyof DurableOptions, true>,
-    'durable',
-  );
+  checkNames<DurableOptions>(options as DurableOptions, { directory: true, snapshotAfterBytes: true }, 'durable');
   const { directory, snapshotAfterBytes = SNAPSHOT_AFTER_BYTES_DEFAULT } = options as DurableOptions;
   if (typeof directory !== 'string' || directory === '') invalid('durable.directory is not the path of a directory');
   checkInteger(snapshotAfterBytes, SNAPSHOT_AFTER_BYTES_MIN, SNAPSHOT_AFTER_BYTES_MAX, 'durable.snapshotAfterBytes');
@@ -138,8 +141,7 @@ const CPU_MAX = 1023;
 export function checkScheduling(scheduling: BackgroundScheduling | undefined): BackgroundScheduling | undefined {
   if (scheduling === undefined) return undefined;
   if (typeof scheduling !== 'object' || scheduling === null) invalid('backgroundThread is not an object');
-  const known = { realtimePriority: true, cpus: true } satisfies Record<keyof BackgroundScheduling, true>;
-  checkNames(scheduling, known, 'backgroundThread');
+  checkNames(scheduling, { realtimePriority: true, cpus: true }, 'backgroundThread');
   const { realtimePriority, cpus } = scheduling;
   if (realtimePriority !== undefined) checkInteger(realtimePriority, 1, 99, 'backgroundThread.realtimePriority');
   if (cpus !== undefined) {

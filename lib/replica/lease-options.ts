@@ -29,8 +29,7 @@ export function resolveLease(
   if (option !== undefined && (typeof option !== 'object' || option === null)) {
     return invalid('lease must be "off" or an object with lengthUs and driftBoundPpm');
   }
-  const known = { lengthUs: true, driftBoundPpm: true } satisfies Record<keyof LeaseOptions, true>;
-  checkNames(option ?? {}, known, 'lease');
+  checkNames<LeaseOptions>(option ?? {}, { lengthUs: true, driftBoundPpm: true }, 'lease');
   const ppm = checkInteger(
     option?.driftBoundPpm ?? DRIFT_BOUND_DEFAULT_PPM,
     0,

@@ -45,11 +45,6 @@ export class PendingProposals<Result> {
     return proposal;
   }
 
-  /** What was taken out last was not settled after all. */
-  putBack(proposal: PendingProposal<Result>): void {
-    this.entries.splice(this.head, 0, proposal);
-  }
-
   /** Rejects all that are left, in order. */
   rejectAll(error: (proposal: PendingProposal<Result>) => Error): void {
     const rest = this.entries.slice(this.head);

@@ -194,30 +194,25 @@ export class Proposals<Result> {
     payloadBytes: number,
   ): void {
     const { sessions, stateMachine } = this.host;
-    const proposal = this.pending.take(lsn);
     const decision = sessions.begin(origin, sequence);
     if (decision === 'apply') {
-      let result: Result;
-      try {
-        result = stateMachine.apply(bytes.subarray(payloadOffset, payloadOffset + payloadBytes), lsn);
-        sessions.finish(origin, sequence, lsn, result);
-      } catch (error) {
-        // The replica ends by this, and with it all that is pending.
-        if (proposal !== undefined) this.pending.putBack(proposal);
-        throw error;
-      }
-      proposal?.resolve({ lsn, result, duplicate: false });
+      const result = stateMachine.apply(bytes.subarray(payloadOffset, payloadOffset + payloadBytes), lsn);
+      sessions.finish(origin, sequence, lsn, result);
+      // Not before: an error of apply() ends the replica, and with it all that is pending, this one included.
+      this.pending.take(lsn)?.resolve({ lsn, result, duplicate: false });
     } else if (decision === 'duplicate') {
       const result = sessions.lastResult(origin, sequence) as Result | undefined;
-      proposal?.resolve({ lsn, result, duplicate: true });
+      this.pending.take(lsn)?.resolve({ lsn, result, duplicate: true });
     } else {
-      proposal?.reject(
-        new QuorateError(
-          'QUORATE_SESSION_GAP',
-          `session ${origin}: command ${sequence} came before its predecessor and was not applied; commands of a session ` +
-            'must be proposed in order, without gaps',
-        ),
-      );
+      this.pending
+        .take(lsn)
+        ?.reject(
+          new QuorateError(
+            'QUORATE_SESSION_GAP',
+            `session ${origin}: command ${sequence} came before its predecessor and was not applied; commands of a session ` +
+              'must be proposed in order, without gaps',
+          ),
+        );
     }
   }
 

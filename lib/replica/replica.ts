@@ -37,6 +37,7 @@ import {
   checkReplaceAfter,
   checkScheduling,
   invalid,
+  REPLICA_OPTIONS,
 } from './check-options.js';
 import { type ControlConnection, ControlServer, checkClusterKey } from './control-channel.js';
 import type { Durability } from './durable/durability.js';
@@ -276,7 +277,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
 
   private static async openAs<Result>(options: ReplicaOptions<Result>, fork: Fork | null): Promise<Replica<Result>> {
     if (typeof options !== 'object' || options === null) return invalid('Replica.open() takes an options object');
-    checkNames(options);
+    checkNames(options, REPLICA_OPTIONS, 'options');
     checkInteger(options.id, 0, MAX_REPLICAS - 1, 'id');
     const self = checkPlace(options as unknown as ReplicaOptions<never>);
     const logBytes = checkInteger(options.logBytes ?? LOG_BYTES_DEFAULT, LOG_BYTES_MIN, LOG_BYTES_MAX, 'logBytes');

@@ -108,6 +108,15 @@ function durableLog(ring: Ring, disk: Disk, segmentBytes = 1024 * 1024, recovere
   );
 }
 
+/** A state that was received from another replica, from which the log goes on; it is not on disk yet. */
+function receiveSnapshot(log: DurableLog, ring: Ring): ChainPosition {
+  const received = { lsn: 4096, hashLow: 5, hashHigh: 6, epoch: 2 };
+  log.restart(received);
+  ring.truncate(received);
+  ring.applied = received.lsn;
+  return received;
+}
+
 /** A log of which each step appends an entry and writes it into a segment of its own; `ends` are where the steps began. */
 function segmentPerGroup() {
   const [ring, disk] = [new Ring(), new Disk()];
@@ -312,12 +321,7 @@ describe('a log on its way to disk', () => {
     take(log, ring);
     disk.complete();
     const before = { ...log.synced };
-    const [far, received] = [new Ring(), { lsn: 4096, hashLow: 5, hashHigh: 6, epoch: 2 }];
-    far.tail = { ...received };
-    log.restart(received);
-    ring.tail = { ...received };
-    ring.version++;
-    ring.applied = received.lsn;
+    const received = receiveSnapshot(log, ring);
     ring.append(3, 8);
     take(log, ring);
     disk.complete();
@@ -338,11 +342,7 @@ describe('a log on its way to disk', () => {
     disk.complete();
     const before = { ...log.synced };
     expect(log.reaches(before.lsn)).toBe(true); // a snapshot of this place is being stored
-    const received = { lsn: 4096, hashLow: 5, hashHigh: 6, epoch: 2 };
-    log.restart(received);
-    ring.tail = { ...received };
-    ring.version++;
-    ring.applied = received.lsn;
+    const received = receiveSnapshot(log, ring);
     log.forget(before.lsn); // and now it is
     ring.append(3, 8);
     take(log, ring);

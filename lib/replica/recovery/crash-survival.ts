@@ -46,8 +46,7 @@ export class CrashSurvival {
       return invalid('surviveCrash is neither true nor an object');
     }
     const settings: SurviveCrashOptions = asked === true ? {} : asked;
-    const known = { directory: true, snapshotBytesMax: true } satisfies Record<keyof SurviveCrashOptions, true>;
-    checkNames(settings, known, 'surviveCrash');
+    checkNames(settings, { directory: true, snapshotBytesMax: true }, 'surviveCrash');
     const { directory, snapshotBytesMax } = settings;
     if (directory !== undefined && (typeof directory !== 'string' || !directory.startsWith('/'))) {
       return invalid('surviveCrash.directory is not an absolute path');
