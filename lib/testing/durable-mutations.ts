@@ -10,6 +10,7 @@ import { Random } from '../fabric/sim/random.js';
 import type { Mutation } from './mutations.js';
 import { all, replace } from './replace-method.js';
 import { SimCluster } from './sim-cluster.js';
+import { SimDisk } from './sim-disk.js';
 import { drawReading, type SimOptions, withDisks } from './sim-options.js';
 
 /** Disks take long, and the power goes often. */
@@ -146,6 +147,15 @@ export const DURABLE_MUTATIONS: readonly Mutation[] = [
             return words.length * 4 - offset;
           },
       ),
+  },
+  {
+    name: 'found-log-not-synced',
+    breaks:
+      'a process that starts takes what it reads of the log for synced, which may be nowhere but in the memory of the kernel',
+    seedsMax: 60,
+    replicas: 3,
+    adjust: losingPower,
+    install: () => replace(SimDisk.prototype, 'settle', () => () => {}),
   },
   {
     name: 'disk-error-ignored',

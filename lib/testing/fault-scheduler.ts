@@ -184,9 +184,9 @@ export class FaultScheduler {
     }
   }
 
-  private crashForAWhile(id: number, losesDisk: boolean): void {
+  private crashForAWhile(id: number, losesDisk: boolean, losesPower = false): void {
     const { world, cluster, random, options } = this;
-    cluster.crash(id, losesDisk);
+    cluster.crash(id, losesDisk, losesPower);
     world.schedule(random.logBetween(1e6 * options.pace, options.faults.restartDelayMax_ns), () => {
       if (cluster.lives[id] === null) cluster.start(id);
     });
@@ -200,7 +200,7 @@ export class FaultScheduler {
     world.trace('faults', 'the power goes');
     const isTotal = random.chance(0.7);
     for (const life of cluster.lives) {
-      if (life !== null && (isTotal || random.chance(0.7))) this.crashForAWhile(life.id, false);
+      if (life !== null && (isTotal || random.chance(0.7))) this.crashForAWhile(life.id, false, true);
     }
   }
 

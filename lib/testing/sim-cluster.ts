@@ -91,6 +91,8 @@ export class SimCluster {
   private readonly regions: (SimRegion | null)[];
   /** Its own, so that a run in which nothing has to survive is what it would be otherwise. */
   private readonly survivalRandom: Random | null;
+  /** What becomes of writes that nobody had synced when the power went. */
+  private readonly diskRandom: Random;
   /** Lives that came back by what the one before left, and those that could not. */
   returns = 0;
   returnsFailed = 0;
@@ -113,6 +115,7 @@ export class SimCluster {
     this.genesis = fork?.genesis ?? this.found();
     this.committed = this.genesis;
     this.regions = new Array<SimRegion | null>(options.replicas).fill(null);
+    this.diskRandom = new Random(this.genesis.clusterId);
     this.survivalRandom = options.regionSurvives > 0 ? new Random(this.genesis.clusterId) : null;
     this.events = Object.create(observer, {
       onPeerBroken: { value: (life: SimLife, peer: number) => this.broken(life, peer, 'log') },
@@ -250,15 +253,16 @@ export class SimCluster {
     this.isGivenUp = true;
   }
 
-  /** A replica that is durable comes back as the same life, unless its disk is lost, too. */
-  crash(id: number, losesDisk = false): void {
+  /** A replica that is durable comes back as the same life, unless its disk is lost, too. Its process ends, or its power does. */
+  crash(id: number, losesDisk = false, losesPower = true): void {
     const life = this.lives[id];
     if (!life) return;
     this.lives[id] = null;
     const { survivalRandom } = this;
     if (survivalRandom?.chance(this.options.regionSurvives)) this.regions[id] = leaveBehind(life, survivalRandom);
     life.crash();
-    this.disks[id]?.powerLost(this.random);
+    this.disks[id]?.processEnded(this.random);
+    if (losesPower) this.disks[id]?.powerLost(this.diskRandom);
     if (losesDisk) this.disks[id] = null;
     this.observer.onCrashed(life);
     for (const other of this.lives) {

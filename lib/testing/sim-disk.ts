@@ -1,5 +1,6 @@
 // The simulated disk of one replica: what a loss of power leaves of it. A write is on disk when its completion is reported;
-// of one that is under way when the process ends all, nothing, the beginning or any pieces may be there. Promises are
+// of one that is under way when the process ends all, nothing, the beginning or any pieces may be there. If the process alone
+// ended these are in the memory of the kernel: the next process reads them, and until that has synced them the power takes them. Promises are
 // written synchronously, so they are there or not. A disk outlives the processes that use it; its life is the one that the
 // configuration names. It may fail a write, or be full for a while: of the write that failed it keeps what it would keep of
 // one that was under way.
@@ -65,6 +66,8 @@ export class SimDisk implements LogSource {
   fullUntil_ns = 0;
   private readonly files = new Map<number, Uint8Array>();
   private pending: Pending | null = null;
+  /** What was written last is in the memory of the kernel, and this is what is on disk; a file that is not there yet is null. */
+  private unsynced: { readonly segment: number; readonly onDisk: Uint8Array | null } | null = null;
 
   constructor(
     /** The life that it stands for. */
@@ -135,11 +138,12 @@ export class SimDisk implements LogSource {
   }
 
   /** The process that used the disk is gone: what was under way is there in part, in full or not at all. */
-  powerLost(random: Random): void {
+  processEnded(random: Random): void {
     const { pending } = this;
     this.pending = null;
     if (pending === null) return;
     const { segment, offset, bytes } = pending;
+    this.unsynced = { segment, onDisk: this.files.get(segment) ?? null };
     const kind = random.integer(4);
     if (kind === 0) return;
     if (kind === 1) {
@@ -157,6 +161,20 @@ export class SimDisk implements LogSource {
       if (random.chance(0.5)) torn.fill(0, at, at + SECTOR_BYTES);
     }
     this.place(segment, offset, torn, torn.length);
+  }
+
+  /** With the process, or before the next one: of what nobody has synced any part may have got to the disk. */
+  powerLost(random: Random): void {
+    const { unsynced } = this;
+    this.unsynced = null;
+    if (unsynced === null || !this.files.has(unsynced.segment) || random.chance(0.5)) return;
+    if (unsynced.onDisk === null) this.files.delete(unsynced.segment);
+    else this.files.set(unsynced.segment, unsynced.onDisk);
+  }
+
+  /** A process has synced what it found. */
+  private settle(): void {
+    this.unsynced = null;
   }
 
   /** What is on disk now, without changing it. */
@@ -197,6 +215,7 @@ export class SimDisk implements LogSource {
       this.files.set(segment, (this.files.get(segment) as Uint8Array).slice(0, bytes));
     }
     this.drop(log.discard);
+    this.settle();
     const foreignBelowLsn = Math.max(log.start.lsn, log.tail.lsn - ring.length);
     return { log, applied, recovered: { applied: { ...applied }, configuration, foreignBelowLsn } };
   }

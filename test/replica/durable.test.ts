@@ -3,6 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, describe, expect, test } from 'vitest';
 import { canMountPrivately } from '#lib/cli/nemesis/private-memory.js';
+import { whyNoThinDisks } from '#lib/cli/nemesis/thin-disk.js';
 import { Replica } from '#lib/index.js';
 import { runDemo } from '../demo/support/demo-process.ts';
 import { CommandLog, members, optionsFor, type TestCluster, waitFor } from './fixture.ts';
@@ -216,6 +217,18 @@ test('rounds of SIGKILL to all replicas under load lose and repeat nothing', { t
 });
 
 const canMount = await canMountPrivately();
+
+test.skipIf(!canMount || whyNoThinDisks() !== undefined)(
+  'what a process finds in its log outlives the power, although the one before ended before it had synced it',
+  { timeout: 60_000 },
+  async () => {
+    expect(await runOnSmallDisk('unsynced-log.mjs', folder())).toEqual({
+      written: 'written',
+      found: ['synced', 'written'],
+      kept: ['synced', 'written'],
+    });
+  },
+);
 
 test.skipIf(!canMount)(
   'a full disk ends leadership with a clear error, loses nothing, and the replica comes back when there is room',

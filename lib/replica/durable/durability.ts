@@ -3,7 +3,7 @@
 // `log`: the log behind the snapshot, in files. Opens them, brings back what they hold, takes snapshots when the log has
 // grown, and stops using all of it when the disk fails.
 import { randomInt } from 'node:crypto';
-import { closeSync, fsyncSync, mkdirSync, openSync } from 'node:fs';
+import { closeSync, existsSync, fsyncSync, mkdirSync, openSync, readdirSync } from 'node:fs';
 import { dirname, join, resolve } from 'node:path';
 import type { Configuration } from '../../consensus/configuration.js';
 import { decodeConfiguration } from '../../consensus/configuration.js';
@@ -62,20 +62,33 @@ export interface DurabilityHost {
 
 /** The entries of files that were made just now must not vanish with the power, or the replica would be another one. */
 function syncDirectories(directory: string): void {
-  for (const path of [join(directory, 'state'), join(directory, 'promise'), directory, dirname(directory)]) {
-    let descriptor: number;
-    try {
-      descriptor = openSync(path, 'r');
-    } catch (error) {
-      // A folder in which this user may make files and not look is the administrator's.
-      if (path === dirname(directory) && (error as NodeJS.ErrnoException).code === 'EACCES') continue;
-      throw error;
-    }
-    try {
-      fsyncSync(descriptor);
-    } finally {
-      closeSync(descriptor);
-    }
+  for (const path of [join(directory, 'state'), join(directory, 'promise'), directory]) syncPath(path);
+  try {
+    syncPath(dirname(directory));
+  } catch (error) {
+    // A folder in which this user may make files and not look is the administrator's.
+    if ((error as NodeJS.ErrnoException).code !== 'EACCES') throw error;
+  }
+}
+
+/**
+ * Whatever an earlier process had written and not synced when it ended is in the memory of the kernel: from there it is read as
+ * if it were on disk, and must be there before this process relies on it.
+ */
+function syncFound(directory: string): void {
+  for (const folder of ['state', 'promise', 'log'].map((name) => join(directory, name))) {
+    if (!existsSync(folder)) continue;
+    for (const name of readdirSync(folder)) syncPath(join(folder, name));
+    syncPath(folder);
+  }
+}
+
+function syncPath(path: string): void {
+  const descriptor = openSync(path, 'r');
+  try {
+    fsyncSync(descriptor);
+  } finally {
+    closeSync(descriptor);
   }
 }
 
@@ -124,9 +137,12 @@ export class Durability {
             'stop the other one, or name another directory',
         );
       }
+      syncFound(directory);
       state = new StateStore(join(directory, 'state'));
       const promises = new PromiseStore(Durability.promisePath(directory));
       const promise = promises.read();
+      // After a sync that failed the kernel may hold for written what is not: see SegmentFiles.settle().
+      if (promise !== NO_PROMISE) promises.write(promise);
       await promises.close();
       if (fork !== null) await becomeFork(state, promise, { ...options, directory }, fork);
       const identity = Durability.identify(state, directory, options);

@@ -14,6 +14,7 @@ import {
   readFileSync,
   unlinkSync,
   write,
+  writeSync,
 } from 'node:fs';
 import { join } from 'node:path';
 import type { LogDisk } from '../../consensus/durable-log.js';
@@ -59,7 +60,11 @@ export class SegmentFiles implements LogDisk, LogSource {
     return words;
   }
 
-  /** Makes what recovery found true on disk, before anything is written behind it. */
+  /**
+   * Makes what recovery found true on disk, before anything is written behind it or told of it. What a process reads may be
+   * nowhere but in the memory of the kernel: the one before may have ended between a write and its sync. Where that sync failed the
+   * kernel even holds the bytes for written, so they are written once more.
+   */
   settle(cut: { readonly segment: number; readonly bytes: number } | null, discard: readonly number[]): void {
     this.cached = null;
     if (cut !== null && !discard.includes(cut.segment)) {
@@ -73,7 +78,22 @@ export class SegmentFiles implements LogDisk, LogSource {
     }
     // Those that were written last go first: what is left after a crash in between is a log with a shorter end.
     for (const segment of [...discard].sort((a, b) => b - a)) this.unlink(segment);
+    // Those before it were synced before it was begun.
+    const last = this.numbers.at(-1);
+    if (last !== undefined) this.writeAgain(last);
     fsyncSync(this.directoryDescriptor);
+  }
+
+  private writeAgain(segment: number): void {
+    const path = join(this.directory, nameOf(segment));
+    const bytes = readFileSync(path);
+    const descriptor = openSync(path, 'r+');
+    try {
+      for (let done = 0; done < bytes.length; ) done += writeSync(descriptor, bytes, done, bytes.length - done, done);
+      fsyncSync(descriptor);
+    } finally {
+      closeSync(descriptor);
+    }
   }
 
   /** Files of segments that nobody needs any more. */
