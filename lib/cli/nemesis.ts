@@ -11,6 +11,7 @@ import type { ProfileName } from '../replica/replica-options.js';
 import { formatHistory } from '../testing/index.js';
 import { runAsProgram } from './as-program.js';
 import { Deadline, DemoError } from './demo/deadline.js';
+import { DISK_KINDS, type DiskKind, whyNoDisks } from './nemesis/disks.js';
 import {
   checkOperations,
   formatHistoryFile,
@@ -44,6 +45,7 @@ interface CliOptions {
   replicas: string;
   profile?: ProfileName;
   durable: boolean;
+  disks?: DiskKind;
   clients: number;
   faults?: FaultKind[];
   seed?: number;
@@ -101,6 +103,12 @@ function makeCommand(): Command {
         '--durable',
         'replicas keep their logs in directories that the run makes and removes; among the faults is the loss of all power',
       ).default(false),
+    )
+    .addOption(
+      new Option(
+        '--disks <kind>',
+        "of durable replicas: the machine's, file systems in memory, or thin devices, which fail and lose power (default: by seed and faults)",
+      ).choices(DISK_KINDS),
     )
     .addOption(
       new Option('--clients <n>', 'clients at the same time')
@@ -164,6 +172,12 @@ function writeFiles(result: NemesisResult, options: CliOptions, seed: number): s
   });
 }
 
+/** The simplest disks to which all that was asked for can be done; undefined if it is nothing that needs certain ones. */
+function disksFor(faults: readonly FaultKind[]): DiskKind | undefined {
+  if (faults.includes('diskFailure')) return 'thin';
+  return faults.includes('diskFull') ? 'memory' : undefined;
+}
+
 /** Runs the nemesis with these arguments; returns the exit code. */
 export async function main(argv: readonly string[]): Promise<number> {
   const command = makeCommand();
@@ -186,9 +200,13 @@ export async function main(argv: readonly string[]): Promise<number> {
     );
   }
   const kinds = options.faults ?? FAULT_KINDS.filter((kind) => options.durable || !DURABLE_KINDS.includes(kind));
-  const wantsMounts = (isShm && kinds.includes('exhaust')) || kinds.includes('diskFull');
+  const wantsMounts = (isShm && kinds.includes('exhaust')) || options.durable;
   if (wantsMounts && privateMemory() === undefined && canMountPrivately()) {
     return runWithPrivateMemory(replicas, fileURLToPath(import.meta.url), argv);
+  }
+  if (options.disks !== undefined) {
+    const whyNot = options.durable ? whyNoDisks(options.disks) : 'replicas are not durable: add --durable';
+    if (whyNot !== undefined) command.error(`error: --disks ${options.disks}: ${whyNot}`);
   }
   removeMountPointAtExit();
   const say = (line: string): void => {
@@ -203,7 +221,7 @@ export async function main(argv: readonly string[]): Promise<number> {
       ...{ replicas, devices, durationMs, seed, deadline },
       profile: options.profile,
       durable: options.durable,
-      smallDisks: options.faults?.includes('diskFull') ?? false,
+      disks: options.disks ?? disksFor(options.faults ?? []),
       clients: options.clients,
       kinds,
       verbose: options.verbose,

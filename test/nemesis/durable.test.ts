@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, describe, expect, test } from 'vitest';
 import { canMountPrivately } from '#lib/cli/nemesis/private-memory.js';
+import { whyNoThinDisks } from '#lib/cli/nemesis/thin-disk.js';
 import { runDemo, startDemo } from '../demo/support/demo-process.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'quorate-nemesis-test-'));
@@ -17,10 +18,15 @@ const SEED = 32;
 /** Runs make their folders here, where no other run does. */
 const IN_OWN_FOLDER = { program: 'nemesis.js', timeoutMs: TIMEOUT_MS, env: { TMPDIR: folder } } as const;
 
+const canMount = canMountPrivately();
+/** They lose what had not reached them when the power goes. */
+const canHaveThinDisks = canMount && whyNoThinDisks() === undefined;
+
 test(
   'durable replicas that lose power, disks and members come back with all that was acknowledged',
   async () => {
-    const args = ['--durable', '--minutes', '0.4', '--seed', `${SEED}`, '--out', folder, '--verbose'];
+    const disks = canHaveThinDisks ? ['--disks', 'thin'] : [];
+    const args = ['--durable', '--minutes', '0.4', '--seed', `${SEED}`, ...disks, '--out', folder, '--verbose'];
     const { code, summary, errors } = await runDemo(args, IN_OWN_FOLDER);
     const number = expect.any(Number);
     expect(summary, errors).toMatchObject({
@@ -33,6 +39,7 @@ test(
     expect(summary?.['operations'], errors).toBeGreaterThan(200);
     expect(errors).toContain(`seed ${SEED}`);
     expect(errors).toMatch(new RegExp(`power losses +${count}; first commit after the start: .*, limit 45 s`));
+    if (canHaveThinDisks) expect(errors).toContain('(disks: thin)');
     // The last fault of every run: what all of it acknowledged must be on the disks.
     expect(errors).toMatch(/power loss \d+: replica \d serves in epoch [\d.]+, and all are open\n.* all is healed/);
     expect(errors).toMatch(/states +agree/);
@@ -41,7 +48,7 @@ test(
   TIMEOUT_MS,
 );
 
-test.skipIf(!canMountPrivately())(
+test.skipIf(!canMount)(
   'a replica whose disk is full says so, does not lead, and is a voter again when there is room',
   async () => {
     const args = ['--durable', '--minutes', '0.1', '--seed', `${SEED}`, '--faults', 'diskFull', '--out', folder];
@@ -58,11 +65,29 @@ test.skipIf(!canMountPrivately())(
   TIMEOUT_MS,
 );
 
+test.skipIf(!canHaveThinDisks)(
+  'a replica whose disk fails says so, does not lead, and is a voter again when the disk is sound',
+  async () => {
+    const args = ['--durable', '--minutes', '0.1', '--seed', `${SEED}`, '--faults', 'diskFailure', '--out', folder];
+    const { code, summary, errors } = await runDemo([...args, '--verbose'], IN_OWN_FOLDER);
+    expect(summary, errors).toMatchObject({ violations: 0 });
+    expect(code, errors).toBe(0);
+    const noticed = errors.match(/the disk of replica \d failed: QUORATE_DISK_(FAILED|FULL)/g) ?? [];
+    expect(noticed.length, errors).toBeGreaterThanOrEqual(1);
+    expect(errors).toMatch(new RegExp(`faults +diskFailure ${noticed.length}\n`));
+    expect(summary?.['leaderChanges'], errors).toBeGreaterThanOrEqual(1);
+    expect(errors).toMatch(/states +agree/);
+    expect(readdirSync(folder)).toEqual([]);
+  },
+  TIMEOUT_MS,
+);
+
 describe('disks that lost what they had synced', () => {
   /** A run in which power is lost and nothing else happens, on such disks. */
   async function run(lost: 'end' | 'all' | 'patience') {
     const lying = fileURLToPath(new URL('support/disks-that-lie.mjs', import.meta.url));
-    const args = ['--durable', '--minutes', '0.05', '--seed', '7', '--faults', 'powerLoss', '--out', folder];
+    const args = ['--durable', '--disks', 'machine', '--minutes', '0.05', '--seed', '7', '--faults', 'powerLoss'];
+    args.push('--out', folder);
     return await startDemo(args, {
       ...IN_OWN_FOLDER,
       env: { ...IN_OWN_FOLDER.env, NODE_OPTIONS: `--import=${lying}`, DISKS_LOSE: lost },

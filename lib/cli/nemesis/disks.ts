@@ -1,16 +1,38 @@
 // The directories of durable replicas: one folder for the run, in the machine's folder for temporary files, with a directory
-// for each replica. A replica that is killed finds its own again; one whose disk is lost finds nothing. Small disks are file
-// systems in memory, one for each replica, that can be filled up without touching the machine's; they are mounted in the
-// mount namespace of the run (private-memory.ts) and vanish with its last process.
+// for each replica. A replica that is killed finds its own again; one whose disk is lost finds nothing. The disks are the
+// machine's, or file systems of the run's own, one for each replica, to which more can be done: those in memory can be filled
+// up, and thin ones can fail and lose power, too. These are mounted in the mount namespace of the run (private-memory.ts), and
+// vanish with its last process.
 import { spawnSync } from 'node:child_process';
 import { cpSync, existsSync, mkdirSync, mkdtempSync, rmdirSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { DemoError } from '../demo/deadline.js';
 import { emptyFileSystem, fillFileSystem } from './ballast.js';
+import { privateMemory } from './private-memory.js';
+import { ThinDisk, whyNoThinDisks } from './thin-disk.js';
+
+/** From the simplest to the one to which most can be done. */
+export const DISK_KINDS = ['machine', 'memory', 'thin'] as const;
+export type DiskKind = (typeof DISK_KINDS)[number];
+
+/** Why there can be no disks of this kind here; undefined if there can. */
+export function whyNoDisks(kind: DiskKind): string | undefined {
+  if (kind === 'machine') return undefined;
+  if (privateMemory() === undefined) return 'file systems of its own, and the right to mount them, are needed';
+  return kind === 'thin' ? whyNoThinDisks() : undefined;
+}
+
+/** Disks of this kind, or of the next simpler one that there can be. */
+function possibleKind(kind: DiskKind): DiskKind {
+  const kinds = DISK_KINDS.slice(0, DISK_KINDS.indexOf(kind) + 1);
+  return kinds.findLast((one) => whyNoDisks(one) === undefined) as DiskKind;
+}
 
 /** What a replica of a run has on disk is some MiB; the rest is for the ballast, which is memory. */
-const SMALL_DISK_BYTES = 64 * 1024 * 1024;
+const MEMORY_DISK_BYTES = 64 * 1024 * 1024;
+/** None of the run's disks is larger. */
+const DISK_BYTES_MAX = MEMORY_DISK_BYTES;
 /** Left free on a full disk: the write that fails has begun, or not. */
 const FREE_BYTES = 16 * 1024;
 const COMMAND_TIMEOUT_MS = 20_000;
@@ -20,27 +42,48 @@ function mountCommand(program: 'mount' | 'umount', args: readonly string[]): voi
   if (status !== 0) throw new DemoError(`${program} ${args.join(' ')} failed: ${stderr}`);
 }
 
+/** A file system in memory: syncing it takes no time. */
+class MemoryDisk {
+  constructor(readonly folder: string) {
+    mkdirSync(folder);
+    mountCommand('mount', ['-t', 'tmpfs', '-o', `mode=0700,size=${MEMORY_DISK_BYTES}`, 'quorate-nemesis', folder]);
+  }
+
+  /** What a process had written is there still: memory is all that this disk is. */
+  losePower(): void {}
+
+  remove(): void {
+    // A replica that is being killed may have files there still.
+    mountCommand('umount', ['--lazy', this.folder]);
+    rmdirSync(this.folder);
+  }
+}
+
 export class Disks {
   readonly folder = mkdtempSync(join(tmpdir(), 'quorate-nemesis-disks-'));
-  /** Mount points, by replica; empty if the disks are the machine's. */
-  private readonly mounted: string[] = [];
+  /** By replica; empty if the disks are the machine's. */
+  private readonly disks: (MemoryDisk | ThinDisk)[] = [];
+  readonly kind: DiskKind;
 
-  /** So many disks, small ones if they are to be filled up. */
-  constructor(replicas: number, areSmall: boolean) {
-    for (let id = 0; areSmall && id < replicas; id++) {
-      const disk = join(this.folder, `disk-${id}`);
-      mkdirSync(disk);
-      mountCommand('mount', ['-t', 'tmpfs', '-o', `mode=0700,size=${SMALL_DISK_BYTES}`, 'quorate-nemesis', disk]);
-      this.mounted.push(disk);
+  /** So many disks of this kind, or of the next simpler one that there can be. */
+  constructor(replicas: number, kind: DiskKind) {
+    this.kind = possibleKind(kind);
+    for (let id = 0; this.kind !== 'machine' && id < replicas; id++) {
+      const folder = join(this.folder, `disk-${id}`);
+      this.disks.push(this.kind === 'thin' ? new ThinDisk(folder) : new MemoryDisk(folder));
     }
   }
 
   get canBeFilled(): boolean {
-    return this.mounted.length > 0;
+    return this.kind !== 'machine';
+  }
+
+  get canFail(): boolean {
+    return this.kind === 'thin';
   }
 
   directory(id: number): string {
-    return join(this.mounted[id] ?? this.folder, `replica-${id}`);
+    return join(this.disks[id]?.folder ?? this.folder, `replica-${id}`);
   }
 
   /** Its replica does not run. */
@@ -50,33 +93,39 @@ export class Disks {
 
   /** Takes all room that there is by now on the disk of this replica; what it gives back itself can be taken again. */
   fill(id: number): void {
-    fillFileSystem(this.mounted[id] as string, { freeBytes: FREE_BYTES, fileSystemBytesMax: SMALL_DISK_BYTES });
+    const { folder } = this.disks[id] as MemoryDisk | ThinDisk;
+    fillFileSystem(folder, { freeBytes: FREE_BYTES, fileSystemBytesMax: DISK_BYTES_MAX });
   }
 
   /** Makes room again. */
   makeRoom(id: number): void {
-    emptyFileSystem(this.mounted[id] as string);
+    emptyFileSystem((this.disks[id] as MemoryDisk | ThinDisk).folder);
   }
 
-  /** Puts what is on small disks where it outlives the run. Nothing runs on them any more. */
+  /** The disk of this replica fails at one of the next writes. */
+  fail(id: number): void {
+    (this.disks[id] as ThinDisk).exhaust();
+  }
+
+  /** The power of the disk goes and comes back; its replica does not run. The disk is sound then, and has room. */
+  losePower(id: number): void {
+    this.disks[id]?.losePower();
+    if (this.canBeFilled) this.makeRoom(id);
+  }
+
+  /** Puts what is on disks of the run's own where it outlives the run. Nothing runs on them any more. */
   keep(): void {
-    for (const [id, disk] of this.mounted.entries()) {
+    for (const [id, disk] of this.disks.entries()) {
       const directory = this.directory(id);
       if (existsSync(directory)) cpSync(directory, join(this.folder, `replica-${id}`), { recursive: true });
-      this.unmount(disk);
+      disk.remove();
     }
-    this.mounted.length = 0;
+    this.disks.length = 0;
   }
 
   remove(): void {
-    for (const disk of this.mounted) this.unmount(disk);
-    this.mounted.length = 0;
+    for (const disk of this.disks) disk.remove();
+    this.disks.length = 0;
     rmSync(this.folder, { recursive: true, force: true });
-  }
-
-  private unmount(disk: string): void {
-    // A replica that is being killed may have files there still.
-    mountCommand('umount', ['--lazy', disk]);
-    rmdirSync(disk);
   }
 }

@@ -30,9 +30,13 @@ const LOG_KEPT_MIN = 0.5;
 const AMIDST_PROBABILITY = 0.6;
 /** Election priorities that are given: 0 and up. */
 const PRIORITIES = 3;
-/** How often what a full disk has of free room by then is taken. */
-const FILL_INTERVAL_MS = 50;
-const DISK_FULL = 'QUORATE_DISK_FULL';
+/** How often the room that a disk has by then is taken. */
+const STOP_INTERVAL_MS = 50;
+/** What a replica may call a disk that stopped. A device without room tells the first write that it has none, and all others that it fails. */
+const DISK_CODES = {
+  diskFull: ['QUORATE_DISK_FULL'],
+  diskFailure: ['QUORATE_DISK_FAILED', 'QUORATE_DISK_FULL'],
+} as const satisfies Partial<Record<FaultKind, readonly string[]>>;
 const NO_LEADER = 'there being no leader';
 const NO_ANSWER = 'no answer';
 
@@ -216,8 +220,9 @@ export class Faults {
         break;
       }
       case 'diskFull':
+      case 'diskFailure':
         if (disks === undefined || !this.mayImpair(victim.id)) return;
-        this.impair(kind, victim, (healed) => this.fillDisk(disks, victim, healed));
+        this.impair(kind, victim, (healed) => this.stopDisk(disks, victim, kind, healed));
         break;
       case 'powerLoss':
         if (this.isMemoryScarce) return;
@@ -341,46 +346,76 @@ export class Faults {
   }
 
   /**
-   * Fills the disk of a replica until it says so. It must go on without the disk, under a leader that is another one, until
-   * somebody makes room and starts its process again.
+   * Has the disk of a replica run out of room, or refuse writes, until the replica says so. It must go on without the disk, under
+   * a leader that is another one, until somebody sees to the disk and starts its process again.
    */
-  private async fillDisk(disks: Disks, victim: ReplicaProcess, healed: (at_ns: number) => void): Promise<void> {
-    const { cluster, random, scale, recoveryTimeoutMs } = this.options;
+  private async stopDisk(
+    disks: Disks,
+    victim: ReplicaProcess,
+    kind: 'diskFull' | 'diskFailure',
+    healed: (at_ns: number) => void,
+  ): Promise<void> {
+    const { cluster, random, scale } = this.options;
     const { id } = victim;
-    // A power loss ends it as well: whoever brings the power back makes room.
+    const isFailure = kind === 'diskFailure';
+    // A power loss ends it as well: whoever brings the power back sees to the disk.
     const isOther = () => cluster.replicas[id] !== victim || victim.state !== 'open';
-    const failure = () => victim.status?.durable?.failure;
     try {
-      const until_ns = monotonic_ns() + recoveryTimeoutMs * 1e6;
-      while (failure() === undefined && !isOther()) {
-        this.goOn();
-        if (monotonic_ns() > until_ns) {
-          throw new DemoError(`replica ${id} did not notice within ${recoveryTimeoutMs} ms that its disk is full`);
-        }
-        disks.fill(id); // with an old snapshot, or old log, it makes room itself
-        await sleepFor(FILL_INTERVAL_MS);
-      }
+      await this.untilDiskStops(disks, victim, kind, isOther);
       if (!isOther()) {
-        const code = failure();
-        if (code !== DISK_FULL) throw new DemoError(`the disk of replica ${id} was full, and it failed with ${code}`);
-        this.note(`  the disk of replica ${id} is full, and it says so`);
-        await this.within(`another leader than replica ${id}, whose disk is full`, () =>
+        await this.within(`another leader than replica ${id}, whose disk ${isFailure ? 'failed' : 'is full'}`, () =>
           isOther() || (cluster.leader !== undefined && cluster.leader !== victim) ? true : undefined,
         );
         await this.sleep(random.logBetween(...scale.restartDelayMs));
       }
     } finally {
-      disks.makeRoom(id);
+      if (!isFailure) disks.makeRoom(id);
     }
     if (!isOther()) {
-      this.note(`  replica ${cluster.leader?.id} leads, and there is room on the disk of replica ${id}`);
+      this.note(`  replica ${cluster.leader?.id} leads, and the disk of replica ${id} is seen to`);
       this.away.add(id);
-      await this.end(victim, 'whose disk was full');
+      await this.end(victim, `whose disk ${isFailure ? 'failed' : 'was full'}`);
+      if (isFailure) disks.losePower(id);
       await this.startAgain(id);
       this.away.delete(id);
     }
     healed(monotonic_ns());
     await this.within(`replica ${id} as a voter again`, () => (this.isVoter(id) ? true : undefined));
+  }
+
+  /** Makes a disk stop, and waits until its replica calls that what it is. */
+  private async untilDiskStops(
+    disks: Disks,
+    victim: ReplicaProcess,
+    kind: 'diskFull' | 'diskFailure',
+    isOther: () => boolean,
+  ): Promise<void> {
+    const { recoveryTimeoutMs } = this.options;
+    const { id } = victim;
+    const failure = () => victim.status?.durable?.failure;
+    const until_ns = monotonic_ns() + recoveryTimeoutMs * 1e6;
+    while (failure() === undefined && !isOther()) {
+      this.goOn();
+      if (monotonic_ns() > until_ns) {
+        throw new DemoError(
+          `replica ${id} did not notice within ${recoveryTimeoutMs} ms what became of its disk: ${kind}`,
+        );
+      }
+      // With an old snapshot, or old log, it makes room itself.
+      if (kind === 'diskFull') disks.fill(id);
+      else disks.fail(id);
+      await sleepFor(STOP_INTERVAL_MS);
+    }
+    if (isOther()) return;
+    const code = failure();
+    if (code === undefined || !(DISK_CODES[kind] as readonly string[]).includes(code)) {
+      throw new DemoError(`to the disk of replica ${id} came ${kind}, and it failed with ${code}`);
+    }
+    this.note(
+      kind === 'diskFull'
+        ? `  the disk of replica ${id} is full, and it says so`
+        : `  the disk of replica ${id} failed: ${code}`,
+    );
   }
 
   /** Starts a replica that has ended; what the power took in the middle of it is no failure. */
@@ -436,8 +471,9 @@ export class Faults {
       await this.within('the end of all replicas, which lost power', () =>
         struck.every(({ state }) => state === 'ended') ? true : undefined,
       );
+      // A fault that was under way may have started one of them again by now.
+      for (const { id, state } of cluster.replicas) if (state === 'ended') disks?.losePower(id);
       await this.sleep(random.logBetween(...scale.restartDelayMs));
-      if (disks?.canBeFilled) for (const { id } of cluster.replicas) disks.makeRoom(id);
       const ids = cluster.replicas.filter(({ id }) => !this.away.has(id)).map(({ id }) => id);
       for (const id of ids) this.away.add(id);
       const since_ns = monotonic_ns();

@@ -11,7 +11,7 @@ import { Cluster } from '../demo/cluster.js';
 import { type Deadline, DemoError } from '../demo/deadline.js';
 import { monotonic_ns } from '../demo/messages.js';
 import { ClientProcesses } from './client-processes.js';
-import { Disks } from './disks.js';
+import { type DiskKind, Disks, whyNoDisks } from './disks.js';
 import { Faults, type JournalEntry } from './faults.js';
 import type { OperationRecord } from './history.js';
 import { Judge } from './judge.js';
@@ -28,8 +28,8 @@ export interface NemesisOptions {
   readonly profile: ProfileName | undefined;
   /** Replicas keep their logs on disk. */
   readonly durable: boolean;
-  /** Their disks can be filled up; false: if the seed says so. */
-  readonly smallDisks: boolean;
+  /** The kind of their disks; undefined: as the seed says. Where that is not to be had it is the next simpler one. */
+  readonly disks: DiskKind | undefined;
   readonly durationMs: number;
   readonly clients: number;
   readonly kinds: readonly FaultKind[];
@@ -120,8 +120,7 @@ export async function runNemesis(options: NemesisOptions): Promise<NemesisResult
   const folder = mkdtempSync(join(tmpdir(), 'quorate-nemesis-'));
   const sharedMemory = privateMemory() ?? '/dev/shm';
   const regionDirectory = settings.regionsSurvive ? mkdtempSync(join(sharedMemory, 'quorate-nemesis-')) : undefined;
-  const smallDisks = (options.smallDisks || settings.smallDisks) && privateMemory() !== undefined;
-  const disks = options.durable ? new Disks(options.replicas, smallDisks) : undefined;
+  const disks = options.durable ? new Disks(options.replicas, options.disks ?? settings.disks) : undefined;
   const removeFolder = () => {
     for (const one of [folder, regionDirectory]) if (one !== undefined) rmSync(one, { recursive: true, force: true });
   };
@@ -135,13 +134,12 @@ export async function runNemesis(options: NemesisOptions): Promise<NemesisResult
   // Left out, each with its reason, is what cannot be done here.
   const shortage = openShortage(fabric, privateMemory());
   const network = isShm ? 'shared memory has no links' : await Network.open(devices);
-  const whyNotFilled = () =>
-    privateMemory() === undefined
-      ? 'it needs file systems of its own for the disks'
-      : "the disks of this seed are the machine's; name the kind in --faults to have small ones";
+  const whyNotOn = (kind: DiskKind) =>
+    whyNoDisks(kind) ?? `the disks of this run are others (${disks?.kind}): add --disks ${kind}`;
   const reasonAgainst = (kind: FaultKind): string | undefined => {
     if (kind === 'exhaust') return typeof shortage === 'string' ? shortage : undefined;
-    if (kind === 'diskFull') return disks?.canBeFilled ? undefined : whyNotFilled();
+    if (kind === 'diskFull') return disks?.canBeFilled ? undefined : whyNotOn('memory');
+    if (kind === 'diskFailure') return disks?.canFail ? undefined : whyNotOn('thin');
     if (kind !== 'linkDown' && kind !== 'oneWay' && kind !== 'isolate' && kind !== 'degrade') return undefined;
     return typeof network === 'string' ? network : undefined;
   };
@@ -157,7 +155,7 @@ export async function runNemesis(options: NemesisOptions): Promise<NemesisResult
   say(
     `${options.replicas} replicas on ${devices.join(', ')}; log ${settings.logBytes} bytes, profile ` +
       `${settings.profile ?? 'by device'}, permission strategy ${strategy}, ` +
-      `${disks === undefined ? memory : `durable in ${disks.folder}${smallDisks ? ' (small disks)' : ''}, a snapshot after ${snapshotAfterBytes} bytes`}; ` +
+      `${disks === undefined ? memory : `durable in ${disks.folder} (disks: ${disks.kind}), a snapshot after ${snapshotAfterBytes} bytes`}; ` +
       `faults: ${kinds.join(', ')}`,
   );
 

@@ -4,6 +4,7 @@
 import type { Random } from '../../fabric/sim/random.js';
 import type { ProfileName } from '../../replica/replica-options.js';
 import type { PermissionStrategy } from '../demo/messages.js';
+import { DISK_KINDS, type DiskKind } from './disks.js';
 
 export const FAULT_KINDS = [
   /** SIGKILL, and a new start after a while. */
@@ -18,12 +19,14 @@ export const FAULT_KINDS = [
   'breakLinks',
   /** SIGKILL, and a new start for which there is no memory, then one for which there is. */
   'exhaust',
-  /** SIGKILL to all replicas at once, and a new start of each of them on its directory. */
+  /** SIGKILL to all replicas at once, thin disks lose what they had not written, and a new start of each replica on its directory. */
   'powerLoss',
   /** SIGKILL, and a new start of a durable replica whose directory is gone. */
   'diskLoss',
   /** The disk of a durable replica is full for a while; then there is room, and its process is started again. */
   'diskFull',
+  /** The disk of a durable replica refuses all writes until its process has ended; then it is sound, but for what it had not written. */
+  'diskFailure',
   /** The leader is asked to hand leadership over. */
   'transfer',
   /** A follower is removed from the cluster and added to it again with empty memory, or priorities change. */
@@ -40,10 +43,10 @@ export const FAULT_KINDS = [
 export type FaultKind = (typeof FAULT_KINDS)[number];
 
 /** Kinds that only replicas with disks can have. */
-export const DURABLE_KINDS: readonly FaultKind[] = ['powerLoss', 'diskLoss', 'diskFull'];
+export const DURABLE_KINDS: readonly FaultKind[] = ['powerLoss', 'diskLoss', 'diskFull', 'diskFailure'];
 
 /** Kinds that make another replica lead when they hit the leader: there is one in every phase. */
-const DEPOSING: readonly FaultKind[] = ['kill', 'pause', 'linkDown', 'isolate', 'powerLoss', 'diskLoss', 'diskFull'];
+const DEPOSING: readonly FaultKind[] = ['kill', 'pause', 'linkDown', 'isolate', ...DURABLE_KINDS];
 
 export interface Phase {
   readonly weights: ReadonlyMap<FaultKind, number>;
@@ -87,6 +90,7 @@ export const SCALES: Readonly<Record<'shm' | 'verbs', Scale>> = {
       powerLoss: 0.6,
       diskLoss: 0.15,
       diskFull: 0.3,
+      diskFailure: 0.3,
       transfer: 0.3,
       membership: 0.2,
     },
@@ -110,6 +114,7 @@ export const SCALES: Readonly<Record<'shm' | 'verbs', Scale>> = {
       powerLoss: 0.2,
       diskLoss: 0.05,
       diskFull: 0.1,
+      diskFailure: 0.1,
       degrade: 0.3,
       breakLinks: 0.5,
       transfer: 0.3,
@@ -136,8 +141,8 @@ export interface ClusterSettings {
   readonly regionsSurvive: boolean;
   /** Of durable replicas: how much log they write from one snapshot to the next. Undefined: replicas are not durable. */
   readonly snapshotAfterBytes: number | undefined;
-  /** Their disks are small file systems of the run's own, which can be filled up, instead of the machine's, which take their time to sync. */
-  readonly smallDisks: boolean;
+  /** The kind of their disks. */
+  readonly disks: DiskKind;
 }
 
 const KIB = 1024;
@@ -155,14 +160,14 @@ export function drawSettings(
   const settings = {
     ...drawReplicaSettings(random, fabric, profile),
     snapshotAfterBytes: undefined,
-    smallDisks: false,
+    disks: 'machine' as const,
   };
   if (!isDurable) return settings;
   return {
     ...settings,
     regionsSurvive: false,
     snapshotAfterBytes: random.pick(SNAPSHOT_AFTER_BYTES),
-    smallDisks: random.chance(0.5),
+    disks: random.pick(DISK_KINDS),
   };
 }
 
@@ -170,7 +175,7 @@ function drawReplicaSettings(
   random: Random,
   fabric: 'shm' | 'verbs',
   profile: ProfileName | undefined,
-): Omit<ClusterSettings, 'snapshotAfterBytes' | 'smallDisks'> {
+): Omit<ClusterSettings, 'snapshotAfterBytes' | 'disks'> {
   const logBytes = random.pick([MIB / 4, MIB, 16 * MIB]);
   if (fabric === 'verbs') {
     const permissionStrategy = random.pick(['mr-dereg', 'qp-flush', undefined] as const);
