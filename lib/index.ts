@@ -2,7 +2,8 @@
 export type { BackgroundProfile } from './consensus/background-plane.js';
 export type { MemberRole } from './consensus/configuration.js';
 export type { ReplacementNews } from './consensus/replacement.js';
-export type { PeerPhase, Role } from './consensus/replication-plane.js';
+export type { Role } from './consensus/replication-host.js';
+export type { PeerPhase } from './consensus/replication-plane.js';
 export { QuorateError } from './errors.js';
 export { bestSurvivor, type ForceNewClusterOptions } from './replica/force-new-cluster.js';
 export { NotLeaderError } from './replica/not-leader-error.js';

@@ -1,5 +1,6 @@
 // Every limit of the consensus layer, named with its unit. Sizes here are part of the memory layout that replicas
-// read and write in each other's memory, so all members of a cluster must run the same values (LAYOUT_VERSION).
+// read and write in each other's memory, so all members of a cluster must run the same values (LAYOUT_VERSION). What follows
+// from the size of the log ring stands beside the limits that it follows from.
 
 /** Version of the shared memory layout; replicas with different versions refuse to connect. */
 export const LAYOUT_VERSION = 6;
@@ -27,6 +28,10 @@ export const LSN_BYTES = 8;
 export const PAYLOAD_BYTES_MAX = 1024 * 1024;
 /** An entry may take at most this fraction of the ring, so that several are always in flight. */
 export const ENTRY_RING_FRACTION_MAX = 1 / 8;
+/** Largest payload that a ring of this size takes. */
+export function payloadBytesMax(logBytes: number): number {
+  return Math.min(PAYLOAD_BYTES_MAX, logBytes * ENTRY_RING_FRACTION_MAX - ENTRY_ALIGNMENT_BYTES - ENTRY_HEADER_BYTES);
+}
 /** Part of the ring that commands may not use, so that a new leader can always append its noop and a configuration. */
 export const LOG_RESERVE_FRACTION = 1 / 16;
 /** Most bytes that one WRITE to a follower carries; larger suffixes go out in several. */
@@ -35,6 +40,12 @@ export const REPLICATION_BATCH_BYTES_MAX = 64 * 1024;
 export const REPLICATION_WINDOW_WRITES = 8;
 /** Most bytes that one READ of another replica's log brings; more than the largest entry. */
 export const TAKEOVER_READ_BYTES_MAX = 1280 * 1024;
+/** Half of the workspace holds entries under construction, the other half what is read from other logs. */
+export const WORKSPACE_BYTES_MIN = 2 * 2 * 1024 * 1024;
+/** What a ring of this size needs: neither half ever holds more than the ring. */
+export function workspaceBytesMin(logBytes: number): number {
+  return Math.min(WORKSPACE_BYTES_MIN, 2 * logBytes);
+}
 /** Epoch runs that a grant publishes; a log with more of them is repaired from the last one published. */
 export const EPOCH_RUNS_MAX = 40;
 /** Most bytes of a configuration entry: MAX_REPLICAS members with the longest host names, in ASCII, take 6 KiB. */

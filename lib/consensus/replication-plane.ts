@@ -43,7 +43,6 @@ import {
   BACKGROUND_BLOCK_WORDS,
   ENTRY_ALIGNMENT_BYTES,
   ENTRY_HEADER_BYTES,
-  ENTRY_RING_FRACTION_MAX,
   EPOCH_RUNS_MAX,
   GRANT_BLOCK_OFFSET_WORDS,
   GRANT_BLOCK_WORDS,
@@ -54,10 +53,10 @@ import {
   MAIN_BLOCK_OFFSET_WORDS,
   MAIN_BLOCK_WORDS,
   MAX_REPLICAS,
-  PAYLOAD_BYTES_MAX,
   REPLICATION_BATCH_BYTES_MAX,
   REPLICATION_WINDOW_WRITES,
   TAKEOVER_READ_BYTES_MAX,
+  workspaceBytesMin,
 } from './limits.js';
 import { LogPiece, LogScanner } from './log-scan.js';
 import {
@@ -73,6 +72,7 @@ import {
 } from './membership.js';
 import { ReadRounds } from './read-rounds.js';
 import { Replacement } from './replacement.js';
+import type { CandidacyStages, ReplicationHost, ReplicationOptions, Role } from './replication-host.js';
 import { readU53, SealedBlockReader, SealedBlockWriter, writeU53 } from './sealed-block.js';
 import {
   BackgroundField,
@@ -85,109 +85,11 @@ import {
   ToMainField,
 } from './status-layout.js';
 
-/** What a replica is at present. */
-export type Role = 'follower' | 'takingOver' | 'leader';
-
-/** Points in time on the background plane's clock, nanoseconds. */
-export interface CandidacyStages {
-  /** It saw no live leader any more. */
-  readonly leaderLostAt_ns: number;
-  /** It promised itself its epoch and asked for permission. */
-  readonly candidateAt_ns: number;
-  /** A majority had granted it. */
-  readonly majorityAt_ns: number;
-}
-
-/** Where commands go that come out of a log. */
-export interface CommandSink {
-  /**
-   * A committed command, in log order, exactly once per LSN. The payload lies in `bytes` and is valid during the call
-   * only. Must be deterministic and must not throw.
-   */
-  applyCommand(
-    lsn: number,
-    origin: number,
-    sequence: number,
-    bytes: Uint8Array,
-    payloadOffset: number,
-    payloadBytes: number,
-  ): void;
-}
-
-/** What the plane tells its host. Calls come from inside poll(), flush() and propose(). */
-export interface ReplicationHost extends CommandSink {
-  /** This replica is the active leader of `epoch`: its noop is committed. */
-  onLeader(epoch: number): void;
-  /** Leadership or takeover of `epoch` ended; the fate of unfinished proposals is unknown to this replica. */
-  onDeposed(epoch: number, reason: string): void;
-  /** A configuration is in force here (latest in the log, committed or not). */
-  onConfiguration(configuration: Configuration): void;
-  /** A configuration was applied, and so is committed; its entry ends at `endLsn`. Not called for a snapshot's. */
-  onConfigurationApplied(configuration: Configuration, endLsn: number): void;
-  /** Leadership was not handed over, for this reason, and this replica goes on leading. */
-  onTransferEnded(reason: string): void;
-  /** The log link to the peer failed and must be replaced by a fresh one. */
-  onPeerBroken(peer: number): void;
-  /** The peer's log is too far behind the ring to be repaired from it; it needs a snapshot from this leader. */
-  onSnapshotNeeded(peer: number): void;
-  /**
-   * The read barriers of this round, and of all before it, are passed: the state machine reflects, now and from now on,
-   * every command that was acknowledged, by whichever leader, before they were asked for.
-   */
-  onReadBarrier(round: number): void;
-}
-
-export interface ReplicationOptions {
-  readonly id: number;
-  readonly bootId: number;
-  /** Size of the log ring, a power of two. */
-  readonly logBytes: number;
-  /** First configuration; also seeds the hash chain, so that logs of different clusters never match. */
-  readonly genesis: Configuration;
-  /** How long one submit may spin for completions before the host waits for an event instead. */
-  readonly spin_ns: number;
-  /**
-   * A leader's patience: a follower that blocks recycling of the ring for so long is dropped, and a leader that does not see
-   * a majority of the voters for so long leads no more.
-   */
-  readonly lagTimeout_ns: number;
-  /** A voter that is gone for so long is replaced by a spare (replacement.ts); 0, the default: never. */
-  readonly replaceAfter_ns?: number;
-  /** Most entries that are applied in one go, before the host gets its turn. Default 4096. */
-  readonly applyEntriesMax?: number;
-  /** Names this process; a durable life has one after the other. Default: the life's only one. */
-  readonly processId?: number;
-  /**
-   * Durable mode: an entry is committed when a majority of the voters has it on disk. The host calls durableProgress()
-   * when the log says that more is.
-   */
-  readonly durableLog?: DurableLog | null;
-  /** What an earlier process of this life left behind; its log stands in the ring from `applied` on. */
-  readonly recovered?: RecoveredState | null;
-}
-
-export interface RecoveredState {
-  /** Up to here the state machine has been fed. */
-  readonly applied: Readonly<ChainPosition>;
-  /** The latest configuration up to there. */
-  readonly configuration: Configuration;
-  /** Below this LSN the ring does not hold the log. */
-  readonly foreignBelowLsn: number;
-}
-
 /** Results of propose() that are not an LSN; the first one is also one of readBarrier(). */
 export const PROPOSE_NOT_LEADER = -1;
 export const PROPOSE_LOG_FULL = -2;
 /** The leader is about to hand over or to leave; it may also go on. */
 export const PROPOSE_LEAVING = -3;
-
-/** Half of the workspace holds entries under construction, the other half what is read from other logs. */
-export const WORKSPACE_BYTES_MIN = 2 * 2 * 1024 * 1024;
-
-/** What a ring of this size needs: neither half ever holds more than the ring. */
-export function workspaceBytesMin(logBytes: number): number {
-  return Math.min(WORKSPACE_BYTES_MIN, 2 * logBytes);
-}
 
 /** Entries that one poll validates, and those that it applies unless the options say otherwise. */
 const ENTRIES_PER_POLL_MAX = 4096;
@@ -229,11 +131,6 @@ class Follower {
   grantAppliedLsn = 0;
   grantTailLsn = 0;
   grantTailEpoch = 0;
-}
-
-/** Largest payload that a ring of this size takes. */
-export function payloadBytesMax(logBytes: number): number {
-  return Math.min(PAYLOAD_BYTES_MAX, logBytes * ENTRY_RING_FRACTION_MAX - ENTRY_ALIGNMENT_BYTES - ENTRY_HEADER_BYTES);
 }
 
 export class ReplicationPlane {

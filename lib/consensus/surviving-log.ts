@@ -20,7 +20,7 @@ import {
   validHashLow,
 } from './entry.js';
 import { ENTRY_ALIGNMENT_BYTES, ENTRY_HEADER_BYTES } from './limits.js';
-import type { CommandSink } from './replication-plane.js';
+import type { CommandSink } from './replication-host.js';
 
 /** A run of log in private memory: a whole ring, or a piece without a seam that begins at `baseLsn`. */
 export class LogStretch {

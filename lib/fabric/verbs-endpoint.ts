@@ -3,8 +3,13 @@
 // peer's mailbox slot is a region of its own.
 import { randomInt } from 'node:crypto';
 import { EXCHANGE_BYTES } from '../consensus/exchange.js';
-import { MAILBOX_BYTES, MAILBOX_SLOT_BYTES, MAX_REPLICAS, STATUS_BYTES } from '../consensus/limits.js';
-import { workspaceBytesMin } from '../consensus/replication-plane.js';
+import {
+  MAILBOX_BYTES,
+  MAILBOX_SLOT_BYTES,
+  MAX_REPLICAS,
+  STATUS_BYTES,
+  workspaceBytesMin,
+} from '../consensus/limits.js';
 import { QuorateError } from '../errors.js';
 import {
   Access,

@@ -14,7 +14,8 @@ import { type Configuration, genesisConfiguration } from '../consensus/configura
 import { Exchange } from '../consensus/exchange.js';
 import type { LeaseSettings } from '../consensus/lease.js';
 import { LOG_BYTES_MIN } from '../consensus/limits.js';
-import { type ReplicationHost, ReplicationPlane } from '../consensus/replication-plane.js';
+import type { ReplicationHost } from '../consensus/replication-host.js';
+import { ReplicationPlane } from '../consensus/replication-plane.js';
 import { QuorateError } from '../errors.js';
 import type { LinkKind } from '../fabric/link-parameters.js';
 import { LogPermissions, type PermissionStrategy } from '../fabric/permissions.js';

@@ -2,7 +2,8 @@
 import type { BackgroundProfile } from '../consensus/background-plane.js';
 import type { MemberRole } from '../consensus/configuration.js';
 import type { ReplacementNews } from '../consensus/replacement.js';
-import type { PeerPhase, Role } from '../consensus/replication-plane.js';
+import type { Role } from '../consensus/replication-host.js';
+import type { PeerPhase } from '../consensus/replication-plane.js';
 import type { QuorateError } from '../errors.js';
 import type { RecoveryStatus } from './recovery/recovery.js';
 import type { RegionStatus } from './recovery/region-keeper.js';

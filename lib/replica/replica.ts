@@ -10,16 +10,11 @@ import { EPOCH_NONE, formatEpoch } from '../consensus/epoch.js';
 import { Exchange } from '../consensus/exchange.js';
 import { forkPosition } from '../consensus/fork.js';
 import type { LeaseSettings } from '../consensus/lease.js';
-import { LOG_BYTES_MAX, LOG_BYTES_MIN, MAX_REPLICAS, PRIORITY_MAX } from '../consensus/limits.js';
+import { LOG_BYTES_MAX, LOG_BYTES_MIN, MAX_REPLICAS, PRIORITY_MAX, payloadBytesMax } from '../consensus/limits.js';
 import { MembershipWatch } from '../consensus/membership.js';
 import { replacementNews } from '../consensus/replacement.js';
-import {
-  PROPOSE_NOT_LEADER,
-  payloadBytesMax,
-  type RecoveredState,
-  type ReplicationHost,
-  ReplicationPlane,
-} from '../consensus/replication-plane.js';
+import type { RecoveredState, ReplicationHost } from '../consensus/replication-host.js';
+import { PROPOSE_NOT_LEADER, ReplicationPlane } from '../consensus/replication-plane.js';
 import { QuorateError } from '../errors.js';
 import { VerbsEndpoint } from '../fabric/verbs-endpoint.js';
 import { VerbsReplicationFabric } from '../fabric/verbs-replication-fabric.js';

@@ -1,6 +1,7 @@
 // Ways to break messages and what replicas do with them, for clusters whose clients propose at any replica.
+
+import { payloadBytesMax } from '../consensus/limits.js';
 import { MessageRingReader } from '../consensus/message-ring.js';
-import { payloadBytesMax } from '../consensus/replication-plane.js';
 import type { Mutation } from './mutations.js';
 import { replace } from './replace-method.js';
 import { SimForwarding } from './sim-forwarding.js';

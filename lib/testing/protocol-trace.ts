@@ -11,7 +11,8 @@ import {
   LSN_BYTES,
   MAX_REPLICAS,
 } from '../consensus/limits.js';
-import type { PeerPhase, Role } from '../consensus/replication-plane.js';
+import type { Role } from '../consensus/replication-host.js';
+import type { PeerPhase } from '../consensus/replication-plane.js';
 import { readU53, SealedBlockReader } from '../consensus/sealed-block.js';
 import { BackgroundField, GrantField } from '../consensus/status-layout.js';
 import type { SimNode } from '../fabric/sim/sim-node.js';

@@ -1,7 +1,7 @@
 // A simulated cluster that a script leads step by step: replicas are stopped, killed, cut off and asked by hand, nothing
 // happens at random, and the network is calm, so that what follows is what the protocol does. The same checkers watch as
 // in random simulations; a violation ends the script.
-import { payloadBytesMax } from '../consensus/replication-plane.js';
+import { payloadBytesMax } from '../consensus/limits.js';
 import { SimWorld } from '../fabric/sim/sim-world.js';
 import { createCheckedCluster } from './checked-cluster.js';
 import type { SimCluster, SimClusterObserver } from './sim-cluster.js';

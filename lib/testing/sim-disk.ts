@@ -10,7 +10,7 @@ import type { LogDisk } from '../consensus/durable-log.js';
 import { type ChainPosition, chainBeginning, EntryType, entryOrigin, entrySequence } from '../consensus/entry.js';
 import { ENTRY_HEADER_BYTES } from '../consensus/limits.js';
 import { LogRecovery, type LogSource, type RecoveredLog, replay } from '../consensus/log-recovery.js';
-import type { RecoveredState } from '../consensus/replication-plane.js';
+import type { RecoveredState } from '../consensus/replication-host.js';
 import type { Random } from '../fabric/sim/random.js';
 import { decodeCommand, type SimStateMachine, type StateSnapshot } from './sim-state-machine.js';
 

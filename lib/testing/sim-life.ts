@@ -6,6 +6,7 @@ import { DurableLog } from '../consensus/durable-log.js';
 import { chainBeginning } from '../consensus/entry.js';
 import { formatEpoch } from '../consensus/epoch.js';
 import { EXCHANGE_BYTES, Exchange } from '../consensus/exchange.js';
+import { workspaceBytesMin } from '../consensus/limits.js';
 import { type MembershipChange, MembershipWatch } from '../consensus/membership.js';
 import { replacementNews } from '../consensus/replacement.js';
 import {
@@ -13,7 +14,6 @@ import {
   PROPOSE_LOG_FULL,
   PROPOSE_NOT_LEADER,
   ReplicationPlane,
-  workspaceBytesMin,
 } from '../consensus/replication-plane.js';
 import { SimBackgroundFabric } from '../fabric/sim/sim-background-fabric.js';
 import { SimMessageFabric } from '../fabric/sim/sim-message-fabric.js';

@@ -4,7 +4,7 @@
 
 import type { BackgroundProfile } from '../consensus/background-plane.js';
 import { LEASE_TICKS_MIN, type LeaseSettings } from '../consensus/lease.js';
-import { payloadBytesMax } from '../consensus/replication-plane.js';
+import { payloadBytesMax } from '../consensus/limits.js';
 import { Random } from '../fabric/sim/random.js';
 import type { SimNetworkOptions } from '../fabric/sim/sim-network.js';
 import type { SimDiskOptions } from './sim-disk.js';

@@ -20,7 +20,7 @@ import {
 import { EPOCH_NONE } from '../../consensus/epoch.js';
 import { BOOT_ID_MAX, ENTRY_HEADER_BYTES } from '../../consensus/limits.js';
 import { CorruptLogError, LogRecovery, type RecoveredLog, replay } from '../../consensus/log-recovery.js';
-import type { CommandSink, RecoveredState } from '../../consensus/replication-plane.js';
+import type { CommandSink, RecoveredState } from '../../consensus/replication-host.js';
 import { errorCode, QuorateError } from '../../errors.js';
 import { lockFile } from '../../verbs/file-lock.js';
 import type { StateMachine } from '../replica-options.js';

@@ -7,7 +7,7 @@
 // It is a new life all the same, without a promise or an acknowledgement to its name: nothing here makes it a voter again.
 import type { Configuration } from '../../consensus/configuration.js';
 import type { ChainPosition } from '../../consensus/entry.js';
-import type { CommandSink } from '../../consensus/replication-plane.js';
+import type { CommandSink } from '../../consensus/replication-host.js';
 import { LogReplay, LogStretch, type LogTail, SurvivingLog } from '../../consensus/surviving-log.js';
 import { errorCode, QuorateError } from '../../errors.js';
 import type { StateMachine } from '../replica-options.js';
