@@ -1,9 +1,9 @@
 // The public face of the package: replicas and the replicated data types. The verbs binding is `quorate/verbs`.
 export type { BackgroundProfile } from './consensus/background-plane.js';
 export type { MemberRole } from './consensus/configuration.js';
+export type { PeerPhase } from './consensus/follower.js';
 export type { ReplacementNews } from './consensus/replacement.js';
 export type { Role } from './consensus/replication-host.js';
-export type { PeerPhase } from './consensus/replication-plane.js';
 export { QuorateError } from './errors.js';
 export { bestSurvivor, type ForceNewClusterOptions } from './replica/force-new-cluster.js';
 export { NotLeaderError } from './replica/not-leader-error.js';

@@ -36,6 +36,19 @@ import {
 import { EPOCH_NONE, formatEpoch } from './epoch.js';
 import { EpochHistory, findDivergence } from './epoch-history.js';
 import type { Exchange } from './exchange.js';
+import {
+  Follower,
+  GRANT_LATER,
+  GRANT_TAKEN,
+  type PeerPhase,
+  PHASE_ACTIVE,
+  PHASE_BROKEN,
+  PHASE_INSTALLING,
+  PHASE_LAGGING,
+  PHASE_NAMES,
+  PHASE_REPAIRING,
+  REACHABLE_PHASES,
+} from './follower.js';
 import { IntactRing } from './intact-ring.js';
 import { LeaseRecalls } from './lease-recall.js';
 import {
@@ -44,8 +57,6 @@ import {
   ENTRY_ALIGNMENT_BYTES,
   ENTRY_HEADER_BYTES,
   EPOCH_RUNS_MAX,
-  GRANT_BLOCK_OFFSET_WORDS,
-  GRANT_BLOCK_WORDS,
   LEARNER_LAG_BYTES_MAX,
   LOG_BYTES_MAX,
   LOG_BYTES_MIN,
@@ -98,40 +109,6 @@ const SPIN_ROUNDS_MAX = 4;
 const TOKEN_APPEND = 0;
 const TOKEN_READ = 1;
 const HISTORY_RUNS = 1024;
-
-const PHASE_NONE = 0;
-const PHASE_REPAIRING = 1;
-const PHASE_ACTIVE = 2;
-const PHASE_BROKEN = 3;
-const PHASE_LAGGING = 4;
-/** A snapshot is on its way to the follower; the log from its LSN on is kept for it. */
-const PHASE_INSTALLING = 5;
-const PHASE_NAMES = ['none', 'repairing', 'active', 'broken', 'lagging', 'installing'] as const;
-/** Phases in which a voter that granted can be expected to acknowledge. */
-const REACHABLE_PHASES = [PHASE_NONE, PHASE_REPAIRING, PHASE_ACTIVE];
-/** What the leader does for a peer's log at present. */
-export type PeerPhase = (typeof PHASE_NAMES)[number];
-
-/** The leader's book on one other replica. */
-class Follower {
-  phase = PHASE_NONE;
-  /** Life of the replica that the current links lead to; 0 while not linked. */
-  linkBootId = 0;
-  /** Process of that life. */
-  linkProcessId = 0;
-  sentLsn = 0;
-  ackedLsn = 0;
-  appliedLsn = 0;
-  writesInFlight = 0;
-  /** Request sequence of the grant that was used last. */
-  usedGrant = 0;
-  hasGrant = false;
-  readonly grant = new SealedBlockReader(GRANT_BLOCK_WORDS);
-  readonly main = new SealedBlockReader(MAIN_BLOCK_WORDS);
-  grantAppliedLsn = 0;
-  grantTailLsn = 0;
-  grantTailEpoch = 0;
-}
 
 export class ReplicationPlane {
   private readonly scanner: LogScanner;
@@ -343,13 +320,8 @@ export class ReplicationPlane {
   /** The host established fresh links to the peer, which is in the life `bootId`, in its process `processId`. */
   peerLinked(peer: number, bootId: number, processId = bootId): void {
     const follower = this.followers[peer] as Follower;
-    follower.linkBootId = bootId;
-    follower.linkProcessId = processId;
+    follower.linked(bootId, processId);
     this.peersChanged();
-    follower.phase = PHASE_NONE;
-    follower.hasGrant = false;
-    follower.ackedLsn = 0;
-    follower.main.reset();
     this.reads.forget(peer);
     this.seenGrantsReceived = -1;
     this.afterFollowerLost();
@@ -357,11 +329,8 @@ export class ReplicationPlane {
 
   /** The links to the peer are gone. */
   peerUnlinked(peer: number): void {
-    const follower = this.followers[peer] as Follower;
-    follower.linkBootId = 0;
-    follower.linkProcessId = 0;
+    (this.followers[peer] as Follower).unlinked();
     this.peersChanged();
-    if (follower.phase !== PHASE_NONE) follower.phase = PHASE_BROKEN;
     this.afterFollowerLost();
   }
 
@@ -527,9 +496,8 @@ export class ReplicationPlane {
   // -- follower ----------------------------------------------------------------------------------------------------
 
   private peerLeaderEpoch(peer: number): number {
-    const follower = this.followers[peer] as Follower;
-    follower.main.read(this.exchange.words, this.exchange.peerViewOffset(peer) + MAIN_BLOCK_OFFSET_WORDS);
-    return readU53(follower.main.body, MainField.leaderEpoch);
+    const { words } = this.exchange;
+    return (this.followers[peer] as Follower).leaderEpoch(words, this.exchange.peerViewOffset(peer));
   }
 
   private follow(): boolean {
@@ -666,12 +634,7 @@ export class ReplicationPlane {
     this.blockedSince_ns = -1;
     this.aloneSince_ns = -1;
     this.readTargetLsn = 0;
-    for (const follower of this.followers) {
-      follower.hasGrant = false;
-      follower.usedGrant = 0;
-      follower.ackedLsn = 0;
-      follower.phase = PHASE_NONE;
-    }
+    for (const follower of this.followers) follower.beginTakeover();
     this.forgetTail();
     // From here on this plane alone writes the log, and validates all that it takes; as leader, too, until it is deposed.
     this.ring.beginTakeover(this.tail);
@@ -681,40 +644,17 @@ export class ReplicationPlane {
 
   /** Takes new grants out of the exchange; a peer with a fresh grant is repaired from its own log's state. */
   private takeGrants(): void {
+    const { exchange, options } = this;
     const received = this.toMain.body[ToMainField.grantsReceived] as number;
     if (received === this.seenGrantsReceived) return;
     let complete = true;
     for (let peer = 0; peer < MAX_REPLICAS; peer++) {
-      if (peer === this.options.id) continue;
+      if (peer === options.id) continue;
       const follower = this.followers[peer] as Follower;
-      const view = this.exchange.peerViewOffset(peer) + GRANT_BLOCK_OFFSET_WORDS;
-      if (!follower.grant.read(this.exchange.words, view)) {
-        if (this.exchange.words[view] !== 0) complete = false; // being written this instant
-        continue;
-      }
-      const grant = follower.grant.body;
-      if (readU53(grant, GrantField.epoch) !== this.epoch || grant[GrantField.candidate] !== this.options.id) continue;
-      const requestSequence = grant[GrantField.requestSequence] as number;
-      if (requestSequence === follower.usedGrant) continue;
-      // The grant is of the process that the links lead to, or it is of no use.
-      if (follower.linkBootId === 0 || readU53(grant, GrantField.bootId) !== follower.linkBootId) continue;
-      if (readU53(grant, GrantField.processId) !== follower.linkProcessId) continue;
-      if (follower.writesInFlight > 0) {
-        complete = false; // completions of the broken link first
-        continue;
-      }
-      const appliedLsn = readU53(grant, GrantField.appliedLsn);
-      const tailLsn = readU53(grant, GrantField.tailLsn);
-      if (tailLsn < appliedLsn || tailLsn - appliedLsn > this.options.logBytes || !Number.isSafeInteger(tailLsn))
-        continue;
-      follower.usedGrant = requestSequence;
-      follower.hasGrant = true;
-      follower.phase = PHASE_NONE;
-      follower.ackedLsn = 0;
-      follower.grantAppliedLsn = appliedLsn;
-      follower.appliedLsn = appliedLsn;
-      follower.grantTailLsn = tailLsn;
-      follower.grantTailEpoch = readU53(grant, GrantField.tailEpoch);
+      const view = exchange.peerViewOffset(peer);
+      const outcome = follower.takeGrant(exchange.words, view, this.epoch, options.id, options.logBytes);
+      if (outcome === GRANT_LATER) complete = false;
+      if (outcome !== GRANT_TAKEN) continue;
       if (this.noopAppended()) this.beginRepair(peer);
       if (this.role_ === 'follower') return;
     }
@@ -880,12 +820,7 @@ export class ReplicationPlane {
           `epoch ${formatEpoch(this.epoch)} ends at ${this.tail.lsn}`,
       );
     }
-    const runs = Math.min(grant[GrantField.runCount] as number, EPOCH_RUNS_MAX);
-    this.grantHistory.clear();
-    for (let run = 0; run < runs; run++) {
-      const at = GrantField.runs + run * 4;
-      this.grantHistory.note(readU53(grant, at), readU53(grant, at + 2));
-    }
+    follower.copyGrantHistory(this.grantHistory);
     const divergenceLsn = findDivergence(
       this.history,
       this.tail.lsn,
@@ -971,18 +906,12 @@ export class ReplicationPlane {
       ) {
         continue;
       }
-      if (follower.phase !== PHASE_INSTALLING) this.refreshApplied(peer, follower);
+      if (follower.phase !== PHASE_INSTALLING) {
+        follower.refreshApplied(this.exchange.words, this.exchange.peerViewOffset(peer), this.tail.lsn);
+      }
       if (follower.appliedLsn < lowest) lowest = follower.appliedLsn;
     }
     return lowest;
-  }
-
-  private refreshApplied(peer: number, follower: Follower): void {
-    if (!follower.main.read(this.exchange.words, this.exchange.peerViewOffset(peer) + MAIN_BLOCK_OFFSET_WORDS)) return;
-    const body = follower.main.body;
-    if (readU53(body, MainField.processId) !== follower.linkProcessId) return;
-    const appliedLsn = readU53(body, MainField.appliedLsn);
-    if (appliedLsn > follower.appliedLsn && appliedLsn <= this.tail.lsn) follower.appliedLsn = appliedLsn;
   }
 
   private stage(
@@ -1391,12 +1320,7 @@ export class ReplicationPlane {
     if (id === this.options.id) return bootId === this.options.bootId && synced.epoch === this.epoch ? synced.lsn : 0;
     const follower = this.followers[id] as Follower;
     if (follower.linkBootId !== bootId) return 0;
-    follower.main.read(this.exchange.words, this.exchange.peerViewOffset(id) + MAIN_BLOCK_OFFSET_WORDS);
-    const { body } = follower.main;
-    // An entry of this epoch on its disk: so it has this leader's log, up to there, and had it before it let in another.
-    if (readU53(body, MainField.processId) !== follower.linkProcessId) return 0;
-    if (readU53(body, MainField.syncedEpoch) !== this.epoch) return 0;
-    const lsn = readU53(body, MainField.syncedLsn);
+    const lsn = follower.syncedLsn(this.exchange.words, this.exchange.peerViewOffset(id), this.epoch);
     return lsn <= this.appendedLsn ? lsn : 0;
   }
 
@@ -1695,10 +1619,7 @@ export class ReplicationPlane {
     this.isLeaving = false;
     this.reads.abandon();
     this.replacement.forget();
-    for (const follower of this.followers) {
-      follower.phase = PHASE_NONE;
-      follower.hasGrant = false;
-    }
+    for (const follower of this.followers) follower.abandon();
     this.forgetTail();
     this.publishMain();
     writeU53(this.toBackgroundWriter.body, ToBackgroundField.endedEpoch, epoch);

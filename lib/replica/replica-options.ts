@@ -1,9 +1,9 @@
 // What a user of the package passes to Replica.open() and gets back: options, the state machine contract, status.
 import type { BackgroundProfile } from '../consensus/background-plane.js';
 import type { MemberRole } from '../consensus/configuration.js';
+import type { PeerPhase } from '../consensus/follower.js';
 import type { ReplacementNews } from '../consensus/replacement.js';
 import type { Role } from '../consensus/replication-host.js';
-import type { PeerPhase } from '../consensus/replication-plane.js';
 import type { QuorateError } from '../errors.js';
 import type { RecoveryStatus } from './recovery/recovery.js';
 import type { RegionStatus } from './recovery/region-keeper.js';

@@ -3,6 +3,7 @@
 // and from what happens to their memory, event by event; it only looks.
 import { EntryType, entryBytes, entryEpoch, entryPayloadBytes, entryType } from '../consensus/entry.js';
 import { formatEpoch } from '../consensus/epoch.js';
+import type { PeerPhase } from '../consensus/follower.js';
 import {
   BACKGROUND_BLOCK_WORDS,
   ENTRY_HEADER_BYTES,
@@ -12,7 +13,6 @@ import {
   MAX_REPLICAS,
 } from '../consensus/limits.js';
 import type { Role } from '../consensus/replication-host.js';
-import type { PeerPhase } from '../consensus/replication-plane.js';
 import { readU53, SealedBlockReader } from '../consensus/sealed-block.js';
 import { BackgroundField, GrantField } from '../consensus/status-layout.js';
 import type { SimNode } from '../fabric/sim/sim-node.js';

@@ -3,6 +3,7 @@
 // defects back that were found before (docs/bugs).
 import { BackgroundPlane } from '#lib/consensus/background-plane.js';
 import { FailureDetector } from '#lib/consensus/failure-detector.js';
+import { PHASE_REPAIRING } from '#lib/consensus/follower.js';
 import { IntactRing } from '#lib/consensus/intact-ring.js';
 import { MembershipWatch } from '#lib/consensus/membership.js';
 import { ReplicationPlane } from '#lib/consensus/replication-plane.js';
@@ -190,8 +191,6 @@ export const repairNeverComplete: Mutant = {
         },
     ),
 };
-/** Number of the phase in replication-plane.ts. */
-const PHASE_REPAIRING = 1;
 
 export const walkBegunAnew: Mutant = {
   name: 'a walk through the log that begins anew at each step',
