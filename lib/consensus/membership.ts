@@ -1,6 +1,6 @@
 // Which configuration a change of the membership leads to, and whether it may be made at all: pure decisions, from the
 // configuration in force and what the leader knows of its followers. When a change may be appended (as leader, behind the
-// noop of its own epoch, with no other change uncommitted) is the replication plane's business.
+// noop of its own epoch, with no other change uncommitted) is decided in membership-changes.ts.
 //
 // A change concerns one member, and at most one voter comes or goes, so that every majority of the configuration before
 // meets every majority of the one after (Ongaro, Consensus: Bridging Theory and Practice, chapter 4).

@@ -50,10 +50,9 @@ import {
   REACHABLE_PHASES,
 } from './follower.js';
 import { IntactRing } from './intact-ring.js';
+import { LeadershipTransfer } from './leadership-transfer.js';
 import { LeaseRecalls } from './lease-recall.js';
 import {
-  BACKGROUND_BLOCK_OFFSET_WORDS,
-  BACKGROUND_BLOCK_WORDS,
   ENTRY_ALIGNMENT_BYTES,
   ENTRY_HEADER_BYTES,
   EPOCH_RUNS_MAX,
@@ -70,23 +69,13 @@ import {
   workspaceBytesMin,
 } from './limits.js';
 import { LogPiece, LogScanner } from './log-scan.js';
-import {
-  chooseDonors,
-  chooseSuccessor,
-  isCaughtUp,
-  isRefusal,
-  type LeaderView,
-  type MembershipChange,
-  type MembershipRefusal,
-  planChange,
-  planMaintenance,
-} from './membership.js';
+import { chooseDonors, type LeaderView, type MembershipChange, type MembershipRefusal } from './membership.js';
+import { type ConfigurationLog, MembershipChanges } from './membership-changes.js';
 import { ReadRounds } from './read-rounds.js';
 import { Replacement } from './replacement.js';
 import type { CandidacyStages, ReplicationHost, ReplicationOptions, Role } from './replication-host.js';
 import { readU53, SealedBlockReader, SealedBlockWriter, writeU53 } from './sealed-block.js';
 import {
-  BackgroundField,
   GrantField,
   MainField,
   NOBODY,
@@ -110,7 +99,7 @@ const TOKEN_APPEND = 0;
 const TOKEN_READ = 1;
 const HISTORY_RUNS = 1024;
 
-export class ReplicationPlane {
+export class ReplicationPlane implements ConfigurationLog {
   private readonly scanner: LogScanner;
   private readonly mainWriter: SealedBlockWriter;
   private readonly toBackgroundWriter: SealedBlockWriter;
@@ -178,13 +167,11 @@ export class ReplicationPlane {
   private isEnded = false;
 
   // Handing over.
-  /** Replica that leadership is being transferred to, -1 if none. */
-  private transferTo = -1;
-  private transferEnd_ns = Number.POSITIVE_INFINITY;
+  private readonly transfer: LeadershipTransfer;
   /** Takes no commands: leadership is being transferred, or the configuration in force is without this leader. */
   private isLeaving = false;
   private readonly view: LeaderView;
-  private readonly peerBackground = new SealedBlockReader(BACKGROUND_BLOCK_WORDS);
+  private readonly changes: MembershipChanges;
 
   constructor(
     private readonly options: ReplicationOptions,
@@ -221,6 +208,8 @@ export class ReplicationPlane {
       lagBytesMax: Math.min(LEARNER_LAG_BYTES_MAX, options.logBytes / 16),
       trusts: (id) => id === options.id || (this.trustedMask & (1 << id)) !== 0,
     };
+    this.transfer = new LeadershipTransfer(this.view, exchange);
+    this.changes = new MembershipChanges(this, this.view, this.replacement);
     const recovered = options.recovered ?? null;
     if (recovered === null) {
       this.configurations = [{ endLsn: 0, configuration: genesis }];
@@ -295,6 +284,10 @@ export class ReplicationPlane {
   /** Configuration in force: the latest in the log. */
   get configuration(): Configuration {
     return (this.configurations[this.configurations.length - 1] as { configuration: Configuration }).configuration;
+  }
+  /** The configuration in force is applied, and so committed. */
+  get isConfigurationApplied(): boolean {
+    return this.configurations.length === 1;
   }
   /** The latest configuration that is applied, and so committed. */
   get appliedConfiguration(): Configuration {
@@ -465,8 +458,8 @@ export class ReplicationPlane {
       // What the others' disks hold they tell in their status; no completion announces it.
       if (this.durableLog !== null && this.noopAppended()) this.advanceCommit();
       this.relieve(now_ns);
-      this.maintainMembership();
-      if (this.replacement.isWanted) this.replaceTheGone(now_ns);
+      this.changes.maintain();
+      if (this.replacement.isWanted) this.changes.replaceTheGone(now_ns);
       this.flush();
       this.advanceTransfer(now_ns);
       this.leaveIfRemoved();
@@ -713,7 +706,7 @@ export class ReplicationPlane {
     }
     if (best < 0) {
       if (!isMajority) return;
-      if (!this.isVoter()) {
+      if (!this.isVoter) {
         this.depose(`configuration ${this.configuration.version} does not list this replica as a voter`);
         return;
       }
@@ -1433,78 +1426,20 @@ export class ReplicationPlane {
   // -- membership --------------------------------------------------------------------------------------------------
 
   /**
-   * Why this replica may not change the membership now, null if it may: only as active leader, whose noop is committed
-   * and with it the configuration in force (a leader of an earlier epoch may have appended another one that a majority
-   * does not hold), and only one change at a time.
-   */
-  private whyNoChange(): MembershipRefusal | null {
-    if (this.role_ !== 'leader') {
-      return { code: 'QUORATE_NOT_LEADER', message: 'this replica is not the leader; nothing was changed' };
-    }
-    if (this.configurations.length > 1) {
-      const { version } = this.configuration;
-      return {
-        code: 'QUORATE_CHANGE_IN_PROGRESS',
-        message: `configuration ${version} is not committed yet and nothing else was changed: try again when it is`,
-      };
-    }
-    if (this.transferTo >= 0) {
-      return {
-        code: 'QUORATE_TRANSFER_IN_PROGRESS',
-        message: `leadership is being transferred to replica ${this.transferTo}; nothing was changed: ask the next leader`,
-      };
-    }
-    if (!this.isVoter()) {
-      // Its removal is committed and it is about to step down: what it began now nobody might be left to finish.
-      return {
-        code: 'QUORATE_NOT_LEADER',
-        message: 'this replica is no voter any more and steps down; nothing was changed: ask the next leader',
-      };
-    }
-    return null;
-  }
-
-  /**
    * Appends the configuration that the change leads to. Returns the LSN at which its entry ends, or why it was not
    * made; onConfigurationApplied() or onDeposed() tells the outcome. The caller calls flush() soon.
    */
   changeMembership(change: MembershipChange): number | MembershipRefusal {
-    const refusal = this.whyNoChange();
-    if (refusal !== null) return refusal;
-    const next = planChange(this.configuration, change, this.view);
-    if (isRefusal(next)) return next;
-    if (!this.appendConfiguration(next)) {
-      return {
-        code: 'QUORATE_BACKPRESSURE',
-        message: 'the log is full of entries that followers have yet to apply; nothing was changed: try again',
-      };
-    }
-    return this.tail.lsn;
+    return this.changes.change(change);
   }
 
   /** The learner could be promoted now, as far as its log goes. */
   isCaughtUp(id: number): boolean {
-    const member = this.configuration.members.find((one) => one.id === id);
-    return this.role_ === 'leader' && member !== undefined && isCaughtUp(member, this.view);
+    return this.changes.isCaughtUp(id);
   }
 
-  /** Keeps the configuration true to the lives that there are: voters that came back, learners that were first seen. */
-  private maintainMembership(): void {
-    if (this.whyNoChange() !== null) return;
-    const next = planMaintenance(this.configuration, this.view);
-    if (next !== null) this.appendConfiguration(next);
-  }
-
-  /** Spares take the places of voters that are gone for too long. */
-  private replaceTheGone(now_ns: number): void {
-    if (this.role_ !== 'leader') return;
-    this.replacement.look(now_ns, this.configuration, this.view);
-    if (this.whyNoChange() !== null) return;
-    const next = this.replacement.plan(this.configuration, this.view);
-    if (next !== null) this.appendConfiguration(next);
-  }
-
-  private appendConfiguration(configuration: Configuration): boolean {
+  /** For the membership's changes, which know when; returns false, and appends nothing, if there is no room. */
+  appendConfiguration(configuration: Configuration): boolean {
     const payload = encodeConfiguration(configuration);
     if (!this.hasRoom(entryBytes(payload.length), 0)) return false;
     checkSuccessor(this.configuration, configuration);
@@ -1518,7 +1453,7 @@ export class ReplicationPlane {
 
   /** Replica that leadership is being transferred to, -1 if none. */
   get transferringTo(): number {
-    return this.transferTo;
+    return this.transfer.to;
   }
 
   /**
@@ -1528,72 +1463,44 @@ export class ReplicationPlane {
    * onTransferEnded() tells the outcome.
    */
   transferLeadership(to: number | undefined, now_ns: number, timeout_ns: number): number | MembershipRefusal {
-    const refusal = this.whyNoChange();
+    const refusal = this.changes.whyNoChange();
     if (refusal !== null) return refusal;
-    const successor = to ?? chooseSuccessor(this.configuration, this.view);
-    if (successor === null) {
-      return {
-        code: 'QUORATE_NO_SUCCESSOR',
-        message: 'no other voter is up to date and trusted; leadership stays here',
-      };
-    }
-    const voter = voterWithId(this.configuration, successor);
-    if (voter === undefined || successor === this.options.id) {
-      const why = voter === undefined ? 'is no voter' : 'is this replica, which leads already';
-      return { code: 'QUORATE_NO_SUCCESSOR', message: `replica ${successor} ${why}; leadership stays here` };
-    }
-    this.transferTo = successor;
-    this.transferEnd_ns = now_ns + timeout_ns;
+    const successor = this.transfer.begin(to, this.configuration, now_ns + timeout_ns);
     this.leavingChanged();
     return successor;
   }
 
   private leavingChanged(): void {
-    this.isLeaving = this.transferTo >= 0 || (this.role_ === 'leader' && !this.isVoter());
+    this.isLeaving = this.transfer.to >= 0 || (this.role_ === 'leader' && !this.isVoter);
   }
 
   /** By the configuration in force, and in this life. */
-  private isVoter(): boolean {
+  get isVoter(): boolean {
     return voterWithId(this.configuration, this.options.id)?.bootId === this.options.bootId;
   }
 
   private advanceTransfer(now_ns: number): void {
-    const { transferTo } = this;
-    if (transferTo < 0 || this.role_ !== 'leader') return;
-    if (this.isReadyToLead(transferTo)) {
-      this.cede(transferTo, `leadership was transferred to replica ${transferTo}`);
-    } else if (now_ns >= this.transferEnd_ns) {
-      this.transferTo = -1;
+    const { transfer, tail } = this;
+    const { to } = transfer;
+    if (to < 0 || this.role_ !== 'leader') return;
+    // Nothing is left to do here: all is committed and applied, and the successor holds it.
+    const isSettled = this.commitLsn_ === tail.lsn && this.applied.lsn === tail.lsn;
+    if (isSettled && transfer.isSuccessorReady(this.configuration)) {
+      this.cede(to, `leadership was transferred to replica ${to}`);
+    } else if (transfer.isOverdue(now_ns)) {
+      transfer.end();
       this.leavingChanged();
-      const { phase, ackedLsn } = this.followers[transferTo] as Follower;
       this.host.onTransferEnded(
-        `replica ${transferTo} (${PHASE_NAMES[phase]}) holds the log up to LSN ${ackedLsn} of ${this.tail.lsn}, of ` +
+        `replica ${to} (${this.peerPhase(to)}) holds the log up to LSN ${this.peerAckedLsn(to)} of ${tail.lsn}, of ` +
           `which ${this.commitLsn_} is committed`,
       );
     }
   }
 
-  /** Nothing is left to do here: all is committed and applied, and the successor holds it. */
-  private isReadyToLead(id: number): boolean {
-    const { phase, ackedLsn, linkBootId } = this.followers[id] as Follower;
-    const isVoter = linkBootId !== 0 && voterWithId(this.configuration, id)?.bootId === linkBootId;
-    const isSettled = this.commitLsn_ === this.tail.lsn && this.applied.lsn === this.tail.lsn;
-    const holdsAll = phase === PHASE_ACTIVE && ackedLsn === this.tail.lsn;
-    return isVoter && isSettled && holdsAll && this.view.trusts(id) && this.isEligible(id);
-  }
-
-  /** The peer says that it can stand for election now. */
-  private isEligible(id: number): boolean {
-    const { peerBackground, exchange } = this;
-    peerBackground.reset();
-    peerBackground.read(exchange.words, exchange.peerViewOffset(id) + BACKGROUND_BLOCK_OFFSET_WORDS);
-    return peerBackground.body[BackgroundField.eligible] === 1;
-  }
-
   /** A leader that the committed configuration is without has done its last duty. */
   private leaveIfRemoved(): void {
-    if (this.role_ !== 'leader' || this.configurations.length > 1) return;
-    if (this.isVoter()) return;
+    if (this.role_ !== 'leader' || !this.isConfigurationApplied) return;
+    if (this.isVoter) return;
     const { version } = this.configuration;
     this.cede(-1, `configuration ${version}, which is committed, does not list this replica as a voter`);
   }
@@ -1615,7 +1522,7 @@ export class ReplicationPlane {
     this.readingFrom = -1;
     this.noopEndLsn = Number.POSITIVE_INFINITY;
     this.recycleLsn = 0;
-    this.transferTo = -1;
+    this.transfer.end();
     this.isLeaving = false;
     this.reads.abandon();
     this.replacement.forget();

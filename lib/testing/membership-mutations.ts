@@ -3,6 +3,7 @@ import { BackgroundPlane } from '../consensus/background-plane.js';
 import { type Configuration, memberWithId, withMember } from '../consensus/configuration.js';
 import type { ChainPosition } from '../consensus/entry.js';
 import type { MembershipChange } from '../consensus/membership.js';
+import { MembershipChanges } from '../consensus/membership-changes.js';
 import { Replacement } from '../consensus/replacement.js';
 import { ReplicationPlane } from '../consensus/replication-plane.js';
 import { readU53 } from '../consensus/sealed-block.js';
@@ -12,6 +13,7 @@ import { all, type Internals, replace, replaceGetter } from './replace-method.js
 import { type SimOptions, withJoiners, withReplacing } from './sim-options.js';
 
 const replication = ReplicationPlane.prototype;
+const changes = MembershipChanges.prototype;
 const background = BackgroundPlane.prototype;
 
 /** Two processes more than the founders, and most faults are changes of membership. */
@@ -120,7 +122,7 @@ export const MEMBERSHIP_MUTATIONS: readonly Mutation[] = [
     adjust: often,
     install: () =>
       replace(
-        replication,
+        changes,
         'whyNoChange',
         (original) =>
           function () {
@@ -137,11 +139,12 @@ export const MEMBERSHIP_MUTATIONS: readonly Mutation[] = [
     adjust: often,
     install: () =>
       replace(
-        replication,
+        changes,
         'whyNoChange',
         (original) =>
           function () {
-            const isPremature = this.role === 'takingOver' && this.noopAppended() && this.configurations.length === 1;
+            const { log } = this;
+            const isPremature = log.role === 'takingOver' && log.noopAppended() && log.isConfigurationApplied;
             return isPremature ? null : original.call(this);
           },
       ),
@@ -154,17 +157,17 @@ export const MEMBERSHIP_MUTATIONS: readonly Mutation[] = [
     adjust: often,
     install: () =>
       replace(
-        replication,
-        'changeMembership',
+        changes,
+        'change',
         (original) =>
           function (change: MembershipChange) {
-            const { configuration } = this as { configuration: Configuration };
+            const { configuration } = this.log as { configuration: Configuration };
             const member = memberWithId(configuration, change.id);
             const isLearner = member?.role === 'learner' && member.bootId !== 0;
             if (change.kind !== 'promote' || !isLearner || this.whyNoChange() !== null)
               return original.call(this, change);
-            this.appendConfiguration(withMember(configuration, { ...member, role: 'voter', returning: false }));
-            return this.tail.lsn;
+            this.log.appendConfiguration(withMember(configuration, { ...member, role: 'voter', returning: false }));
+            return this.log.tailLsn;
           },
       ),
   },
@@ -268,19 +271,20 @@ export const MEMBERSHIP_MUTATIONS: readonly Mutation[] = [
     replicas: 3,
     install: () =>
       replace(
-        replication,
-        'maintainMembership',
+        changes,
+        'maintain',
         (original) =>
           function () {
-            const { configuration } = this as { configuration: Configuration };
+            const { log, view } = this;
+            const { configuration } = log as { configuration: Configuration };
             const member = configuration.voters.find(({ id, bootId }) => {
-              const life = this.followers[id].linkBootId;
-              return id !== this.options.id && this.peerPhase(id) === 'active' && life !== 0 && life !== bootId;
+              const life = view.linkedLife(id);
+              return id !== view.id && view.isActive(id) && life !== 0 && life !== bootId;
             });
             if (member === undefined || this.whyNoChange() !== null) return original.call(this);
-            const bootId = this.followers[member.id].linkBootId;
+            const bootId = view.linkedLife(member.id);
             const incarnation = configuration.nextIncarnation;
-            return this.appendConfiguration(withMember(configuration, { ...member, bootId, incarnation }));
+            return log.appendConfiguration(withMember(configuration, { ...member, bootId, incarnation }));
           },
       ),
   },

@@ -6,6 +6,7 @@ import { FailureDetector } from '#lib/consensus/failure-detector.js';
 import { PHASE_REPAIRING } from '#lib/consensus/follower.js';
 import { IntactRing } from '#lib/consensus/intact-ring.js';
 import { MembershipWatch } from '#lib/consensus/membership.js';
+import { MembershipChanges } from '#lib/consensus/membership-changes.js';
 import { ReplicationPlane } from '#lib/consensus/replication-plane.js';
 import { SimBackgroundFabric } from '#lib/fabric/sim/sim-background-fabric.js';
 import { SimReplicationFabric } from '#lib/fabric/sim/sim-replication-fabric.js';
@@ -255,12 +256,12 @@ export const removedLeaderBeginsAChange: Mutant = {
   name: 'a leader that begins a change in the turn in which its removal is committed',
   install: () =>
     replace(
-      replication,
+      MembershipChanges.prototype,
       'whyNoChange',
       (original) =>
         function () {
           const refusal = original.call(this);
-          return this.role === 'leader' && refusal?.code === 'QUORATE_NOT_LEADER' ? null : refusal;
+          return this.log.role === 'leader' && refusal?.code === 'QUORATE_NOT_LEADER' ? null : refusal;
         },
     ),
 };
