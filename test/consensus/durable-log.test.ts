@@ -355,6 +355,86 @@ describe('a log on its way to disk', () => {
     expect(disk.recover(received).tail).toEqual(ring.tail);
   });
 
+  test('is not given up for a snapshot before its end, until it is there again or a later epoch has overruled it', () => {
+    // The leader counted all of this log; then a snapshot came for a place in the middle of it.
+    const interrupted = () => {
+      const [ring, disk] = [new Ring(), new Disk()];
+      const log = durableLog(ring, disk);
+      const ends = Array.from({ length: 4 }, () => {
+        ring.append(1, 8);
+        return { ...ring.tail };
+      });
+      take(log, ring);
+      disk.complete();
+      const [, place, , told] = ends as [ChainPosition, ChainPosition, ChainPosition, ChainPosition];
+      log.restart(place);
+      ring.truncate(place);
+      ring.applied = place.lsn;
+      return { ring, disk, log, place, told };
+    };
+    const again = interrupted();
+    expect(again.log.synced).toEqual(again.told);
+    for (const isThere of [false, true]) {
+      // The segments before the snapshot would go, and with them what was told.
+      expect(again.log.reaches(again.place.lsn)).toBe(false);
+      again.ring.append(1, 8);
+      take(again.log, again.ring);
+      again.disk.complete();
+      expect(again.log.reaches(again.place.lsn)).toBe(isThere);
+    }
+    expect(again.ring.tail).toEqual(again.told);
+
+    const overruled = interrupted();
+    overruled.ring.append(2, 8);
+    take(overruled.log, overruled.ring);
+    expect(overruled.log.reaches(overruled.place.lsn)).toBe(false);
+    overruled.disk.complete();
+    expect(overruled.ring.tail.lsn).toBeLessThan(overruled.told.lsn);
+    expect(overruled.log.reaches(overruled.place.lsn)).toBe(true);
+  });
+
+  test('is not told of behind a snapshot by a write that was under way when that was received', () => {
+    const [ring, disk] = [new Ring(), new Disk()];
+    const log = durableLog(ring, disk);
+    // It reaches above the place of the snapshot, and is not what the log has there.
+    for (let count = 0; count < 9; count++) ring.append(1, 600);
+    take(log, ring);
+    const received = receiveSnapshot(log, ring);
+    expect(received.lsn).toBeLessThan(log.bytesWritten);
+    disk.complete();
+    expect(log.reaches(received.lsn)).toBe(true);
+    log.forget(received.lsn);
+    expect(log.synced).toEqual(received);
+    ring.append(3, 8);
+    take(log, ring);
+    disk.complete();
+    expect(log.synced).toEqual(ring.tail);
+    expect(disk.recover(received).tail).toEqual(ring.tail);
+  });
+
+  test('begins a segment where it was truncated to, since what is before the last one that a snapshot needs goes', () => {
+    const [ring, disk] = [new Ring(), new Disk()];
+    const log = durableLog(ring, disk, 64 + 4 * (64 + 256)); // four groups of one entry each
+    const write = (epoch: number): ChainPosition => {
+      ring.append(epoch, 200);
+      take(log, ring);
+      disk.complete();
+      return { ...ring.tail };
+    };
+    const ends = Array.from({ length: 5 }, () => write(1));
+    expect(disk.segments).toEqual([1, 2]);
+    // The second segment has room for all that follows, and begins with what is no part of the log any more.
+    ring.truncate(ends[2] as ChainPosition);
+    write(2);
+    const snapshot = write(2);
+    ring.applied = snapshot.lsn;
+    expect(snapshot.lsn).toBeGreaterThan((ends[3] as ChainPosition).lsn);
+    write(2);
+    expect(log.reaches(snapshot.lsn)).toBe(true);
+    for (const segment of log.forget(snapshot.lsn)) disk.files.delete(segment);
+    expect(disk.recover(snapshot).tail).toEqual(ring.tail);
+  });
+
   test('stops for good when the disk fails', () => {
     const [ring, disk] = [new Ring(), new Disk()];
     const log = durableLog(ring, disk);

@@ -298,3 +298,21 @@ export const newerStateUnbelievable: Mutant = {
         },
     ),
 };
+
+export const snapshotIsNotNoted: Mutant = {
+  name: 'a replica that takes its ring for the log below a snapshot that it installed',
+  install: () =>
+    replace(
+      replication,
+      'installSnapshot',
+      (original) =>
+        function (...parameters: unknown[]) {
+          const mend = replace(IntactRing.prototype, 'noteForeign', () => () => {});
+          try {
+            original.apply(this, parameters);
+          } finally {
+            mend();
+          }
+        },
+    ),
+};
