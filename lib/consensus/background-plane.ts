@@ -349,7 +349,7 @@ export class BackgroundPlane {
     for (let peer = 0; peer < MAX_REPLICAS; peer++) {
       if ((exited & (1 << peer)) === 0) continue;
       this.detector.observeUnreachable(peer);
-      this.promise.release(peer);
+      this.promise.ended(peer, this.fabric.exitedProcess(peer));
     }
   }
 
@@ -491,6 +491,10 @@ export class BackgroundPlane {
   private extendLease(now_ns: number): void {
     const { options, tally, promise } = this;
     if (options.lease === null || !this.leads() || this.isStalled) return;
+    // Once more, behind the word that this replica leads. This thread may have stood still between its looks at the two, for
+    // a whole takeover: then the voters known here are those of the log before that, whose last configuration may have
+    // the version of the one in force, and other voters.
+    if (!this.fromMain.read(this.exchange.words, this.exchange.toBackgroundOffset)) return;
     const { driftBound, length_ns } = options.lease;
     tally.clear();
     let voters = 0;

@@ -119,8 +119,17 @@ export class LeasePromise {
     this.release(this.holder);
   }
 
+  /**
+   * This process of the replica has ended, and reads nothing any more. Another one may be alive under the same id, started
+   * beside it or before it, and what was promised to that stands.
+   */
+  ended(replica: number, processId: number): void {
+    if (replica === this.seenHolder && processId === this.seenProcessId) this.seenHolder = -1;
+    if (replica === this.holder && processId === this.holderProcessId) this.release(replica);
+  }
+
   /** The holder reads nothing any more, for certain. */
-  release(holder: number): void {
+  private release(holder: number): void {
     if (holder === this.seenHolder) this.seenHolder = -1;
     if (holder !== this.holder) return;
     this.holder = -1;

@@ -106,6 +106,8 @@ export interface BackgroundFabric extends Completions {
    * 0 means nothing.
    */
   exitedMask(): number;
+  /** Which process of the replica that is: more than one may have been started under its id. */
+  exitedProcess(peer: number): number;
   /** What this host sees of the process at the other end of the probe link, at this instant. */
   processState(peer: number): PeerProcessState;
   submit(spin_ns: number, wanted: number): number;

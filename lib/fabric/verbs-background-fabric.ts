@@ -52,6 +52,8 @@ export interface ProbeTarget {
   readonly mailboxKey: number;
   /** The process at the other end, where the host can tell whether it lives. */
   readonly process: PeerProcess | null;
+  /** By what the replicas know it: a new one with each start. */
+  readonly processId: number;
 }
 
 /** A class, not a copy with one more field: each copy would have a shape of its own. */
@@ -109,6 +111,7 @@ export class VerbsBackgroundFabric implements BackgroundFabric {
   /** Responders of the peers' probe links, where their wakes arrive. */
   private readonly incoming: (QueuePair | null)[] = new Array(MAX_REPLICAS).fill(null);
   private readonly processes: (PeerProcess | null)[] = new Array(MAX_REPLICAS).fill(null);
+  private readonly processIds = new Float64Array(MAX_REPLICAS);
   private exited = 0;
   private brokenProbes = 0;
   private wakes = 0;
@@ -157,6 +160,7 @@ export class VerbsBackgroundFabric implements BackgroundFabric {
     // It was shared between threads, and stays open, with descriptors of the peer, until somebody closes it.
     this.processes[peer]?.close();
     this.processes[peer] = target?.process ?? null;
+    this.processIds[peer] = target?.processId ?? 0;
     this.exited &= ~(1 << peer);
     this.brokenProbes &= ~(1 << peer);
     this.peers[peer] = target === null ? null : new OutgoingProbe(target, ++this.linkSerial * SERIAL_UNIT + peer);
@@ -243,6 +247,10 @@ export class VerbsBackgroundFabric implements BackgroundFabric {
 
   exitedMask(): number {
     return this.exited;
+  }
+
+  exitedProcess(peer: number): number {
+    return this.processIds[peer] as number;
   }
 
   processState(peer: number): PeerProcessState {

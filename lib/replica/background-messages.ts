@@ -55,6 +55,7 @@ export type ToBackground =
         readonly mailboxKey: number;
         /** The process at the other end, where the host can tell whether it lives. */
         readonly process: number | null;
+        readonly processId: number;
       } | null;
     }
   /** The responder's end of the peer's probe link. */

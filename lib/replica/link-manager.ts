@@ -245,6 +245,7 @@ export class LinkManager {
           mailboxAddress: reply.writable.address,
           mailboxKey: reply.writable.rkey,
           process: this.options.endpoint.peerProcess(reply)?.share() ?? null,
+          processId: links.processId,
         },
       });
       return true;

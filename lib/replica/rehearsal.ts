@@ -205,6 +205,7 @@ class RehearsedReplica implements ReplicationHost {
       mailboxAddress: probe.writable.address,
       mailboxKey: probe.writable.rkey,
       process: probe.process,
+      processId: peer.bootId,
     });
     peer.backgroundFabric.setIncomingProbe(this.id, probe.responder);
     const log = await this.connect('log', peer, generation);

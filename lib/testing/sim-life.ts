@@ -166,6 +166,7 @@ export class SimLife {
       this.clockOffset_ns = random.integer(1e12);
     }
     this.node = new SimNode(world, network, id, events, options.logBytes, workspaceBytesMin(options.logBytes));
+    this.node.processId = processId;
     this.node.wakeMain = (at_ns) => this.wakeMain(at_ns);
     this.node.preempt = () => this.preempt();
     this.node.isStopped = () => this.pausedUntil_ns > world.now_ns;

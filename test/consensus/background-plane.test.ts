@@ -41,6 +41,7 @@ function asked() {
     submit: () => 0,
     probeConnected: () => false,
     exitedMask: () => 0,
+    exitedProcess: () => 0,
     processState: () => PeerProcessState.unknown,
     raiseFence: () => {},
     revokeLogWriter: () => {},

@@ -78,7 +78,9 @@ describe('a promise', () => {
   test('ends with the holder, and what was seen of it in its last moments makes no new one', () => {
     const promise = promised();
     promise.saw(LEADER, BOOT_ID, EPOCH, 6);
-    promise.release(LEADER);
+    promise.ended(LEADER, BOOT_ID + 1); // another one with its id
+    expect(promise.remaining_ns(OTHER, 0)).toBe(WAIT_NS);
+    promise.ended(LEADER, BOOT_ID);
     promise.begin(10, EPOCH);
     expect(promise.remaining_ns(OTHER, 10)).toBe(0);
   });

@@ -37,6 +37,7 @@ export class SimBackgroundFabric implements BackgroundFabric {
   private linksEnd = 0;
   private readonly links: (SimLink | null)[] = new Array(MAX_REPLICAS).fill(null);
   private exited = 0;
+  private readonly exitedProcesses = new Float64Array(MAX_REPLICAS);
   private readonly outgoingLogGenerations = new Float64Array(MAX_REPLICAS);
 
   constructor(
@@ -88,11 +89,17 @@ export class SimBackgroundFabric implements BackgroundFabric {
 
   /** The host saw the process at the other end of the probe link die. */
   noticeExit(node: SimNode): void {
-    if (this.links[node.id]?.responder === node) this.exited |= 1 << node.id;
+    if (this.links[node.id]?.responder !== node) return;
+    this.exited |= 1 << node.id;
+    this.exitedProcesses[node.id] = node.processId;
   }
 
   exitedMask(): number {
     return this.exited;
+  }
+
+  exitedProcess(peer: number): number {
+    return this.exitedProcesses[peer] as number;
   }
 
   processState(peer: number): PeerProcessState {

@@ -36,6 +36,8 @@ export interface LogGrant {
 
 export class SimNode {
   alive = true;
+  /** Set by the host. */
+  processId = 0;
   fence = 0;
   granted: LogGrant | null = null;
   readonly log: Uint8Array;
