@@ -26,6 +26,8 @@ struct FakeVerbs {
     context->ops.req_notify_cq = [](ibv_cq*, int) { return 0; };
     context->ops.post_send = postSend;
     context->ops.post_recv = postReceive;
+    context->ops.alloc_mw = allocMw;
+    context->ops.dealloc_mw = deallocMw;
     return context;
   }
   static int close(ibv_context* context) {
@@ -89,6 +91,22 @@ struct FakeVerbs {
       g_device->refused_.erase(mr);
     }
     return gone(mr);
+  }
+  static ibv_mw* allocMw(ibv_pd* pd, ibv_mw_type type) {
+    auto* mw = new ibv_mw();
+    mw->context = pd->context;
+    mw->pd = pd;
+    mw->type = type;
+    mw->rkey = 0x5600;
+    return made(mw);
+  }
+  static int deallocMw(ibv_mw* mw) {
+    if (g_device->deallocMwResult != 0) return g_device->deallocMwResult;
+    {
+      std::lock_guard<std::mutex> lock(g_device->mutex_);
+      g_device->boundThrough_.erase(mw);
+    }
+    return gone(mw);
   }
   static ibv_comp_channel* createChannel(ibv_context* context) {
     auto* channel = new ibv_comp_channel();
@@ -154,6 +172,9 @@ struct FakeVerbs {
     if (g_device->insidePosts != 0) g_device->usedAfterDestroy = true;
     std::lock_guard<std::mutex> lock(g_device->mutex_);
     if (g_device->takesCompletionsOut) takeCompletionsOut(qp);
+    for (const auto& bound : g_device->boundThrough_) {
+      if (bound.second == qp->qp_num) g_device->destroyedBeforeWindows = true;
+    }
     std::erase_if(g_device->queuePairs_, [qp](const auto& one) { return one.get() == qp; });
     g_device->liveObjects--;
     return 0;
@@ -174,6 +195,7 @@ struct FakeVerbs {
           break;
         }
         g_device->acceptSends--;
+        if (wr->opcode == IBV_WR_BIND_MW) g_device->boundThrough_[wr->bind_mw.mw] = qp->qp_num;
         qp->sends.push_back({wr->wr_id, (wr->send_flags & IBV_SEND_SIGNALED) != 0});
       }
       if (result == 0) result = g_device->startSendResult;

@@ -9,6 +9,7 @@
 #include <atomic>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -57,6 +58,7 @@ class FakeDevice {
   std::atomic<int> deregResult{0};
   std::atomic<int> destroyQpResult{0};
   std::atomic<int> destroyCqResult{0};
+  std::atomic<int> deallocMwResult{0};
   std::atomic<int> modifyResult{0};
   std::atomic<int> pollResult{0};         // below 0: the completion queue fails
   std::atomic<int> startSendResult{0};    // requests are queued but the device is not told
@@ -69,6 +71,8 @@ class FakeDevice {
   // Calls on queues stay inside until some queue is being destroyed (which must not happen) or for 200 ms.
   std::atomic<bool> lingerInCalls{false};
   std::atomic<bool> usedAfterDestroy{false};  // some queue was destroyed while a call was inside it
+  // A queue pair was destroyed before the windows that are bound through it: rxe waits for those, without end.
+  std::atomic<bool> destroyedBeforeWindows{false};
 
  private:
   friend struct FakeVerbs;
@@ -81,6 +85,7 @@ class FakeDevice {
   ibv_device device_{};
   std::vector<std::unique_ptr<FakeQueuePair>> queuePairs_;
   std::set<ibv_mr*> refused_;  // regions that a test left registered
+  std::map<ibv_mw*, uint32_t> boundThrough_;
   std::atomic<size_t> largestFill_{0};
   uint32_t nextNumber_ = 17;
 };

@@ -329,6 +329,45 @@ TEST_CASE("a queue pair that the device does not destroy stays open") {
   CHECK(codeOf([&] { postReceives(*rig.qp, 1, 1, &errnum); }) == "QUORATE_CLOSED");
 }
 
+TEST_CASE("windows that the device does not free are freed before their queue pair is, whenever that is tried again") {
+  FakeDevice device;
+  Rig rig(device);
+  const auto memory = rig.context->allocateMemory({4096, false, "", false});
+  const auto region = rig.domain->registerMemory(memory, 0, 4096, kAccessLocalWrite | kAccessMwBind);
+  std::vector<std::shared_ptr<MemoryWindow>> windows;
+  MwBind bind;
+  bind.region = region;
+  bind.length = 64;
+  bind.access = kAccessRemoteWrite;
+  const auto bindOne = [&] {
+    windows.push_back(rig.domain->allocateMemoryWindow(2));
+    SendWorkRequest request;
+    request.opcode = WrOpcode::BindMw;
+    request.memoryWindow = windows.back().get();
+    request.bind = &bind;
+    request.bindRkey = windows.back()->rkey() + 1;
+    int errnum = 0;
+    CHECK(rig.qp->postSend(&request, 1, &errnum) == 1);
+  };
+  bindOne();
+  bindOne();
+  windows.front()->close();
+  device.deallocMwResult = EBUSY;
+  for (int attempt = 0; attempt < 3; attempt++) {
+    CHECK(codeOf([&] { rig.qp->close(); }) == "QUORATE_REVOKE_FAILED");
+    CHECK_FALSE(rig.qp->closed());
+    CHECK_FALSE(windows.back()->closed());
+  }
+  bindOne();  // still usable
+  CHECK(codeOf([&] { rig.qp->close(); }) == "QUORATE_REVOKE_FAILED");
+  CHECK_FALSE(device.destroyedBeforeWindows);
+  device.deallocMwResult = 0;
+  rig.qp->close();
+  CHECK(rig.qp->closed());
+  for (const auto& window : windows) CHECK(window->closed());
+  CHECK_FALSE(device.destroyedBeforeWindows);
+}
+
 TEST_CASE("memory that a dropped region could not be taken off stays mapped for ever") {
   FakeDevice device;
   Rig rig(device);

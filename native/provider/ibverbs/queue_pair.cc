@@ -290,12 +290,23 @@ void IbvQueuePair::closeWindows() {
   std::vector<std::weak_ptr<IbvMemoryWindow>> windows;
   {
     std::lock_guard<AdaptiveMutex> sending(sendMutex_);
-    windows.swap(windows_);
+    windows = windows_;
   }
+  // One that the device refuses to free ends this: it, and those behind it, stay known, and are the next attempt's.
   for (const auto& entry : windows) {
     const std::shared_ptr<IbvMemoryWindow> window = entry.lock();
     if (window != nullptr && window->boundThrough(number_)) window->close();
   }
+  std::lock_guard<AdaptiveMutex> sending(sendMutex_);
+  forgetWindows();
+}
+
+// With sendMutex_ held: those that are gone, or are bound through another queue pair by now.
+void IbvQueuePair::forgetWindows() {
+  std::erase_if(windows_, [this](const std::weak_ptr<IbvMemoryWindow>& entry) {
+    const std::shared_ptr<IbvMemoryWindow> one = entry.lock();
+    return one == nullptr || one->closed() || !one->boundThrough(number_);
+  });
 }
 
 // With sendMutex_ held.
@@ -345,10 +356,7 @@ int IbvQueuePair::postBinding(IbvMemoryWindow& window, const MwBind& bind, uint3
     return result;
   }
   if (window.type() == 2) {
-    std::erase_if(windows_, [this](const std::weak_ptr<IbvMemoryWindow>& entry) {
-      const std::shared_ptr<IbvMemoryWindow> one = entry.lock();
-      return one == nullptr || one->closed() || !one->boundThrough(number_);
-    });
+    forgetWindows();
     const auto known = std::find_if(windows_.begin(), windows_.end(),
                                     [&window](const auto& entry) { return entry.lock().get() == &window; });
     if (known == windows_.end()) {

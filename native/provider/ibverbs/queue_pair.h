@@ -64,6 +64,7 @@ class IbvQueuePair final : public QueuePair {
   int checkSend(const SendWorkRequest& request) const;
   int postBinding(IbvMemoryWindow& window, const MwBind& bind, uint32_t rkey, uint64_t wrId, uint32_t sendFlags);
   void closeWindows();
+  void forgetWindows();
   void takeInCompletions();
   ibv_qp_attr toDevice(const QpAttributes& attributes) const;
   QpAttributes queryDevice();
