@@ -7,14 +7,13 @@ import { fileURLToPath } from 'node:url';
 import { Worker } from 'node:worker_threads';
 import { Command, InvalidArgumentError } from 'commander';
 import { minimize } from '../testing/minimize.js';
-import { LEAVE_OUT } from '../testing/sim-options.js';
+import { LEAVE_OUT, PACE_MAX } from '../testing/sim-options.js';
 import { runSimulation, type SimulationRequest } from '../testing/simulation.js';
 import type { SimWorkerRequest, SimWorkerResult } from './sim-worker.js';
 
 const SEED_MAX = 2 ** 40;
 /** Background ticks are 5 or 10 ms of virtual time at pace 1; --ticks counts the long ones. */
 const TICK_SECONDS = 0.01;
-const PACE_MAX = 1000;
 const PROGRESS_EVERY_MS = 15_000;
 /** A seed takes seconds; one that takes longer than this hangs, and counts as failed. */
 const SEED_TIMEOUT_MS = 20 * 60_000;

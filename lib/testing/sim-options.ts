@@ -151,6 +151,11 @@ export interface SimRequest {
   readonly pace?: number;
 }
 
+/** Slower than anything that is of use. */
+export const PACE_MAX = 1000;
+/** Most processes that are added to those of a request. */
+export const JOINERS_MAX = 2;
+
 /** Ample: a converged cluster ends the run, so this costs time only where something is wrong. */
 const CONVERGENCE_TIME_NS = 8e9;
 /** Clients go on for this part of the calm time, so a run is at least that much longer than its faults. */
@@ -428,7 +433,7 @@ function drawMembership(random: Random, drawn: SimOptions): SimOptions {
   const priorities = random.chance(0.7) ? [] : Array.from({ length: drawn.founders }, () => random.integer(3));
   const transfer = random.chance(0.7) ? 0 : random.between(0.2, 2);
   const changing = withTransfers({ ...drawn, priorities }, transfer);
-  return random.chance(0.6) ? changing : withJoiners(changing, 1 + random.integer(2), random.between(0.5, 4));
+  return random.chance(0.6) ? changing : withJoiners(changing, 1 + random.integer(JOINERS_MAX), random.between(0.5, 4));
 }
 
 function withTransfers(options: SimOptions, transfer: number): SimOptions {

@@ -2,6 +2,7 @@
 // cluster must elect, converge and answer everything within a bounded time; then the history is checked.
 import { Random } from '../fabric/sim/random.js';
 import { SimWorld, type Violation } from '../fabric/sim/sim-world.js';
+import { checkRequest } from './check-request.js';
 import { type CheckedCluster, createCheckedCluster } from './checked-cluster.js';
 import type { Checker } from './checkers/checker.js';
 import { checkLinearizability, formatHistory, logOrderIsLinearization } from './checkers/linearizability.js';
@@ -107,9 +108,10 @@ const GROWTH_INTERVAL_NS = 100e6;
 /**
  * Runs one simulation: a cluster and its clients under faults, then calm, in which it must converge; then checks the history.
  * Every invariant is checked at every step; the first that breaks ends the run. Synchronous: a run of three minutes of
- * virtual time takes some tenths of a second.
+ * virtual time takes some tenths of a second. Throws QUORATE_INVALID_ARGUMENT for a request that is none.
  */
 export function runSimulation(request: SimulationRequest): SimulationResult {
+  checkRequest(request);
   const world = new SimWorld(request.seed, request.traceLines ?? 0);
   const drawn = leaveOut(drawOptions(new Random(request.seed * 2 + 1), request), request.without ?? []);
   return new Simulation(request, world, request.adjust?.(drawn) ?? drawn).run();
