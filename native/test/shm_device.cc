@@ -65,6 +65,29 @@ TEST_CASE("shm: the directory must be ours alone, and no symbolic link") {
     }
     CHECK(files == 2);
   }
+  SUBCASE("one that cannot be made is an error with the path, and with what names it") {
+    const std::string missing = directory.path() + "/missing/one";
+    const auto messageOf = [](auto&& call) {
+      try {
+        call();
+      } catch (const VerbsError& error) {
+        return error.code + ": " + error.what();
+      }
+      return std::string();
+    };
+    CHECK(messageOf([&] { open(missing); }) ==
+          "QUORATE_SYSTEM: mkdir failed for the shared-memory directory " + missing +
+              ": No such file or directory. Create the directory that it is to be in, or name another one with the "
+              "option shmDirectory, which names this one");
+    setenv("QUORATE_SHM_DIR", missing.c_str(), 1);
+    const std::string byEnvironment = messageOf([&] { open(""); });
+    unsetenv("QUORATE_SHM_DIR");
+    CHECK(byEnvironment.ends_with("with the environment variable QUORATE_SHM_DIR, which names this one"));
+    const std::string file = directory.path() + "/file";
+    ::close(::open(file.c_str(), O_CREAT | O_WRONLY | O_CLOEXEC, 0600));
+    CHECK(messageOf([&] { open(file + "/one"); }).find("Not a directory. If that cannot be mended") !=
+          std::string::npos);
+  }
   SUBCASE("a looser mode is refused") {
     chmod(directory.path().c_str(), 0750);
     CHECK(codeOf([&] { open(directory.path()); }) == "QUORATE_INVALID_ARGUMENT");

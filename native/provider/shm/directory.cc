@@ -109,11 +109,47 @@ size_t roundUpToPage(size_t bytes) {
   return (bytes + page - 1) / page * page;
 }
 
+namespace {
+
+constexpr const char* kVariable = "QUORATE_SHM_DIR";
+
+std::string defaultDirectory() {
+  return "/dev/shm/quorate-" + std::to_string(geteuid());
+}
+
+// How to name another directory than this one: as this one was named, by what can be told of that.
+std::string nameAnother(const std::string& path) {
+  const char* fromEnvironment = std::getenv(kVariable);
+  if (fromEnvironment != nullptr && path == fromEnvironment) {
+    return "name another one with the environment variable QUORATE_SHM_DIR, which names this one";
+  }
+  const std::string option = "name another one with the option shmDirectory";
+  return option + (path == defaultDirectory() ? "; this is the default" : ", which names this one");
+}
+
+std::string makingAdvice(const std::string& path, int errnum) {
+  switch (errnum) {
+    case ENOENT:
+      return "Create the directory that it is to be in, or " + nameAnother(path);
+    case EACCES:
+    case EPERM:
+    case EROFS:
+      return "Let this user write to the directory that it is to be in, or " + nameAnother(path);
+    case ENOSPC:
+    case EDQUOT:
+      return "Make room on that file system, or " + nameAnother(path);
+    default:
+      return "If that cannot be mended, " + nameAnother(path);
+  }
+}
+
+}  // namespace
+
 std::string chooseDirectory(const std::string& option) {
   if (!option.empty()) return option;
-  const char* fromEnvironment = std::getenv("QUORATE_SHM_DIR");
+  const char* fromEnvironment = std::getenv(kVariable);
   if (fromEnvironment != nullptr && fromEnvironment[0] != '\0') return fromEnvironment;
-  return "/dev/shm/quorate-" + std::to_string(geteuid());
+  return defaultDirectory();
 }
 
 std::shared_ptr<ShmDirectory> ShmDirectory::open(const std::string& path) {
@@ -122,8 +158,8 @@ std::shared_ptr<ShmDirectory> ShmDirectory::open(const std::string& path) {
   directory->path_ = path;
   const bool created = mkdir(path.c_str(), 0700) == 0;
   if (!created && errno != EEXIST) {
-    throw systemError("mkdir", errno, "the shared-memory directory " + path,
-                      "Create its parent, or name another directory with QUORATE_SHM_DIR");
+    const int errnum = errno;
+    throw systemError("mkdir", errnum, "the shared-memory directory " + path, makingAdvice(path, errnum));
   }
   directory->fd_ = FileDescriptor(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
   if (!directory->fd_) {
@@ -145,8 +181,8 @@ std::shared_ptr<ShmDirectory> ShmDirectory::open(const std::string& path) {
                      "The shared-memory directory " + path + " must belong to user " + std::to_string(geteuid()) +
                          " with mode 0700, but belongs to user " + std::to_string(status.st_uid) + " with mode " +
                          mode +
-                         ": others could write the memory of replicas. Remove it or chmod 700 it, or name another with "
-                         "QUORATE_SHM_DIR.");
+                         ": others could write the memory of replicas. Remove it or chmod 700 it, or " +
+                         nameAnother(path) + ".");
   }
   return directory;
 }
