@@ -8,6 +8,7 @@ import type { DonorState } from '../transfer/donor.js';
 import { PieceReader, type PieceSource } from '../transfer/snapshot-stream.js';
 import {
   PIECE_BYTES,
+  PIECE_TIMEOUT_MS,
   SNAPSHOT_DUE_FRACTION,
   SNAPSHOT_PAUSE_FACTOR,
   SNAPSHOT_PAUSE_MIN_MS,
@@ -27,6 +28,8 @@ export interface RegionKeeperHost {
   /** The state is being given to another replica: two streams of it at a time may cost a copy of all of it. */
   isGiving(): boolean;
   readonly onWarning: (error: Error) => void;
+  /** How long the state machine may take for a piece of its state. Default: PIECE_TIMEOUT_MS. */
+  readonly pieceTimeoutMs?: number;
 }
 
 /** What a replica that died now would leave behind. */
@@ -105,11 +108,17 @@ export class RegionKeeper {
     if (this.source === null) return;
     this.isInterrupted = true;
     this.source.close();
+    // A stream that is being waited for may never give its piece, and hears of its end only then.
+    this.pieces?.interrupt(this.cancelled());
   }
 
   private checkGoesOn(): void {
     if (this.isClosed) throw new QuorateError('QUORATE_CLOSED', 'the replica was closed');
-    if (this.isInterrupted) throw new QuorateError('QUORATE_CANCELLED', 'the state goes to another replica first');
+    if (this.isInterrupted) throw this.cancelled();
+  }
+
+  private cancelled(): QuorateError {
+    return new QuorateError('QUORATE_CANCELLED', 'the state goes to another replica first');
   }
 
   private warn(error: Error): void {
@@ -120,10 +129,10 @@ export class RegionKeeper {
   }
 
   private async write(): Promise<void> {
-    const { region, snapshotBytesMax } = this.host;
+    const { region, snapshotBytesMax, pieceTimeoutMs } = this.host;
     const { position, configuration, sessionsBytes, source } = this.host.freeze();
     this.source = source;
-    const pieces = new PieceReader(source);
+    const pieces = new PieceReader(source, pieceTimeoutMs ?? PIECE_TIMEOUT_MS);
     this.pieces = pieces;
     let file: string | undefined;
     try {

@@ -123,7 +123,11 @@ export class PieceReader {
   private failure: Error | null = null;
   private refuse: ((error: Error) => void) | null = null;
 
-  constructor(private readonly source: PieceSource) {}
+  /** `stallTimeoutMs`: how long the state machine may take for one piece, for ever if that is not given. */
+  constructor(
+    private readonly source: PieceSource,
+    private readonly stallTimeoutMs?: number,
+  ) {}
 
   async pull(): Promise<Uint8Array | null> {
     if (this.failure !== null) throw this.failure;
@@ -136,8 +140,17 @@ export class PieceReader {
 
   private unlessInterrupted<Value>(promise: Promise<Value>): Promise<Value> {
     return new Promise((resolve, reject) => {
-      this.refuse = reject;
-      promise.then(resolve, reject);
+      const { stallTimeoutMs } = this;
+      const stalled = (): void => {
+        const text = `snapshotChunks() of the state machine gave neither a piece nor its end for ${stallTimeoutMs} ms`;
+        this.interrupt(new QuorateError('QUORATE_TIMEOUT', text));
+      };
+      const timer = stallTimeoutMs === undefined ? undefined : setTimeout(stalled, stallTimeoutMs);
+      this.refuse = (error) => {
+        clearTimeout(timer);
+        reject(error);
+      };
+      promise.then(resolve, reject).finally(() => clearTimeout(timer));
     });
   }
 
