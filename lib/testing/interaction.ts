@@ -23,6 +23,7 @@
 //   status, log ID, state ID, time           where replicas stand; what a log holds; registers; virtual time
 import { entryBytes, entryEpoch, entryPayloadBytes, entryType } from '../consensus/entry.js';
 import { formatEpoch } from '../consensus/epoch.js';
+import { LOG_BYTES_MAX, LOG_BYTES_MIN } from '../consensus/limits.js';
 import type { MembershipChange } from '../consensus/membership.js';
 import { readU53 } from '../consensus/sealed-block.js';
 import type { Violation } from '../fabric/sim/sim-world.js';
@@ -240,6 +241,10 @@ class Interpreter {
     const words = [...given];
     const joiners = this.setting(words, 'joiners', 0);
     const logBytes = this.setting(words, 'log', 64) * 1024;
+    if (logBytes < LOG_BYTES_MIN || logBytes > LOG_BYTES_MAX || (logBytes & (logBytes - 1)) !== 0) {
+      const range = `${LOG_BYTES_MIN / 1024}..${LOG_BYTES_MAX / 1024}`;
+      throw new Error(`a log of ${logBytes / 1024} KiB is not possible: log must be a power of two in ${range}`);
+    }
     const seed = this.setting(words, 'seed', 1);
     const tearGapMax_ns = this.setting(words, 'tear', 0) * 1e3;
     const applyTimeMax_ns = this.setting(words, 'apply', 0) * 1e3;

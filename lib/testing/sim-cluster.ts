@@ -192,6 +192,8 @@ export class SimCluster {
     try {
       life = new SimLife(world, network, id, bootId, processId, disk, genesis, committed, options, events);
     } catch (error) {
+      // Without anything on a disk only the options can be wrong, which is no finding.
+      if (disk === null || !disk.isUsed) throw error;
       world.fail('recovery', `replica ${id} cannot start from its disk: ${(error as Error).message}`);
       return;
     }

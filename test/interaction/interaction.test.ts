@@ -138,6 +138,8 @@ describe('a script', () => {
     ['crash 0', "line 1, 'crash 0': there is no cluster yet"],
     ['cluster 3\n\nfly 0', "line 3, 'fly 0': this command is unknown"],
     ['cluster 99', '99 replicas are not in 1..7'],
+    ['cluster 3 log=16', 'a log of 16 KiB is not possible: log must be a power of two in 64..1048576'],
+    ['cluster 3 log=96', 'a log of 96 KiB is not possible'],
     ['cluster 3\nrun 5 ms', "'5' is no duration"],
     ['cluster 3\ncrash 3', 'there is no replica 3'],
     ['cluster 3\nresume 0', 'replica 0 is not stopped'],

@@ -30,6 +30,11 @@ test.each<[unknown, string]>([
   expect(run).toThrow(message);
 });
 
+test('options that adjust() makes impossible are an error, and no finding of the simulation', () => {
+  const adjust: SimulationRequest['adjust'] = (options) => ({ ...options, logBytes: 16 * 1024 });
+  expect(() => runSimulation({ ...GOOD, adjust })).toThrow('logBytes 16384 is not in 65536..1073741824');
+});
+
 test('a cluster may be of one replica, or of fourteen, to which two are added', () => {
   for (const replicas of [1, 14]) {
     expect(runSimulation({ seed: 7, replicas, virtualSeconds: 1, without: ['majorityLoss'] }).violation).toBeNull();
