@@ -8,6 +8,11 @@ export function invalid(message: string): never {
   throw new QuorateError('QUORATE_INVALID_ARGUMENT', message);
 }
 
+/** The options of a call, which may be left out: an object, not what would be taken for one without members. */
+export function checkCallOptions(options: object, call: string): void {
+  if (typeof options !== 'object' || options === null) invalid(`the options of ${call} are no object`);
+}
+
 /** Every option of a replica. */
 export const REPLICA_OPTIONS: Readonly<Record<keyof ReplicaOptions, true>> = {
   id: true,

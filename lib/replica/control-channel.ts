@@ -15,3 +15,4 @@ export { Dialer, type DialerEvents, type DialerOptions } from './control/dialer.
 export type { ControlIdentity, Hello, PeerHello } from './control/hello.js';
 export { ControlServer, type ControlServerEvents, type ControlServerOptions } from './control/server.js';
 export { checkBytes, checkInteger, checkRecord, checkString } from './control/shape.js';
+export { WarningLimit } from './control/warning-limit.js';

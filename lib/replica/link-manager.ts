@@ -2,12 +2,13 @@
 // log link and one message link; a link that failed is replaced by one with fresh queue pairs, and a peer that comes back
 // in a new life gets all new links. Answers the peers' requests for the responder's ends of their links.
 import { randomInt } from 'node:crypto';
+import { QuorateError } from '../errors.js';
 import { checkLinkReply, checkLinkRequest, type LinkKind, type LinkReply } from '../fabric/link-parameters.js';
 import type { MessageFabric } from '../fabric/message-fabric.js';
 import type { PendingLink, VerbsEndpoint } from '../fabric/verbs-endpoint.js';
 import type { VerbsReplicationFabric } from '../fabric/verbs-replication-fabric.js';
 import type { BackgroundThread } from './background-thread.js';
-import type { ControlConnection } from './control-channel.js';
+import { type ControlConnection, WarningLimit } from './control-channel.js';
 
 const REQUEST_TIMEOUT_MS = 10_000;
 /** Generations are 32 bits; half of them is more than a process ever makes. */
@@ -51,6 +52,8 @@ class PeerLinks {
   readonly generation = { probe: 0, log: 0, message: 0 };
   readonly live = { probe: false, log: false, message: false };
   readonly making = { probe: false, log: false, message: false };
+  /** What keeps links from being made, a wrong option at the peer, does so at each retry. */
+  readonly warnings = new WarningLimit();
   readonly retryDelayMs = { probe: RETRY_DELAY_MIN_MS, log: RETRY_DELAY_MIN_MS, message: RETRY_DELAY_MIN_MS };
 }
 
@@ -197,7 +200,7 @@ export class LinkManager {
   }
 
   private async make(id: number, kind: LinkKind, connection: ControlConnection): Promise<boolean> {
-    const { endpoint, messages, onRefused, onWarning } = this.options;
+    const { endpoint, messages, onRefused } = this.options;
     const links = this.peer(id);
     const generation = this.nextGeneration++;
     let pending: PendingLink | undefined;
@@ -218,10 +221,18 @@ export class LinkManager {
         code === 'QUORATE_NOT_A_MEMBER' || // it has not heard of this replica yet, or that it was added again
         code === 'QUORATE_CLOSED' ||
         links.connection !== connection;
-      if (!isPassing && !this.closed) onWarning(error as Error);
+      if (!isPassing && !this.closed) this.warn(links, error as Error);
       if (code === 'QUORATE_NOT_A_MEMBER' && !this.closed) onRefused(id);
       return false;
     }
+  }
+
+  private warn(links: PeerLinks, error: Error): void {
+    const { code = 'QUORATE_SYSTEM' } = error as { code?: string };
+    const before = links.warnings.admit(code);
+    if (before === undefined) return;
+    const { onWarning } = this.options;
+    onWarning(before === '' ? error : new QuorateError(code, `${error.message}${before}`, { cause: error }));
   }
 
   /** False if the link is to be made again. */

@@ -24,6 +24,7 @@ import type { DurableVoter, ToMain } from './background-messages.js';
 import { BackgroundThread } from './background-thread.js';
 import {
   checkAddress,
+  checkCallOptions,
   checkDurable,
   checkInteger,
   checkMember,
@@ -1396,10 +1397,15 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   propose(command: Uint8Array, options?: ProposeOptions): Promise<ProposeResult<Result>> {
     const { plane } = this;
     const log = plane !== undefined && this.closing === undefined && plane.role === 'leader' ? plane : undefined;
-    if (log !== undefined && options?.session === undefined && options?.timeoutMs === undefined) {
-      return this.proposals.propose(log, command, undefined, undefined);
-    }
+    const isPlain =
+      options === undefined ||
+      (typeof options === 'object' &&
+        options !== null &&
+        options.session === undefined &&
+        options.timeoutMs === undefined);
+    if (log !== undefined && isPlain) return this.proposals.propose(log, command, undefined, undefined);
     try {
+      if (options !== undefined) checkCallOptions(options, 'propose()');
       return this.proposals.propose(log, command, options?.session, this.elsewhere(options ?? {}));
     } catch (error) {
       return Promise.reject(error as Error);
@@ -1504,6 +1510,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
    */
   async read<Value>(read: () => Value, options: ReadOptions = {}): Promise<Value> {
     if (typeof read !== 'function') invalid('read() takes a function that reads the state');
+    checkCallOptions(options, 'read()');
     const timeoutMs = checkInteger(options.timeoutMs ?? READ_TIMEOUT_DEFAULT_MS, 1, 2 ** 31 - 1, 'timeoutMs');
     const value = this.leasedRead(read);
     if (value !== undefined) return value;
@@ -1619,6 +1626,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
    */
   async promote(id: number, options: { readonly timeoutMs?: number } = {}): Promise<void> {
     checkInteger(id, 0, MAX_REPLICAS - 1, 'id');
+    checkCallOptions(options, 'promote()');
     const timeoutMs = checkInteger(options.timeoutMs ?? 0, 0, 2 ** 31 - 1, 'timeoutMs');
     await (await this.leading()).promote(id, timeoutMs);
   }
@@ -1645,6 +1653,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     if (member.id === id) {
       invalid(`replica ${id} cannot replace itself: change its address, and start it there with the same id`);
     }
+    checkCallOptions(options, 'replace()');
     const timeoutMs = checkInteger(options.timeoutMs ?? CATCH_UP_TIMEOUT_DEFAULT_MS, 1, 2 ** 31 - 1, 'timeoutMs');
     await (await this.leading()).replace(id, member, timeoutMs);
   }
@@ -1679,6 +1688,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
    */
   async transferLeadership(id?: number, options: { readonly timeoutMs?: number } = {}): Promise<number> {
     if (id !== undefined) checkInteger(id, 0, MAX_REPLICAS - 1, 'id');
+    checkCallOptions(options, 'transferLeadership()');
     const timeoutMs = checkInteger(options.timeoutMs ?? TRANSFER_TIMEOUT_DEFAULT_MS, 1, 2 ** 30, 'timeoutMs');
     return await (await this.leading()).transferLeadership(id, timeoutMs);
   }

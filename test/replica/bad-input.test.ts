@@ -1,4 +1,4 @@
-// Bad input to Replica.open() and propose() gets a clear, coded error at the boundary.
+// Bad input to Replica.open() and its calls gets a clear, coded error at the boundary.
 import { mkdtempSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -177,6 +177,37 @@ describe('propose() refuses', () => {
         expect((await failure(refused)).code).toBe('QUORATE_INVALID_ARGUMENT');
       }
       expect((await failure(replica.changeAddress(0, undefined as never))).code).toBe('QUORATE_INVALID_ARGUMENT');
+    } finally {
+      await cluster.close();
+    }
+  });
+});
+
+describe('options of a call', () => {
+  const calls: [string, (replica: Replica<number>, options: never) => Promise<unknown>][] = [
+    ['propose', (replica, options) => replica.propose(new Uint8Array(1), options)],
+    ['read', (replica, options) => replica.read(() => 1, options)],
+    ['promote', (replica, options) => replica.promote(1, options)],
+    ['replace', (replica, options) => replica.replace(0, { id: 1, host: '127.0.0.1', port: 1 }, options)],
+    ['transferLeadership', (replica, options) => replica.transferLeadership(undefined, options)],
+  ];
+
+  it('that are no object are refused, and nothing is done', async () => {
+    const cluster = await openCluster(1);
+    try {
+      const [replica] = cluster.replicas as [Replica<number>];
+      await replica.propose(new Uint8Array(1));
+      const { tailLsn } = replica.status();
+      for (const [name, call] of calls) {
+        for (const options of [null, 5, 'x', true]) {
+          const refused = call(replica, options as never);
+          await expect(refused, `${name}() with ${options}`).rejects.toMatchObject({
+            code: 'QUORATE_INVALID_ARGUMENT',
+            message: expect.stringContaining(`${name}()`),
+          });
+        }
+      }
+      expect(replica.status()).toMatchObject({ tailLsn, role: 'leader' });
     } finally {
       await cluster.close();
     }

@@ -2,6 +2,7 @@
 import { once } from 'node:events';
 import { afterEach, describe, expect, it } from 'vitest';
 import { Replica } from '#lib/index.js';
+import { WARNING_INTERVAL_MS } from '#lib/replica/control/limits.js';
 import { CommandLog, members, openCluster, optionsFor, type TestCluster, waitFor } from './fixture.js';
 
 let cluster: TestCluster;
@@ -28,11 +29,21 @@ describe('while open() is under way', () => {
     const list = await members(3);
     const open = (id: number, logBytes: number, openTimeoutMs: number) =>
       Replica.open(optionsFor(id, list, { logBytes, openTimeoutMs, profile: 'relaxed' }));
-    const others = Promise.all([open(0, 1024 * 1024, 30_000), open(1, 1024 * 1024, 30_000)]);
+    const warnings: Error[] = [];
+    const begun_ms = performance.now();
+    const first = open(0, 1024 * 1024, 30_000).then((replica) =>
+      replica.on('warning', (warning) => {
+        if (warning.code === 'QUORATE_CONFIGURATION_MISMATCH') warnings.push(warning);
+      }),
+    );
+    const others = Promise.all([first, open(1, 1024 * 1024, 30_000)]);
     await expect(open(2, 512 * 1024, 4_000)).rejects.toMatchObject({
       code: 'QUORATE_OPEN_TIMEOUT',
       message: expect.stringContaining('logBytes must be the same at every replica'),
     });
+    // At the others the links are tried again and again; that they fail is told once, and then rarely.
+    await waitFor(() => warnings.length > 0, 'the warning at a replica that is open');
+    expect(warnings.length).toBeLessThanOrEqual(1 + (performance.now() - begun_ms) / WARNING_INTERVAL_MS);
     await Promise.all((await others).map((replica) => replica.close()));
   });
 
