@@ -1,8 +1,12 @@
 // Checks of what users pass in: each failure is an error with code QUORATE_INVALID_ARGUMENT that names the option.
-import { HOST_CHARACTERS_MAX, MAX_REPLICAS, PRIORITY_MAX } from '../consensus/limits.js';
+import { HOST_CHARACTERS_MAX, LOG_BYTES_MAX, LOG_BYTES_MIN, MAX_REPLICAS, PRIORITY_MAX } from '../consensus/limits.js';
 import { QuorateError } from '../errors.js';
+import { checkClusterKey } from './control-channel.js';
 import { SNAPSHOT_AFTER_BYTES_DEFAULT, SNAPSHOT_AFTER_BYTES_MAX, SNAPSHOT_AFTER_BYTES_MIN } from './durable/limits.js';
 import type { BackgroundScheduling, DurableOptions, MemberAddress, ReplicaOptions } from './replica-options.js';
+
+const LOG_BYTES_DEFAULT = 16 * 1024 * 1024;
+const OPEN_TIMEOUT_DEFAULT_MS = 30_000;
 
 export function invalid(message: string): never {
   throw new QuorateError('QUORATE_INVALID_ARGUMENT', message);
@@ -14,7 +18,7 @@ export function checkCallOptions(options: object, call: string): void {
 }
 
 /** Every option of a replica. */
-export const REPLICA_OPTIONS: Readonly<Record<keyof ReplicaOptions, true>> = {
+const REPLICA_OPTIONS: Readonly<Record<keyof ReplicaOptions, true>> = {
   id: true,
   members: true,
   join: true,
@@ -87,7 +91,7 @@ function checkList(members: readonly MemberAddress[], what: string): Set<number>
 }
 
 /** Where this replica listens. */
-export function checkPlace({ id, members, join, address }: ReplicaOptions<never>): MemberAddress {
+function checkPlace({ id, members, join, address }: ReplicaOptions<never>): MemberAddress {
   if (join !== undefined) {
     if (members !== undefined)
       return invalid('members founds a cluster and join joins one that exists: pass one of them');
@@ -122,7 +126,7 @@ export function checkReplaceAfter(replaceAfterMs: number, lookIntervalMs: number
 }
 
 /** Null for a replica that is not durable. */
-export function checkDurable(
+function checkDurable(
   durable: boolean | DurableOptions | undefined,
   id: number,
   surviveCrash: unknown,
@@ -154,4 +158,43 @@ export function checkScheduling(scheduling: BackgroundScheduling | undefined): B
     for (const cpu of cpus) checkInteger(cpu, 0, CPU_MAX, 'backgroundThread.cpus');
   }
   return scheduling;
+}
+
+/** Of the options of a replica, those that are known before it has a device; with the defaults in place. */
+export interface CheckedReplicaOptions {
+  /** Where it listens. */
+  readonly self: MemberAddress;
+  readonly logBytes: number;
+  readonly openTimeoutMs: number;
+  readonly durable: ReturnType<typeof checkDurable>;
+}
+
+/** Throws besides QUORATE_CLUSTER_KEY. */
+export function checkReplicaOptions(options: ReplicaOptions<never>): CheckedReplicaOptions {
+  if (typeof options !== 'object' || options === null) return invalid('Replica.open() takes an options object');
+  checkNames(options, REPLICA_OPTIONS, 'options');
+  checkInteger(options.id, 0, MAX_REPLICAS - 1, 'id');
+  const self = checkPlace(options);
+  const logBytes = checkInteger(options.logBytes ?? LOG_BYTES_DEFAULT, LOG_BYTES_MIN, LOG_BYTES_MAX, 'logBytes');
+  if ((logBytes & (logBytes - 1)) !== 0) return invalid(`logBytes ${logBytes} is not a power of two`);
+  for (const method of ['apply', 'snapshot', 'restore'] as const) {
+    if (typeof options.stateMachine?.[method] !== 'function')
+      return invalid(`stateMachine.${method} is not a function`);
+  }
+  for (const method of ['snapshotChunks', 'restoreChunks', 'attachMemory', 'restoreInPlace'] as const) {
+    if (!['undefined', 'function'].includes(typeof options.stateMachine[method]))
+      return invalid(`stateMachine.${method} is there, but is not a function`);
+  }
+  if (options.clusterKey === undefined) {
+    throw new QuorateError(
+      'QUORATE_CLUSTER_KEY',
+      'clusterKey is missing: every replica of a cluster takes the same secret key of at least 16 bytes',
+    );
+  }
+  checkClusterKey(options.clusterKey); // before anything is made that depends on it
+  const openTimeoutMs = checkInteger(options.openTimeoutMs ?? OPEN_TIMEOUT_DEFAULT_MS, 1, 2 ** 31 - 1, 'openTimeoutMs');
+  if (!['undefined', 'boolean'].includes(typeof options.waitForLeader)) {
+    return invalid('waitForLeader is not a boolean');
+  }
+  return { self, logBytes, openTimeoutMs, durable: checkDurable(options.durable, options.id, options.surviveCrash) };
 }

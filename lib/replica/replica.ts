@@ -10,7 +10,7 @@ import { EPOCH_NONE, formatEpoch } from '../consensus/epoch.js';
 import { Exchange } from '../consensus/exchange.js';
 import { forkPosition } from '../consensus/fork.js';
 import type { LeaseSettings } from '../consensus/lease.js';
-import { LOG_BYTES_MAX, LOG_BYTES_MIN, MAX_REPLICAS, PRIORITY_MAX, payloadBytesMax } from '../consensus/limits.js';
+import { MAX_REPLICAS, PRIORITY_MAX, payloadBytesMax } from '../consensus/limits.js';
 import { MembershipWatch } from '../consensus/membership.js';
 import { replacementNews } from '../consensus/replacement.js';
 import type { RecoveredState, ReplicationHost } from '../consensus/replication-host.js';
@@ -25,19 +25,17 @@ import { BackgroundThread } from './background-thread.js';
 import {
   checkAddress,
   checkCallOptions,
-  checkDurable,
   checkInteger,
   checkMember,
-  checkNames,
-  checkPlace,
   checkReplaceAfter,
+  checkReplicaOptions,
   checkScheduling,
   invalid,
-  REPLICA_OPTIONS,
 } from './check-options.js';
-import { type ControlConnection, ControlServer, checkClusterKey } from './control-channel.js';
+import { type ControlConnection, ControlServer } from './control-channel.js';
 import type { Durability } from './durable/durability.js';
 import { TAKEOVER_EXTRA_NS } from './durable/limits.js';
+import { EarlyWarnings } from './early-warnings.js';
 import { FlushSchedule } from './flush-schedule.js';
 import { FollowerReads, type ReadIndex } from './follower-reads.js';
 import {
@@ -49,6 +47,7 @@ import {
 } from './force-new-cluster.js';
 import { checkReply, Formation } from './formation.js';
 import { holdAtExit } from './hold-at-exit.js';
+import { LeaderWatch } from './leader-watch.js';
 import { resolveLease } from './lease-options.js';
 import { LinkManager } from './link-manager.js';
 import { ForwardedProposals } from './mailbox/forwarded-proposals.js';
@@ -58,6 +57,7 @@ import { askReadIndex } from './mailbox/read-index.js';
 import { MemberDirectory, REMOVED_GRACE_MS } from './member-directory.js';
 import { CATCH_UP_TIMEOUT_DEFAULT_MS, MembershipRequests, TRANSFER_TIMEOUT_DEFAULT_MS } from './membership-requests.js';
 import { NotLeaderError } from './not-leader-error.js';
+import { Opening } from './opening.js';
 import { OutcomeUnknownError } from './pending-proposals.js';
 import { resolveProfile } from './profiles.js';
 import { type Elsewhere, Proposals } from './proposals.js';
@@ -81,19 +81,15 @@ import type {
   ReplicaStatus,
   SessionCommand,
   StateMachine,
-  TakeoverStages,
 } from './replica-options.js';
 import { decodeSnapshot, encodeSnapshot } from './snapshot-transfer.js';
-import { takeoverStages } from './takeover-stages.js';
 import type { DonorHost } from './transfer/donor.js';
 import { SnapshotSource } from './transfer/snapshot-stream.js';
 import { Transfers } from './transfer/transfers.js';
 import { turn } from './turn.js';
 
-const LOG_BYTES_DEFAULT = 16 * 1024 * 1024;
 const PENDING_PROPOSALS_DEFAULT = 65_536;
 const PENDING_READ_BARRIERS_DEFAULT = 65_536;
-const OPEN_TIMEOUT_DEFAULT_MS = 30_000;
 /** How long one flush may busy-poll for completions before the completion channel takes over. */
 const SPIN_NS = 100_000;
 const SPIN_SOFTWARE_DEVICE_NS = 2_000_000;
@@ -106,8 +102,6 @@ const HOUSEKEEPING_INTERVAL_MIN_MS = 20;
  * milliseconds, on the processor that it was woken on.
  */
 const SCHEDULING_SLICE_NS = 100_000;
-/** Listeners are told that there is no leader when it has been so for this long. */
-const LEADER_LOST_GRACE_MS = 10;
 const SNAPSHOT_TIMEOUT_MS = 120_000;
 const SNAPSHOT_RETRY_MS = 200;
 const READ_TIMEOUT_DEFAULT_MS = 5_000;
@@ -117,8 +111,6 @@ const IMPOSSIBLE_TRANSFER: readonly string[] = ['QUORATE_MEMLOCK', 'QUORATE_LIMI
 const PING_TIMEOUT_MS = 1_000;
 /** Asking a member for the current configuration. */
 const CURRENT_TIMEOUT_MS = 2_000;
-/** Warnings that are kept until open() has resolved, each once. */
-const EARLY_WARNINGS_MAX = 32;
 /** A leader that was removed stays for so long, or until another leads, so that others read that it ceded. */
 const REMOVED_LINGER_MS = 2_000;
 /** Any replica may introduce itself; what it may ask for depends on whether it is a member. */
@@ -206,18 +198,16 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   private armed = false;
   private closing: Promise<void> | undefined;
   private failure: Error | undefined;
-  private lastLeader: number | undefined;
-  /** Runs while it is not told yet that there is no leader. */
-  private leaderLost: NodeJS.Timeout | undefined;
-  private lastLeaderEpoch = 0;
+  private readonly leaderWatch = new LeaderWatch({
+    onLeaderKnown: (leader) => this.leaderKnown(leader),
+    announce: (leader, epoch) => this.announce('leader', leader, epoch),
+  });
   /** Where another cluster begins in the state of this replica. */
   private fork: Fork | null = null;
   /** Where this replica began to listen. */
   private self: MemberAddress = { id: 0, host: '', port: 0 };
-  private lastTakeover: TakeoverStages | undefined;
-  /** Warnings from before open() resolved, when nobody can listen; null when they have been told. */
-  private earlyWarnings: Error[] | null = [];
-  private opened: { resolve: () => void; reject: (error: Error) => void } | undefined;
+  private readonly earlyWarnings = new EarlyWarnings((warning) => this.announce('warning', warning));
+  private readonly opening: Opening;
   /** open() has nothing left to do but to resolve. */
   private isOpen = false;
   /** Its plane has told what it promised; until then nothing of the log that a disk brought back counts as valid. */
@@ -272,32 +262,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   }
 
   private static async openAs<Result>(options: ReplicaOptions<Result>, fork: Fork | null): Promise<Replica<Result>> {
-    if (typeof options !== 'object' || options === null) return invalid('Replica.open() takes an options object');
-    checkNames(options, REPLICA_OPTIONS, 'options');
-    checkInteger(options.id, 0, MAX_REPLICAS - 1, 'id');
-    const self = checkPlace(options as unknown as ReplicaOptions<never>);
-    const logBytes = checkInteger(options.logBytes ?? LOG_BYTES_DEFAULT, LOG_BYTES_MIN, LOG_BYTES_MAX, 'logBytes');
-    if ((logBytes & (logBytes - 1)) !== 0) return invalid(`logBytes ${logBytes} is not a power of two`);
-    for (const method of ['apply', 'snapshot', 'restore'] as const) {
-      if (typeof options.stateMachine?.[method] !== 'function')
-        return invalid(`stateMachine.${method} is not a function`);
-    }
-    for (const method of ['snapshotChunks', 'restoreChunks', 'attachMemory', 'restoreInPlace'] as const) {
-      if (!['undefined', 'function'].includes(typeof options.stateMachine[method]))
-        return invalid(`stateMachine.${method} is there, but is not a function`);
-    }
-    if (options.clusterKey === undefined) {
-      throw new QuorateError(
-        'QUORATE_CLUSTER_KEY',
-        'clusterKey is missing: every replica of a cluster takes the same secret key of at least 16 bytes',
-      );
-    }
-    checkClusterKey(options.clusterKey); // before anything is made that depends on it
-    const timeoutMs = checkInteger(options.openTimeoutMs ?? OPEN_TIMEOUT_DEFAULT_MS, 1, 2 ** 31 - 1, 'openTimeoutMs');
-    if (!['undefined', 'boolean'].includes(typeof options.waitForLeader)) {
-      return invalid('waitForLeader is not a boolean');
-    }
-    const durable = checkDurable(options.durable, options.id, options.surviveCrash);
+    const { self, logBytes, openTimeoutMs, durable } = checkReplicaOptions(options as unknown as ReplicaOptions<never>);
     const { id, clusterKey, shmDirectory, surviveCrash } = options;
     const durability =
       durable === null
@@ -332,12 +297,12 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       throw error;
     }
     try {
-      await replica.start(self, timeoutMs);
+      await replica.start(self, openTimeoutMs);
     } catch (error) {
       await replica.close();
       throw replica.failure ?? error;
     }
-    replica.tellEarlyWarnings();
+    replica.earlyWarnings.tellSoon();
     return replica;
   }
 
@@ -425,7 +390,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       current: () => this.known,
       connectionTo: (peer) => this.connections.get(peer),
       onFormed: (genesis, current) => void this.formed(genesis, current),
-      onRefused: (error) => this.opened?.reject(error),
+      onRefused: (error) => this.opening.reject(error),
     });
     this.transfers = new Transfers({
       id: this.id,
@@ -508,6 +473,13 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       onDropped: (peer) => this.links?.forget(peer),
       onWarning: (error) => this.warn(error),
     });
+    this.opening = new Opening(() => ({
+      id: this.id,
+      known: this.known,
+      isFormed: this.formation.genesis !== null,
+      missing: this.formation.missing(),
+      reasons: [...this.directory.reasons, ...this.earlyWarnings.messages],
+    }));
   }
 
   // -- life cycle --------------------------------------------------------------------------------------------------
@@ -536,12 +508,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     this.rehearseOwnPart();
     await this.server.listen(self.host, self.port);
     if (this.closing !== undefined) throw this.closedError(); // it has failed meanwhile
-    let timer: NodeJS.Timeout | undefined;
-    const opened = new Promise<void>((resolve, reject) => {
-      this.opened = { resolve, reject };
-      timer = setTimeout(() => reject(this.openTimeout(timeoutMs)), timeoutMs);
-    });
-    try {
+    await this.opening.wait(timeoutMs, () => {
       this.directory.start();
       const { durability, fromDisk } = this;
       if (durability?.genesis && fromDisk !== null) {
@@ -549,11 +516,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       } else {
         this.formation.start();
       }
-      await opened;
-    } finally {
-      clearTimeout(timer);
-      this.opened = undefined;
-    }
+    });
     if (this.failure !== undefined) throw this.failure;
     this.isOpen = true;
   }
@@ -621,25 +584,6 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     }
     this.isSyncAwaited = isAwaited;
     this.durability?.look(monotonicNs() / 1e6);
-  }
-
-  private openTimeout(timeoutMs: number): QuorateError {
-    const missing = this.formation.missing();
-    const isUnlisted = this.known !== null && memberWithId(this.known, this.id) === undefined;
-    const why = isUnlisted
-      ? `configuration ${this.known?.version} of the cluster does not list it: add it at the leader, with addLearner()`
-      : this.formation.genesis !== null
-        ? 'the cluster is formed but has no leader that this replica can see: is a majority of the voters running?'
-        : missing.length > 0
-          ? `replicas ${missing.join(', ')} could not be reached, and a cluster forms only when all members are there once`
-          : 'all members were reached but did not agree on forming a cluster';
-    const warnings = this.earlyWarnings?.map(({ message }) => message) ?? [];
-    const last = [...new Set([...this.directory.reasons, ...warnings])];
-    return new QuorateError(
-      'QUORATE_OPEN_TIMEOUT',
-      `replica ${this.id} did not become part of a cluster within ${timeoutMs} ms: ${why}` +
-        (last.length > 0 ? ` (${last.join('; ')})` : ''),
-    );
   }
 
   /** The cluster's first configuration is known. What an earlier process left is used before this one has links. */
@@ -775,13 +719,13 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
 
   private async shutDown(): Promise<void> {
     clearInterval(this.housekeeping);
-    this.forgetLeaderLost();
+    this.leaderWatch.close();
     clearTimeout(this.lingering);
     this.formation.close();
     const error = () =>
       this.failure ?? this.removal ?? new QuorateError('QUORATE_CLOSED', `replica ${this.id} was closed`);
     const how = this.failure === undefined ? 'was closed' : `failed (${this.failure.message})`;
-    this.opened?.reject(error());
+    this.opening.reject(error());
     this.proposals.rejectAll(
       () =>
         new OutcomeUnknownError(`replica ${this.id} ${how} before the command was known to be committed and applied`),
@@ -843,20 +787,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   }
 
   private warn(error: Error): void {
-    const { earlyWarnings } = this;
-    if (earlyWarnings === null) this.announce('warning', error);
-    else if (earlyWarnings.length < EARLY_WARNINGS_MAX && !earlyWarnings.some((one) => one.message === error.message)) {
-      earlyWarnings.push(error);
-    }
-  }
-
-  /** open() is about to resolve: who listens from then on hears of what was found before. */
-  private tellEarlyWarnings(): void {
-    setImmediate(() => {
-      const warnings = this.earlyWarnings ?? [];
-      this.earlyWarnings = null;
-      for (const warning of warnings) this.warn(warning);
-    });
+    this.earlyWarnings.warn(error);
   }
 
   // -- control channel ---------------------------------------------------------------------------------------------
@@ -931,7 +862,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
 
   /** A spare has no log from which it could learn who leads: being listed is all that it waits for. */
   private noticeSpare(configuration: Configuration): void {
-    if (memberWithId(configuration, this.id)?.role === 'spare') this.opened?.resolve();
+    if (memberWithId(configuration, this.id)?.role === 'spare') this.opening.resolve();
   }
 
   /** Members deal with members; who is none yet, or does not know it, deals with whoever does. */
@@ -948,7 +879,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     if (this.removal !== undefined || this.closing !== undefined) return;
     const message = `replica ${this.id} was removed from the cluster: ${reason}; it is closed`;
     this.removal = new QuorateError('QUORATE_REMOVED', message);
-    this.opened?.reject(this.removal);
+    this.opening.reject(this.removal);
     this.announce('removed', this.removal);
     // Not inside the plane's own call; and a leader has to cede first, and to be seen to.
     if (this.plane?.role === 'follower') setImmediate(() => void this.close());
@@ -1230,8 +1161,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       const more = plane.poll(monotonicNs());
       this.afterPlane(plane);
       if (more) this.pollSoon();
-      else if (this.opened !== undefined && this.options.waitForLeader === false && this.isBackgroundReady) {
-        this.opened.resolve();
+      else if (this.opening.isPending && this.options.waitForLeader === false && this.isBackgroundReady) {
+        this.opening.resolve();
       }
     } catch (error) {
       this.fail(error as Error);
@@ -1260,7 +1191,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     this.forwarded.noticeLeader();
     // A barrier waits for commands that are committed and not applied yet: nothing else announces that they can be.
     if (this.readBarriers.size > 0 && plane.appliedLsn < plane.commitLsn) this.pollSoon();
-    this.noticeLeader(plane);
+    this.leaderWatch.look(plane);
   }
 
   /** Has the completion channel call back for what is on its way; what came before the arming is taken at once. */
@@ -1271,36 +1202,11 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     if (plane.poll(monotonicNs())) this.pollSoon();
   }
 
-  private forgetLeaderLost(): void {
-    if (this.leaderLost === undefined) return; // as after almost every commit
-    clearTimeout(this.leaderLost);
-    this.leaderLost = undefined;
-  }
-
-  private noticeLeader(plane: ReplicationPlane, isLossDue = false): void {
-    const leader = plane.leader < 0 ? undefined : plane.leader;
-    const epoch = leader === undefined ? this.lastLeaderEpoch : plane.promisedEpoch;
-    if (leader === this.lastLeader && epoch === this.lastLeaderEpoch) {
-      this.forgetLeaderLost();
-      return;
-    }
-    if (leader === undefined && !isLossDue) {
-      // A failover is mostly over before anybody could use the news that it has begun, and telling takes time from it.
-      this.leaderLost ??= setTimeout(() => {
-        if (this.closing === undefined) this.noticeLeader(plane, true);
-      }, LEADER_LOST_GRACE_MS);
-      return;
-    }
-    this.forgetLeaderLost();
-    this.lastLeader = leader;
-    this.lastLeaderEpoch = epoch;
-    if (leader !== undefined) {
-      this.opened?.resolve();
-      this.requests?.leaderKnown(leader);
-      this.followerReads.leaderChanged();
-      if (this.removal !== undefined && leader !== this.id) setImmediate(() => void this.close());
-    }
-    this.announce('leader', leader, formatEpoch(epoch));
+  private leaderKnown(leader: number): void {
+    this.opening.resolve();
+    this.requests?.leaderKnown(leader);
+    this.followerReads.leaderChanged();
+    if (this.removal !== undefined && leader !== this.id) setImmediate(() => void this.close());
   }
 
   // -- what the plane tells ----------------------------------------------------------------------------------------
@@ -1319,7 +1225,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
 
   /** @internal */
   onLeader(epoch: number): void {
-    if (this.plane !== undefined) this.lastTakeover = takeoverStages(this.plane, epoch);
+    if (this.plane !== undefined) this.leaderWatch.tookOver(this.plane, epoch);
   }
 
   /** @internal */
@@ -1757,7 +1663,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       transfers: this.transfers.statuses,
       recovery: this.survival?.recoveryStatus,
       region: this.survival?.regionStatus,
-      lastTakeover: this.lastTakeover,
+      lastTakeover: this.leaderWatch.lastTakeover,
       durable:
         this.durability === null
           ? undefined

@@ -1,0 +1,69 @@
+// What open() waits for when everything has been started: that the replica is part of a cluster, which several parts of it
+// notice, in several ways. The first of them settles it; if none does in time, its error says what was missing.
+import { type Configuration, memberWithId } from '../consensus/configuration.js';
+import { QuorateError } from '../errors.js';
+
+/** How far a replica got. */
+export interface OpeningView {
+  readonly id: number;
+  /** The latest configuration that it knows. */
+  readonly known: Configuration | null;
+  readonly isFormed: boolean;
+  /** Members that were not reached yet. */
+  readonly missing: readonly number[];
+  /** What was found on the way, reasons of connections that fail and warnings. */
+  readonly reasons: readonly string[];
+}
+
+export class Opening {
+  private settle: { resolve: () => void; reject: (error: Error) => void } | undefined;
+
+  /** `look` says how far this replica got, when its time is over. */
+  constructor(private readonly look: () => OpeningView) {}
+
+  /** Somebody waits. */
+  get isPending(): boolean {
+    return this.settle !== undefined;
+  }
+
+  /** Runs `begin`, and resolves when resolve() was called since. */
+  async wait(timeoutMs: number, begin: () => void): Promise<void> {
+    let timer: NodeJS.Timeout | undefined;
+    const opened = new Promise<void>((resolve, reject) => {
+      this.settle = { resolve, reject };
+      timer = setTimeout(() => reject(timeoutError(this.look(), timeoutMs)), timeoutMs);
+    });
+    try {
+      begin();
+      await opened;
+    } finally {
+      clearTimeout(timer);
+      this.settle = undefined;
+    }
+  }
+
+  resolve(): void {
+    this.settle?.resolve();
+  }
+
+  reject(error: Error): void {
+    this.settle?.reject(error);
+  }
+}
+
+function timeoutError({ id, known, isFormed, missing, reasons }: OpeningView, timeoutMs: number): QuorateError {
+  const isUnlisted = known !== null && memberWithId(known, id) === undefined;
+  const why = isUnlisted
+    ? `configuration ${known.version} of the cluster does not list it: add it at the leader, with addLearner()`
+    : isFormed
+      ? 'the cluster is formed but has no leader that this replica can see: is a majority of the voters running?'
+      : missing.length > 0
+        ? `replicas ${missing.join(', ')} could not be reached, and a cluster forms only when all members are there once`
+        : 'all members were reached but did not agree on forming a cluster';
+  const last = [...new Set(reasons)];
+  return new QuorateError(
+    'QUORATE_OPEN_TIMEOUT',
+    `replica ${id} did not become part of a cluster within ${timeoutMs} ms: ${why}` +
+      (last.length > 0 ? ` (${last.join('; ')})` : ''),
+  );
+}
