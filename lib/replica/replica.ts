@@ -3,16 +3,13 @@
 // thread that opened the replica; the background plane has a thread of its own.
 import { randomInt } from 'node:crypto';
 import { EventEmitter } from 'node:events';
-import { type Configuration, checkConfiguration, memberWithId, voterWithId } from '../consensus/configuration.js';
+import { type Configuration, memberWithId, voterWithId } from '../consensus/configuration.js';
 import type { DurableLog } from '../consensus/durable-log.js';
-import type { ChainPosition } from '../consensus/entry.js';
 import { EPOCH_NONE, formatEpoch } from '../consensus/epoch.js';
 import { Exchange } from '../consensus/exchange.js';
 import { forkPosition } from '../consensus/fork.js';
 import type { LeaseSettings } from '../consensus/lease.js';
 import { MAX_REPLICAS, PRIORITY_MAX, payloadBytesMax } from '../consensus/limits.js';
-import { MembershipWatch } from '../consensus/membership.js';
-import { replacementNews } from '../consensus/replacement.js';
 import type { RecoveredState, ReplicationHost } from '../consensus/replication-host.js';
 import { PROPOSE_NOT_LEADER, ReplicationPlane } from '../consensus/replication-plane.js';
 import { QuorateError } from '../errors.js';
@@ -20,6 +17,7 @@ import { VerbsEndpoint } from '../fabric/verbs-endpoint.js';
 import { VerbsReplicationFabric } from '../fabric/verbs-replication-fabric.js';
 import { SessionTable } from '../rsm/session-table.js';
 import { type ExitHold, monotonicNs, type PeerProcess, setSchedulingSlice } from '../verbs/index.js';
+import { Admission, answerPings } from './admission.js';
 import type { DurableVoter, ToMain } from './background-messages.js';
 import { BackgroundThread } from './background-thread.js';
 import {
@@ -45,16 +43,18 @@ import {
   newClusterId,
   whyNotForced,
 } from './force-new-cluster.js';
-import { checkReply, Formation } from './formation.js';
+import { Formation } from './formation.js';
 import { holdAtExit } from './hold-at-exit.js';
+import { KnownMembership } from './known-membership.js';
 import { LeaderWatch } from './leader-watch.js';
 import { resolveLease } from './lease-options.js';
 import { LinkManager } from './link-manager.js';
+import { ListeningPlace } from './listening-place.js';
 import { ForwardedProposals } from './mailbox/forwarded-proposals.js';
 import { FORWARD_TIMEOUT_DEFAULT_MS, READ_INDEX_TIMEOUT_MS } from './mailbox/limits.js';
 import { Mailbox } from './mailbox/mailbox.js';
 import { askReadIndex } from './mailbox/read-index.js';
-import { MemberDirectory, REMOVED_GRACE_MS } from './member-directory.js';
+import { MemberDirectory } from './member-directory.js';
 import { CATCH_UP_TIMEOUT_DEFAULT_MS, MembershipRequests, TRANSFER_TIMEOUT_DEFAULT_MS } from './membership-requests.js';
 import { NotLeaderError } from './not-leader-error.js';
 import { Opening } from './opening.js';
@@ -82,11 +82,10 @@ import type {
   SessionCommand,
   StateMachine,
 } from './replica-options.js';
-import { decodeSnapshot, encodeSnapshot } from './snapshot-transfer.js';
-import type { DonorHost } from './transfer/donor.js';
+import { ReplicatedState } from './replicated-state.js';
+import { SnapshotSender } from './snapshot-sender.js';
 import { SnapshotSource } from './transfer/snapshot-stream.js';
 import { Transfers } from './transfer/transfers.js';
-import { turn } from './turn.js';
 
 const PENDING_PROPOSALS_DEFAULT = 65_536;
 const PENDING_READ_BARRIERS_DEFAULT = 65_536;
@@ -102,15 +101,7 @@ const HOUSEKEEPING_INTERVAL_MIN_MS = 20;
  * milliseconds, on the processor that it was woken on.
  */
 const SCHEDULING_SLICE_NS = 100_000;
-const SNAPSHOT_TIMEOUT_MS = 120_000;
-const SNAPSHOT_RETRY_MS = 200;
 const READ_TIMEOUT_DEFAULT_MS = 5_000;
-/** A donor or receiver has no memory for READs: asking again would not help. */
-const IMPOSSIBLE_TRANSFER: readonly string[] = ['QUORATE_MEMLOCK', 'QUORATE_LIMIT', 'QUORATE_SYSTEM'];
-/** A process that does not answer for so long is not taken for alive when another one comes with its id. */
-const PING_TIMEOUT_MS = 1_000;
-/** Asking a member for the current configuration. */
-const CURRENT_TIMEOUT_MS = 2_000;
 /** A leader that was removed stays for so long, or until another leads, so that others read that it ceded. */
 const REMOVED_LINGER_MS = 2_000;
 /** Any replica may introduce itself; what it may ask for depends on whether it is a member. */
@@ -171,19 +162,14 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     },
     appliedLsn: () => this.plane?.appliedLsn ?? 0,
   });
-  private server: ControlServer;
-  /** At an address before a change, for a moment still, or at the one after, not yet. */
-  private readonly otherServers = new Set<ControlServer>();
-  private readonly makeServer: () => ControlServer;
+  private readonly place: ListeningPlace;
   private readonly directory: MemberDirectory;
   private readonly connections = new Map<number, ControlConnection>();
-  private readonly incoming = new Map<number, ControlConnection>();
+  private readonly admission = new Admission();
   private readonly formation: Formation;
   private plane: ReplicationPlane | undefined;
   private requests: MembershipRequests | undefined;
-  private watch: MembershipWatch | undefined;
-  /** The latest configuration that is known to be committed, from the own log or from another member. */
-  private known: Configuration | null = null;
+  private readonly membership: KnownMembership;
   private removal: QuorateError | undefined;
   private lingering: NodeJS.Timeout | undefined;
   private background: BackgroundThread | undefined;
@@ -192,7 +178,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   private readonly forwarded: ForwardedProposals;
   private readonly housekeepingMs: number;
   private housekeeping: NodeJS.Timeout | undefined;
-  private readonly installing = new Set<number>();
+  private readonly state: ReplicatedState;
+  private readonly snapshots: SnapshotSender;
   private readonly transfers: Transfers;
   private pollScheduled = false;
   private armed = false;
@@ -381,36 +368,80 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       },
       endpoint.transferBytesMax,
     );
+    const connectionTo = (peer: number) => this.connections.get(peer);
+    const isMember = (peer: number) => this.membership.isMember(peer);
+    const isClosed = () => this.closing !== undefined;
     this.formation = new Formation({
       id: this.id,
       bootId: this.bootId,
       members: options.members ?? options.join ?? [],
       mayFound: options.members !== undefined,
       clusterId: origin?.clusterId,
-      current: () => this.known,
-      connectionTo: (peer) => this.connections.get(peer),
+      current: () => this.membership.known,
+      connectionTo,
       onFormed: (genesis, current) => void this.formed(genesis, current),
       onRefused: (error) => this.opening.reject(error),
+    });
+    this.membership = new KnownMembership({
+      id: this.id,
+      bootId: this.bootId,
+      inForce: () => this.plane?.configuration,
+      connectionTo,
+      isClosed,
+      follow: (genesis, later, earlier) => this.directory.follow(genesis, later, earlier),
+      onReplacement: (news) => this.announce('replacement', news),
+      onMoved: (host, port) => void this.place.move(host, port),
+      onSpare: () => this.opening.resolve(),
+      onRemoved: (reason) => this.leave(reason),
+      onWarning: (error) => this.warn(error),
+    });
+    this.state = new ReplicatedState({
+      id: this.id,
+      stateMachine: this.stateMachine as StateMachine<never>,
+      sessions: this.sessions,
+      ring: () => new Uint8Array(endpoint.logMemory.buffer),
+      plane: () => this.plane,
+      isClosed,
+      closedError: () => this.closedError(),
+      guard: (action) => this.guard(action),
+      onInstalled: (configuration) => {
+        this.membership.observe(configuration);
+        this.followerReads.look();
+      },
     });
     this.transfers = new Transfers({
       id: this.id,
       endpoint,
       stateMachine: this.stateMachine as StateMachine<never>,
-      connectionTo: (peer) => this.connections.get(peer),
-      isMember: (peer) => this.isMember(peer),
+      connectionTo,
+      isMember,
       appliedLsn: () => this.plane?.appliedLsn,
       freeze: () => {
         this.survival?.makeWay();
-        return this.freeze();
+        return this.state.freeze();
       },
-      logAfter: (position) => logAfter(this.logHolder(), position),
-      install: (position, configuration, sessions, put) => this.putSnapshot(position, configuration, sessions, put),
+      logAfter: (position) => logAfter(this.state.logHolder(), position),
+      install: (position, configuration, sessions, put) => this.state.put(position, configuration, sessions, put),
       onSnapshotKnown: (peer, lsn) => this.plane?.snapshotKnown(peer, lsn),
       onProgress: (status) => {
         this.survival?.noteTransfer(status);
         this.announce('transfer', status);
       },
       mailboxTo: (peer, processId) => (this.links?.messagesReach(peer, processId) ? this.mailbox : undefined),
+      onWarning: (error) => this.warn(error),
+    });
+    this.snapshots = new SnapshotSender({
+      plane: () => this.plane,
+      connectionTo,
+      isMember,
+      isClosed,
+      order: (connection, order) => this.transfers.order(connection, order),
+      encode: (plane) => this.state.encode(plane),
+      onEnded: (plane, peer) => {
+        // Either way its permission is asked for again: the grant shows where its log stands now.
+        if (this.closing === undefined) this.guard(() => plane.peerInstalledSnapshot(peer));
+        this.background?.wake();
+      },
       onWarning: (error) => this.warn(error),
     });
     this.survival?.attach({
@@ -423,16 +454,16 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       restoreSessions: (sessions) => this.sessions.restore(sessions),
       appliedLsn: () => this.plane?.appliedLsn ?? 0,
       ringBeginLsn: () => this.plane?.ringBeginLsn ?? 0,
-      freeze: () => this.freeze(),
+      freeze: () => this.state.freeze(),
       isGiving: () => this.transfers.statuses.some(({ role }) => role === 'donor'),
-      isClosed: () => this.closing !== undefined,
+      isClosed,
       onStatus: (status) => this.announce('recovery', status),
       onWarning: (error) => this.warn(error),
     });
     this.mailbox = new Mailbox({
       id: this.id,
       endpoint,
-      isMember: (peer) => this.isMember(peer),
+      isMember,
       proposeHere: (command, session) => this.proposeHere(command, session),
       readIndex: () => this.readIndex(),
       onTold: (peer, type, body) => this.transfers.told(peer, type, body),
@@ -457,13 +488,16 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       clusterId: this.formation.genesis?.clusterId ?? null,
     });
     const identity = { clusterKey: options.clusterKey, memberIds: ALL_IDS, hello };
-    this.makeServer = () => {
-      const server = new ControlServer(identity);
-      server.on('connection', (connection) => this.serve(connection));
-      server.on('warning', (error) => this.warn(error));
-      return server;
-    };
-    this.server = this.makeServer();
+    this.place = new ListeningPlace({
+      makeServer: () => {
+        const server = new ControlServer(identity);
+        server.on('connection', (connection) => this.serve(connection));
+        server.on('warning', (error) => this.warn(error));
+        return server;
+      },
+      isClosed,
+      onWarning: (error) => this.warn(error),
+    });
     this.directory = new MemberDirectory({
       id: this.id,
       identity,
@@ -475,7 +509,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     });
     this.opening = new Opening(() => ({
       id: this.id,
-      known: this.known,
+      known: this.membership.known,
       isFormed: this.formation.genesis !== null,
       missing: this.formation.missing(),
       reasons: [...this.directory.reasons, ...this.earlyWarnings.messages],
@@ -506,7 +540,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       this.warn(error),
     );
     this.rehearseOwnPart();
-    await this.server.listen(self.host, self.port);
+    await this.place.listen(self.host, self.port);
     if (this.closing !== undefined) throw this.closedError(); // it has failed meanwhile
     await this.opening.wait(timeoutMs, () => {
       this.directory.start();
@@ -551,7 +585,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   private beginDurableLog(genesis: Configuration): DurableLog | null {
     return (
       this.durability?.begin(genesis, this.fabric.logBytes, {
-        freeze: () => this.freeze(),
+        freeze: () => this.state.freeze(),
         onProgress: () => {
           this.guard(() => this.plane?.durableProgress());
           this.poll();
@@ -608,8 +642,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   private join(genesis: Configuration, current: Configuration, recovered: Recovered | null): void {
     if (this.closing !== undefined) return;
     this.guard(() => {
-      this.known = current;
-      this.watch = new MembershipWatch(this.id, this.bootId, current);
+      this.membership.begin(genesis, current);
       const durableLog = this.beginDurableLog(genesis);
       this.plane = new ReplicationPlane(
         {
@@ -643,7 +676,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
         onLogLinked: (peer, bootId, processId) => this.guard(() => this.plane?.peerLinked(peer, bootId, processId)),
         onLogUnlinked: (peer) => this.guard(() => this.plane?.peerUnlinked(peer)),
         tellLogDead: (peer, generation) => this.tell(peer, 'logDead', { generation }),
-        onRefused: (peer) => this.tellOfMembership(peer),
+        onRefused: (peer) => this.membership.tellOfMembership(peer),
         onWarning: (error) => this.warn(error),
       });
       this.requests = new MembershipRequests({
@@ -656,8 +689,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
         notLeader: () => new NotLeaderError(this.leaderId(), 'change'),
       });
       for (const [peer, connection] of this.connections) this.links.connected(peer, connection);
-      this.followMembers();
-      this.noticeSpare(current);
+      this.membership.follow();
+      this.membership.noticeSpare();
       this.endpoint.channel.onEvent(() => {
         this.armed = false;
         this.poll();
@@ -737,8 +770,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     this.requests?.close(error());
     this.transfers.close(error());
     this.links?.close();
-    const servers = [this.server, ...this.otherServers].map((server) => server.close());
-    await Promise.all([...servers, this.directory.close(), this.survival?.close()]);
+    await Promise.all([this.place.close(), this.directory.close(), this.survival?.close()]);
     await this.background?.stop();
     await this.durability?.close();
     this.endpoint.channel.onEvent(null);
@@ -794,84 +826,12 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
 
   private dialed(peer: number, connection: ControlConnection): void {
     this.connections.set(peer, connection);
-    connection.onRequest('ping', () => null);
+    answerPings(connection);
     this.transfers.dialed(connection);
     connection.on('warning', (error) => this.warn(error));
     this.links?.connected(peer, connection);
-    if (this.known !== null) {
-      void this.askForConfiguration(connection);
-      this.tellIfApart(peer, this.known);
-    }
+    this.membership.connected(peer, connection);
     this.announce('peer', peer, true);
-  }
-
-  // -- members -----------------------------------------------------------------------------------------------------
-
-  /** Who was away may have missed what its log will not tell it: that it was removed, or where others are now. */
-  private async askForConfiguration(connection: ControlConnection): Promise<void> {
-    try {
-      const { current } = checkReply(await connection.request('formation', null, CURRENT_TIMEOUT_MS));
-      if (current !== null) this.observeCommitted(current);
-    } catch (error) {
-      // One that has gone again is asked when it is back.
-      if (!connection.isClosed) this.warn(error as Error);
-    }
-  }
-
-  /** A configuration that is committed, from the own log or from another member. */
-  private observeCommitted(configuration: Configuration): void {
-    const { known, watch } = this;
-    if (known === null || watch === undefined || this.closing !== undefined) return;
-    if (configuration.clusterId !== known.clusterId || configuration.version <= known.version) return;
-    this.known = configuration;
-    for (const news of replacementNews(known, configuration)) this.announce('replacement', news);
-    const before = memberWithId(known, this.id);
-    const now = memberWithId(configuration, this.id);
-    if (before !== undefined && now !== undefined && (before.host !== now.host || before.port !== now.port)) {
-      void this.move(now.host, now.port);
-    }
-    const reason = watch.observe(configuration, this.plane?.configuration);
-    this.followMembers();
-    if (reason !== null) this.leave(reason);
-    else this.noticeSpare(configuration);
-  }
-
-  /** A spare has no log to learn from, and who was removed may get nothing any more: they are told. */
-  private tellIfApart(peer: number, configuration: Configuration): void {
-    const member = memberWithId(configuration, peer);
-    if (member === undefined || member.role === 'spare') this.tell(peer, 'configuration', configuration);
-  }
-
-  /**
-   * The peer does not know that this replica is a member. If it missed that because the leader of that time did not reach
-   * it, no log will ever tell it once this replica leads: only over links that it refuses.
-   */
-  private tellOfMembership(peer: number): void {
-    const { known } = this;
-    if (known !== null && memberWithId(known, this.id) !== undefined) this.tell(peer, 'configuration', known);
-  }
-
-  /** Links and addresses follow the configuration in force and the one that is known to be committed. */
-  private followMembers(): void {
-    const { formation, known, plane } = this;
-    if (formation.genesis === null || known === null) return;
-    const inForce = plane?.configuration ?? known;
-    const [later, earlier] = inForce.version > known.version ? [inForce, known] : [known, inForce];
-    this.directory.follow(formation.genesis, later, earlier);
-  }
-
-  /** A spare has no log from which it could learn who leads: being listed is all that it waits for. */
-  private noticeSpare(configuration: Configuration): void {
-    if (memberWithId(configuration, this.id)?.role === 'spare') this.opening.resolve();
-  }
-
-  /** Members deal with members; who is none yet, or does not know it, deals with whoever does. */
-  private isMember(id: number): boolean {
-    const { known, plane } = this;
-    const lists = (one: number): boolean =>
-      (known !== null && memberWithId(known, one) !== undefined) ||
-      (plane !== undefined && memberWithId(plane.configuration, one) !== undefined);
-    return lists(id) || !lists(this.id);
   }
 
   /** This replica is no member any more. */
@@ -884,31 +844,6 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     // Not inside the plane's own call; and a leader has to cede first, and to be seen to.
     if (this.plane?.role === 'follower') setImmediate(() => void this.close());
     else this.lingering = setTimeout(() => void this.close(), REMOVED_LINGER_MS);
-  }
-
-  /** The committed configuration has this replica at another address: it listens there from now on. */
-  private async move(host: string, port: number): Promise<void> {
-    const server = this.makeServer();
-    this.otherServers.add(server);
-    try {
-      await server.listen(host, port);
-    } catch (error) {
-      await server.close();
-      this.otherServers.delete(server);
-      const { message } = error as Error;
-      const text =
-        `the address of this replica was changed to ${host}:${port}, where it cannot listen (${message}); it goes on ` +
-        'listening where it did: start it there, or change the address again';
-      this.warn(new QuorateError('QUORATE_ADDRESS_CHANGE', text, { cause: error }));
-      return;
-    }
-    if (this.closing !== undefined) return; // and this server as well
-    const former = this.server;
-    this.server = server;
-    this.otherServers.delete(server);
-    this.otherServers.add(former);
-    // Members dial the new address as soon as they know it; what is under way on the connections gets time to end.
-    setTimeout(() => void former.close().then(() => this.otherServers.delete(former)), REMOVED_GRACE_MS).unref();
   }
 
   /** Best effort: what a peer must know is said again when there is a connection to it again. */
@@ -931,28 +866,22 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     const { id: peer } = connection.peer;
     connection.on('warning', (error) => this.warn(error));
     this.transfers.serve(connection);
-    connection.onMessage('configuration', (body) => {
-      const configuration = checkConfiguration(body);
-      this.poll(); // the own log may say more
-      this.observeCommitted(configuration);
-    });
-    connection.on('close', () => {
-      if (this.incoming.get(peer) === connection) this.incoming.delete(peer);
-    });
+    this.membership.serve(connection, () => this.poll());
+    this.admission.serve(connection);
     connection.onRequest('formation', async () => {
-      await this.admit(connection);
+      await this.admission.admit(connection);
       return this.formation.reply();
     });
     connection.onRequest('found', (genesis) => this.formation.accept(genesis));
     connection.onRequest('link', async (request) => {
-      await this.admit(connection);
+      await this.admission.admit(connection);
       if (this.links === undefined) {
         throw new QuorateError('QUORATE_NOT_READY', `replica ${this.id} is not part of a formed cluster yet`);
       }
-      if (!this.isMember(peer)) {
+      if (!this.membership.isMember(peer)) {
         throw new QuorateError(
           'QUORATE_NOT_A_MEMBER',
-          `replica ${peer} is no member as far as replica ${this.id} knows (configuration ${this.known?.version}): add ` +
+          `replica ${peer} is no member as far as replica ${this.id} knows (configuration ${this.membership.known?.version}): add ` +
             'it at the leader, with addLearner()',
         );
       }
@@ -962,88 +891,15 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       this.links?.logDeadAtPeer(peer, (body as { generation?: unknown })?.generation),
     );
     connection.onBlob('snapshot', (bytes) => {
-      if (!this.isMember(peer)) {
+      if (!this.membership.isMember(peer)) {
         throw new QuorateError('QUORATE_NOT_A_MEMBER', `replica ${peer} is no member and sends a snapshot`);
       }
-      this.install(peer, bytes);
+      this.state.install(peer, bytes);
     });
-  }
-
-  /** Refuses a second process with the id of one that is alive, which is one that answers. */
-  private async admit(connection: ControlConnection): Promise<void> {
-    const { id: peer, processId } = connection.peer;
-    const current = this.incoming.get(peer);
-    if (current !== undefined && current.peer.processId !== processId && !current.isClosed) {
-      const answers = await current.request('ping', null, PING_TIMEOUT_MS).then(
-        () => true,
-        () => false,
-      );
-      if (answers) {
-        throw new QuorateError(
-          'QUORATE_DUPLICATE_ID',
-          `another process with id ${peer} is alive in this cluster; ids must be unique: stop one of the two`,
-        );
-      }
-    }
-    if (!connection.isClosed) this.incoming.set(peer, connection);
   }
 
   private trusts(peer: number): boolean {
     return this.plane !== undefined && (this.plane.trustedMask & (1 << peer)) !== 0;
-  }
-
-  // -- snapshots ---------------------------------------------------------------------------------------------------
-
-  /** @internal */
-  onSnapshotNeeded(peer: number): void {
-    // A replica that was removed, and is still linked for a moment, is left behind.
-    if (this.installing.has(peer) || this.closing !== undefined || !this.isMember(peer)) return;
-    this.installing.add(peer);
-    void this.sendSnapshot(peer).finally(() => this.installing.delete(peer));
-  }
-
-  /** Has the peer get a snapshot from a follower; the log behind it is kept until the peer has it or blocks for too long. */
-  private async sendSnapshot(peer: number): Promise<void> {
-    // Not inside the plane's own call, and after everything that it applies in the same turn.
-    await turn();
-    const { plane } = this;
-    const connection = this.connections.get(peer);
-    if (plane === undefined || plane.role === 'follower' || this.closing !== undefined) return;
-    try {
-      if (connection === undefined) throw new QuorateError('QUORATE_CLOSED', `replica ${peer} is not connected`);
-      const minLsn = plane.beginSnapshot(peer);
-      const donors = plane.snapshotDonors(peer);
-      try {
-        await this.transfers.order(connection, { donors, minLsn });
-      } catch (error) {
-        if (this.closing !== undefined || !IMPOSSIBLE_TRANSFER.includes((error as QuorateError).code)) throw error;
-        // There is no memory to be had for READs: as a whole, over the control channel.
-        this.warn(error as Error);
-        plane.beginSnapshot(peer);
-        const bytes = encodeSnapshot({
-          ...plane.snapshotPlace,
-          sessions: this.sessions.snapshot(),
-          state: this.stateMachine.snapshot(),
-        });
-        await connection.sendBlob('snapshot', bytes, SNAPSHOT_TIMEOUT_MS);
-      }
-    } catch (error) {
-      if (this.closing !== undefined) return;
-      this.warn(error as Error);
-      await new Promise((resolve) => setTimeout(resolve, SNAPSHOT_RETRY_MS));
-    }
-    // Either way its permission is asked for again: the grant shows where its log stands now.
-    if (this.closing === undefined) this.guard(() => plane.peerInstalledSnapshot(peer));
-    this.background?.wake();
-  }
-
-  /** The state of this moment, for a replica that pulls it. */
-  private freeze(): ReturnType<DonorHost['freeze']> {
-    const { plane } = this;
-    if (plane === undefined) throw new QuorateError('QUORATE_NOT_READY', `replica ${this.id} has no log yet`);
-    const sessions = this.sessions.snapshot();
-    const source = new SnapshotSource(this.stateMachine as StateMachine<never>, sessions);
-    return { ...plane.snapshotPlace, sessionsBytes: sessions.length, source };
   }
 
   // -- loss of a majority ------------------------------------------------------------------------------------------
@@ -1055,7 +911,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     if (this.plane === undefined) {
       throw new QuorateError('QUORATE_NOT_READY', `replica ${this.id} is not part of a formed cluster`);
     }
-    const answering = await this.answering();
+    const answering = await this.admission.answering();
     const { plane, closing } = this;
     if (closing !== undefined) throw this.closedError();
     plane.poll(monotonicNs());
@@ -1097,59 +953,6 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     // Not a turn later: until then somebody might write this log, or take this replica for a voter.
     void this.close();
     return this.fork;
-  }
-
-  /** Replicas whose processes answer, whatever the failure detector says. */
-  private async answering(): Promise<ReadonlySet<number>> {
-    const answers = [...this.incoming].map(async ([id, connection]) => {
-      await connection.request('ping', null, PING_TIMEOUT_MS);
-      return id;
-    });
-    const settled = await Promise.allSettled(answers);
-    return new Set(settled.flatMap((one) => (one.status === 'fulfilled' ? [one.value] : [])));
-  }
-
-  private logHolder(): Parameters<typeof logAfter>[0] {
-    const { plane, id } = this;
-    if (plane === undefined) throw new QuorateError('QUORATE_NOT_READY', `replica ${id} has no log yet`);
-    const ring = new Uint8Array(this.endpoint.logMemory.buffer);
-    return { id, ring, ringBeginLsn: plane.ringBeginLsn, place: plane.snapshotPlace };
-  }
-
-  private install(peer: number, bytes: Uint8Array): void {
-    if (this.plane === undefined) throw new QuorateError('QUORATE_NOT_READY', `replica ${this.id} has no log yet`);
-    const { position, configuration, sessions, state } = decodeSnapshot(bytes);
-    if (this.plane.role !== 'follower') {
-      throw new QuorateError(
-        'QUORATE_NOT_FOLLOWER',
-        `replica ${this.id} leads and takes no snapshot from replica ${peer}`,
-      );
-    }
-    this.putSnapshot(position, configuration, sessions, () => this.stateMachine.restore(state));
-  }
-
-  /** State, sessions and place in the log change over together. Without effect if this replica has applied as much by now. */
-  private putSnapshot(
-    position: ChainPosition,
-    configuration: Configuration,
-    sessions: Uint8Array,
-    put: () => void,
-  ): void {
-    const { plane } = this;
-    if (plane === undefined || this.closing !== undefined) throw this.closedError();
-    if (configuration.clusterId !== plane.configuration.clusterId) {
-      throw new QuorateError('QUORATE_SNAPSHOT_INVALID', 'the snapshot is of another cluster');
-    }
-    if (!plane.isSnapshotNews(position)) return;
-    const table = new SessionTable();
-    table.restore(sessions); // refused before anything has changed
-    this.guard(() => {
-      put();
-      this.sessions.restore(sessions);
-      plane.installSnapshot(position, configuration);
-      this.observeCommitted(configuration);
-      this.followerReads.look();
-    });
   }
 
   // -- the plane's loop --------------------------------------------------------------------------------------------
@@ -1256,7 +1059,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   /** @internal */
   onConfiguration(configuration: Configuration): void {
     // Not inside the plane's own call, which may be the first one, of its constructor.
-    queueMicrotask(() => this.followMembers());
+    queueMicrotask(() => this.membership.follow());
     this.announce(
       'configuration',
       configuration.voters.map((voter) => voter.id),
@@ -1267,8 +1070,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   /** @internal */
   onConfigurationApplied(configuration: Configuration, endLsn: number): void {
     this.requests?.applied(endLsn);
-    for (const peer of this.connections.keys()) this.tellIfApart(peer, configuration);
-    this.observeCommitted(configuration);
+    for (const peer of this.connections.keys()) this.membership.tellIfApart(peer, configuration);
+    this.membership.observe(configuration);
     this.pollSoon(); // a leader that the configuration is without steps down
   }
 
@@ -1276,6 +1079,11 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   onTransferEnded(reason: string): void {
     this.requests?.transferEnded(reason);
     this.pollSoon();
+  }
+
+  /** @internal */
+  onSnapshotNeeded(peer: number): void {
+    this.snapshots.needed(peer);
   }
 
   /** @internal */
@@ -1619,7 +1427,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
 
   /** What this replica knows now; of one that is closed, what it knew last. */
   status(): ReplicaStatus {
-    const { plane, known } = this;
+    const { plane } = this;
+    const { known } = this.membership;
     const isClosed = this.closing !== undefined;
     const inForce = plane?.configuration;
     // A spare has no log; it knows what it was told.

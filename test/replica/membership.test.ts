@@ -369,20 +369,20 @@ describe('membership', () => {
     const away = [...replicas.values()].find((replica) => replica !== leader) as Replica<number>;
     const removed = new Promise<Error>((resolve) => away.once('removed', resolve));
     // What a partition does: no link and no connection, in both directions, and none can be made.
-    const { directory, links, server } = away as unknown as {
+    const { directory, links, place, membership } = away as unknown as {
       directory: { places: Map<number, { dialer: { close(): Promise<void> } }> };
       links: { forget(id: number): void };
-      server: { close(): Promise<void> };
+      place: { close(): Promise<void> };
+      membership: { follow(): void };
     };
-    await server.close();
+    await place.close();
     for (const [id, { dialer }] of directory.places) {
       await dialer.close();
       links.forget(id);
     }
     await leader.remove(away.id);
     directory.places.clear();
-    const follow = away as unknown as { followMembers(): void };
-    follow.followMembers();
+    membership.follow();
     expect(await removed).toMatchObject({ code: 'QUORATE_REMOVED' });
   });
 
