@@ -55,6 +55,7 @@ import { FORWARD_TIMEOUT_DEFAULT_MS, READ_INDEX_TIMEOUT_MS } from './mailbox/lim
 import { Mailbox } from './mailbox/mailbox.js';
 import { askReadIndex } from './mailbox/read-index.js';
 import { MemberDirectory } from './member-directory.js';
+import { memberStatuses, peerStatuses } from './member-statuses.js';
 import { CATCH_UP_TIMEOUT_DEFAULT_MS, MembershipRequests, TRANSFER_TIMEOUT_DEFAULT_MS } from './membership-requests.js';
 import { NotLeaderError } from './not-leader-error.js';
 import { Opening } from './opening.js';
@@ -70,9 +71,7 @@ import type {
   BackgroundScheduling,
   DurableOptions,
   MemberAddress,
-  MemberStatus,
   NewMember,
-  PeerStatus,
   ProposeOptions,
   ProposeResult,
   ReadOptions,
@@ -1414,17 +1413,6 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     this.propose(new Uint8Array(0), { forward: false }).catch(() => {}); // there is no leader yet
   }
 
-  private memberStatus(configuration: Configuration): MemberStatus[] {
-    const { plane } = this;
-    return configuration.members.map(({ id, role, bootId, host, port, priority, returning, replaces }) => {
-      const leads = plane?.role === 'leader';
-      const isSelf = id === this.id;
-      const phase = isSelf && leads ? 'active' : (plane?.peerPhase(id) ?? 'none');
-      const acknowledgedLsn = !leads ? 0 : isSelf ? plane.tailLsn : plane.peerAckedLsn(id);
-      return { id, role, bootId, host, port, priority, returning, replaces, phase, acknowledgedLsn };
-    });
-  }
-
   /** What this replica knows now; of one that is closed, what it knew last. */
   status(): ReplicaStatus {
     const { plane } = this;
@@ -1434,20 +1422,10 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     // A spare has no log; it knows what it was told.
     const isTold = known !== null && (inForce === undefined || memberWithId(known, this.id)?.role === 'spare');
     const configuration = isTold ? known : inForce;
-    const peers: PeerStatus[] = this.directory.ids
-      .filter((id) => id !== this.id)
-      .map((id) => ({
-        id,
-        linked: this.links?.linked(id) ?? false,
-        trusted: this.trusts(id),
-        voter:
-          configuration !== undefined &&
-          this.links !== undefined &&
-          voterWithId(configuration, id)?.bootId === this.links.bootId(id),
-        phase: plane?.peerPhase(id) ?? 'none',
-      }));
+    const { id, links } = this;
+    const view = { id, plane, links, trusts: (peer: number) => this.trusts(peer) };
     return {
-      id: this.id,
+      id,
       role: isClosed ? 'follower' : (plane?.role ?? 'follower'),
       leader: isClosed ? undefined : this.leaderId(),
       epoch: formatEpoch(plane?.promisedEpoch ?? 0),
@@ -1463,12 +1441,12 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       profile: this.profileName,
       voters: configuration?.voters.map((voter) => voter.id) ?? [],
       configurationVersion: configuration?.version ?? 0,
-      members: configuration === undefined ? [] : this.memberStatus(configuration),
+      members: configuration === undefined ? [] : memberStatuses(view, configuration),
       transferringTo: plane === undefined || plane.transferringTo < 0 ? undefined : plane.transferringTo,
       pendingProposals: this.proposals.size + this.forwarded.size,
       pendingReadBarriers: this.readBarriers.size + this.followerReads.size,
       leaseRemainingUs: isClosed ? 0 : Math.floor((plane?.leaseRemaining_ns(monotonicNs()) ?? 0) / 1000),
-      peers,
+      peers: peerStatuses(view, this.directory.ids, configuration),
       transfers: this.transfers.statuses,
       recovery: this.survival?.recoveryStatus,
       region: this.survival?.regionStatus,
