@@ -15,8 +15,8 @@ export interface KnownMembershipHost {
   readonly bootId: number;
   /** The configuration in force in the own log; undefined while there is none. */
   inForce(): Configuration | undefined;
-  /** The current outgoing connection to a member, if there is one. */
-  connectionTo(peer: number): ControlConnection | undefined;
+  /** Tells the peer, if it can be reached now. */
+  tell(peer: number, configuration: Configuration): void;
   isClosed(): boolean;
   /** Links and addresses are to follow these configurations, the later one first. */
   follow(genesis: Configuration, later: Configuration, earlier: Configuration): void;
@@ -124,7 +124,7 @@ export class KnownMembership {
   /** A spare has no log to learn from, and who was removed may get nothing any more: they are told. */
   tellIfApart(peer: number, configuration: Configuration): void {
     const member = memberWithId(configuration, peer);
-    if (member === undefined || member.role === 'spare') this.tell(peer, configuration);
+    if (member === undefined || member.role === 'spare') this.host.tell(peer, configuration);
   }
 
   /**
@@ -133,16 +133,6 @@ export class KnownMembership {
    */
   tellOfMembership(peer: number): void {
     const { latest, host } = this;
-    if (latest !== null && memberWithId(latest, host.id) !== undefined) this.tell(peer, latest);
-  }
-
-  private tell(peer: number, configuration: Configuration): void {
-    const connection = this.host.connectionTo(peer);
-    if (connection === undefined || connection.isClosed) return;
-    try {
-      connection.send('configuration', configuration);
-    } catch (error) {
-      this.host.onWarning(error as Error);
-    }
+    if (latest !== null && memberWithId(latest, host.id) !== undefined) host.tell(peer, latest);
   }
 }

@@ -385,7 +385,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       id: this.id,
       bootId: this.bootId,
       inForce: () => this.plane?.configuration,
-      connectionTo,
+      tell: (peer, configuration) => this.tell(peer, 'configuration', configuration),
       isClosed,
       follow: (genesis, later, earlier) => this.directory.follow(genesis, later, earlier),
       onReplacement: (news) => this.announce('replacement', news),
