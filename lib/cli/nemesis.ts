@@ -31,6 +31,7 @@ import { DURABLE_KINDS, FAULT_KINDS, type FaultKind } from './nemesis/swarm.js';
 
 const MINUTES_DEFAULT = 1;
 const MINUTES_MAX = 24 * 60;
+const RECOVERY_SECONDS_MAX = 3600;
 const CLIENTS_DEFAULT = 12;
 const CLIENTS_MAX = 256;
 /** Besides the time with faults: to form the cluster, to converge, to check. */
@@ -41,6 +42,7 @@ const HISTORY_LINES_MAX = 40;
 
 interface CliOptions {
   minutes: number;
+  recoverySeconds?: number;
   device: string[];
   replicas: string;
   profile?: ProfileName;
@@ -88,6 +90,13 @@ function makeCommand(): Command {
       new Option('--minutes <m>', 'time with faults')
         .argParser(number(0.05, MINUTES_MAX, false))
         .default(MINUTES_DEFAULT),
+    )
+    .addOption(
+      new Option(
+        '--recovery-seconds <s>',
+        'limit for the cluster to be whole again after a fault, and for the first commit after a loss of all power\n' +
+          '(default: 45, on RDMA devices 180)',
+      ).argParser(number(1, RECOVERY_SECONDS_MAX, true)),
     )
     .addOption(
       new Option('--device <names>', '"shm", or one RDMA device for each replica, with commas')
@@ -222,6 +231,7 @@ export async function main(argv: readonly string[]): Promise<number> {
       profile: options.profile,
       durable: options.durable,
       disks: options.disks ?? disksFor(options.faults ?? []),
+      recoveryTimeoutMs: options.recoverySeconds === undefined ? undefined : options.recoverySeconds * 1000,
       clients: options.clients,
       kinds,
       verbose: options.verbose,

@@ -31,6 +31,8 @@ export interface NemesisOptions {
   /** The kind of their disks; undefined: as the seed says. Where that is not to be had it is the next simpler one. */
   readonly disks: DiskKind | undefined;
   readonly durationMs: number;
+  /** Time that the cluster has after a fault; undefined: by the kind of device. */
+  readonly recoveryTimeoutMs: number | undefined;
   readonly clients: number;
   readonly kinds: readonly FaultKind[];
   readonly seed: number;
@@ -117,6 +119,7 @@ export async function runNemesis(options: NemesisOptions): Promise<NemesisResult
   const fabric = isShm ? 'shm' : 'verbs';
   const settings = drawSettings(random.fork(), fabric, options.profile, options.durable);
   const times = TIMES[fabric];
+  const recoveryTimeoutMs = options.recoveryTimeoutMs ?? times.recoveryTimeoutMs;
   const folder = mkdtempSync(join(tmpdir(), 'quorate-nemesis-'));
   const sharedMemory = privateMemory() ?? '/dev/shm';
   const regionDirectory = settings.regionsSurvive ? mkdtempSync(join(sharedMemory, 'quorate-nemesis-')) : undefined;
@@ -197,7 +200,7 @@ export async function runNemesis(options: NemesisOptions): Promise<NemesisResult
     network: typeof network === 'string' ? undefined : network,
     shortage: typeof shortage === 'string' ? undefined : shortage,
     disks,
-    recoveryTimeoutMs: times.recoveryTimeoutMs,
+    recoveryTimeoutMs,
     verbose: options.verbose,
     say,
   });
@@ -263,7 +266,7 @@ export async function runNemesis(options: NemesisOptions): Promise<NemesisResult
   const powerLosses = disks && {
     count: powerLossCount,
     returnsUs: faults.returnsUs,
-    limitMs: times.recoveryTimeoutMs,
+    limitMs: recoveryTimeoutMs,
     folder: isGood ? undefined : disks.folder,
   };
   return {
