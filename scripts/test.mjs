@@ -1,8 +1,10 @@
-// npm test: sets up, builds, and runs every suite, one after the other, whatever an earlier one gave. The last line is
-// the sum: `N passed, N failed, N skipped`. The exit code is 0 only when nothing failed and every suite ran a test.
+// npm test: sets up, builds, and runs every suite, one after the other, whatever an earlier one gave; but while one keeps
+// to the first core, those that time does not matter to run on the others. The last line is the sum:
+// `N passed, N failed, N skipped`. The exit code is 0 only when nothing failed and every suite ran a test.
 //
 //   node scripts/test.mjs [--only NAME[,NAME]] [--skip NAME[,NAME]]
 import { mkdirSync, rmSync } from 'node:fs';
+import { availableParallelism } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
@@ -16,6 +18,8 @@ const root = dirname(dirname(fileURLToPath(import.meta.url)));
 const RESULTS = join(root, 'out/results');
 const MINUTE_MS = 60_000;
 const NICENESS_MAX = 19;
+/** Puts a program on all cores but the first, which `npm run rxe -- --pin` has the virtual machine on. */
+const OFF_THE_FIRST_CORE = ['taskset', '--cpu-list', '1-1023'];
 
 /** @typedef {import('./tools/vitest.mjs').Counts} Counts */
 
@@ -39,12 +43,19 @@ function built(variant, niceness = 0) {
 /**
  * A suite of one test: some programs that must all succeed.
  * @param {string[][]} programs arguments for Node.js
+ * @param {string[]} [besides] what has printed beside another suite, which is on the first core; undefined: none is
  * @returns {Promise<Counts>}
  */
-async function onePass(programs) {
+async function onePass(programs, besides) {
   let failed = 0;
   for (const args of programs) {
-    const { code, timedOut } = await run(process.execPath, args, { cwd: root, timeoutMs: 5 * MINUTE_MS });
+    const [command = '', ...more] = [...(besides ? OFF_THE_FIRST_CORE : []), process.execPath, ...args];
+    const { code, timedOut, output } = await run(command, more, {
+      cwd: root,
+      timeoutMs: 5 * MINUTE_MS,
+      output: besides ? 'capture' : 'inherit',
+    });
+    besides?.push(output);
     if (timedOut) console.log(`stopped after 5 minutes: ${args.join(' ')}`);
     if (code !== 0) failed = 1;
   }
@@ -129,28 +140,36 @@ async function rxeTests(...args) {
 }
 
 /**
- * In the order in which they run. `variant` is what scripts/build.mjs builds for a suite, while others run.
- * @type {{ name: string, title: string, needs: 'nothing' | 'build', variant?: string, onRequest?: true,
- *   run: () => Promise<Counts> }[]}
+ * In the order in which they run. `variant` is what scripts/build.mjs builds for a suite, while others run. A suite runs
+ * on the other cores while that one does which it names as `beside`, and keeps what it prints in the list that it is
+ * given, if this machine has other cores and that suite is run; else in its turn, without a list.
+ * @type {{ name: string, title: string, needs: 'nothing' | 'build', variant?: string, onRequest?: true, beside?: string,
+ *   run: (printed?: string[]) => Promise<Counts> }[]}
  */
 const SUITES = [
   {
     name: 'lint',
     title: 'lint and format (biome), and the API reference: nothing public is undocumented (typedoc)',
     needs: 'nothing',
-    run: () =>
-      onePass([
-        ['node_modules/@biomejs/biome/bin/biome', 'check', '--error-on-warnings', '.'],
-        ['node_modules/typedoc/bin/typedoc', '--emit', 'none'],
-      ]),
+    beside: 'rxe-one-core',
+    run: (printed) =>
+      onePass(
+        [
+          ['node_modules/@biomejs/biome/bin/biome', 'check', '--error-on-warnings', '.'],
+          ['node_modules/typedoc/bin/typedoc', '--emit', 'none'],
+        ],
+        printed,
+      ),
   },
   {
     name: 'types',
     title: 'types of tests, benchmarks, examples and scripts',
     needs: 'build',
-    run: () =>
+    beside: 'rxe-one-core',
+    run: (printed) =>
       onePass(
         ['tsconfig.test.json', 'scripts/tsconfig.json'].map((path) => ['node_modules/typescript/bin/tsc', '-p', path]),
+        printed,
       ),
   },
   {
@@ -218,9 +237,31 @@ function header(text) {
   console.log(`\n=== ${text}`);
 }
 
+/** Runs suites beside another one, one after the other. The result prints and counts them. */
+async function runBeside(suites) {
+  /** @type {(() => Promise<void>)[]} */
+  const ends = [];
+  for (const suite of suites) {
+    const startedMs = Date.now();
+    /** @type {string[]} */
+    const printed = [];
+    const [outcome] = await Promise.allSettled([suite.run(printed)]);
+    const tookMs = Date.now() - startedMs;
+    ends.push(async () => {
+      header(`${suite.name}: ${suite.title} (beside ${suite.beside})`);
+      process.stdout.write(printed.join(''));
+      const step = () => (outcome.status === 'fulfilled' ? outcome.value : Promise.reject(outcome.reason));
+      await count(suite.name, step, tookMs);
+    });
+  }
+  return async () => {
+    for (const end of ends) await end();
+  };
+}
+
 /** Runs one step, prints its counts and adds them to the total. A step that throws has failed once. */
-async function count(name, step) {
-  const startedMs = Date.now();
+async function count(name, step, tookMs = 0) {
+  const startedMs = Date.now() - tookMs;
   /** @type {Counts} */
   let counts;
   try {
@@ -264,10 +305,15 @@ async function main() {
     }
   }
   void buildMeanwhile(suites.flatMap(({ variant }) => variant ?? []));
-  for (const suite of suites) {
+  const besides = suites.filter(({ beside }) => isBuilt && availableParallelism() > 1 && names.includes(`${beside}`));
+  for (const suite of suites.filter((one) => !besides.includes(one))) {
     header(`${suite.name}: ${suite.title}`);
     if (suite.needs === 'build' && !isBuilt) console.log('not run, because the build failed');
-    else await count(suite.name, suite.run);
+    else {
+      const others = runBeside(besides.filter(({ beside }) => beside === suite.name));
+      await count(suite.name, () => suite.run());
+      await (await others)();
+    }
   }
   console.log(`\nall suites: ${((Date.now() - startedMs) / MINUTE_MS).toFixed(1)} minutes`);
   console.log(`${total.passed} passed, ${total.failed} failed, ${total.skipped} skipped`);
