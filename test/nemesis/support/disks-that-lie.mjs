@@ -4,11 +4,14 @@
 import { existsSync, readdirSync, rmSync, statSync, truncateSync } from 'node:fs';
 import { join } from 'node:path';
 
-const LOST_BYTES = 16 * 1024;
+const LOST_BYTES_MAX = 16 * 1024;
+/** A log that is short, since the machine is slow, has to keep most of it: to have lost more is found out without the clients. */
+const LOST_PART_MAX = 0.25;
 
 /** Of the newest segments, until so many bytes are gone. */
 function cutEnd(folder) {
-  let left = LOST_BYTES;
+  const bytes = readdirSync(folder).reduce((sum, name) => sum + statSync(join(folder, name)).size, 0);
+  let left = Math.min(LOST_BYTES_MAX, Math.floor(bytes * LOST_PART_MAX));
   for (const name of readdirSync(folder).sort().reverse()) {
     const path = join(folder, name);
     const { size } = statSync(path);
