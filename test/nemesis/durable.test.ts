@@ -48,37 +48,29 @@ test(
   TIMEOUT_MS,
 );
 
+/** A run in which nothing but this happens to disks: each replica says what became of its own, and another one leads. */
+async function stopDisks(kind: 'diskFull' | 'diskFailure', noticed: RegExp): Promise<void> {
+  const args = ['--durable', '--minutes', '0.1', '--seed', `${SEED}`, '--faults', kind, '--out', folder, '--verbose'];
+  const { code, summary, errors } = await runDemo(args, IN_OWN_FOLDER);
+  expect(summary, errors).toMatchObject({ violations: 0 });
+  expect(code, errors).toBe(0);
+  const count = errors.match(noticed)?.length ?? 0;
+  expect(count, errors).toBeGreaterThanOrEqual(1);
+  expect(errors).toMatch(new RegExp(`faults +${kind} ${count}\n`));
+  expect(summary?.['leaderChanges'], errors).toBeGreaterThanOrEqual(1);
+  expect(errors).toMatch(/states +agree/);
+  expect(readdirSync(folder)).toEqual([]);
+}
+
 test.skipIf(!canMount)(
   'a replica whose disk is full says so, does not lead, and is a voter again when there is room',
-  async () => {
-    const args = ['--durable', '--minutes', '0.1', '--seed', `${SEED}`, '--faults', 'diskFull', '--out', folder];
-    const { code, summary, errors } = await runDemo([...args, '--verbose'], IN_OWN_FOLDER);
-    expect(summary, errors).toMatchObject({ violations: 0 });
-    expect(code, errors).toBe(0);
-    const noticed = errors.match(/the disk of replica \d is full, and it says so/g) ?? [];
-    expect(noticed.length, errors).toBeGreaterThanOrEqual(1);
-    expect(errors).toMatch(new RegExp(`faults +diskFull ${noticed.length}\n`));
-    expect(summary?.['leaderChanges'], errors).toBeGreaterThanOrEqual(1);
-    expect(errors).toMatch(/states +agree/);
-    expect(readdirSync(folder)).toEqual([]);
-  },
+  () => stopDisks('diskFull', /the disk of replica \d is full, and it says so/g),
   TIMEOUT_MS,
 );
 
 test.skipIf(!canHaveThinDisks)(
   'a replica whose disk fails says so, does not lead, and is a voter again when the disk is sound',
-  async () => {
-    const args = ['--durable', '--minutes', '0.1', '--seed', `${SEED}`, '--faults', 'diskFailure', '--out', folder];
-    const { code, summary, errors } = await runDemo([...args, '--verbose'], IN_OWN_FOLDER);
-    expect(summary, errors).toMatchObject({ violations: 0 });
-    expect(code, errors).toBe(0);
-    const noticed = errors.match(/the disk of replica \d failed: QUORATE_DISK_(FAILED|FULL)/g) ?? [];
-    expect(noticed.length, errors).toBeGreaterThanOrEqual(1);
-    expect(errors).toMatch(new RegExp(`faults +diskFailure ${noticed.length}\n`));
-    expect(summary?.['leaderChanges'], errors).toBeGreaterThanOrEqual(1);
-    expect(errors).toMatch(/states +agree/);
-    expect(readdirSync(folder)).toEqual([]);
-  },
+  () => stopDisks('diskFailure', /the disk of replica \d failed: QUORATE_DISK_(FAILED|FULL)/g),
   TIMEOUT_MS,
 );
 

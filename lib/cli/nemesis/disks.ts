@@ -3,12 +3,11 @@
 // machine's, or file systems of the run's own, one for each replica, to which more can be done: those in memory can be filled
 // up, and thin ones can fail and lose power, too. These are mounted in the mount namespace of the run (private-memory.ts), and
 // vanish with its last process.
-import { spawnSync } from 'node:child_process';
 import { cpSync, existsSync, mkdirSync, mkdtempSync, rmdirSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { DemoError } from '../demo/deadline.js';
 import { emptyFileSystem, fillFileSystem } from './ballast.js';
+import { runCommand } from './command.js';
 import { privateMemory } from './private-memory.js';
 import { ThinDisk, whyNoThinDisks } from './thin-disk.js';
 
@@ -35,18 +34,12 @@ const MEMORY_DISK_BYTES = 64 * 1024 * 1024;
 const DISK_BYTES_MAX = MEMORY_DISK_BYTES;
 /** Left free on a full disk: the write that fails has begun, or not. */
 const FREE_BYTES = 16 * 1024;
-const COMMAND_TIMEOUT_MS = 20_000;
-
-function mountCommand(program: 'mount' | 'umount', args: readonly string[]): void {
-  const { status, stderr } = spawnSync(program, args, { timeout: COMMAND_TIMEOUT_MS, encoding: 'utf8' });
-  if (status !== 0) throw new DemoError(`${program} ${args.join(' ')} failed: ${stderr}`);
-}
 
 /** A file system in memory: syncing it takes no time. */
 class MemoryDisk {
   constructor(readonly folder: string) {
     mkdirSync(folder);
-    mountCommand('mount', ['-t', 'tmpfs', '-o', `mode=0700,size=${MEMORY_DISK_BYTES}`, 'quorate-nemesis', folder]);
+    runCommand('mount', ['-t', 'tmpfs', '-o', `mode=0700,size=${MEMORY_DISK_BYTES}`, 'quorate-nemesis', folder]);
   }
 
   /** What a process had written is there still: memory is all that this disk is. */
@@ -54,7 +47,7 @@ class MemoryDisk {
 
   remove(): void {
     // A replica that is being killed may have files there still.
-    mountCommand('umount', ['--lazy', this.folder]);
+    runCommand('umount', ['--lazy', this.folder]);
     rmdirSync(this.folder);
   }
 }

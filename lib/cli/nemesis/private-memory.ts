@@ -17,7 +17,8 @@ const VARIABLE = 'QUORATE_NEMESIS_MEMORY';
 const LIBRARY_VARIABLE = 'QUORATE_SHM_DIR';
 const COMMAND_TIMEOUT_MS = 20_000;
 
-const UNSHARE = ['unshare', '--mount', '--propagation', 'private', '--'];
+/** Mounts of what follows on the command line vanish with its last process, and nobody else sees them. */
+export const IN_OWN_NAMESPACE = ['unshare', '--mount', '--propagation', 'private', '--'];
 /** The inner program gets SIGTERM when the outer one is killed. */
 const DIE_WITH_PARENT = ['setpriv', '--pdeathsig', 'TERM', '--'];
 
@@ -38,7 +39,7 @@ export function removeMountPointAtExit(): void {
 
 /** Whether this user may mount one here. */
 export function canMountPrivately(): boolean {
-  const [program = '', ...args] = [...UNSHARE, ...DIE_WITH_PARENT, 'sh', '-c', 'mount -t tmpfs none /tmp'];
+  const [program = '', ...args] = [...IN_OWN_NAMESPACE, ...DIE_WITH_PARENT, 'sh', '-c', 'mount -t tmpfs none /tmp'];
   return spawnSync(program, args, { timeout: COMMAND_TIMEOUT_MS, stdio: 'ignore' }).status === 0;
 }
 
@@ -52,7 +53,7 @@ export function runWithPrivateMemory(replicas: number, program: string, argv: re
   process.on('exit', removeFolder);
   const script = `mount -t tmpfs -o mode=0700,size=${bytes} quorate-nemesis "$0" && exec "$@"`;
   const [command = '', ...args] = [
-    ...UNSHARE,
+    ...IN_OWN_NAMESPACE,
     ...['sh', '-c', script, folder],
     ...[...DIE_WITH_PARENT, process.execPath, ...process.execArgv, program, ...argv],
   ];
