@@ -91,7 +91,7 @@ export class LeasePromise {
    */
   observe(replica: number, processId: number, leaderEpoch: number): void {
     if (replica === this.holder && processId === this.holderProcessId && leaderEpoch !== this.epoch) {
-      this.release(replica);
+      this.release();
     }
   }
 
@@ -116,7 +116,7 @@ export class LeasePromise {
   recalled(epoch: number, processId: number): void {
     if (epoch !== this.epoch || processId !== this.holderProcessId) return;
     this.recalledEpoch = epoch;
-    this.release(this.holder);
+    this.release();
   }
 
   /**
@@ -125,13 +125,12 @@ export class LeasePromise {
    */
   ended(replica: number, processId: number): void {
     if (replica === this.seenHolder && processId === this.seenProcessId) this.seenHolder = -1;
-    if (replica === this.holder && processId === this.holderProcessId) this.release(replica);
+    if (replica === this.holder && processId === this.holderProcessId) this.release();
   }
 
   /** The holder reads nothing any more, for certain. */
-  private release(holder: number): void {
-    if (holder === this.seenHolder) this.seenHolder = -1;
-    if (holder !== this.holder) return;
+  private release(): void {
+    if (this.holder === this.seenHolder) this.seenHolder = -1;
     this.holder = -1;
     this.until_ns = Number.NEGATIVE_INFINITY;
     this.coveredCounter = 0;

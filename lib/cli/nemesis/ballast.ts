@@ -1,11 +1,10 @@
 // Fills up a file system of the run's own, and makes room again: by files that take all that is free.
-import { spawnSync } from 'node:child_process';
 import { readdirSync, rmSync, statfsSync } from 'node:fs';
 import { join } from 'node:path';
 import { DemoError } from '../demo/deadline.js';
+import { runCommand } from './command.js';
 
 const NAME = 'ballast-';
-const COMMAND_TIMEOUT_MS = 20_000;
 
 function ballasts(folder: string): string[] {
   return readdirSync(folder).filter((name) => name.startsWith(NAME));
@@ -21,12 +20,12 @@ export function fillFileSystem(folder: string, limits: { freeBytes: number; file
   const bytes = bavail * bsize - limits.freeBytes;
   if (bytes <= 0) return;
   const path = join(folder, `${NAME}${ballasts(folder).length}`);
-  const { status, stderr } = spawnSync('fallocate', ['--length', `${bytes}`, path], {
-    timeout: COMMAND_TIMEOUT_MS,
-    encoding: 'utf8',
-  });
-  // Whoever else writes there may have taken it in between.
-  if (status !== 0 && !/No space left/.test(stderr)) throw new DemoError(`cannot fill ${folder}: ${stderr}`);
+  try {
+    runCommand('fallocate', ['--length', `${bytes}`, path]);
+  } catch (error) {
+    // Whoever else writes there may have taken it in between.
+    if (!/No space left/.test((error as Error).message)) throw error;
+  }
 }
 
 export function emptyFileSystem(folder: string): void {

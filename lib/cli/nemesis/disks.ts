@@ -29,9 +29,7 @@ function possibleKind(kind: DiskKind): DiskKind {
 }
 
 /** What a replica of a run has on disk is some MiB; the rest is for the ballast, which is memory. */
-const MEMORY_DISK_BYTES = 64 * 1024 * 1024;
-/** None of the run's disks is larger. */
-const DISK_BYTES_MAX = MEMORY_DISK_BYTES;
+const DISK_BYTES = 64 * 1024 * 1024;
 /** Left free on a full disk: the write that fails has begun, or not. */
 const FREE_BYTES = 16 * 1024;
 
@@ -39,7 +37,7 @@ const FREE_BYTES = 16 * 1024;
 class MemoryDisk {
   constructor(readonly folder: string) {
     mkdirSync(folder);
-    runCommand('mount', ['-t', 'tmpfs', '-o', `mode=0700,size=${MEMORY_DISK_BYTES}`, 'quorate-nemesis', folder]);
+    runCommand('mount', ['-t', 'tmpfs', '-o', `mode=0700,size=${DISK_BYTES}`, 'quorate-nemesis', folder]);
   }
 
   /** What a process had written is there still: memory is all that this disk is. */
@@ -63,8 +61,13 @@ export class Disks {
     this.kind = possibleKind(kind);
     for (let id = 0; this.kind !== 'machine' && id < replicas; id++) {
       const folder = join(this.folder, `disk-${id}`);
-      this.disks.push(this.kind === 'thin' ? new ThinDisk(folder) : new MemoryDisk(folder));
+      this.disks.push(this.kind === 'thin' ? new ThinDisk(folder, DISK_BYTES) : new MemoryDisk(folder));
     }
+  }
+
+  /** They are the run's own. */
+  private disk(id: number): MemoryDisk | ThinDisk {
+    return this.disks[id] as MemoryDisk | ThinDisk;
   }
 
   get canBeFilled(): boolean {
@@ -86,13 +89,12 @@ export class Disks {
 
   /** Takes all room that there is by now on the disk of this replica; what it gives back itself can be taken again. */
   fill(id: number): void {
-    const { folder } = this.disks[id] as MemoryDisk | ThinDisk;
-    fillFileSystem(folder, { freeBytes: FREE_BYTES, fileSystemBytesMax: DISK_BYTES_MAX });
+    fillFileSystem(this.disk(id).folder, { freeBytes: FREE_BYTES, fileSystemBytesMax: DISK_BYTES });
   }
 
   /** Makes room again. */
   makeRoom(id: number): void {
-    emptyFileSystem((this.disks[id] as MemoryDisk | ThinDisk).folder);
+    emptyFileSystem(this.disk(id).folder);
   }
 
   /** The disk of this replica fails at one of the next writes. */
@@ -102,8 +104,9 @@ export class Disks {
 
   /** The power of the disk goes and comes back; its replica does not run. The disk is sound then, and has room. */
   losePower(id: number): void {
-    this.disks[id]?.losePower();
-    if (this.canBeFilled) this.makeRoom(id);
+    if (this.kind === 'machine') return;
+    this.disk(id).losePower();
+    this.makeRoom(id);
   }
 
   /** Puts what is on disks of the run's own where it outlives the run. Nothing runs on them any more. */

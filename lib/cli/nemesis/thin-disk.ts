@@ -9,11 +9,9 @@ import { emptyFileSystem, fillFileSystem } from './ballast.js';
 import { hasCommand, runCommand } from './command.js';
 import { IN_OWN_NAMESPACE } from './private-memory.js';
 
-/** Of the device, as programs see it: what a replica of a run has on disk is some MiB. */
-const DEVICE_BYTES = 64 * 1024 * 1024;
 const JOURNAL_MIB = 4;
-/** Of the file system in memory: room for a device that is written to the end, and for the one that takes its place. */
-const STORE_BYTES = 2 * DEVICE_BYTES + 8 * 1024 * 1024;
+/** Of the store, besides a device that is written to the end and the one that takes its place. */
+const STORE_EXTRA_BYTES = 8 * 1024 * 1024;
 /** Exit codes of e2fsck up to this one: nothing was wrong, or all of it was put right. */
 const CHECKED_MAX = 1;
 /** EXT4_IOC_SHUTDOWN with EXT4_GOING_FLAGS_NOLOGFLUSH: from now on nothing reaches the device. Node.js has no ioctl(). */
@@ -42,17 +40,23 @@ export function whyNoThinDisks(): string | undefined {
 }
 
 export class ThinDisk {
+  /** A file system in memory. */
   private readonly store: string;
+  private readonly storeBytes: number;
   private devices = 0;
 
-  /** `folder` is where it is mounted; its store is mounted beside it. */
-  constructor(readonly folder: string) {
+  /** `folder` is where it is mounted, its store beside it; `deviceBytes` is its size as programs see it. */
+  constructor(
+    readonly folder: string,
+    deviceBytes: number,
+  ) {
     this.store = `${folder}-store`;
+    this.storeBytes = 2 * deviceBytes + STORE_EXTRA_BYTES;
     mkdirSync(folder);
     mkdirSync(this.store);
-    runCommand('mount', ['-t', 'tmpfs', '-o', `mode=0700,size=${STORE_BYTES}`, 'quorate-nemesis', this.store]);
+    runCommand('mount', ['-t', 'tmpfs', '-o', `mode=0700,size=${this.storeBytes}`, 'quorate-nemesis', this.store]);
     const { device } = this;
-    runCommand('truncate', ['--size', `${DEVICE_BYTES}`, device]);
+    runCommand('truncate', ['--size', `${deviceBytes}`, device]);
     runCommand('mkfs.ext4', ['-q', '-F', '-m', '0', '-J', `size=${JOURNAL_MIB}`, device]);
     this.mount();
   }
@@ -68,7 +72,7 @@ export class ThinDisk {
 
   /** Takes all room behind the device that there is by now. */
   exhaust(): void {
-    fillFileSystem(this.store, { freeBytes: 0, fileSystemBytesMax: STORE_BYTES });
+    fillFileSystem(this.store, { freeBytes: 0, fileSystemBytesMax: this.storeBytes });
   }
 
   /**

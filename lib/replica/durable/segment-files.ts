@@ -67,28 +67,21 @@ export class SegmentFiles implements LogDisk, LogSource {
    */
   settle(cut: { readonly segment: number; readonly bytes: number } | null, discard: readonly number[]): void {
     this.cached = null;
-    if (cut !== null && !discard.includes(cut.segment)) {
-      const descriptor = openSync(join(this.directory, nameOf(cut.segment)), 'r+');
-      try {
-        ftruncateSync(descriptor, cut.bytes);
-        fsyncSync(descriptor);
-      } finally {
-        closeSync(descriptor);
-      }
-    }
     // Those that were written last go first: what is left after a crash in between is a log with a shorter end.
     for (const segment of [...discard].sort((a, b) => b - a)) this.unlink(segment);
-    // Those before it were synced before it was begun.
+    // Those before it were synced before it was begun. If there is a torn one it is the last: what is behind it is discarded.
     const last = this.numbers.at(-1);
-    if (last !== undefined) this.writeAgain(last);
+    if (last !== undefined) this.writeAgain(last, cut?.segment === last ? cut.bytes : undefined);
     fsyncSync(this.directoryDescriptor);
   }
 
-  private writeAgain(segment: number): void {
+  /** All of the segment, or so many bytes of it, and no more is there then. */
+  private writeAgain(segment: number, bytesKept?: number): void {
     const path = join(this.directory, nameOf(segment));
-    const bytes = readFileSync(path);
+    const bytes = readFileSync(path).subarray(0, bytesKept);
     const descriptor = openSync(path, 'r+');
     try {
+      ftruncateSync(descriptor, bytes.length);
       for (let done = 0; done < bytes.length; ) done += writeSync(descriptor, bytes, done, bytes.length - done, done);
       fsyncSync(descriptor);
     } finally {
