@@ -41,22 +41,31 @@ function built(variant, niceness = 0) {
 }
 
 /**
+ * Runs a program of a suite for five minutes at most.
+ * @param {string[]} command
+ * @param {string[]} [printed] what has printed beside another suite, which is on the first core; undefined: none is
+ * @param {Record<string, string>} [env]
+ */
+async function runProgram(command, printed, env = {}) {
+  const [program = '', ...args] = [...(printed ? OFF_THE_FIRST_CORE : []), ...command];
+  const options = { cwd: root, env, timeoutMs: 5 * MINUTE_MS };
+  const { code, timedOut, output } = await run(program, args, { ...options, output: printed ? 'capture' : 'tee' });
+  const say = printed ? (/** @type {string} */ text) => printed.push(text) : (text) => process.stdout.write(text);
+  printed?.push(output);
+  if (timedOut) say(`stopped after 5 minutes: ${command.join(' ')}\n`);
+  return { code, output };
+}
+
+/**
  * A suite of one test: some programs that must all succeed.
  * @param {string[][]} programs arguments for Node.js
- * @param {string[]} [besides] what has printed beside another suite, which is on the first core; undefined: none is
+ * @param {string[]} [printed] as for runProgram()
  * @returns {Promise<Counts>}
  */
-async function onePass(programs, besides) {
+async function onePass(programs, printed) {
   let failed = 0;
   for (const args of programs) {
-    const [command = '', ...more] = [...(besides ? OFF_THE_FIRST_CORE : []), process.execPath, ...args];
-    const { code, timedOut, output } = await run(command, more, {
-      cwd: root,
-      timeoutMs: 5 * MINUTE_MS,
-      output: besides ? 'capture' : 'inherit',
-    });
-    besides?.push(output);
-    if (timedOut) console.log(`stopped after 5 minutes: ${args.join(' ')}`);
+    const { code } = await runProgram([process.execPath, ...args], printed);
     if (code !== 0) failed = 1;
   }
   return { passed: 1 - failed, failed, skipped: 0 };
@@ -65,21 +74,15 @@ async function onePass(programs, besides) {
 /**
  * The C++ tests in one of their variants.
  * @param {string} variant
+ * @param {string[]} [printed] as for runProgram()
  * @returns {Promise<Counts>}
  */
-async function nativeTests(variant) {
-  const program = await built(variant);
-  const { code, timedOut, output } = await run(program, [], {
-    cwd: root,
-    timeoutMs: 5 * MINUTE_MS,
-    output: 'tee',
-    env: {
-      ASAN_OPTIONS: 'detect_leaks=1:check_initialization_order=1:strict_init_order=1:detect_stack_use_after_return=1',
-      UBSAN_OPTIONS: 'print_stacktrace=1',
-      TSAN_OPTIONS: 'halt_on_error=0:second_deadlock_stack=1',
-    },
+async function nativeTests(variant, printed) {
+  const { code, output } = await runProgram([await built(variant)], printed, {
+    ASAN_OPTIONS: 'detect_leaks=1:check_initialization_order=1:strict_init_order=1:detect_stack_use_after_return=1',
+    UBSAN_OPTIONS: 'print_stacktrace=1',
+    TSAN_OPTIONS: 'halt_on_error=0:second_deadlock_stack=1',
   });
-  if (timedOut) console.log('stopped after 5 minutes');
   const counts = /test cases:\s*(\d+) \|\s*(\d+) passed \|\s*(\d+) failed \|\s*(\d+) skipped/.exec(output);
   if (counts === null) return { passed: 0, failed: 1, skipped: 0 }; // it crashed before its summary
   const failed = Number(counts[3]);
@@ -190,7 +193,8 @@ const SUITES = [
     title: 'C++ tests, address and undefined-behaviour sanitizers',
     needs: 'nothing',
     variant: 'native-address',
-    run: () => nativeTests('native-address'),
+    beside: 'rxe-one-core', // on two cores the tests have run without sanitizers
+    run: (printed) => nativeTests('native-address', printed),
   },
   {
     name: 'native-tsan',

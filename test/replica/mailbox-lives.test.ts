@@ -1,41 +1,47 @@
 // Questions and answers across the end of a process: a replica that came back counts its questions from the beginning, and
 // what its peers answer the process before must not pass for an answer to this one (docs/bugs/answer-to-the-life-before.md).
-import { expect, it, vi } from 'vitest';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { afterEach, beforeEach, expect, it, vi } from 'vitest';
+import { LOG_BYTES_MIN } from '#lib/consensus/limits.js';
 import { OutgoingMessage } from '#lib/consensus/message-port.js';
+import { MessageFabric } from '#lib/fabric/message-fabric.js';
+import { VerbsEndpoint } from '#lib/fabric/verbs-endpoint.js';
 import { type Answer, Mailbox } from '#lib/replica/mailbox/mailbox.js';
 import type { ProposeResult } from '#lib/replica/replica-options.js';
 
+/** What the fabric of a mailbox was to send, and its way to say that something came. There is no peer to link to. */
 interface Wire {
   readonly host: { onMessage(peer: number, bytes: Uint8Array): void };
   readonly sent: Uint8Array[];
 }
-const wires: Wire[] = vi.hoisted(() => []);
-vi.mock('#lib/fabric/message-fabric.js', () => ({
-  MessageFabric: class implements Wire {
-    readonly sent: Uint8Array[] = [];
-    constructor(
-      _: unknown,
-      readonly host: Wire['host'],
-    ) {
-      wires.push(this);
-    }
-    send(_: number, bytes: Uint8Array): OutgoingMessage {
-      this.sent.push(bytes);
-      return new OutgoingMessage(bytes);
-    }
-    queuedBytes(): number {
-      return 0;
-    }
-  },
-}));
+const wires = new Map<MessageFabric, Wire>();
+vi.spyOn(MessageFabric.prototype, 'send').mockImplementation(function (this: MessageFabric, _, bytes) {
+  wires.get(this)?.sent.push(bytes);
+  return new OutgoingMessage(bytes);
+});
+vi.spyOn(MessageFabric.prototype, 'queuedBytes').mockReturnValue(0);
 
 const FOLLOWER = 1;
 const LEADER = 0;
 
-function open(id: number, proposeHere: () => Promise<ProposeResult<unknown>>): { mailbox: Mailbox; wire: Wire } {
+let directory = '';
+const open: { close(): void }[] = [];
+
+beforeEach(() => {
+  directory = mkdtempSync('/dev/shm/quorate-test-');
+});
+
+afterEach(() => {
+  for (const one of open.splice(0).reverse()) one.close();
+  rmSync(directory, { recursive: true });
+});
+
+function openMailbox(id: number, proposeHere: () => Promise<ProposeResult<unknown>>): { mailbox: Mailbox; wire: Wire } {
+  const endpoint = VerbsEndpoint.open({ device: 'shm', shmDirectory: directory, logBytes: LOG_BYTES_MIN });
+  open.push(endpoint);
   const mailbox = new Mailbox({
     id,
-    endpoint: null as never,
+    endpoint,
     isMember: () => true,
     proposeHere,
     readIndex: () => ({ epoch: 0, lsn: 0 }),
@@ -45,21 +51,25 @@ function open(id: number, proposeHere: () => Promise<ProposeResult<unknown>>): {
       throw error;
     },
   });
-  return { mailbox, wire: wires.at(-1) as Wire };
+  open.push(mailbox.fabric);
+  const { host } = mailbox.fabric as unknown as Wire;
+  const wire = { host, sent: [] };
+  wires.set(mailbox.fabric, wire);
+  return { mailbox, wire };
 }
 
 it('an answer to the process before is not taken for an answer to this one', async () => {
   const results: ((result: ProposeResult<unknown>) => void)[] = [];
-  const leader = open(LEADER, () => new Promise((resolve) => results.push(resolve)));
+  const leader = openMailbox(LEADER, () => new Promise((resolve) => results.push(resolve)));
   const nothing = () => Promise.reject(new Error('it does not lead'));
   const ask = (life: { mailbox: Mailbox; wire: Wire }, answers: (Answer | null)[]) => {
     life.mailbox.propose(LEADER, Uint8Array.of(1), undefined, (answer) => answers.push(answer));
     leader.wire.host.onMessage(FOLLOWER, life.wire.sent[0] as Uint8Array);
   };
   const before: (Answer | null)[] = [];
-  ask(open(FOLLOWER, nothing), before);
+  ask(openMailbox(FOLLOWER, nothing), before);
   const now: (Answer | null)[] = [];
-  const second = open(FOLLOWER, nothing);
+  const second = openMailbox(FOLLOWER, nothing);
   ask(second, now);
 
   results[0]?.({ lsn: 64, result: 'of the process before', duplicate: false });
