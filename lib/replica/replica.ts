@@ -616,7 +616,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       this.background?.wake();
     }
     this.isSyncAwaited = isAwaited;
-    this.durability?.look(monotonicNs() / 1e6);
+    this.durability?.look();
   }
 
   /** The cluster's first configuration is known. What an earlier process left is used before this one has links. */

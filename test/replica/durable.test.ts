@@ -1,12 +1,20 @@
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterEach, describe, expect, test } from 'vitest';
+import { afterEach, describe, expect, test, vi } from 'vitest';
 import { canMountPrivately } from '#lib/cli/nemesis/private-memory.js';
 import { whyNoThinDisks } from '#lib/cli/nemesis/thin-disk.js';
-import { Replica } from '#lib/index.js';
+import { type QuorateError, Replica } from '#lib/index.js';
 import { runDemo } from '../demo/support/demo-process.ts';
-import { CommandLog, members, optionsFor, type TestCluster, waitFor } from './fixture.ts';
+import {
+  CommandLog,
+  members,
+  optionsFor,
+  SilentLog,
+  type TestCluster,
+  waitFor,
+  waitForPiecesBriefly,
+} from './fixture.ts';
 import { runOnSmallDisk } from './small-disk.ts';
 
 const folders: string[] = [];
@@ -19,6 +27,7 @@ function folder(): string {
 }
 
 afterEach(async () => {
+  vi.restoreAllMocks();
   for (const cluster of clusters.splice(0)) await cluster.close();
   for (const path of folders.splice(0)) rmSync(path, { recursive: true, force: true });
 });
@@ -129,6 +138,27 @@ describe('a durable cluster', () => {
     await waitFor(() => second.machines[1]?.commands.length === 50, 'its state');
     expect(second.replicas[1]?.status().members[1]?.bootId).not.toBe(bootId);
   });
+});
+
+test('a state machine that gives no more of its state is not waited for, and asked again', async () => {
+  waitForPiecesBriefly();
+  const [list, stateMachine] = [await members(1), new SilentLog()];
+  const durable = { directory: folder(), snapshotAfterBytes: 64 * 1024 };
+  const replica = await Replica.open(optionsFor(0, list, { stateMachine, durable }));
+  clusters.push(replica);
+  const warnings: QuorateError[] = [];
+  replica.on('warning', (warning) => warnings.push(warning as QuorateError));
+  const grow = () => replica.propose(new Uint8Array(10_000).fill(65));
+  while (warnings.length < 2) await grow();
+  for (const warning of warnings) {
+    expect(warning).toMatchObject({
+      code: 'QUORATE_SNAPSHOT_FAILED',
+      message: expect.stringContaining('snapshotChunks() of the state machine gave neither a piece nor its end'),
+    });
+  }
+  expect(replica.status().durable?.snapshotLsn).toBe(0);
+  stateMachine.isSilent = false;
+  while (replica.status().durable?.snapshotLsn === 0) await grow();
 });
 
 describe('the directory of a durable replica', () => {

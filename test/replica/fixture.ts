@@ -1,7 +1,9 @@
 // What tests of Replica share: free ports, a small state machine, and clusters of replicas inside the test's process,
 // which close with the test.
 import { createServer } from 'node:net';
+import { vi } from 'vitest';
 import { type MemberAddress, Replica, type ReplicaOptions, type StateMachine } from '#lib/index.js';
+import { PIECE_TIMEOUT_MS } from '#lib/replica/transfer/limits.js';
 
 export const CLUSTER_KEY = 'a cluster key for tests only';
 
@@ -18,6 +20,25 @@ export class CommandLog implements StateMachine<number> {
   restore(snapshot: Uint8Array): void {
     this.commands = JSON.parse(Buffer.from(snapshot).toString()) as string[];
   }
+}
+
+/** A state machine that gives a piece of its state, and then no more of it until it is told to. */
+export class SilentLog extends CommandLog {
+  isSilent = true;
+  async *snapshotChunks(): AsyncGenerator<Uint8Array> {
+    const whole = this.snapshot();
+    yield whole.subarray(0, 1);
+    if (this.isSilent) await new Promise(() => {});
+    yield whole.subarray(1);
+  }
+}
+
+/** Nobody waits for a piece of a state longer than 50 ms, until `vi.restoreAllMocks()`. */
+export function waitForPiecesBriefly(): void {
+  const { setTimeout } = globalThis;
+  const brief = (call: () => void, timeoutMs?: number, ...more: []) =>
+    setTimeout(call, timeoutMs === PIECE_TIMEOUT_MS ? 50 : timeoutMs, ...more);
+  vi.spyOn(globalThis, 'setTimeout').mockImplementation(brief as typeof setTimeout);
 }
 
 /** Ports that were free a moment ago. */

@@ -12,7 +12,7 @@ import { Durability } from '#lib/replica/durable/durability.js';
 import { PromiseStore } from '#lib/replica/durable/promise-store.js';
 import { SegmentFiles } from '#lib/replica/durable/segment-files.js';
 import { StateStore } from '#lib/replica/durable/state-store.js';
-import { CommandLog, members, optionsFor, waitFor } from './fixture.ts';
+import { CommandLog, members, optionsFor, SilentLog, waitFor, waitForPiecesBriefly } from './fixture.ts';
 import { runOnSmallDisk } from './small-disk.ts';
 
 const ACCEPTED = { iUnderstandThatAcknowledgedCommandsMayBeLost: true } as const;
@@ -173,6 +173,23 @@ describe('forcing a new cluster from a durable replica', () => {
     expect(forced.status().clusterId).not.toBe(clusterId);
   });
 
+  test('leaves the directory as it was where the state machine gives no more of its state, and is tried again', async () => {
+    const cluster = await alone();
+    const { clusterId } = cluster.survivor.status();
+    const silent = new SilentLog();
+    silent.commands = cluster.machine.commands;
+    Object.assign(cluster.machine, { snapshotChunks: () => silent.snapshotChunks() });
+    waitForPiecesBriefly();
+    await expect(force(cluster.survivor)).rejects.toMatchObject({
+      code: 'QUORATE_SNAPSHOT_FAILED',
+      message: expect.stringContaining('gave neither a piece nor its end'),
+    });
+    expect((await lookAt(cluster)).clusterId).toBe(clusterId);
+    silent.isSilent = false;
+    const forced = await force(cluster.survivor);
+    expect(forced.status().clusterId).not.toBe(clusterId);
+  });
+
   test('goes on with the cluster that was put in force, if what comes behind that fails', async () => {
     const cluster = await alone();
     const become = StateStore.prototype.become;
@@ -237,7 +254,7 @@ describe('forcing a new cluster from a durable replica', () => {
       // One has become due in this very turn.
       const { durability } = cluster.survivor as unknown as { durability: Durability };
       Object.assign(durability, { bytesAtSnapshot: Number.NEGATIVE_INFINITY });
-      durability.look(Number.MAX_SAFE_INTEGER);
+      durability.look();
       commitWholeLog.call(this);
     });
     const forced = await force(cluster.survivor);

@@ -23,6 +23,7 @@ import { CorruptLogError, LogRecovery, type RecoveredLog, replay } from '../../c
 import type { CommandSink, RecoveredState } from '../../consensus/replication-host.js';
 import { errorCode, QuorateError } from '../../errors.js';
 import { lockFile } from '../../verbs/file-lock.js';
+import { monotonicNs } from '../../verbs/index.js';
 import type { StateMachine } from '../replica-options.js';
 import type { DonorHost } from '../transfer/donor.js';
 import { PieceReader, SnapshotSink } from '../transfer/snapshot-stream.js';
@@ -342,16 +343,16 @@ export class Durability {
   }
 
   /** Takes a snapshot when it is time; to be called after whatever was applied. */
-  look(now_ms: number): void {
+  look(): void {
     const { log } = this;
     this.onReached?.(); // a snapshot that was received may have made the one under way useless
-    if (log === null || this.taking !== null || this.failure_ !== null || this.isClosed || now_ms < this.retryAt_ms)
-      return;
+    if (log === null || this.taking !== null || this.failure_ !== null || this.isClosed) return;
     const grown = log.bytesWritten - this.bytesAtSnapshot >= this.options.snapshotAfterBytes;
     if (!grown && !log.awaitsSnapshot) return;
+    if (monotonicNs() / 1e6 < this.retryAt_ms) return;
     this.taking = this.takeSnapshot(log)
       .catch((error: unknown) => {
-        this.retryAt_ms = now_ms + SNAPSHOT_RETRY_MS;
+        this.retryAt_ms = monotonicNs() / 1e6 + SNAPSHOT_RETRY_MS;
         if (this.isClosed) return;
         if (error instanceof SourceError) {
           const text = `replica ${this.options.id} cannot take a snapshot, so its log on disk keeps growing: ${error.message}`;

@@ -11,8 +11,6 @@ export const SNAPSHOT_DUE_FRACTION = 1 / 4;
 /** Between two snapshots there are so many times the time that the last one took, so that they cost a bounded share. */
 export const SNAPSHOT_PAUSE_FACTOR = 7;
 export const SNAPSHOT_PAUSE_MIN_MS = 100;
-/** A state machine that gives no piece of its state for so long is not waited for. */
-export const PIECE_TIMEOUT_MS = 20_000;
 /** After a failure, as when the file system is full. */
 export const SNAPSHOT_RETRY_MS = 10_000;
 /** A process that was killed may still be on its way out, and hold its region. */

@@ -8,7 +8,6 @@ import type { DonorState } from '../transfer/donor.js';
 import { PieceReader, type PieceSource } from '../transfer/snapshot-stream.js';
 import {
   PIECE_BYTES,
-  PIECE_TIMEOUT_MS,
   SNAPSHOT_DUE_FRACTION,
   SNAPSHOT_PAUSE_FACTOR,
   SNAPSHOT_PAUSE_MIN_MS,
@@ -28,7 +27,7 @@ export interface RegionKeeperHost {
   /** The state is being given to another replica: two streams of it at a time may cost a copy of all of it. */
   isGiving(): boolean;
   readonly onWarning: (error: Error) => void;
-  /** How long the state machine may take for a piece of its state. Default: PIECE_TIMEOUT_MS. */
+  /** How long the state machine may take for a piece of its state. Default: that of PieceReader. */
   readonly pieceTimeoutMs?: number;
 }
 
@@ -132,7 +131,7 @@ export class RegionKeeper {
     const { region, snapshotBytesMax, pieceTimeoutMs } = this.host;
     const { position, configuration, sessionsBytes, source } = this.host.freeze();
     this.source = source;
-    const pieces = new PieceReader(source, pieceTimeoutMs ?? PIECE_TIMEOUT_MS);
+    const pieces = new PieceReader(source, pieceTimeoutMs);
     this.pieces = pieces;
     let file: string | undefined;
     try {

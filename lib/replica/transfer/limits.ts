@@ -16,6 +16,8 @@ export const CHUNK_READS_MAX = 4;
 export const CHUNK_BYTES_MAX = 4 * 1024 * 1024;
 export const SLOTS_MAX = 64;
 export const STAGING_BYTES_MAX = 64 * 1024 * 1024;
+/** A state machine that gives no piece of its state for so long is not waited for. */
+export const PIECE_TIMEOUT_MS = 20_000;
 /** Session table within a snapshot. */
 export const SESSIONS_BYTES_MAX = 64 * 1024 * 1024;
 /** A whole snapshot, state and sessions. */

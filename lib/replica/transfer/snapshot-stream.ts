@@ -4,7 +4,7 @@
 // snapshots.
 import { QuorateError } from '../../errors.js';
 import type { RestoreInPlace, SnapshotStream, StateMachine } from '../replica-options.js';
-import { RESTORE_WHOLE_BYTES_MAX, SESSIONS_BYTES_MAX } from './limits.js';
+import { PIECE_TIMEOUT_MS, RESTORE_WHOLE_BYTES_MAX, SESSIONS_BYTES_MAX } from './limits.js';
 
 type Pieces = Iterator<Uint8Array> | AsyncIterator<Uint8Array>;
 type Step = IteratorResult<Uint8Array> | Promise<IteratorResult<Uint8Array>>;
@@ -123,10 +123,10 @@ export class PieceReader {
   private failure: Error | null = null;
   private refuse: ((error: Error) => void) | null = null;
 
-  /** `stallTimeoutMs`: how long the state machine may take for one piece, for ever if that is not given. */
+  /** `pieceTimeoutMs`: how long the state machine may take for one piece. */
   constructor(
     private readonly source: PieceSource,
-    private readonly stallTimeoutMs?: number,
+    private readonly pieceTimeoutMs = PIECE_TIMEOUT_MS,
   ) {}
 
   async pull(): Promise<Uint8Array | null> {
@@ -140,12 +140,12 @@ export class PieceReader {
 
   private unlessInterrupted<Value>(promise: Promise<Value>): Promise<Value> {
     return new Promise((resolve, reject) => {
-      const { stallTimeoutMs } = this;
+      const { pieceTimeoutMs } = this;
       const stalled = (): void => {
-        const text = `snapshotChunks() of the state machine gave neither a piece nor its end for ${stallTimeoutMs} ms`;
+        const text = `snapshotChunks() of the state machine gave neither a piece nor its end for ${pieceTimeoutMs} ms`;
         this.interrupt(new QuorateError('QUORATE_TIMEOUT', text));
       };
-      const timer = stallTimeoutMs === undefined ? undefined : setTimeout(stalled, stallTimeoutMs);
+      const timer = setTimeout(stalled, pieceTimeoutMs);
       this.refuse = (error) => {
         clearTimeout(timer);
         reject(error);
