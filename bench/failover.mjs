@@ -5,10 +5,14 @@
 //
 //   node bench/failover.mjs [--device shm|NAME[,NAME,NAME]] [--profile fast|balanced|relaxed] [--signal SIGKILL|SIGSTOP]
 //                           [--rounds N] [--realtime PRIORITY] [--lease-us N] [--load] [--quiet-seconds S] [--json]
+//                           [--collections N [--forget-code]]
 //
 // The stages, by the clock that all processes of the host share: detect (signal to the moment when the next leader saw no
 // leader any more), grant (to the permission of a majority), repair (to the commit of its epoch's first entry), firstCommit
 // (to the settled promise of the first proposal, made when the application learns that it leads).
+//
+// --collections N has every replica collect the garbage of its whole heap so often before each round, as in processes that have
+// been running for long; --forget-code lets V8 forget the code of a takeover by that (option keepCompiledCode: false).
 //
 // A round in which the cluster was changing its leader already when the signal was sent measures something else: it is
 // counted as a false failover and repeated.
@@ -45,6 +49,8 @@ const { values: options } = parseArgs({
     realtime: { type: 'string' },
     'lease-us': { type: 'string' },
     load: { type: 'boolean', default: false },
+    collections: { type: 'string', default: '0' },
+    'forget-code': { type: 'boolean', default: false },
     'quiet-seconds': { type: 'string', default: '20' },
     json: { type: 'boolean', default: false },
   },
@@ -54,7 +60,7 @@ const { values: options } = parseArgs({
 const say = (line) => void (options.json ? process.stderr : process.stdout).write(`${line}\n`);
 
 /**
- * @param {'rounds' | 'realtime' | 'quiet-seconds' | 'lease-us'} name
+ * @param {'rounds' | 'realtime' | 'quiet-seconds' | 'lease-us' | 'collections'} name
  * @param {number} min
  * @param {number} max
  */
@@ -79,6 +85,7 @@ function oneOf(name, values) {
 const profile = oneOf('profile', /** @type {const} */ (['fast', 'balanced', 'relaxed']));
 const signal = oneOf('signal', /** @type {const} */ (['SIGKILL', 'SIGSTOP']));
 const rounds = integer('rounds', 1, 10_000);
+const collections = integer('collections', 0, 100);
 const quietSeconds = integer('quiet-seconds', 0, 600);
 const realtimePriority = options.realtime === undefined ? null : integer('realtime', 1, 99);
 /** Length of leases, 0 for none, null for the profile's: a leader whose memory cannot be reached is followed after that time only. */
@@ -133,7 +140,8 @@ function heard(what, test) {
 /** @param {number} id */
 function launch(id) {
   const device = devices.length === 1 ? devices[0] : devices[id];
-  const order = { id, members, clusterKey, device, profile, realtimePriority, leaseUs, load: options.load };
+  const { load, 'forget-code': forgetCode } = options;
+  const order = { id, members, clusterKey, device, profile, realtimePriority, leaseUs, load, forgetCode };
   const child = fork(PROGRAM, [JSON.stringify(order)]);
   replicas[id] = child;
   living.add(child);
@@ -178,9 +186,24 @@ function processorSeconds() {
   }, 0);
 }
 
+/** Has all replicas collect garbage, as processes have that have been running for long. */
+async function growOld() {
+  await Promise.all(
+    replicas.map((child, id) => {
+      const old = heard(`old replica ${id}`, (message) => (message.type === 'old' && message.id === id) || undefined);
+      child.send({ type: 'grow old', collections });
+      return old;
+    }),
+  );
+}
+
 /** One round: undefined if the leader was changing already. */
 async function round() {
   await whole();
+  if (collections > 0) {
+    await growOld();
+    await whole(); // a collection can take long enough to cost the leader its place
+  }
   await rest(REST_MS + Math.random() * 50);
   const victim = leader;
   const child = /** @type {import('node:child_process').ChildProcess} */ (replicas[victim]);

@@ -1,5 +1,5 @@
-// npm test: sets up, builds, and runs every suite, one after the other, whatever an earlier one gave; but while one keeps
-// to the first core, those that time does not matter to run on the others. The last line is the sum:
+// npm test: sets up, builds, and runs every suite, one after the other, whatever an earlier one gave; but while a virtual
+// machine runs, so do those that time does not matter to. The last line is the sum:
 // `N passed, N failed, N skipped`. The exit code is 0 only when nothing failed and every suite ran a test.
 //
 //   node scripts/test.mjs [--only NAME[,NAME]] [--skip NAME[,NAME]]
@@ -18,10 +18,20 @@ const root = dirname(dirname(fileURLToPath(import.meta.url)));
 const RESULTS = join(root, 'out/results');
 const MINUTE_MS = 60_000;
 const NICENESS_MAX = 19;
-/** Puts a program on all cores but the first, which `npm run rxe -- --pin` has the virtual machine on. */
-const OFF_THE_FIRST_CORE = ['taskset', '--cpu-list', '1-1023'];
+/**
+ * What starts a program beside another suite. The virtual machine leaves some of the processors' time to whoever can wait for
+ * it; `npm run rxe -- --pin` has it on the first core.
+ * @type {Record<string, string[]>}
+ */
+const BESIDE = { rxe: ['nice', '-n', `${NICENESS_MAX}`], 'rxe-one-core': ['taskset', '--cpu-list', '1-1023'] };
 
-/** @typedef {import('./tools/vitest.mjs').Counts} Counts */
+/**
+ * @typedef {import('./tools/vitest.mjs').Counts} Counts
+ *
+ * @typedef {object} Beside how a suite runs beside another one
+ * @property {string[]} start what starts its programs
+ * @property {string[]} printed what they print is kept here
+ */
 
 /** @type {Map<string, Promise<string>>} */
 const builds = new Map();
@@ -43,29 +53,32 @@ function built(variant, niceness = 0) {
 /**
  * Runs a program of a suite for five minutes at most.
  * @param {string[]} command
- * @param {string[]} [printed] what has printed beside another suite, which is on the first core; undefined: none is
+ * @param {Beside} [beside]
  * @param {Record<string, string>} [env]
  */
-async function runProgram(command, printed, env = {}) {
-  const [program = '', ...args] = [...(printed ? OFF_THE_FIRST_CORE : []), ...command];
+async function runProgram(command, beside, env = {}) {
+  const [program = '', ...args] = [...(beside?.start ?? []), ...command];
   const options = { cwd: root, env, timeoutMs: 5 * MINUTE_MS };
-  const { code, timedOut, output } = await run(program, args, { ...options, output: printed ? 'capture' : 'tee' });
-  const say = printed ? (/** @type {string} */ text) => printed.push(text) : (text) => process.stdout.write(text);
-  printed?.push(output);
-  if (timedOut) say(`stopped after 5 minutes: ${command.join(' ')}\n`);
+  const { code, timedOut, output } = await run(program, args, { ...options, output: beside ? 'capture' : 'tee' });
+  beside?.printed.push(output);
+  if (timedOut) {
+    const text = `stopped after 5 minutes: ${command.join(' ')}`;
+    if (beside) beside.printed.push(`${text}\n`);
+    else console.log(text);
+  }
   return { code, output };
 }
 
 /**
  * A suite of one test: some programs that must all succeed.
  * @param {string[][]} programs arguments for Node.js
- * @param {string[]} [printed] as for runProgram()
+ * @param {Beside} [beside]
  * @returns {Promise<Counts>}
  */
-async function onePass(programs, printed) {
+async function onePass(programs, beside) {
   let failed = 0;
   for (const args of programs) {
-    const { code } = await runProgram([process.execPath, ...args], printed);
+    const { code } = await runProgram([process.execPath, ...args], beside);
     if (code !== 0) failed = 1;
   }
   return { passed: 1 - failed, failed, skipped: 0 };
@@ -74,11 +87,11 @@ async function onePass(programs, printed) {
 /**
  * The C++ tests in one of their variants.
  * @param {string} variant
- * @param {string[]} [printed] as for runProgram()
+ * @param {Beside} [beside]
  * @returns {Promise<Counts>}
  */
-async function nativeTests(variant, printed) {
-  const { code, output } = await runProgram([await built(variant)], printed, {
+async function nativeTests(variant, beside) {
+  const { code, output } = await runProgram([await built(variant)], beside, {
     ASAN_OPTIONS: 'detect_leaks=1:check_initialization_order=1:strict_init_order=1:detect_stack_use_after_return=1',
     UBSAN_OPTIONS: 'print_stacktrace=1',
     TSAN_OPTIONS: 'halt_on_error=0:second_deadlock_stack=1',
@@ -144,35 +157,34 @@ async function rxeTests(...args) {
 
 /**
  * In the order in which they run. `variant` is what scripts/build.mjs builds for a suite, while others run. A suite runs
- * on the other cores while that one does which it names as `beside`, and keeps what it prints in the list that it is
- * given, if this machine has other cores and that suite is run; else in its turn, without a list.
+ * beside that one which it names, if this machine has other cores and that suite is run; else in its turn.
  * @type {{ name: string, title: string, needs: 'nothing' | 'build', variant?: string, onRequest?: true, beside?: string,
- *   run: (printed?: string[]) => Promise<Counts> }[]}
+ *   run: (beside?: Beside) => Promise<Counts> }[]}
  */
 const SUITES = [
   {
     name: 'lint',
     title: 'lint and format (biome), and the API reference: nothing public is undocumented (typedoc)',
     needs: 'nothing',
-    beside: 'rxe-one-core',
-    run: (printed) =>
+    beside: 'rxe',
+    run: (beside) =>
       onePass(
         [
           ['node_modules/@biomejs/biome/bin/biome', 'check', '--error-on-warnings', '.'],
           ['node_modules/typedoc/bin/typedoc', '--emit', 'none'],
         ],
-        printed,
+        beside,
       ),
   },
   {
     name: 'types',
     title: 'types of tests, benchmarks, examples and scripts',
     needs: 'build',
-    beside: 'rxe-one-core',
-    run: (printed) =>
+    beside: 'rxe',
+    run: (beside) =>
       onePass(
         ['tsconfig.test.json', 'scripts/tsconfig.json'].map((path) => ['node_modules/typescript/bin/tsc', '-p', path]),
-        printed,
+        beside,
       ),
   },
   {
@@ -194,7 +206,7 @@ const SUITES = [
     needs: 'nothing',
     variant: 'native-address',
     beside: 'rxe-one-core', // on two cores the tests have run without sanitizers
-    run: (printed) => nativeTests('native-address', printed),
+    run: (beside) => nativeTests('native-address', beside),
   },
   {
     name: 'native-tsan',
@@ -249,7 +261,7 @@ async function runBeside(suites) {
     const startedMs = Date.now();
     /** @type {string[]} */
     const printed = [];
-    const [outcome] = await Promise.allSettled([suite.run(printed)]);
+    const [outcome] = await Promise.allSettled([suite.run({ start: BESIDE[`${suite.beside}`] ?? [], printed })]);
     const tookMs = Date.now() - startedMs;
     ends.push(async () => {
       header(`${suite.name}: ${suite.title} (beside ${suite.beside})`);

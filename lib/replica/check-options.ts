@@ -42,6 +42,7 @@ const REPLICA_OPTIONS: Readonly<Record<keyof ReplicaOptions, true>> = {
   waitForLeader: true,
   surviveCrash: true,
   holdAtExitMs: true,
+  keepCompiledCode: true,
 };
 
 /**
@@ -193,8 +194,8 @@ export function checkReplicaOptions(options: ReplicaOptions<never>): CheckedRepl
   }
   checkClusterKey(options.clusterKey); // before anything is made that depends on it
   const openTimeoutMs = checkInteger(options.openTimeoutMs ?? OPEN_TIMEOUT_DEFAULT_MS, 1, 2 ** 31 - 1, 'openTimeoutMs');
-  if (!['undefined', 'boolean'].includes(typeof options.waitForLeader)) {
-    return invalid('waitForLeader is not a boolean');
+  for (const name of ['waitForLeader', 'keepCompiledCode'] as const) {
+    if (!['undefined', 'boolean'].includes(typeof options[name])) return invalid(`${name} is not a boolean`);
   }
   return { self, logBytes, openTimeoutMs, durable: checkDurable(options.durable, options.id, options.surviveCrash) };
 }

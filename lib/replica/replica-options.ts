@@ -271,6 +271,12 @@ export interface ReplicaOptions<Result = unknown> {
    * process's ports stay bound and its connections open.
    */
   readonly holdAtExitMs?: number;
+  /**
+   * Has V8 keep what it compiles of functions that do not run for long, which it forgets otherwise: those of a takeover, for
+   * example. A setting of the whole process and for good, as `node --no-flush-bytecode`: it is made if one of its replicas
+   * does not say false. Costs memory for the code of the application that runs once. Default true.
+   */
+  readonly keepCompiledCode?: boolean;
 }
 
 /** Where and how much of a replica outlives its process. */

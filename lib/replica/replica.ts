@@ -30,6 +30,7 @@ import {
   checkScheduling,
   invalid,
 } from './check-options.js';
+import { keepCompiledCode } from './compiled-code.js';
 import { type ControlConnection, ControlServer } from './control-channel.js';
 import type { Durability } from './durable/durability.js';
 import { TAKEOVER_EXTRA_NS } from './durable/limits.js';
@@ -535,6 +536,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       onReport: (message) => this.hear(message),
       onFailure: (error) => this.fail(error),
     });
+    if (this.options.keepCompiledCode !== false) keepCompiledCode();
     await rehearse({ strategy: this.endpoint.strategy, shmDirectory: this.shmDirectory }).catch((error: Error) =>
       this.warn(error),
     );

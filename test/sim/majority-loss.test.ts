@@ -6,7 +6,7 @@ import { losingDirectories, losingMajority } from '#lib/testing/fork-mutations.j
 import { drawOptions } from '#lib/testing/sim-options.js';
 import { runSimulation } from '#lib/testing/simulation.js';
 
-const SEEDS = 12;
+const SEEDS = 8;
 
 test.each([3, 5])('%i replicas go on after the loss of a majority', { timeout: 120_000 }, (replicas) => {
   let forks = 0;

@@ -1,9 +1,9 @@
 // A survivor of three replicas on RDMA devices, one device each, is made the only voter of a new cluster, and a new member joins it.
 import { afterEach, expect, test } from 'vitest';
 import type { MemberAddress } from '#lib/index.js';
-import { members } from '../replica/fixture.js';
-import { Processes } from '../replica/processes.js';
-import { deviceOf } from './devices.js';
+import { members } from '../../replica/fixture.js';
+import { Processes } from '../../replica/processes.js';
+import { deviceOf } from '../devices.js';
 
 const TIMEOUT_MS = 240_000;
 const KEYS = 64;

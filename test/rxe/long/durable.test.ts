@@ -2,9 +2,9 @@
 // are started again.
 import { join } from 'node:path';
 import { afterEach, expect, test } from 'vitest';
-import { members } from '../replica/fixture.js';
-import { Processes } from '../replica/processes.js';
-import { deviceOf } from './devices.js';
+import { members } from '../../replica/fixture.js';
+import { Processes } from '../../replica/processes.js';
+import { deviceOf } from '../devices.js';
 
 const TIMEOUT_MS = 240_000;
 const KEYS = 64;
