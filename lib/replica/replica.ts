@@ -536,11 +536,12 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       onReport: (message) => this.hear(message),
       onFailure: (error) => this.fail(error),
     });
-    if (this.options.keepCompiledCode !== false) keepCompiledCode();
     await rehearse({ strategy: this.endpoint.strategy, shmDirectory: this.shmDirectory }).catch((error: Error) =>
       this.warn(error),
     );
     this.rehearseOwnPart();
+    // Not before: the background thread would not start as fast.
+    if (this.options.keepCompiledCode !== false) keepCompiledCode();
     await this.place.listen(self.host, self.port);
     if (this.closing !== undefined) throw this.closedError(); // it has failed meanwhile
     await this.opening.wait(timeoutMs, () => {
