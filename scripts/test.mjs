@@ -21,7 +21,6 @@ const NICENESS_MAX = 19;
 /**
  * What starts a program beside another suite. The virtual machine leaves some of the processors' time to whoever can wait for
  * it; `npm run rxe -- --pin` has it on the first core.
- * @type {Record<string, string[]>}
  */
 const BESIDE = { rxe: ['nice', '-n', `${NICENESS_MAX}`], 'rxe-one-core': ['taskset', '--cpu-list', '1-1023'] };
 
@@ -158,8 +157,8 @@ async function rxeTests(...args) {
 /**
  * In the order in which they run. `variant` is what scripts/build.mjs builds for a suite, while others run. A suite runs
  * beside that one which it names, if this machine has other cores and that suite is run; else in its turn.
- * @type {{ name: string, title: string, needs: 'nothing' | 'build', variant?: string, onRequest?: true, beside?: string,
- *   run: (beside?: Beside) => Promise<Counts> }[]}
+ * @type {{ name: string, title: string, needs: 'nothing' | 'build', variant?: string, onRequest?: true,
+ *   beside?: keyof typeof BESIDE, run: (beside?: Beside) => Promise<Counts> }[]}
  */
 const SUITES = [
   {
@@ -261,7 +260,7 @@ async function runBeside(suites) {
     const startedMs = Date.now();
     /** @type {string[]} */
     const printed = [];
-    const [outcome] = await Promise.allSettled([suite.run({ start: BESIDE[`${suite.beside}`] ?? [], printed })]);
+    const [outcome] = await Promise.allSettled([suite.run({ start: BESIDE[suite.beside], printed })]);
     const tookMs = Date.now() - startedMs;
     ends.push(async () => {
       header(`${suite.name}: ${suite.title} (beside ${suite.beside})`);

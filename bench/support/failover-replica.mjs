@@ -1,6 +1,6 @@
 // One replica of bench/failover.mjs: nothing but a replica and a state machine that counts. When it becomes leader it
 // proposes a command at once and tells when that was committed; under --load it goes on proposing.
-import { constants, PerformanceObserver } from 'node:perf_hooks';
+import { growOld } from '#lib/cli/garbage.js';
 import { Replica } from '#lib/index.js';
 import { monotonicNs } from '#lib/verbs/index.js';
 
@@ -8,8 +8,6 @@ const { id, members, clusterKey, device, profile, realtimePriority, leaseUs, loa
   process.argv[2] ?? '{}',
 );
 const PAYLOAD = new Uint8Array(64);
-/** So large that it is not collected with the young objects. */
-const GARBAGE_BYTES = 8_000_000;
 
 let applied = 0;
 const replica = await Replica.open({
@@ -48,30 +46,9 @@ const heed = (leader) => {
   if (leader === id) void lead();
 };
 replica.on('leader', heed);
-
-/**
- * Makes garbage until the whole heap was collected so often. By that V8 knows code that has not run for long, and forgets it.
- * @param {number} collections
- */
-async function growOld(collections) {
-  let left = collections;
-  const observer = new PerformanceObserver((list) => {
-    for (const { detail } of list.getEntries()) {
-      if (/** @type {any} */ (detail).kind === constants.NODE_PERFORMANCE_GC_MAJOR) left--;
-    }
-  });
-  observer.observe({ entryTypes: ['gc'] });
-  while (left > 0) {
-    new ArrayBuffer(GARBAGE_BYTES);
-    await new Promise((resolve) => setImmediate(resolve));
-  }
-  observer.disconnect();
-  process.send?.({ type: 'old', id });
-}
-
 process.on('message', ({ type, collections }) => {
   if (type === 'grow old') {
-    void growOld(collections);
+    void growOld(collections).then(() => process.send?.({ type: 'old', id }));
     return;
   }
   const { role, peers, profile: name, device: deviceName, permissionStrategy } = replica.status();

@@ -4,7 +4,6 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { afterEach, beforeEach, expect, it, vi } from 'vitest';
 import { LOG_BYTES_MIN } from '#lib/consensus/limits.js';
 import { OutgoingMessage } from '#lib/consensus/message-port.js';
-import { MessageFabric } from '#lib/fabric/message-fabric.js';
 import { VerbsEndpoint } from '#lib/fabric/verbs-endpoint.js';
 import { type Answer, Mailbox } from '#lib/replica/mailbox/mailbox.js';
 import type { ProposeResult } from '#lib/replica/replica-options.js';
@@ -14,12 +13,6 @@ interface Wire {
   readonly host: { onMessage(peer: number, bytes: Uint8Array): void };
   readonly sent: Uint8Array[];
 }
-const wires = new Map<MessageFabric, Wire>();
-vi.spyOn(MessageFabric.prototype, 'send').mockImplementation(function (this: MessageFabric, _, bytes) {
-  wires.get(this)?.sent.push(bytes);
-  return new OutgoingMessage(bytes);
-});
-vi.spyOn(MessageFabric.prototype, 'queuedBytes').mockReturnValue(0);
 
 const FOLLOWER = 1;
 const LEADER = 0;
@@ -51,11 +44,15 @@ function openMailbox(id: number, proposeHere: () => Promise<ProposeResult<unknow
       throw error;
     },
   });
-  open.push(mailbox.fabric);
-  const { host } = mailbox.fabric as unknown as Wire;
-  const wire = { host, sent: [] };
-  wires.set(mailbox.fabric, wire);
-  return { mailbox, wire };
+  const { fabric } = mailbox;
+  open.push(fabric);
+  const sent: Uint8Array[] = [];
+  vi.spyOn(fabric, 'queuedBytes').mockReturnValue(0);
+  vi.spyOn(fabric, 'send').mockImplementation((_, bytes) => {
+    sent.push(bytes);
+    return new OutgoingMessage(bytes);
+  });
+  return { mailbox, wire: { host: (fabric as unknown as Wire).host, sent } };
 }
 
 it('an answer to the process before is not taken for an answer to this one', async () => {
