@@ -1,5 +1,5 @@
 // npm test: sets up, builds, and runs every suite, one after the other, whatever an earlier one gave; but while a virtual
-// machine runs, so do those that time does not matter to. The last line is the sum:
+// machine runs, so do those that time does not matter to. It ends with what failed, a line each, and with the sum:
 // `N passed, N failed, N skipped`. The exit code is 0 only when nothing failed and every suite ran a test.
 //
 //   node scripts/test.mjs [--only NAME[,NAME]] [--skip NAME[,NAME]]
@@ -12,7 +12,7 @@ import { buildAll, buildVariant, variantFolder } from './build.mjs';
 import { setup } from './setup.mjs';
 import { RXE_RESULTS, RXE_RESULTS_FILE } from './test-rxe.mjs';
 import { fail, run, runOrThrow } from './tools/child.mjs';
-import { readVitestCounts, VITEST } from './tools/vitest.mjs';
+import { ESCAPE_SEQUENCE, readVitestCounts, VITEST } from './tools/vitest.mjs';
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)));
 const RESULTS = join(root, 'out/results');
@@ -75,12 +75,33 @@ async function runProgram(command, beside, env = {}) {
  * @returns {Promise<Counts>}
  */
 async function onePass(programs, beside) {
-  let failed = 0;
+  const failures = [];
   for (const args of programs) {
     const { code } = await runProgram([process.execPath, ...args], beside);
-    if (code !== 0) failed = 1;
+    if (code !== 0) failures.push(`${args.join(' ')}: ended with ${code}`);
   }
-  return { passed: 1 - failed, failed, skipped: 0 };
+  const failed = Math.min(failures.length, 1);
+  return { passed: 1 - failed, failed, skipped: 0, failures };
+}
+
+/**
+ * The names of doctest's test cases that failed, from what it printed.
+ * @param {string} output
+ * @returns {string[]}
+ */
+function failedTestCases(output) {
+  const sections = output.replace(ESCAPE_SEQUENCE, '').split(/^={20,}$/m);
+  const failed = sections.filter((section) => /^\S+: (FATAL )?ERROR:/m.test(section));
+  return [...new Set(failed.map((section) => /^TEST CASE:\s*(.*)$/m.exec(section)?.[1] ?? section.trim()))];
+}
+
+/**
+ * The result of a suite that could not be run to its end.
+ * @param {string} why
+ * @returns {Counts}
+ */
+function failedOnce(why) {
+  return { passed: 0, failed: 1, skipped: 0, failures: [why] };
 }
 
 /**
@@ -96,10 +117,13 @@ async function nativeTests(variant, beside) {
     TSAN_OPTIONS: 'halt_on_error=0:second_deadlock_stack=1',
   });
   const counts = /test cases:\s*(\d+) \|\s*(\d+) passed \|\s*(\d+) failed \|\s*(\d+) skipped/.exec(output);
-  if (counts === null) return { passed: 0, failed: 1, skipped: 0 }; // it crashed before its summary
+  if (counts === null) return failedOnce(`ended with ${code} before its summary`);
   const failed = Number(counts[3]);
+  const failures = failedTestCases(output);
   // A sanitizer's report at the end gives an exit code and no failed test.
-  return { passed: Number(counts[2]), failed: failed === 0 && code !== 0 ? 1 : failed, skipped: Number(counts[4]) };
+  const broken = failed === 0 && code !== 0;
+  if (broken) failures.push(`no test failed, and the program ended with ${code}`);
+  return { passed: Number(counts[2]), failed: broken ? 1 : failed, skipped: Number(counts[4]), failures };
 }
 
 /**
@@ -246,7 +270,8 @@ function selectSuites() {
   );
 }
 
-const total = { passed: 0, failed: 0, skipped: 0 };
+/** @type {Counts} */
+const total = { passed: 0, failed: 0, skipped: 0, failures: [] };
 
 function header(text) {
   console.log(`\n=== ${text}`);
@@ -282,17 +307,19 @@ async function count(name, step, tookMs = 0) {
   try {
     counts = await step();
   } catch (error) {
-    console.log(error instanceof Error ? error.message : String(error));
-    counts = { passed: 0, failed: 1, skipped: 0 };
+    const text = error instanceof Error ? error.message : String(error);
+    console.log(text);
+    counts = failedOnce(text.split('\n', 1)[0] ?? text);
   }
   if (counts.passed + counts.failed === 0) {
     console.log('this suite ran no test, which is a failure');
-    counts.failed = 1;
+    counts = failedOnce('ran no test');
   }
-  const { passed, failed, skipped } = counts;
+  const { passed, failed, skipped, failures } = counts;
   total.passed += passed;
   total.failed += failed;
   total.skipped += skipped;
+  total.failures.push(...failures.map((failure) => `${name}: ${failure}`));
   const took = `${((Date.now() - startedMs) / 1000).toFixed(0)} s`;
   console.log(`--- ${name}: ${passed} passed, ${failed} failed, ${skipped} skipped (${took})`);
   return failed === 0;
@@ -330,6 +357,8 @@ async function main() {
       await (await others)();
     }
   }
+  // Once more at the end, because whoever reads the log of a long run reads its end.
+  if (total.failures.length > 0) console.log(`\n=== failed\n${total.failures.join('\n')}`);
   console.log(`\nall suites: ${((Date.now() - startedMs) / MINUTE_MS).toFixed(1)} minutes`);
   console.log(`${total.passed} passed, ${total.failed} failed, ${total.skipped} skipped`);
   process.exitCode = total.failed > 0 || total.passed === 0 ? 1 : 0;

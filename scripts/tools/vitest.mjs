@@ -1,6 +1,6 @@
 // How the scripts run vitest, and how they count what it did.
 import { existsSync, readFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { join, relative } from 'node:path';
 
 /** Arguments for Node.js that run vitest once; `--outputFile.json=PATH` says where its results go. */
 export const VITEST = [
@@ -16,7 +16,18 @@ export const VITEST = [
  * @property {number} passed
  * @property {number} failed
  * @property {number} skipped
+ * @property {string[]} failures each failed test with its file and the first line of what it says
  */
+
+/** A change of colour on a terminal. */
+export const ESCAPE_SEQUENCE = new RegExp(`${String.fromCharCode(27)}\\[[0-9;]*m`, 'g');
+
+/** A failure in one line. */
+function failureLine(file, test, message) {
+  const name = [relative(process.cwd(), file), ...test].join(' > ');
+  const [line = ''] = message.replace(ESCAPE_SEQUENCE, '').split('\n', 1);
+  return line === '' ? name : `${name}: ${line}`;
+}
 
 /**
  * Counts from vitest's JSON. A file that fails outside its tests (at import, in a hook) is one failure, and so is a
@@ -28,15 +39,20 @@ export const VITEST = [
  */
 export function readVitestCounts(folder, name, exitCode) {
   const path = join(folder, name);
-  if (!existsSync(path)) return { passed: 0, failed: 1, skipped: 0 };
+  if (!existsSync(path)) return { passed: 0, failed: 1, skipped: 0, failures: ['vitest ended without results'] };
   const results = JSON.parse(readFileSync(path, 'utf8'));
-  const brokenFiles = results.testResults.filter(
-    (file) => file.status === 'failed' && !file.assertionResults.some((test) => test.status === 'failed'),
-  ).length;
-  const failed = results.numFailedTests + brokenFiles;
+  const failures = results.testResults.flatMap(({ name, status, message, assertionResults }) => {
+    const failedTests = assertionResults.filter((test) => test.status === 'failed');
+    if (status === 'failed' && failedTests.length === 0) return failureLine(name, [], message ?? '');
+    return failedTests.map((test) =>
+      failureLine(name, [...test.ancestorTitles, test.title], test.failureMessages[0] ?? ''),
+    );
+  });
+  if (failures.length === 0 && exitCode !== 0) failures.push(`no test failed, and vitest ended with ${exitCode}`);
   return {
     passed: results.numPassedTests,
-    failed: failed === 0 && exitCode !== 0 ? 1 : failed,
+    failed: failures.length,
     skipped: results.numPendingTests + results.numTodoTests,
+    failures,
   };
 }
