@@ -43,7 +43,7 @@ function describe(error: unknown): { code: string; message: string } {
 async function openVoter(
   id: number,
   { directory, promise, leaseWait_ns }: DurableVoter,
-): Promise<{ promise: DurablePromise; close: () => Promise<void> }> {
+): Promise<{ promise: DurablePromise; close: () => void }> {
   const [{ Durability }, { PromiseStore }, { diskError }] = await Promise.all([
     import('./durable/durability.js'),
     import('./durable/promise-store.js'),
@@ -204,7 +204,7 @@ async function run(data: BackgroundWorkerData): Promise<void> {
     hasMail = fabric.wait(next_ns, !isCalm);
   }
   fabric.close();
-  await voter?.close();
+  voter?.close();
 }
 
 await run(workerData as BackgroundWorkerData);

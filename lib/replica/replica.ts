@@ -584,9 +584,9 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   }
 
   /** The log of this replica's disk, from the moment on in which others may see anything of it. */
-  private beginDurableLog(genesis: Configuration): DurableLog | null {
+  private beginDurableLog(): DurableLog | null {
     return (
-      this.durability?.begin(genesis, this.fabric.logBytes, {
+      this.durability?.begin(this.fabric.logBytes, {
         freeze: () => this.state.freeze(),
         onProgress: () => {
           this.guard(() => this.plane?.durableProgress());
@@ -629,12 +629,13 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       this.join(genesis, current, { position: origin.position, configuration: genesis });
       return;
     }
-    if (survival === null) {
+    if (survival === null && durability === null) {
       this.join(genesis, current, null);
       return;
     }
     try {
-      this.join(genesis, current, await survival.recover(genesis));
+      await durability?.join(genesis);
+      this.join(genesis, current, survival === null ? null : await survival.recover(genesis));
     } catch (error) {
       this.fail(error as Error);
     }
@@ -645,7 +646,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     if (this.closing !== undefined) return;
     this.guard(() => {
       this.membership.begin(genesis, current);
-      const durableLog = this.beginDurableLog(genesis);
+      const durableLog = this.beginDurableLog();
       this.plane = new ReplicationPlane(
         {
           id: this.id,

@@ -131,18 +131,11 @@ const FIVE = [0, 1, 2, 3, 4].map((count) => `command ${count}`);
 describe('forcing a new cluster from a durable replica', () => {
   test.each([
     ['a piece of the state cannot be written', 'write', 'QUORATE_DISK_FAILED', () => Promise.reject(failure())],
-    [
-      'the new cluster cannot be put in force',
-      'become',
-      'QUORATE_DISK_FAILED',
-      () => {
-        throw failure();
-      },
-    ],
+    ['the new cluster cannot be put in force', 'become', 'QUORATE_DISK_FAILED', () => Promise.reject(failure())],
   ] as const)('leaves the directory as it was where %s, and is tried again', async (_what, method, code, fail) => {
     const cluster = await alone();
     const { clusterId } = cluster.survivor.status();
-    vi.spyOn(StateStore.prototype, method as 'become').mockImplementationOnce(fail as () => void);
+    vi.spyOn(StateStore.prototype, method as 'become').mockImplementationOnce(fail);
     await expect(force(cluster.survivor)).rejects.toMatchObject({
       code,
       message: expect.stringMatching(/wholly of the old cluster.*call forceNewCluster\(\) again/s),
@@ -193,8 +186,11 @@ describe('forcing a new cluster from a durable replica', () => {
   test('goes on with the cluster that was put in force, if what comes behind that fails', async () => {
     const cluster = await alone();
     const become = StateStore.prototype.become;
-    const put = vi.spyOn(StateStore.prototype, 'become').mockImplementationOnce(function (this: StateStore, ...all) {
-      become.apply(this, all);
+    const put = vi.spyOn(StateStore.prototype, 'become').mockImplementationOnce(async function (
+      this: StateStore,
+      ...all
+    ) {
+      await become.apply(this, all);
       throw failure();
     });
     await expect(force(cluster.survivor)).rejects.toMatchObject({ code: 'QUORATE_DISK_FAILED' });
@@ -226,9 +222,7 @@ describe('forcing a new cluster from a durable replica', () => {
 
   test('is refused where another life has the directory by now', async () => {
     const cluster = await alone();
-    vi.spyOn(StateStore.prototype, 'become').mockImplementationOnce(() => {
-      throw failure();
-    });
+    vi.spyOn(StateStore.prototype, 'become').mockImplementationOnce(() => Promise.reject(failure()));
     await expect(force(cluster.survivor)).rejects.toMatchObject({ code: 'QUORATE_DISK_FAILED' });
     // Somebody starts it on its directory, and forces that one.
     const { list, directory, survivor } = cluster;
@@ -330,7 +324,7 @@ test('a promise of the old cluster is no vote in the new one, and promises of th
   // As if the process had ended before the new life wrote a promise.
   const promises = new PromiseStore(join(own, 'promise'));
   promises.write({ epoch: makeEpoch(40, 2), to: 2, leaseWait_ns: 7 });
-  await promises.close();
+  promises.close();
   expect(await promised()).toEqual({ epoch: 0, to: -1, leaseWait_ns: 0 });
 });
 
@@ -365,6 +359,7 @@ test.skipIf(!canMount)(
   async () => {
     expect(await runOnSmallDisk('store-full.mjs', folder())).toEqual({
       code: 'QUORATE_DISK_FULL',
+      refused: true,
       before: 'kept',
       after: 'written',
     });

@@ -1,5 +1,5 @@
-// The durable mode of one replica: its directory, which no other process may use, and what is in there. `state` (LMDB): who
-// this replica is, and its last snapshot; `promise` (LMDB): what it promised as a voter, written by the background plane;
+// The durable mode of one replica: its directory, which no other process may use, and what is in there. `state` (LevelDB): who
+// this replica is, and its last snapshot; `promise`: what it promised as a voter, written by the background plane;
 // `log`: the log behind the snapshot, in files. Opens them, brings back what they hold, takes snapshots when the log has
 // grown, and stops using all of it when the disk fails.
 import { randomInt } from 'node:crypto';
@@ -139,14 +139,14 @@ export class Durability {
         );
       }
       syncFound(directory);
-      state = new StateStore(join(directory, 'state'));
+      state = await StateStore.open(join(directory, 'state'));
       const promises = new PromiseStore(Durability.promisePath(directory));
       const promise = promises.read();
       // After a sync that failed the kernel may hold for written what is not: see SegmentFiles.settle().
       if (promise !== NO_PROMISE) promises.write(promise);
-      await promises.close();
+      promises.close();
       if (fork !== null) await becomeFork(state, promise, { ...options, directory }, fork);
-      const identity = Durability.identify(state, directory, options);
+      const identity = await Durability.identify(state, directory, options, promise);
       syncDirectories(directory);
       return new Durability(options, directory, lock, state, identity, promise);
     } catch (error) {
@@ -160,12 +160,20 @@ export class Durability {
     return join(resolve(directory), 'promise');
   }
 
-  private static identify(state: StateStore, directory: string, { id, logBytes }: DurabilityOptions): Identity {
+  private static async identify(
+    state: StateStore,
+    directory: string,
+    { id, logBytes }: DurabilityOptions,
+    promise: StoredPromise,
+  ): Promise<Identity> {
     const known = state.identity();
     if (known === null) {
+      if (promise !== NO_PROMISE || readdirSync(join(directory, 'log')).length > 0) {
+        throw state.invalid('it has lost whose directory this is, and there is more in it');
+      }
       const bootId = randomInt(1, BOOT_ID_MAX);
       const fresh = { format: STORE_FORMAT, id, bootId, logBytes, genesis: null, epochFloor: EPOCH_NONE };
-      state.setIdentity(fresh);
+      await state.setIdentity(fresh);
       return fresh;
     }
     const mismatch = (what: string): never => {
@@ -266,7 +274,7 @@ export class Durability {
   private async restore(snapshot: StoredSnapshot, host: ReplayHost): Promise<void> {
     const sink = new SnapshotSink(host.stateMachine, snapshot.sessionsBytes, snapshot.bytes - snapshot.sessionsBytes);
     try {
-      for (const piece of this.state.pieces(snapshot)) await sink.write(piece);
+      for await (const piece of this.state.pieces(snapshot)) await sink.write(piece);
     } catch (error) {
       sink.abort(error as Error);
       throw error;
@@ -297,13 +305,23 @@ export class Durability {
 
   // -- running -----------------------------------------------------------------------------------------------------
 
-  /** The cluster is known, and the log begins or goes on; nothing of this replica has been seen by others before. */
-  begin(genesis: Configuration, ring: Uint8Array, host: DurabilityHost): DurableLog {
-    this.host = host;
-    if (this.identity.genesis === null) {
-      this.identity = { ...this.identity, genesis };
-      this.state.setIdentity(this.identity);
+  /** The cluster is known; on disk when it resolves, and never another one. Rejects with QUORATE_DISK_FULL or QUORATE_DISK_FAILED. */
+  async join(genesis: Configuration): Promise<void> {
+    if (this.identity.genesis !== null) return;
+    const identity = { ...this.identity, genesis };
+    try {
+      await this.state.setIdentity(identity);
+    } catch (error) {
+      throw diskError(this.options.id, this.directory, 'store which cluster it is part of', error);
     }
+    this.identity = identity;
+  }
+
+  /** The log begins or goes on, after join(); nothing of this replica has been seen by others before. */
+  begin(ring: Uint8Array, host: DurabilityHost): DurableLog {
+    const { genesis } = this.identity;
+    if (genesis === null) throw new Error('a durable log begins before its cluster is known');
+    this.host = host;
     const { recovered } = this;
     const position = recovered?.log.tail ?? chainBeginning(genesis.clusterId);
     this.bytesAtSnapshot = -(position.lsn - (recovered?.log.start.lsn ?? 0));

@@ -1,6 +1,6 @@
 // How the directory of a durable replica becomes that of the new cluster which is forced from it. The survivor's state is
 // written first, as the pieces of a snapshot that is not in force: until then the directory is the old replica's, and the next
-// snapshot sweeps away what an attempt left. Then one transaction of the store puts the new identity and this snapshot in
+// snapshot sweeps away what an attempt left. Then one batch of the store puts the new identity and this snapshot in
 // force, at once: from its sync on the directory is the new life's. The log of the old cluster is of no use from there on.
 // Its segments are sealed with that cluster's id and do not lead to the snapshot, so whoever opens the directory
 // discards them, as he discards a log that a received snapshot overtook, and before anything of the new log is written.
@@ -64,7 +64,7 @@ export async function becomeFork(
   try {
     const snapshot = await writeState(state, fork, genesis);
     const identity = { format: STORE_FORMAT, id, bootId, logBytes, genesis, epochFloor: fork.position.epoch };
-    state.become(identity, snapshot);
+    await state.become(identity, snapshot);
     await state.sweep(snapshot.name);
   } catch (error) {
     if (error instanceof SourceError) {

@@ -1,9 +1,11 @@
-// Where a voter's promise is kept: a store of its own, since the background plane writes it, in its thread, synchronously
-// and before the promise can be seen. One small record, one transaction that is on disk when it returns.
-import { open, type RootDatabase } from 'lmdb';
+// Where a voter's promise is kept: a directory of its own, since the background plane writes it, in its thread, synchronously
+// and before the promise can be seen. One small record in one file, which the next one takes the place of in a single step.
+import { closeSync, fsyncSync, mkdirSync, openSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { EPOCH_NONE } from '../../consensus/epoch.js';
 import { MAX_REPLICAS } from '../../consensus/limits.js';
 import { QuorateError } from '../../errors.js';
+import { sealRecord, unsealRecord } from './sealed-record.js';
 
 export interface StoredPromise {
   readonly epoch: number;
@@ -15,36 +17,54 @@ export interface StoredPromise {
 /** Of a life that has not promised anything. */
 export const NO_PROMISE: StoredPromise = { epoch: EPOCH_NONE, to: -1, leaseWait_ns: 0 };
 
-const KEY = 'promise';
-
 export class PromiseStore {
-  private readonly database: RootDatabase<StoredPromise, string>;
+  private readonly path: string;
+  private readonly pathOfNext: string;
+  private readonly directoryDescriptor: number;
 
-  constructor(private readonly path: string) {
-    // Committed means synced: an overlapping sync would return before.
-    this.database = open<StoredPromise, string>({ path, overlappingSync: false });
+  constructor(directory: string) {
+    mkdirSync(directory, { recursive: true, mode: 0o700 });
+    this.path = join(directory, 'promise');
+    this.pathOfNext = join(directory, 'promise.next');
+    this.directoryDescriptor = openSync(directory, 'r');
   }
 
   read(): StoredPromise {
-    const value: unknown = this.database.get(KEY);
-    if (value === undefined) return NO_PROMISE;
-    const { epoch, to, leaseWait_ns } = value as Record<string, unknown>;
+    let sealed: Buffer;
+    try {
+      sealed = readFileSync(this.path);
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code === 'ENOENT') return NO_PROMISE;
+      throw error;
+    }
+    const value = unsealRecord(sealed);
+    const { epoch, to, leaseWait_ns } = value ?? {};
     const isEpoch = Number.isSafeInteger(epoch) && (epoch as number) >= 0;
     const isReplica = Number.isInteger(to) && (to as number) >= -1 && (to as number) < MAX_REPLICAS;
     if (!isEpoch || !isReplica || !Number.isSafeInteger(leaseWait_ns)) {
-      throw new QuorateError('QUORATE_STORE_INVALID', `${this.path} does not hold a promise that can be read`);
+      throw new QuorateError(
+        'QUORATE_STORE_INVALID',
+        `${this.path} does not hold a promise that can be read; if it cannot be brought back, remove the whole directory of ` +
+          'the replica: it then comes back with a new life and gets the state of the others',
+      );
     }
-    return value as StoredPromise;
+    return value as unknown as StoredPromise;
   }
 
-  /** On disk when it returns. */
+  /** On disk when it returns. After an error the promise of before is there, or this one. */
   write(promise: StoredPromise): void {
-    this.database.transactionSync(() => {
-      this.database.putSync(KEY, promise);
-    });
+    const descriptor = openSync(this.pathOfNext, 'w', 0o600);
+    try {
+      writeFileSync(descriptor, sealRecord(promise));
+      fsyncSync(descriptor);
+    } finally {
+      closeSync(descriptor);
+    }
+    renameSync(this.pathOfNext, this.path);
+    fsyncSync(this.directoryDescriptor);
   }
 
-  async close(): Promise<void> {
-    await this.database.close();
+  close(): void {
+    closeSync(this.directoryDescriptor);
   }
 }

@@ -1,16 +1,14 @@
-// Who the replica of a directory is, and its last snapshot: LMDB, whose transactions are on disk when they are committed.
-import { setTimeout as sleep } from 'node:timers/promises';
-import { type Database, open, type RootDatabase } from 'lmdb';
+// Who the replica of a directory is, and its last snapshot: LevelDB, whose writes are on disk when they have ended.
+import { existsSync } from 'node:fs';
+import { open } from 'node:fs/promises';
+import { join } from 'node:path';
+import { ClassicLevel } from 'classic-level';
 import { type Configuration, checkConfiguration } from '../../consensus/configuration.js';
 import type { ChainPosition } from '../../consensus/entry.js';
 import { QuorateError } from '../../errors.js';
 import { checksum } from '../../verbs/checksum.js';
-import {
-  SNAPSHOT_PIECE_BYTES,
-  SNAPSHOT_PIECES_IN_FLIGHT_MAX,
-  STORE_FORMAT,
-  STORE_REASON_TIMEOUT_MS,
-} from './limits.js';
+import { SNAPSHOT_PIECE_BYTES, SNAPSHOT_PIECES_IN_FLIGHT_MAX, STORE_CACHE_BYTES, STORE_FORMAT } from './limits.js';
+import { sealRecord, unsealRecord } from './sealed-record.js';
 
 export interface Identity {
   readonly format: number;
@@ -38,46 +36,105 @@ export interface StoredSnapshot {
   readonly isDetached: boolean;
 }
 
-type Key = string;
+const IDENTITY = 'identity';
+const SNAPSHOT = 'snapshot';
+/** Before the keys of pieces, and behind them. */
+const PIECES = 'piece/';
+const PIECES_END = 'piece0';
+const DIGITS = 16;
+/** What version 1 of this store left in its directory. */
+const FORMER_STORE = 'data.mdb';
+/** Only a sync puts the pieces that were written before on disk, too, whatever log the store has them in. */
+const SYNC = { sync: true } as const;
 
-/** The store rejects with an error that promises another one, which says why: with it, or soon after. */
-async function committed(write: Promise<unknown>): Promise<void> {
-  try {
-    await write;
-  } catch (error) {
-    const { commitError } = error as { commitError?: Promise<never> };
-    if (commitError !== undefined)
-      await Promise.race([commitError, sleep(STORE_REASON_TIMEOUT_MS, undefined, { ref: false })]);
-    throw error;
-  }
+/** In the order of snapshots, and of the pieces of each. */
+function pieceKey(name: number, index: number): string {
+  return `${piecesOf(name)}${String(index).padStart(DIGITS, '0')}`;
+}
+
+function piecesOf(name: number): string {
+  return `${PIECES}${String(name).padStart(DIGITS, '0')}/`;
 }
 
 function isCount(value: unknown): value is number {
   return typeof value === 'number' && Number.isSafeInteger(value) && value >= 0;
 }
 
-export class StateStore {
-  private readonly database: RootDatabase<unknown, Key>;
-  /** By name of the snapshot and ordinal. */
-  private readonly pieceTable: Database<Buffer, [number, number]>;
+function invalid(path: string, what: string): QuorateError {
+  return new QuorateError(
+    'QUORATE_STORE_INVALID',
+    `${path} cannot be used: ${what}; if it cannot be brought back, remove the directory: the replica then comes back ` +
+      'with a new life and gets the state of the others',
+  );
+}
 
-  constructor(private readonly path: string) {
-    // Committed means synced: an overlapping sync would come after. Batches make a promise of their own, which nobody gets:
-    // where the disk is full or fails it would end the process.
-    this.database = open<unknown, Key>({ path, overlappingSync: false, eventTurnBatching: false });
-    this.pieceTable = this.database.openDB<Buffer, [number, number]>({ name: 'pieces', encoding: 'binary' });
+export class StateStore {
+  private failure: Error | undefined;
+
+  private constructor(
+    private readonly path: string,
+    private readonly database: ClassicLevel<string, Uint8Array>,
+  ) {}
+
+  static async open(path: string): Promise<StateStore> {
+    if (existsSync(join(path, FORMER_STORE)))
+      throw invalid(path, `it has format 1, this version reads ${STORE_FORMAT}`);
+    const database = new ClassicLevel<string, Uint8Array>(path, {
+      valueEncoding: 'view',
+      compression: false,
+      cacheSize: STORE_CACHE_BYTES,
+    });
+    try {
+      await database.open();
+    } catch (error) {
+      const { cause = error } = error as Error;
+      if ((cause as { code?: string }).code === 'LEVEL_CORRUPTION') throw invalid(path, (cause as Error).message);
+      throw cause;
+    }
+    return new StateStore(path, database);
   }
 
-  private invalid(what: string): QuorateError {
-    return new QuorateError(
-      'QUORATE_STORE_INVALID',
-      `${this.path} cannot be used: ${what}; if it cannot be brought back, remove the directory: the replica then comes back ` +
-        'with a new life and gets the state of the others',
-    );
+  /**
+   * Has the store write. What it wrote after a write that failed might not be found again, so it is asked for nothing more then;
+   * when it is opened anew it finds out for itself what is there.
+   */
+  private async change(begin: () => Promise<void>): Promise<void> {
+    if (this.failure !== undefined) throw this.failure;
+    try {
+      await begin();
+    } catch (error) {
+      this.failure ??= error as Error;
+      throw error;
+    }
+  }
+
+  private record(key: string): Record<string, unknown> | undefined {
+    const sealed = this.database.getSync(key);
+    if (sealed === undefined) return undefined;
+    const record = unsealRecord(sealed);
+    if (record === undefined) throw this.invalid(`its record '${key}' is damaged: the checksum differs`);
+    return record;
+  }
+
+  /** The file that the store wrote to may be a new one: its entry in the directory must be on disk, too. */
+  private async settle(begin: () => Promise<void>): Promise<void> {
+    await this.change(async () => {
+      await begin();
+      const directory = await open(this.path, 'r');
+      try {
+        await directory.sync();
+      } finally {
+        await directory.close();
+      }
+    });
+  }
+
+  invalid(what: string): QuorateError {
+    return invalid(this.path, what);
   }
 
   identity(): Identity | null {
-    const value = this.database.get('identity') as Record<string, unknown> | undefined;
+    const value = this.record(IDENTITY);
     if (value === undefined) return null;
     const { format, id, bootId, logBytes, genesis, epochFloor = 0 } = value;
     if (format !== STORE_FORMAT) throw this.invalid(`it has format ${format}, this version reads ${STORE_FORMAT}`);
@@ -88,14 +145,13 @@ export class StateStore {
     return { format, id, bootId, logBytes, genesis: checked, epochFloor };
   }
 
-  setIdentity(identity: Identity): void {
-    this.database.transactionSync(() => {
-      this.database.putSync('identity', identity);
-    });
+  /** On disk when it resolves. */
+  async setIdentity(identity: Identity): Promise<void> {
+    await this.settle(() => this.database.put(IDENTITY, sealRecord(identity), SYNC));
   }
 
   snapshot(): StoredSnapshot | null {
-    const value = this.database.get('snapshot') as Record<string, unknown> | undefined;
+    const value = this.record(SNAPSHOT);
     if (value === undefined) return null;
     const { position, sessionsBytes, bytes, pieces, sum, name, isDetached } = value;
     const { lsn, hashLow, hashHigh, epoch } = (position ?? {}) as Record<string, unknown>;
@@ -105,11 +161,11 @@ export class StateStore {
   }
 
   /** The bytes of the snapshot, session table first. Throws QUORATE_STORE_INVALID where they are not those that were stored. */
-  *pieces({ pieces, name, sum, bytes }: StoredSnapshot): Generator<Uint8Array> {
+  async *pieces({ pieces, name, sum, bytes }: StoredSnapshot): AsyncGenerator<Uint8Array> {
     let before = 0;
     let total = 0;
     for (let index = 0; index < pieces; index++) {
-      const piece = this.pieceTable.get([name, index]);
+      const piece = await this.database.get(pieceKey(name, index), { fillCache: false });
       if (piece === undefined) throw this.invalid(`piece ${index} of ${pieces} of its snapshot is missing`);
       before = checksum(piece, before);
       total += piece.length;
@@ -129,11 +185,12 @@ export class StateStore {
     let inFlight: Promise<void>[] = [];
     for (let piece = await pull(); piece !== null; piece = await pull()) {
       for (let at = 0; at < piece.length; at += SNAPSHOT_PIECE_BYTES) {
-        // The store writes it later, and the piece is valid until the next one is asked for.
-        const part = Buffer.from(piece.subarray(at, at + SNAPSHOT_PIECE_BYTES));
+        const part = piece.subarray(at, at + SNAPSHOT_PIECE_BYTES);
         sum = checksum(part, sum);
         bytes += part.length;
-        const put = committed(this.pieceTable.put([name, pieces++], part));
+        // The store has a copy of it at once.
+        const key = pieceKey(name, pieces++);
+        const put = this.change(() => this.database.put(key, part, SYNC));
         put.catch(() => {}); // it is waited for later
         inFlight.push(put);
         if (inFlight.length < SNAPSHOT_PIECES_IN_FLIGHT_MAX) continue;
@@ -147,22 +204,36 @@ export class StateStore {
 
   /** From now on this is the snapshot; on disk when it resolves. */
   async commit(snapshot: StoredSnapshot): Promise<void> {
-    await committed(this.database.put('snapshot', snapshot));
+    await this.settle(() => this.database.put(SNAPSHOT, sealRecord(snapshot), SYNC));
     await this.sweep(snapshot.name);
   }
 
-  /** From now on the directory is that of another life, in another cluster, with this state: at once, on disk on return. */
-  become(identity: Identity, snapshot: StoredSnapshot): void {
-    this.database.transactionSync(() => {
-      this.database.putSync('identity', identity);
-      this.database.putSync('snapshot', snapshot);
-    });
+  /**
+   * From now on the directory is that of another life, in another cluster, with this state: at once, and on disk when it
+   * resolves.
+   */
+  async become(identity: Identity, snapshot: StoredSnapshot): Promise<void> {
+    const records = [
+      { type: 'put', key: IDENTITY, value: sealRecord(identity) },
+      { type: 'put', key: SNAPSHOT, value: sealRecord(snapshot) },
+    ] as const;
+    await this.settle(() => this.database.batch([...records], SYNC));
   }
 
-  /** Removes the pieces of all snapshots but this one. */
+  /** Removes the pieces of all snapshots but this one, and gives back the room that they took. */
   async sweep(name: number): Promise<void> {
-    const gone = [...this.pieceTable.getKeys()].filter((key) => key[0] !== name);
-    await Promise.all(gone.map((key) => committed(this.pieceTable.remove(key))));
+    await this.remove(PIECES, piecesOf(name));
+    await this.remove(piecesOf(name + 1), PIECES_END);
+  }
+
+  private async remove(from: string, to: string): Promise<void> {
+    const range = { gte: from, lt: to };
+    const [first] = await this.database.keys({ ...range, limit: 1 }).all();
+    if (first === undefined) return;
+    await this.change(async () => {
+      await this.database.clear(range);
+      await this.database.compactRange(from, to);
+    });
   }
 
   async close(): Promise<void> {

@@ -4,21 +4,21 @@
 import { existsSync, readdirSync, rmSync, statSync, truncateSync } from 'node:fs';
 import { join } from 'node:path';
 
-const LOST_BYTES_MAX = 16 * 1024;
-/** A log that is short, since the machine is slow, has to keep most of it: to have lost more is found out without the clients. */
-const LOST_PART_MAX = 0.25;
+const LOST_BYTES = 16 * 1024;
+/** A log that is shorter, since the machine is slow, loses nothing: to have lost most of it is found out without the clients. */
+const LOG_BYTES_MIN = 4 * LOST_BYTES;
 
 /** Of the newest segments, until so many bytes are gone. */
 function cutEnd(folder) {
   const bytes = readdirSync(folder).reduce((sum, name) => sum + statSync(join(folder, name)).size, 0);
-  let left = Math.min(LOST_BYTES_MAX, Math.floor(bytes * LOST_PART_MAX));
+  let left = bytes < LOG_BYTES_MIN ? 0 : LOST_BYTES;
   for (const name of readdirSync(folder).sort().reverse()) {
+    if (left <= 0) return;
     const path = join(folder, name);
     const { size } = statSync(path);
     if (size > left) truncateSync(path, size - left);
     else rmSync(path);
     left -= size;
-    if (left <= 0) return;
   }
 }
 

@@ -1,0 +1,263 @@
+// What a durable replica keeps beside its log: its promise, and who it is with its last snapshot.
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { ClassicLevel } from 'classic-level';
+import { afterAll, describe, expect, test } from 'vitest';
+import { genesisConfiguration } from '#lib/consensus/configuration.js';
+import { makeEpoch } from '#lib/consensus/epoch.js';
+import { Durability } from '#lib/replica/durable/durability.js';
+import { STORE_FORMAT } from '#lib/replica/durable/limits.js';
+import { NO_PROMISE, PromiseStore, type StoredPromise } from '#lib/replica/durable/promise-store.js';
+import { StateStore, type StoredSnapshot } from '#lib/replica/durable/state-store.js';
+
+const root = mkdtempSync(join(tmpdir(), 'quorate-stores-'));
+afterAll(() => rmSync(root, { recursive: true, force: true }));
+let folders = 0;
+function folder(): string {
+  const path = join(root, `${folders++}`);
+  mkdirSync(path);
+  return path;
+}
+
+const MEBIBYTE = 2 ** 20;
+const INVALID = { code: 'QUORATE_STORE_INVALID' };
+const FIRST: StoredPromise = { epoch: makeEpoch(3, 1), to: 1, leaseWait_ns: 7_000_000 };
+const SECOND: StoredPromise = { epoch: makeEpoch(4, 2), to: 2, leaseWait_ns: 0 };
+
+function promised(directory: string): StoredPromise {
+  const store = new PromiseStore(directory);
+  try {
+    return store.read();
+  } finally {
+    store.close();
+  }
+}
+
+function promise(directory: string, value: StoredPromise): void {
+  const store = new PromiseStore(directory);
+  try {
+    store.write(value);
+  } finally {
+    store.close();
+  }
+}
+
+describe('the store of a promise', () => {
+  test('has the last one that was written, and none at first', () => {
+    const directory = folder();
+    expect(promised(directory)).toBe(NO_PROMISE);
+    promise(directory, FIRST);
+    expect(promised(directory)).toEqual(FIRST);
+    promise(directory, SECOND);
+    expect(promised(directory)).toEqual(SECOND);
+  });
+
+  test('is refused if any byte of it is another one, or missing', () => {
+    const directory = folder();
+    promise(directory, FIRST);
+    const path = join(directory, 'promise');
+    const sound = readFileSync(path);
+    const lineEnd = sound.length - 1;
+    for (let at = 0; at < lineEnd; at++) {
+      const damaged = Buffer.from(sound);
+      damaged[at] = (damaged[at] as number) ^ 1;
+      writeFileSync(path, damaged);
+      expect(() => promised(directory), `byte ${at}`).toThrow(expect.objectContaining(INVALID));
+      writeFileSync(path, sound.subarray(0, at));
+      expect(() => promised(directory), `${at} bytes`).toThrow(expect.objectContaining(INVALID));
+    }
+    writeFileSync(path, sound);
+    expect(promised(directory)).toEqual(FIRST);
+  });
+
+  test('keeps the promise of before when the next one cannot be written, or is left half-written', () => {
+    const directory = folder();
+    promise(directory, FIRST);
+    const next = join(directory, 'promise.next');
+    mkdirSync(next);
+    expect(() => promise(directory, SECOND)).toThrow(/EISDIR/);
+    expect(promised(directory)).toEqual(FIRST);
+    rmSync(next, { recursive: true });
+    writeFileSync(next, 'half a');
+    expect(promised(directory)).toEqual(FIRST);
+    promise(directory, SECOND);
+    expect(promised(directory)).toEqual(SECOND);
+  });
+});
+
+const GENESIS = genesisConfiguration(5, [{ id: 0, bootId: 9, host: '127.0.0.1', port: 7000 }]);
+const IDENTITY = { format: STORE_FORMAT, id: 0, bootId: 9, logBytes: 65_536, genesis: GENESIS, epochFloor: 0 };
+const POSITION = { lsn: 640, hashLow: 1, hashHigh: 2, epoch: makeEpoch(3, 1) };
+
+function* pieces(count: number, fill: number): Generator<Uint8Array> {
+  // One piece is valid until the next one is asked for.
+  const piece = new Uint8Array(MEBIBYTE);
+  for (let index = 0; index < count; index++) {
+    yield piece.fill(fill + index);
+    piece.fill(0xff);
+  }
+}
+
+async function storeSnapshot(store: StateStore, name: number, count: number): Promise<StoredSnapshot> {
+  const source = pieces(count, name);
+  const written = await store.write(name, () => source.next().value ?? null);
+  const snapshot = {
+    position: POSITION,
+    configuration: GENESIS,
+    sessionsBytes: 0,
+    isDetached: false,
+    name,
+    ...written,
+  };
+  await store.commit(snapshot);
+  return snapshot;
+}
+
+async function contents(store: StateStore): Promise<number[]> {
+  const first = [];
+  for await (const piece of store.pieces(store.snapshot() as StoredSnapshot)) {
+    first.push(piece.every((byte) => byte === piece[0]) ? (piece[0] as number) : Number.NaN);
+  }
+  return first;
+}
+
+/** Does something to a store behind its back. */
+async function tamper(
+  path: string,
+  change: (database: ClassicLevel<string, Uint8Array>) => Promise<void>,
+): Promise<void> {
+  const database = new ClassicLevel<string, Uint8Array>(path, { valueEncoding: 'view' });
+  await change(database);
+  await database.close();
+}
+
+async function flip(database: ClassicLevel<string, Uint8Array>, key: string): Promise<void> {
+  const value = Uint8Array.from((await database.get(key)) as Uint8Array);
+  value[value.length >> 1] = (value[value.length >> 1] as number) ^ 1;
+  await database.put(key, value);
+}
+
+describe('the store of the state', () => {
+  test('has the identity and the last snapshot, piece by piece, when it is opened again', async () => {
+    const path = join(folder(), 'state');
+    const store = await StateStore.open(path);
+    expect([store.identity(), store.snapshot()]).toEqual([null, null]);
+    await store.setIdentity(IDENTITY);
+    await storeSnapshot(store, 1, 3);
+    const snapshot = await storeSnapshot(store, 2, 5);
+    await store.close();
+    const again = await StateStore.open(path);
+    expect(again.identity()).toEqual(IDENTITY);
+    expect(again.snapshot()).toEqual(snapshot);
+    expect(await contents(again)).toEqual([2, 3, 4, 5, 6]);
+    await again.close();
+  });
+
+  test('gives back the room of snapshots that another one took the place of, or that came to nothing', async () => {
+    const path = join(folder(), 'state');
+    const store = await StateStore.open(path);
+    const mebibytes = () =>
+      readdirSync(path).reduce((sum, name) => sum + statSync(join(path, name)).size, 0) / MEBIBYTE;
+    for (let name = 1; name <= 4; name++) await storeSnapshot(store, name, 24);
+    expect(mebibytes()).toBeGreaterThan(24);
+    // The newest one, and what the store has in its own log.
+    expect(mebibytes()).toBeLessThan(2 * 24);
+    const source = pieces(24, 0);
+    await store.write(5, () => source.next().value ?? null);
+    expect(mebibytes()).toBeGreaterThan(2 * 24);
+    await store.sweep(4);
+    expect(mebibytes()).toBeLessThan(2 * 24);
+    expect(await contents(store)).toEqual(Array.from({ length: 24 }, (_, index) => 4 + index));
+    await store.close();
+  });
+
+  test.each([
+    ['a piece that is another one', (database) => flip(database, 'piece/0000000000000001/0000000000000001'), 'differs'],
+    ['a missing piece', (database) => database.del('piece/0000000000000001/0000000000000002'), 'piece 2 of 3'],
+    ['a record that is another one', (database) => flip(database, 'snapshot'), "record 'snapshot' is damaged"],
+  ] as [string, (database: ClassicLevel<string, Uint8Array>) => Promise<void>, string][])(
+    'is refused with %s',
+    async (_what, change, says) => {
+      const path = join(folder(), 'state');
+      const store = await StateStore.open(path);
+      await storeSnapshot(store, 1, 3);
+      await store.close();
+      await tamper(path, change);
+      const again = await StateStore.open(path);
+      await expect((async () => await contents(again))()).rejects.toMatchObject({
+        ...INVALID,
+        message: expect.stringContaining(says),
+      });
+      await again.close();
+    },
+  );
+});
+
+describe('the directory of a durable replica', () => {
+  const options = (directory: string) => ({ directory, id: 0, logBytes: 65_536, snapshotAfterBytes: MEBIBYTE });
+
+  async function filled(): Promise<string> {
+    const directory = folder();
+    const durability = await Durability.open(options(directory));
+    await durability.join(GENESIS);
+    await durability.close();
+    promise(Durability.promisePath(directory), FIRST);
+    return directory;
+  }
+
+  test.each([
+    [
+      'that has lost whose it is',
+      (state: string) => rmSync(state, { recursive: true }),
+      'lost whose directory this is',
+    ],
+    [
+      'whose store is damaged',
+      (state: string) => {
+        for (const name of readdirSync(state)) {
+          if (name.startsWith('MANIFEST')) writeFileSync(join(state, name), 'no manifest');
+        }
+      },
+      'cannot be used',
+    ],
+    [
+      'of an earlier version',
+      (state: string) => {
+        rmSync(state, { recursive: true });
+        mkdirSync(state);
+        writeFileSync(join(state, 'data.mdb'), '');
+      },
+      `it has format 1, this version reads ${STORE_FORMAT}`,
+    ],
+  ])('is refused, and left alone, if it is one %s', async (_what, change, says) => {
+    const directory = await filled();
+    change(join(directory, 'state'));
+    await expect(Durability.open(options(directory))).rejects.toMatchObject({
+      ...INVALID,
+      message: expect.stringContaining(says),
+    });
+    expect(promised(Durability.promisePath(directory))).toEqual(FIRST);
+    expect(existsSync(join(directory, 'log'))).toBe(true);
+  });
+
+  test('is the same life after each start', async () => {
+    const directory = await filled();
+    const first = await Durability.open(options(directory));
+    const { bootId, promise: kept, genesis } = first;
+    await first.close();
+    const second = await Durability.open(options(directory));
+    expect([second.bootId, second.promise, second.genesis]).toEqual([bootId, kept, genesis]);
+    expect([kept, genesis]).toEqual([FIRST, GENESIS]);
+    await second.close();
+  });
+});
