@@ -15,6 +15,7 @@ import { ClassicLevel } from 'classic-level';
 import { afterAll, describe, expect, test } from 'vitest';
 import { genesisConfiguration } from '#lib/consensus/configuration.js';
 import { makeEpoch } from '#lib/consensus/epoch.js';
+import { diskError } from '#lib/replica/durable/disk-error.js';
 import { Durability } from '#lib/replica/durable/durability.js';
 import { STORE_FORMAT } from '#lib/replica/durable/limits.js';
 import { NO_PROMISE, PromiseStore, type StoredPromise } from '#lib/replica/durable/promise-store.js';
@@ -201,6 +202,25 @@ describe('the store of the state', () => {
       await again.close();
     },
   );
+
+  test('is refused when the store itself finds damage in its files', async () => {
+    const path = join(folder(), 'state');
+    const store = await StateStore.open(path);
+    await storeSnapshot(store, 1, 24);
+    await store.close();
+    const tables = readdirSync(path).filter((name) => name.endsWith('.ldb'));
+    expect(tables.length).toBeGreaterThan(2);
+    for (const name of tables) {
+      const table = readFileSync(join(path, name));
+      writeFileSync(join(path, name), table.fill(0, table.length - 48));
+    }
+    await expect(
+      (async () => {
+        const again = await StateStore.open(path);
+        await contents(again).finally(() => again.close());
+      })(),
+    ).rejects.toMatchObject({ ...INVALID, message: expect.stringContaining('not an sstable') });
+  });
 });
 
 describe('the directory of a durable replica', () => {
@@ -259,5 +279,25 @@ describe('the directory of a durable replica', () => {
     expect([second.bootId, second.promise, second.genesis]).toEqual([bootId, kept, genesis]);
     expect([kept, genesis]).toEqual([FIRST, GENESIS]);
     await second.close();
+  });
+});
+
+describe('a disk that takes no more', () => {
+  const refused = (syscall: string, code: string) =>
+    diskError(
+      0,
+      '/d',
+      'write its log',
+      Object.assign(new Error(`${code}: no space left on device, ${syscall}`), { code, syscall }),
+    );
+
+  test.each([
+    ['write', 'ENOSPC', 'QUORATE_DISK_FULL', /: make room on that file system, then start/],
+    // What could be allocated and not be written is the device's affair, which may have lost more than that.
+    ['fdatasync', 'ENOSPC', 'QUORATE_DISK_FULL', /: make room on its device and clear the directory, then start/],
+    ['fdatasync', 'EIO', 'QUORATE_DISK_FAILED', /replace the disk or clear the directory, then start/],
+    ['write', 'EDQUOT', 'QUORATE_DISK_FULL', /: make room on that file system, then start/],
+  ])('is told by what %s says (%s)', (syscall, code, expected, remedy) => {
+    expect(refused(syscall, code)).toMatchObject({ code: expected, message: expect.stringMatching(remedy) });
   });
 });

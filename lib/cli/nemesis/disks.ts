@@ -54,6 +54,8 @@ export class Disks {
   readonly folder = mkdtempSync(join(tmpdir(), 'quorate-nemesis-disks-'));
   /** By replica; empty if the disks are the machine's. */
   private readonly disks: (MemoryDisk | ThinDisk)[] = [];
+  /** Of these replicas. */
+  private readonly failing = new Set<number>();
   readonly kind: DiskKind;
 
   /** So many disks of this kind, or of the next simpler one that there can be. */
@@ -99,14 +101,19 @@ export class Disks {
 
   /** The disk of this replica fails at one of the next writes. */
   fail(id: number): void {
+    this.failing.add(id);
     (this.disks[id] as ThinDisk).exhaust();
   }
 
-  /** The power of the disk goes and comes back; its replica does not run. The disk is sound then, and has room. */
+  /**
+   * The power of the disk goes and comes back; its replica does not run. The disk is sound then, and has room; if it was failing
+   * the directory is gone: what had been synced might not be there (thin-disk.ts), and no replica is to rely on it.
+   */
   losePower(id: number): void {
     if (this.kind === 'machine') return;
     this.disk(id).losePower();
     this.makeRoom(id);
+    if (this.failing.delete(id)) this.lose(id);
   }
 
   /** Puts what is on disks of the run's own where it outlives the run. Nothing runs on them any more. */

@@ -347,7 +347,7 @@ export class Faults {
 
   /**
    * Has the disk of a replica run out of room, or refuse writes, until the replica says so. It must go on without the disk, under
-   * a leader that is another one, until somebody sees to the disk and starts its process again.
+   * a leader that is another one, until somebody makes room, or puts an empty disk in its place, and starts its process again.
    */
   private async stopDisk(
     disks: Disks,

@@ -17,8 +17,9 @@ function errorOf(cause: unknown, say: (message: string, isFull: boolean) => stri
 /** Of a write, a sync or a store's operation on the directory of replica `id`. */
 export function diskError(id: number, directory: string, what: string, cause: unknown): QuorateError {
   return errorOf(cause, (message, isFull) => {
+    const isDevice = ['fdatasync', 'fsync'].includes((cause as { syscall?: string } | undefined)?.syscall ?? '');
     const remedy = isFull
-      ? 'make room on that file system, then start the replica again'
+      ? `make room ${isDevice ? 'on its device and clear the directory' : 'on that file system'}, then start the replica again`
       : 'see the log of the kernel; replace the disk or clear the directory, then start the replica again';
     return (
       `replica ${id} cannot ${what} in ${directory} (${message}); it acknowledges nothing and does not lead from now on, and ` +

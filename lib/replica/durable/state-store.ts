@@ -68,6 +68,12 @@ function invalid(path: string, what: string): QuorateError {
   );
 }
 
+/** What the store found to be damaged by itself is so called; anything else that it says is of the disk. */
+function readError(path: string, error: unknown): unknown {
+  const { code, message } = error as { code?: string; message: string };
+  return code === 'LEVEL_CORRUPTION' ? invalid(path, message) : error;
+}
+
 export class StateStore {
   private failure: Error | undefined;
 
@@ -87,9 +93,7 @@ export class StateStore {
     try {
       await database.open();
     } catch (error) {
-      const { cause = error } = error as Error;
-      if ((cause as { code?: string }).code === 'LEVEL_CORRUPTION') throw invalid(path, (cause as Error).message);
-      throw cause;
+      throw readError(path, (error as Error).cause ?? error);
     }
     return new StateStore(path, database);
   }
@@ -109,7 +113,12 @@ export class StateStore {
   }
 
   private record(key: string): Record<string, unknown> | undefined {
-    const sealed = this.database.getSync(key);
+    let sealed: Uint8Array | undefined;
+    try {
+      sealed = this.database.getSync(key);
+    } catch (error) {
+      throw readError(this.path, error);
+    }
     if (sealed === undefined) return undefined;
     const record = unsealRecord(sealed);
     if (record === undefined) throw this.invalid(`its record '${key}' is damaged: the checksum differs`);
@@ -165,7 +174,9 @@ export class StateStore {
     let before = 0;
     let total = 0;
     for (let index = 0; index < pieces; index++) {
-      const piece = await this.database.get(pieceKey(name, index), { fillCache: false });
+      const piece = await this.database.get(pieceKey(name, index), { fillCache: false }).catch((error: unknown) => {
+        throw readError(this.path, error);
+      });
       if (piece === undefined) throw this.invalid(`piece ${index} of ${pieces} of its snapshot is missing`);
       before = checksum(piece, before);
       total += piece.length;
