@@ -1,5 +1,5 @@
 // Who the replica of a directory is, and its last snapshot: LevelDB, whose writes are on disk when they have ended.
-import { existsSync } from 'node:fs';
+import { existsSync, mkdirSync } from 'node:fs';
 import { open } from 'node:fs/promises';
 import { join } from 'node:path';
 import { ClassicLevel } from 'classic-level';
@@ -44,7 +44,7 @@ const PIECES_END = 'piece0';
 const DIGITS = 16;
 /** What version 1 of this store left in its directory. */
 const FORMER_STORE = 'data.mdb';
-/** Only a sync puts the pieces that were written before on disk, too, whatever log the store has them in. */
+/** Of every write: those before a sync need not be on disk with it, since the store may have changed its log in between. */
 const SYNC = { sync: true } as const;
 
 /** In the order of snapshots, and of the pieces of each. */
@@ -85,6 +85,7 @@ export class StateStore {
   static async open(path: string): Promise<StateStore> {
     if (existsSync(join(path, FORMER_STORE)))
       throw invalid(path, `it has format 1, this version reads ${STORE_FORMAT}`);
+    mkdirSync(path, { recursive: true, mode: 0o700 });
     const database = new ClassicLevel<string, Uint8Array>(path, {
       valueEncoding: 'view',
       compression: false,

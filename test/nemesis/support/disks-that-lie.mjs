@@ -4,9 +4,10 @@
 import { existsSync, readdirSync, rmSync, statSync, truncateSync } from 'node:fs';
 import { join } from 'node:path';
 
+/** More than what clients have not been answered yet. */
 const LOST_BYTES = 16 * 1024;
 /** A log that is shorter, since the machine is slow, loses nothing: to have lost most of it is found out without the clients. */
-const LOG_BYTES_MIN = 4 * LOST_BYTES;
+const LOG_BYTES_MIN = 3 * LOST_BYTES;
 
 /** Of the newest segments, until so many bytes are gone. */
 function cutEnd(folder) {
