@@ -140,11 +140,7 @@ export class Durability {
       }
       syncFound(directory);
       state = await StateStore.open(join(directory, 'state'));
-      const promises = new PromiseStore(Durability.promisePath(directory));
-      const promise = promises.read();
-      // After a sync that failed the kernel may hold for written what is not: see SegmentFiles.settle().
-      if (promise !== NO_PROMISE) promises.write(promise);
-      promises.close();
+      const promise = Durability.findPromise(directory);
       if (fork !== null) await becomeFork(state, promise, { ...options, directory }, fork);
       const identity = await Durability.identify(state, directory, options, promise);
       syncDirectories(directory);
@@ -158,6 +154,18 @@ export class Durability {
 
   static promisePath(directory: string): string {
     return join(resolve(directory), 'promise');
+  }
+
+  private static findPromise(directory: string): StoredPromise {
+    const store = new PromiseStore(Durability.promisePath(directory));
+    try {
+      const promise = store.read();
+      // After a sync that failed the kernel may hold for written what is not: see SegmentFiles.settle().
+      if (promise !== NO_PROMISE) store.write(promise);
+      return promise;
+    } finally {
+      store.close();
+    }
   }
 
   private static async identify(

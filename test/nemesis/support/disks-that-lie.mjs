@@ -4,15 +4,18 @@
 import { existsSync, readdirSync, rmSync, statSync, truncateSync } from 'node:fs';
 import { join } from 'node:path';
 
+const LOST_BYTES_MAX = 16 * 1024;
 /** More than what clients have not been answered yet. */
-const LOST_BYTES = 16 * 1024;
+const LOST_BYTES_MIN = 4 * 1024;
+const LOST_PART = 0.25;
 /** A log that is shorter, since the machine is slow, loses nothing: to have lost most of it is found out without the clients. */
-const LOG_BYTES_MIN = 3 * LOST_BYTES;
+const LOG_BYTES_MIN = 3 * LOST_BYTES_MIN;
 
 /** Of the newest segments, until so many bytes are gone. */
 function cutEnd(folder) {
   const bytes = readdirSync(folder).reduce((sum, name) => sum + statSync(join(folder, name)).size, 0);
-  let left = bytes < LOG_BYTES_MIN ? 0 : LOST_BYTES;
+  const lost = Math.min(Math.max(Math.floor(bytes * LOST_PART), LOST_BYTES_MIN), LOST_BYTES_MAX);
+  let left = bytes < LOG_BYTES_MIN ? 0 : lost;
   for (const name of readdirSync(folder).sort().reverse()) {
     if (left <= 0) return;
     const path = join(folder, name);
