@@ -28,6 +28,15 @@ export function diskError(id: number, directory: string, what: string, cause: un
   });
 }
 
+/** What is at this path, in the directory of a replica, is not what was stored there. */
+export function storeInvalid(path: string, what: string): QuorateError {
+  return new QuorateError(
+    'QUORATE_STORE_INVALID',
+    `${path} cannot be used: ${what}; if it cannot be brought back, remove the whole directory of the replica: it then comes ` +
+      'back with a new life and gets the state of the others',
+  );
+}
+
 /** Of writing the new cluster that is forced from replica `id` to its directory. */
 export function forkError(id: number, directory: string, cause: unknown): QuorateError {
   return errorOf(cause, (message, isFull) => {

@@ -28,7 +28,7 @@ import type { StateMachine } from '../replica-options.js';
 import type { DonorHost } from '../transfer/donor.js';
 import { PieceReader, SnapshotSink } from '../transfer/snapshot-stream.js';
 import { turn } from '../turn.js';
-import { diskError, forkError } from './disk-error.js';
+import { diskError, forkError, storeInvalid } from './disk-error.js';
 import { becomeFork, type DurableFork } from './durable-fork.js';
 import { CLOSE_TIMEOUT_MS, SEGMENT_BYTES, SNAPSHOT_RETRY_MS, STORE_FORMAT } from './limits.js';
 import { NO_PROMISE, PromiseStore, type StoredPromise } from './promise-store.js';
@@ -177,7 +177,7 @@ export class Durability {
     const known = state.identity();
     if (known === null) {
       if (promise !== NO_PROMISE || readdirSync(join(directory, 'log')).length > 0) {
-        throw state.invalid('it has lost whose directory this is, and there is more in it');
+        throw storeInvalid(directory, 'it has lost whose directory this is, and there is more in it');
       }
       const bootId = randomInt(1, BOOT_ID_MAX);
       const fresh = { format: STORE_FORMAT, id, bootId, logBytes, genesis: null, epochFloor: EPOCH_NONE };

@@ -4,7 +4,7 @@ import { closeSync, fsyncSync, mkdirSync, openSync, readFileSync, renameSync, wr
 import { join } from 'node:path';
 import { EPOCH_NONE } from '../../consensus/epoch.js';
 import { MAX_REPLICAS } from '../../consensus/limits.js';
-import { QuorateError } from '../../errors.js';
+import { storeInvalid } from './disk-error.js';
 import { sealRecord, unsealRecord } from './sealed-record.js';
 
 export interface StoredPromise {
@@ -42,11 +42,7 @@ export class PromiseStore {
     const isEpoch = Number.isSafeInteger(epoch) && (epoch as number) >= 0;
     const isReplica = Number.isInteger(to) && (to as number) >= -1 && (to as number) < MAX_REPLICAS;
     if (!isEpoch || !isReplica || !Number.isSafeInteger(leaseWait_ns)) {
-      throw new QuorateError(
-        'QUORATE_STORE_INVALID',
-        `${this.path} does not hold a promise that can be read; if it cannot be brought back, remove the whole directory of ` +
-          'the replica: it then comes back with a new life and gets the state of the others',
-      );
+      throw storeInvalid(this.path, 'it does not hold a promise that can be read');
     }
     return value as unknown as StoredPromise;
   }

@@ -5,8 +5,9 @@ import { join } from 'node:path';
 import { ClassicLevel } from 'classic-level';
 import { type Configuration, checkConfiguration } from '../../consensus/configuration.js';
 import type { ChainPosition } from '../../consensus/entry.js';
-import { QuorateError } from '../../errors.js';
+import type { QuorateError } from '../../errors.js';
 import { checksum } from '../../verbs/checksum.js';
+import { storeInvalid } from './disk-error.js';
 import { SNAPSHOT_PIECE_BYTES, SNAPSHOT_PIECES_IN_FLIGHT_MAX, STORE_CACHE_BYTES, STORE_FORMAT } from './limits.js';
 import { sealRecord, unsealRecord } from './sealed-record.js';
 
@@ -60,18 +61,10 @@ function isCount(value: unknown): value is number {
   return typeof value === 'number' && Number.isSafeInteger(value) && value >= 0;
 }
 
-function invalid(path: string, what: string): QuorateError {
-  return new QuorateError(
-    'QUORATE_STORE_INVALID',
-    `${path} cannot be used: ${what}; if it cannot be brought back, remove the directory: the replica then comes back ` +
-      'with a new life and gets the state of the others',
-  );
-}
-
 /** What the store found to be damaged by itself is so called; anything else that it says is of the disk. */
 function readError(path: string, error: unknown): unknown {
   const { code, message } = error as { code?: string; message: string };
-  return code === 'LEVEL_CORRUPTION' ? invalid(path, message) : error;
+  return code === 'LEVEL_CORRUPTION' ? storeInvalid(path, message) : error;
 }
 
 export class StateStore {
@@ -84,7 +77,7 @@ export class StateStore {
 
   static async open(path: string): Promise<StateStore> {
     if (existsSync(join(path, FORMER_STORE)))
-      throw invalid(path, `it has format 1, this version reads ${STORE_FORMAT}`);
+      throw storeInvalid(path, `it has format 1, this version reads ${STORE_FORMAT}`);
     mkdirSync(path, { recursive: true, mode: 0o700 });
     const database = new ClassicLevel<string, Uint8Array>(path, {
       valueEncoding: 'view',
@@ -139,8 +132,8 @@ export class StateStore {
     });
   }
 
-  invalid(what: string): QuorateError {
-    return invalid(this.path, what);
+  private invalid(what: string): QuorateError {
+    return storeInvalid(this.path, what);
   }
 
   identity(): Identity | null {
