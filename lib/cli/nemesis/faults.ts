@@ -24,6 +24,8 @@ const DEGRADED_DELAY_MS: readonly [number, number] = [0.2, 20];
 const DEGRADED_LOSS_PERCENT_MAX = 10;
 /** Starts of a killed replica, the memory being there, before its failure counts. */
 const RESTARTS_MAX = 5;
+/** Operations between the last of the other faults and the power loss at the end, so that there is something to lose. */
+const OPERATIONS_BEFORE_LAST_LOSS = 200;
 /** Part of the log that is there after a power loss, or the cluster has begun anew. */
 const LOG_KEPT_MIN = 0.5;
 /** Power losses that come on top of another fault. */
@@ -52,6 +54,8 @@ export interface FaultOptions {
   readonly disks: Disks | undefined;
   /** Until all replicas are voters again with nothing else in the way; after a power loss, until one of them serves. */
   readonly recoveryTimeoutMs: number;
+  /** What clients have been answered so far. */
+  readonly operations: () => number;
   /** Say everything that is written down. */
   readonly verbose: boolean;
   readonly say: (line: string) => void;
@@ -116,8 +120,11 @@ export class Faults {
     while (this.healing.size > 0) await Promise.race(this.healing);
     this.goOn();
     if (kinds.includes('powerLoss') && !signal.aborted) {
-      // At last everything has to come back from the disks.
+      // At last everything has to come back from the disks, and on a slow machine there is little so far.
       await this.settled();
+      const { operations } = this.options;
+      const enough = operations() + OPERATIONS_BEFORE_LAST_LOSS;
+      await this.within('what clients do while all is well', () => (operations() >= enough ? true : undefined));
       await this.losePower();
     }
     this.note('all is healed', true);

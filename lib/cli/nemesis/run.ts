@@ -201,6 +201,7 @@ export async function runNemesis(options: NemesisOptions): Promise<NemesisResult
     shortage: typeof shortage === 'string' ? undefined : shortage,
     disks,
     recoveryTimeoutMs,
+    operations: () => judge.operations,
     verbose: options.verbose,
     say,
   });
