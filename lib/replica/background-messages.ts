@@ -68,6 +68,9 @@ export type ToBackground =
   | { readonly type: 'incomingLog'; readonly peer: number; readonly generation: number; readonly queuePair: number };
 
 export type ToMain =
+  /** The thread's code is loaded. */
+  | { readonly type: 'started' }
+  /** It has rehearsed, and ticks. */
   | { readonly type: 'ready' }
   /** The thread runs, without the scheduling that was asked for. */
   | { readonly type: 'schedulingRefused'; readonly code: string; readonly message: string }

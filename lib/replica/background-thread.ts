@@ -29,6 +29,10 @@ export class BackgroundThread {
   private readonly waiter = new Waiter();
   private readonly worker: Worker;
   private readonly exited: Promise<void>;
+  /** Its code is loaded, or it has ended. */
+  readonly started: Promise<void>;
+  /** It ticks, or it has ended. */
+  readonly ready: Promise<void>;
   private stopping = false;
 
   constructor(
@@ -70,6 +74,15 @@ export class BackgroundThread {
       resourceLimits: { maxOldGenerationSizeMb: 64, maxYoungGenerationSizeMb: 16 },
     });
     this.worker.on('message', options.onReport);
+    const told = (type: ToMain['type']): Promise<void> =>
+      new Promise((resolve) => {
+        this.worker.on('message', (message: ToMain) => {
+          if (message.type === type) resolve();
+        });
+        this.worker.once('exit', () => resolve());
+      });
+    this.started = told('started');
+    this.ready = told('ready');
     this.worker.on('error', (error: unknown) => {
       options.onFailure(error instanceof Error ? error : new Error(String(error)));
     });

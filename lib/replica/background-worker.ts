@@ -79,6 +79,7 @@ async function openVoter(
 async function run(data: BackgroundWorkerData): Promise<void> {
   const port = parentPort;
   if (port === null) throw new Error('the background plane runs in a worker thread');
+  port.postMessage({ type: 'started' } satisfies ToMain);
   const { tokens } = data;
   // What is told to the main thread is not urgent, and taking it in costs that thread more than a takeover does.
   const reports: ToMain[] = [];

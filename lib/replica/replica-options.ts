@@ -275,7 +275,8 @@ export interface ReplicaOptions<Result = unknown> {
    * Has V8 keep what it compiles of functions that do not run for long, which it forgets otherwise: those of a takeover, for
    * example. A setting of the whole process and for good, as `node --no-flush-bytecode`: it is made if one of its replicas
    * does not say false. Costs memory for the code of the application that runs once; and V8 takes code caches of before for
-   * those of another V8, so that worker threads that start later take some milliseconds longer. Default true.
+   * those of another V8, so that worker threads that start later take some milliseconds longer. While this replica opens, V8
+   * also compiles functions at their first call, as with `node --always-sparkplug`. Default true.
    */
   readonly keepCompiledCode?: boolean;
 }

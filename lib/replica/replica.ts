@@ -30,7 +30,7 @@ import {
   checkScheduling,
   invalid,
 } from './check-options.js';
-import { keepCompiledCode } from './compiled-code.js';
+import { compileAtFirstCall, keepCompiledCode } from './compiled-code.js';
 import { type ControlConnection, ControlServer } from './control-channel.js';
 import type { Durability } from './durable/durability.js';
 import { TAKEOVER_EXTRA_NS } from './durable/limits.js';
@@ -536,12 +536,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       onReport: (message) => this.hear(message),
       onFailure: (error) => this.fail(error),
     });
-    await rehearse({ strategy: this.endpoint.strategy, shmDirectory: this.shmDirectory }).catch((error: Error) =>
-      this.warn(error),
-    );
-    this.rehearseOwnPart();
-    // Not before: the background thread would not start as fast.
-    if (this.options.keepCompiledCode !== false) keepCompiledCode();
+    await this.rehearse(this.background);
     await this.place.listen(self.host, self.port);
     if (this.closing !== undefined) throw this.closedError(); // it has failed meanwhile
     await this.opening.wait(timeoutMs, () => {
@@ -1408,6 +1403,20 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     checkCallOptions(options, 'transferLeadership()');
     const timeoutMs = checkInteger(options.timeoutMs ?? TRANSFER_TIMEOUT_DEFAULT_MS, 1, 2 ** 30, 'timeoutMs');
     return await (await this.leading()).transferLeadership(id, timeoutMs);
+  }
+
+  /** Both threads do, each on its own, and what V8 compiles for that it is to keep. */
+  private async rehearse({ started, ready }: BackgroundThread): Promise<void> {
+    const isKept = this.options.keepCompiledCode !== false;
+    // Under other settings than before V8 takes no code cache, and the background thread would not start as fast.
+    await started;
+    const done = isKept ? compileAtFirstCall() : () => {};
+    const own = rehearse({ strategy: this.endpoint.strategy, shmDirectory: this.shmDirectory })
+      .catch((error: Error) => this.warn(error))
+      .then(() => this.rehearseOwnPart());
+    void Promise.allSettled([own, ready]).then(done);
+    await own;
+    if (isKept) keepCompiledCode();
   }
 
   /** What a new leader's first commit runs of this class, while there is nothing to commit: V8 compiles it by that. */

@@ -1,14 +1,18 @@
 // Code that does not run for long, as that of a takeover, is there when it is needed: V8 keeps what it compiled of it.
-import { spawn } from 'node:child_process';
+import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { closeSync, mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { promisify } from 'node:util';
 import { expect, test } from 'vitest';
 import { Replica } from '#lib/index.js';
 import { freePorts, members, optionsFor } from './fixture.ts';
 
+const TIERS = new URL('fixtures/tiers.mjs', import.meta.url).pathname;
 const PROGRAM = new URL('fixtures/growing-old.mjs', import.meta.url).pathname;
+
+const run = promisify(execFile);
 
 /** What V8's second compiler made of these is kept anyway: which ones are forgotten differs from run to run. */
 const TAKEOVER = ['adopt', 'beginTakeover', 'finishRecall', 'recallLease', 'removeWriteAccess', 'resume', 'standBack'];
@@ -39,6 +43,23 @@ test('the code of a takeover outlasts the collection of garbage', async () => {
 
 test('unless the user does not want that', async () => {
   expect(await forgotten(false)).toContain(ONCE);
+});
+
+/** Methods of the planes that have run, and are interpreted. Of a process that compiles as before in the end. */
+async function interpreted(keepCompiledCode: boolean): Promise<string[]> {
+  const port = `${(await freePorts(1))[0]}`;
+  const { stdout } = await run(process.execPath, ['--allow-natives-syntax', TIERS, `${keepCompiledCode}`, port], {
+    timeout: 25_000,
+  });
+  return JSON.parse(stdout);
+}
+
+test('after the rehearsal nothing of a takeover is interpreted', async () => {
+  expect(await interpreted(true)).toEqual([]);
+});
+
+test('but what is short is, if V8 is to be left alone', async () => {
+  expect(await interpreted(false)).toEqual(expect.arrayContaining(['recallLease', 'removeWriteAccess']));
 });
 
 test('the option is a boolean', async () => {
