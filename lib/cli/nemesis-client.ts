@@ -6,11 +6,10 @@ import { Connections } from './nemesis/connections.js';
 import { type OperationRecord, Outcome, packOperations } from './nemesis/history.js';
 import { type ClientHost, LogicalClient } from './nemesis/logical-client.js';
 import type { ClientStart, FromClients, ToClients } from './nemesis/messages.js';
+import { clientValue } from './nemesis/values.js';
 
 /** How often what was recorded is sent. */
 const REPORT_INTERVAL_MS = 50;
-/** Values of one process; unique in the run, as long as there are enough. */
-const VALUES_PER_PROCESS = 2 ** 27;
 /** Between operations of a client, now and then, so that there is not always the same load. */
 const REST_PROBABILITY = 0.002;
 const REST_MS_MAX = 400;
@@ -42,7 +41,7 @@ class ClientProcess {
     const host: ClientHost = {
       start,
       connections: new Connections(start.sockets, start.attemptTimeoutMs),
-      nextValue: () => start.process * VALUES_PER_PROCESS + (++values % VALUES_PER_PROCESS),
+      nextValue: () => clientValue(start.process, ++values),
       lastSeen: new Map(),
       strange: (code) => this.strange.add(code),
     };
