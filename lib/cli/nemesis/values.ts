@@ -1,5 +1,6 @@
-// What clients write. Each value comes once in a run, and is hardly ever a sum of others: clients also add, and where 3 is written, and 4 is
-// added, and 7 is written, a read of 7 tells little about what happened. So the numbers 1, 2, 3 ... are spread over all 32 bits.
+// What clients write. Each value comes once in a run, and is hardly ever a sum of others: clients also add, and where 3 is
+// written, and 4 is added, and 7 is written, a read of 7 tells little about what happened. So the numbers 1, 2, 3 ... are
+// spread over all 32 bits.
 
 /** A power of two; each has so much less than 2^32 values, and after those it begins anew. */
 const PROCESSES_MAX = 32;
