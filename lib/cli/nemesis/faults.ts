@@ -130,6 +130,11 @@ export class Faults {
     this.note('all is healed', true);
   }
 
+  /** The run has failed: nothing is started again, or this process would not end. */
+  giveUp(): void {
+    this.failure ??= new DemoError('the run has ended');
+  }
+
   /** Once a fault has failed the run has, and nobody waits for the others. */
   private goOn(): void {
     if (this.failure !== undefined) throw this.failure;

@@ -241,7 +241,10 @@ export async function runNemesis(options: NemesisOptions): Promise<NemesisResult
   }
   clients.end();
   if (problems.length === 0) problems.push(...(await cluster.stop()));
-  else cluster.killAll();
+  else {
+    faults.giveUp();
+    cluster.killAll();
+  }
   if (typeof network !== 'string') network.healNow();
   await judge.end();
 
