@@ -12,6 +12,7 @@
 namespace quorate::addon {
 
 constexpr uint64_t kMaxSafeInteger = (1ull << 53) - 1;
+constexpr uint64_t kMaxUint32 = 0xffffffff;
 
 [[noreturn]] void throwInvalidArgument(const std::string& message);
 [[noreturn]] void throwOutOfRange(const std::string& message);

@@ -106,7 +106,7 @@ Napi::Value openChannel(Environment& environment, const Napi::CallbackInfo&) {
   return environment.wrap(makeRdmaCmEventChannel());
 }
 
-Napi::Value getFd(Environment& environment, const Napi::CallbackInfo&, Wrapper& self) {
+Napi::Value getCmFd(Environment& environment, const Napi::CallbackInfo&, Wrapper& self) {
   return Napi::Number::New(environment.env(), as<CmEventChannel>(self)->fd());
 }
 
@@ -114,7 +114,7 @@ Napi::Value createId(Environment& environment, const Napi::CallbackInfo&, Wrappe
   return environment.wrap(as<CmEventChannel>(self)->createId());
 }
 
-Napi::Value onEvent(Environment& environment, const Napi::CallbackInfo& info, Wrapper& self) {
+Napi::Value onCmEvent(Environment& environment, const Napi::CallbackInfo& info, Wrapper& self) {
   const std::shared_ptr<CmEventChannel> channel = as<CmEventChannel>(self);
   watchEvents(
       environment, channel, info[0], [channel] { return channel->fd(); },
@@ -198,9 +198,9 @@ Napi::Value queuePairAttributes(Environment& environment, const Napi::CallbackIn
 std::vector<napi_property_descriptor> cmEventChannelMembers(Environment* environment) {
   constexpr Kind k = Kind::CmEventChannel;
   return {
-      getter<k, getFd>(environment, "fd"),
+      getter<k, getCmFd>(environment, "fd"),
       method<k, createId>(environment, "createId"),
-      method<k, onEvent>(environment, "onEvent"),
+      method<k, onCmEvent>(environment, "onEvent"),
       method<k, setWatcherRef<true>>(environment, "ref"),
       method<k, setWatcherRef<false>>(environment, "unref"),
   };

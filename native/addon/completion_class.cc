@@ -13,12 +13,8 @@ namespace {
 
 constexpr uint64_t kMaxPoll = 65536;
 
-Napi::Value number(Environment& environment, double value) {
-  return Napi::Number::New(environment.env(), value);
-}
-
-Napi::Value getFd(Environment& environment, const Napi::CallbackInfo&, Wrapper& self) {
-  return number(environment, as<CompletionChannel>(self)->fd());
+Napi::Value getChannelFd(Environment& environment, const Napi::CallbackInfo&, Wrapper& self) {
+  return number(environment.env(), as<CompletionChannel>(self)->fd());
 }
 
 Napi::Value getEvent(Environment& environment, const Napi::CallbackInfo&, Wrapper& self) {
@@ -27,7 +23,7 @@ Napi::Value getEvent(Environment& environment, const Napi::CallbackInfo&, Wrappe
   return environment.wrap(std::move(completionQueue));
 }
 
-Napi::Value onEvent(Environment& environment, const Napi::CallbackInfo& info, Wrapper& self) {
+Napi::Value onChannelEvent(Environment& environment, const Napi::CallbackInfo& info, Wrapper& self) {
   const std::shared_ptr<CompletionChannel> channel = as<CompletionChannel>(self);
   watchEvents(
       environment, channel, info[0], [channel] { return channel->fd(); },
@@ -41,7 +37,7 @@ Napi::Value onEvent(Environment& environment, const Napi::CallbackInfo& info, Wr
 }
 
 Napi::Value getDepth(Environment& environment, const Napi::CallbackInfo&, Wrapper& self) {
-  return number(environment, as<CompletionQueue>(self)->depth());
+  return number(environment.env(), as<CompletionQueue>(self)->depth());
 }
 
 Napi::Value poll(Environment& environment, const Napi::CallbackInfo& info, Wrapper& self) {
@@ -54,21 +50,21 @@ Napi::Value poll(Environment& environment, const Napi::CallbackInfo& info, Wrapp
     Napi::HandleScope scope(environment.env());
     const WorkCompletion& completion = completions[static_cast<size_t>(i)];
     Napi::Object object = Napi::Object::New(environment.env());
-    object.Set("wrId", number(environment, static_cast<double>(completion.wrId)));
-    object.Set("status", number(environment, completion.status));
-    object.Set("opcode", number(environment, completion.opcode));
-    object.Set("byteLen", number(environment, completion.byteLen));
-    object.Set("qpNum", number(environment, completion.qpNum));
+    object.Set("wrId", number(environment.env(), static_cast<double>(completion.wrId)));
+    object.Set("status", number(environment.env(), completion.status));
+    object.Set("opcode", number(environment.env(), completion.opcode));
+    object.Set("byteLen", number(environment.env(), completion.byteLen));
+    object.Set("qpNum", number(environment.env(), completion.qpNum));
     const bool invalidated = (completion.wcFlags & kWcWithInv) != 0;
-    object.Set("immData", number(environment, invalidated ? 0 : completion.immData));
-    object.Set("invalidatedRkey", number(environment, invalidated ? completion.immData : 0));
-    object.Set("vendorErr", number(environment, completion.vendorErr));
-    object.Set("wcFlags", number(environment, completion.wcFlags));
-    object.Set("srcQpNum", number(environment, completion.srcQpNum));
-    object.Set("pkeyIndex", number(environment, completion.pkeyIndex));
-    object.Set("slid", number(environment, completion.slid));
-    object.Set("sl", number(environment, completion.sl));
-    object.Set("dlidPathBits", number(environment, completion.dlidPathBits));
+    object.Set("immData", number(environment.env(), invalidated ? 0 : completion.immData));
+    object.Set("invalidatedRkey", number(environment.env(), invalidated ? completion.immData : 0));
+    object.Set("vendorErr", number(environment.env(), completion.vendorErr));
+    object.Set("wcFlags", number(environment.env(), completion.wcFlags));
+    object.Set("srcQpNum", number(environment.env(), completion.srcQpNum));
+    object.Set("pkeyIndex", number(environment.env(), completion.pkeyIndex));
+    object.Set("slid", number(environment.env(), completion.slid));
+    object.Set("sl", number(environment.env(), completion.sl));
+    object.Set("dlidPathBits", number(environment.env(), completion.dlidPathBits));
     if (completionQueue->timestamps() != Timestamps::None) {
       object.Set("timestamp", Napi::BigInt::New(environment.env(), completion.timestamp));
     }
@@ -92,9 +88,9 @@ Napi::Value resize(Environment& environment, const Napi::CallbackInfo& info, Wra
 std::vector<napi_property_descriptor> completionChannelMembers(Environment* environment) {
   constexpr Kind k = Kind::CompletionChannel;
   return {
-      getter<k, getFd>(environment, "fd"),
+      getter<k, getChannelFd>(environment, "fd"),
       method<k, getEvent>(environment, "getEvent"),
-      method<k, onEvent>(environment, "onEvent"),
+      method<k, onChannelEvent>(environment, "onEvent"),
       method<k, setWatcherRef<true>>(environment, "ref"),
       method<k, setWatcherRef<false>>(environment, "unref"),
   };

@@ -16,11 +16,6 @@ namespace {
 
 constexpr uint64_t kMaxMemoryBytes = 1ull << 46;
 constexpr uint64_t kMaxInt32 = 0x7fffffff;
-constexpr uint64_t kMaxUint32 = 0xffffffff;
-
-Napi::Value number(Napi::Env env, double value) {
-  return Napi::Number::New(env, value);
-}
 
 Napi::Object deviceInfoObject(Napi::Env env, const DeviceInfo& device) {
   Napi::Object object = Napi::Object::New(env);

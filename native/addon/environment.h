@@ -44,6 +44,10 @@ const char* kindName(Kind kind);
 // The kind that VerbsObject::kind() names.
 Kind kindOf(const VerbsObject& object);
 
+inline Napi::Value number(Napi::Env env, double value) {
+  return Napi::Number::New(env, value);
+}
+
 class Environment;
 class EventWatcher;
 

@@ -6,33 +6,29 @@ namespace quorate::addon {
 
 namespace {
 
-Napi::Value number(Environment& environment, double value) {
-  return Napi::Number::New(environment.env(), value);
-}
-
 Napi::Value getMemoryAddress(Environment& environment, const Napi::CallbackInfo&, Wrapper& self) {
-  return number(environment, static_cast<double>(reinterpret_cast<uintptr_t>(as<Memory>(self)->data())));
+  return number(environment.env(), static_cast<double>(reinterpret_cast<uintptr_t>(as<Memory>(self)->data())));
 }
 Napi::Value getMemoryLength(Environment& environment, const Napi::CallbackInfo&, Wrapper& self) {
-  return number(environment, static_cast<double>(as<Memory>(self)->length()));
+  return number(environment.env(), static_cast<double>(as<Memory>(self)->length()));
 }
 Napi::Value getBuffer(Environment& environment, const Napi::CallbackInfo&, Wrapper& self) {
   return environment.bufferOf(as<Memory>(self));
 }
 Napi::Value getLkey(Environment& environment, const Napi::CallbackInfo&, Wrapper& self) {
-  return number(environment, as<MemoryRegion>(self)->lkey());
+  return number(environment.env(), as<MemoryRegion>(self)->lkey());
 }
 Napi::Value getRkey(Environment& environment, const Napi::CallbackInfo&, Wrapper& self) {
-  return number(environment, as<MemoryRegion>(self)->rkey());
+  return number(environment.env(), as<MemoryRegion>(self)->rkey());
 }
 Napi::Value getRegionAddress(Environment& environment, const Napi::CallbackInfo&, Wrapper& self) {
-  return number(environment, static_cast<double>(as<MemoryRegion>(self)->address()));
+  return number(environment.env(), static_cast<double>(as<MemoryRegion>(self)->address()));
 }
 Napi::Value getRegionLength(Environment& environment, const Napi::CallbackInfo&, Wrapper& self) {
-  return number(environment, static_cast<double>(as<MemoryRegion>(self)->length()));
+  return number(environment.env(), static_cast<double>(as<MemoryRegion>(self)->length()));
 }
 Napi::Value getAccess(Environment& environment, const Napi::CallbackInfo&, Wrapper& self) {
-  return number(environment, as<MemoryRegion>(self)->access());
+  return number(environment.env(), as<MemoryRegion>(self)->access());
 }
 
 // ({ protectionDomain?, memory?, offset?, length?, access? })
@@ -66,10 +62,10 @@ Napi::Value reregister(Environment& environment, const Napi::CallbackInfo& info,
 }
 
 Napi::Value getWindowType(Environment& environment, const Napi::CallbackInfo&, Wrapper& self) {
-  return number(environment, as<MemoryWindow>(self)->type());
+  return number(environment.env(), as<MemoryWindow>(self)->type());
 }
 Napi::Value getWindowRkey(Environment& environment, const Napi::CallbackInfo&, Wrapper& self) {
-  return number(environment, as<MemoryWindow>(self)->rkey());
+  return number(environment.env(), as<MemoryWindow>(self)->rkey());
 }
 
 }  // namespace

@@ -8,8 +8,8 @@
 #include <cerrno>
 #include <utility>
 
+#include "addon/clock.h"
 #include "addon/cpu_pause.h"
-#include "provider/clock.h"
 
 namespace quorate::addon {
 
@@ -90,10 +90,6 @@ inline bool toUint64(double low, double high, uint64_t* out) {
   if (!toUint32(low, &lowBits) || !toUint32(high, &highBits)) return false;
   *out = static_cast<uint64_t>(highBits) << 32 | lowBits;
   return true;
-}
-
-uint64_t nowNs() {
-  return static_cast<uint64_t>(monotonic_ns());
 }
 
 }  // namespace

@@ -15,16 +15,11 @@ namespace quorate::addon {
 
 namespace {
 
-constexpr uint64_t kMaxUint32 = 0xffffffff;
 constexpr uint64_t kAccessFlagsMax = 31;
 constexpr uint64_t kMaxPsn = 0xffffff;
 constexpr uint64_t kMaxQpNum = 0xffffff;
 constexpr uint64_t kMaxRequestsPerCall = 65536;
 constexpr uint32_t kMaxElements = 256;  // of one request; devices take fewer
-
-Napi::Value number(Environment& environment, double value) {
-  return Napi::Number::New(environment.env(), value);
-}
 
 // An integer attribute of ibv_qp_attr: its JavaScript name, mask bit, range, and how it is stored and loaded.
 struct AttributeField {
@@ -89,21 +84,21 @@ QpAttributes readAttributes(const Napi::Value& value) {
 }
 
 Napi::Value getNumber(Environment& environment, const Napi::CallbackInfo&, Wrapper& self) {
-  return number(environment, as<QueuePair>(self)->number());
+  return number(environment.env(), as<QueuePair>(self)->number());
 }
 
 Napi::Value getType(Environment& environment, const Napi::CallbackInfo&, Wrapper& self) {
-  return number(environment, static_cast<int>(as<QueuePair>(self)->type()));
+  return number(environment.env(), static_cast<int>(as<QueuePair>(self)->type()));
 }
 
 Napi::Value getCapabilities(Environment& environment, const Napi::CallbackInfo&, Wrapper& self) {
   const QpCapabilities cap = as<QueuePair>(self)->capabilities();
   Napi::Object object = Napi::Object::New(environment.env());
-  object.Set("maxSendWr", number(environment, cap.maxSendWr));
-  object.Set("maxRecvWr", number(environment, cap.maxRecvWr));
-  object.Set("maxSendSge", number(environment, cap.maxSendSge));
-  object.Set("maxRecvSge", number(environment, cap.maxRecvSge));
-  object.Set("maxInlineData", number(environment, cap.maxInlineData));
+  object.Set("maxSendWr", number(environment.env(), cap.maxSendWr));
+  object.Set("maxRecvWr", number(environment.env(), cap.maxRecvWr));
+  object.Set("maxSendSge", number(environment.env(), cap.maxSendSge));
+  object.Set("maxRecvSge", number(environment.env(), cap.maxRecvSge));
+  object.Set("maxInlineData", number(environment.env(), cap.maxInlineData));
   return object;
 }
 
@@ -131,7 +126,7 @@ Napi::Value modifyAsync(Environment& environment, const Napi::CallbackInfo& info
 Napi::Value query(Environment& environment, const Napi::CallbackInfo&, Wrapper& self) {
   const QpAttributes attributes = as<QueuePair>(self)->query();
   Napi::Object object = queuePairAttributesObject(environment.env(), attributes);
-  object.Set("mask", number(environment, attributes.mask));
+  object.Set("mask", number(environment.env(), attributes.mask));
   return object;
 }
 
@@ -147,8 +142,8 @@ Napi::Array readRequests(const Napi::Value& value) {
 
 Napi::Value postResult(Environment& environment, size_t accepted, size_t count, int errnum) {
   Napi::Object object = Napi::Object::New(environment.env());
-  object.Set("accepted", number(environment, static_cast<double>(accepted)));
-  object.Set("errno", number(environment, accepted == count ? 0 : errnum));
+  object.Set("accepted", number(environment.env(), static_cast<double>(accepted)));
+  object.Set("errno", number(environment.env(), accepted == count ? 0 : errnum));
   return object;
 }
 
@@ -317,7 +312,7 @@ Napi::Value multicast(Environment& environment, const Napi::CallbackInfo& info, 
 }
 
 Napi::Value getMaxWr(Environment& environment, const Napi::CallbackInfo&, Wrapper& self) {
-  return number(environment, as<SharedReceiveQueue>(self)->maxWr());
+  return number(environment.env(), as<SharedReceiveQueue>(self)->maxWr());
 }
 
 Napi::Value setLimit(Environment& environment, const Napi::CallbackInfo& info, Wrapper& self) {
@@ -328,8 +323,8 @@ Napi::Value setLimit(Environment& environment, const Napi::CallbackInfo& info, W
 Napi::Value querySharedReceiveQueue(Environment& environment, const Napi::CallbackInfo&, Wrapper& self) {
   const SrqAttributes attributes = as<SharedReceiveQueue>(self)->query();
   Napi::Object object = Napi::Object::New(environment.env());
-  object.Set("maxWr", number(environment, attributes.maxWr));
-  object.Set("limit", number(environment, attributes.limit));
+  object.Set("maxWr", number(environment.env(), attributes.maxWr));
+  object.Set("limit", number(environment.env(), attributes.limit));
   return object;
 }
 

@@ -13,7 +13,7 @@
 #include <system_error>
 #include <utility>
 
-#include "provider/clock.h"
+#include "addon/clock.h"
 
 #ifndef SYS_futex_waitv
 #define SYS_futex_waitv 449
@@ -22,8 +22,6 @@
 namespace quorate::addon {
 
 namespace {
-
-constexpr uint64_t kNsPerSecond = 1'000'000'000;
 
 // struct futex_waitv of Linux 5.16; headers may be older.
 struct FutexWait {
@@ -35,14 +33,6 @@ struct FutexWait {
 std::atomic<bool> hasWaitv{true};
 
 constexpr uint32_t kFutex32 = 2;  // FUTEX_32 of futex_waitv(2): a word of 32 bits, shared between processes
-
-uint64_t nowNs() {
-  return static_cast<uint64_t>(monotonic_ns());
-}
-
-timespec toTimespec(uint64_t ns) {
-  return {static_cast<time_t>(ns / kNsPerSecond), static_cast<long>(ns % kNsPerSecond)};
-}
 
 FutexWait waitOn(const std::atomic<uint32_t>* word, uint32_t expected) {
   return {expected, reinterpret_cast<uintptr_t>(word), kFutex32, 0};

@@ -1,13 +1,12 @@
 // JavaScript classes Waiter and PeerProcess.
 #include "addon/arguments.h"
+#include "addon/clock.h"
 #include "addon/environment.h"
 #include "addon/waiter.h"
 
 namespace quorate::addon {
 
 namespace {
-
-constexpr uint64_t kMaxWaitNs = 60'000'000'000;
 
 Napi::Value wake(Environment& environment, const Napi::CallbackInfo&, Wrapper& self) {
   as<Waiter>(self)->wake();

@@ -16,6 +16,7 @@
 #include <system_error>
 
 #include "addon/arguments.h"
+#include "addon/clock.h"
 #include "addon/environment.h"
 #include "provider/clock.h"
 #include "provider/scheduling_slice.h"
@@ -24,11 +25,9 @@ namespace quorate::addon {
 
 namespace {
 
-constexpr uint64_t kMaxWaitNs = 60'000'000'000;
 // A wait is made of slices: when the shm provider moves a memory to a fresh segment, a waiter on the old one is not
 // woken by a wake on the new one, and a remote WRITE wakes nobody. So the word is looked at again this often.
 constexpr uint64_t kSliceNs = 50'000'000;
-constexpr uint64_t kNsPerSecond = 1'000'000'000;
 // The kernel's own bounds of a slice.
 constexpr uint64_t kMinSliceNs = 100'000;
 constexpr uint64_t kMaxSliceNs = 100'000'000;
@@ -83,7 +82,7 @@ Napi::Value waitWord(Environment& environment, const Napi::CallbackInfo& info) {
     const uint64_t now = monotonicNs();
     if (now >= deadline) return result(1);
     const uint64_t slice = std::min(deadline - now, kSliceNs);
-    const timespec relative = {static_cast<time_t>(slice / kNsPerSecond), static_cast<long>(slice % kNsPerSecond)};
+    const timespec relative = toTimespec(slice);
     if (::syscall(SYS_futex, word.address, FUTEX_WAIT, expected, &relative, nullptr, 0) == 0) return result(0);
     const int errnum = errno;
     if (errnum != EAGAIN && errnum != ETIMEDOUT && errnum != EINTR) {

@@ -11,10 +11,12 @@
 
 #include "provider/ibverbs/work_queue.h"
 #include "test/child_process.h"
+#include "test/error_code.h"
 #include "test/fake_ibverbs.h"
 #include "verbs/verbs.h"
 
 using namespace quorate;
+using test::codeOf;
 using test::FakeDevice;
 
 namespace {
@@ -81,16 +83,6 @@ std::vector<WorkCompletion> pollAll(CompletionQueue& cq) {
   int count;
   while ((count = cq.poll(chunk, 3)) > 0) all.insert(all.end(), chunk, chunk + count);
   return all;
-}
-
-template <typename Call>
-std::string codeOf(Call&& call) {
-  try {
-    call();
-  } catch (const VerbsError& error) {
-    return error.code;
-  }
-  return "";
 }
 
 }  // namespace

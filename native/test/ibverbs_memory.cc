@@ -16,19 +16,15 @@
 #include "provider/ibverbs/errors.h"
 #include "provider/ibverbs/memory.h"
 #include "test/child_process.h"
+#include "test/error_code.h"
 
 using namespace quorate;
 using ibverbs::MappedMemory;
 
 namespace {
 
-std::string codeOf(const MemoryOptions& options) {
-  try {
-    MappedMemory::map(options);
-  } catch (const VerbsError& error) {
-    return error.code;
-  }
-  return "";
+std::string codeOfMap(const MemoryOptions& options) {
+  return test::codeOf([&] { MappedMemory::map(options); });
 }
 
 MemoryOptions fileOptions(const std::string& path, size_t lengthBytes) {
@@ -83,15 +79,15 @@ TEST_CASE("closed memory stays mapped for its holders") {
 
 TEST_CASE("impossible lengths and contradicting options are refused") {
   MemoryOptions options;
-  CHECK(codeOf(options) == "QUORATE_OUT_OF_RANGE");
+  CHECK(codeOfMap(options) == "QUORATE_OUT_OF_RANGE");
   options.lengthBytes = ibverbs::kMaxMemoryBytes + 1;
-  CHECK(codeOf(options) == "QUORATE_OUT_OF_RANGE");
+  CHECK(codeOfMap(options) == "QUORATE_OUT_OF_RANGE");
   options.lengthBytes = 4096;
   options.shared = true;
-  CHECK(codeOf(options) == "QUORATE_INVALID_ARGUMENT");
+  CHECK(codeOfMap(options) == "QUORATE_INVALID_ARGUMENT");
   options.shared = false;
   options.sharedPath = "/dev/shm/quorate-test-unused";
-  CHECK(codeOf(options) == "QUORATE_INVALID_ARGUMENT");
+  CHECK(codeOfMap(options) == "QUORATE_INVALID_ARGUMENT");
 }
 
 TEST_CASE("a forked child does not share anonymous memory") {
@@ -125,7 +121,7 @@ TEST_CASE("a shared file keeps its bytes after the memory is gone, and belongs t
 TEST_CASE("a shared file has one user at a time, also when that user was killed") {
   const ShmFile file("-lock");
   auto memory = MappedMemory::map(fileOptions(file.path, 4096));
-  CHECK(codeOf(fileOptions(file.path, 4096)) == "QUORATE_SYSTEM");
+  CHECK(codeOfMap(fileOptions(file.path, 4096)) == "QUORATE_SYSTEM");
   memory.reset();
   int ready[2];
   REQUIRE(pipe(ready) == 0);
@@ -137,10 +133,10 @@ TEST_CASE("a shared file has one user at a time, also when that user was killed"
   });
   char byte;
   REQUIRE(read(ready[0], &byte, 1) == 1);
-  CHECK(codeOf(fileOptions(file.path, 4096)) == "QUORATE_SYSTEM");
+  CHECK(codeOfMap(fileOptions(file.path, 4096)) == "QUORATE_SYSTEM");
   kill(child, SIGKILL);
   CHECK(test::waitForChild(child) == 256 + SIGKILL);
-  CHECK(codeOf(fileOptions(file.path, 4096)) == "");
+  CHECK(codeOfMap(fileOptions(file.path, 4096)) == "");
   close(ready[0]);
   close(ready[1]);
 }
@@ -148,16 +144,16 @@ TEST_CASE("a shared file has one user at a time, also when that user was killed"
 TEST_CASE("a shared file of another size, mode, kind or place is refused and left alone") {
   const ShmFile file("-refused");
   MappedMemory::map(fileOptions(file.path, 4096));
-  CHECK(codeOf(fileOptions(file.path, 8192)) == "QUORATE_INVALID_ARGUMENT");
+  CHECK(codeOfMap(fileOptions(file.path, 8192)) == "QUORATE_INVALID_ARGUMENT");
   REQUIRE(chmod(file.path.c_str(), 0644) == 0);
-  CHECK(codeOf(fileOptions(file.path, 4096)) == "QUORATE_INVALID_ARGUMENT");
+  CHECK(codeOfMap(fileOptions(file.path, 4096)) == "QUORATE_INVALID_ARGUMENT");
   REQUIRE(chmod(file.path.c_str(), 0600) == 0);
   const ShmFile link("-link");
   REQUIRE(symlink(file.path.c_str(), link.path.c_str()) == 0);
-  CHECK(codeOf(fileOptions(link.path, 4096)) == "QUORATE_SYSTEM");
-  CHECK(codeOf(fileOptions("/dev/shm", 4096)) == "QUORATE_SYSTEM");
-  CHECK(codeOf(fileOptions("/proc/self/comm", 4096)) == "QUORATE_INVALID_ARGUMENT");
-  CHECK(codeOf(fileOptions(file.path, 4096)) == "");
+  CHECK(codeOfMap(fileOptions(link.path, 4096)) == "QUORATE_SYSTEM");
+  CHECK(codeOfMap(fileOptions("/dev/shm", 4096)) == "QUORATE_SYSTEM");
+  CHECK(codeOfMap(fileOptions("/proc/self/comm", 4096)) == "QUORATE_INVALID_ARGUMENT");
+  CHECK(codeOfMap(fileOptions(file.path, 4096)) == "");
   struct stat status {};
   REQUIRE(stat(file.path.c_str(), &status) == 0);
   CHECK(status.st_size == 4096);
@@ -170,7 +166,7 @@ TEST_CASE("a shared file that does not fit is an error and not a crash, and leav
   const size_t freeBytes = fileSystem.f_bavail * static_cast<size_t>(fileSystem.f_bsize);
   // Just too large as well: trying it page by page would take the whole machine's memory before it failed.
   for (const size_t bytes : {freeBytes + (size_t{64} << 20), size_t{1} << 39}) {
-    CHECK(codeOf(fileOptions(file.path, bytes)) == "QUORATE_SYSTEM");
+    CHECK(codeOfMap(fileOptions(file.path, bytes)) == "QUORATE_SYSTEM");
     CHECK(access(file.path.c_str(), F_OK) != 0);
   }
 }

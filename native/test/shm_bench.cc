@@ -12,11 +12,6 @@
 namespace quorate::test {
 namespace {
 
-struct Exchange {
-  Coordinates parent, child;
-  std::atomic<int> stage{0};
-};
-
 // Elapsed time, and the thread's CPU time: on a busy machine the first counts the others' work, too.
 struct Cost {
   double elapsed_ns = 1e18, cpu_ns = 1e18;

@@ -175,15 +175,6 @@ QpAttributes accessAttributes(uint32_t access) {
   return attributes;
 }
 
-std::string codeOf(const std::function<void()>& body) {
-  try {
-    body();
-  } catch (const VerbsError& error) {
-    return error.code;
-  }
-  return "";
-}
-
 void* mapSharedAnonymous(size_t bytes) {
   void* address = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   if (address == MAP_FAILED) throw std::runtime_error("mmap failed");

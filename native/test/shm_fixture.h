@@ -17,6 +17,7 @@
 
 #include "provider/shm/context.h"
 #include "provider/shm/queue_pair.h"
+#include "test/error_code.h"
 #include "verbs/verbs.h"
 
 namespace quorate::test {
@@ -104,9 +105,6 @@ QpAttributes rtsAttributes(uint32_t psn, int rnrRetry = 7);
 QpAttributes stateAttributes(QpState state);
 QpAttributes accessAttributes(uint32_t access);
 
-// The code of the VerbsError that `body` throws; "" if it throws none.
-std::string codeOf(const std::function<void()>& body);
-
 // Memory that a test shares with its forked children, zeroed.
 template <typename T>
 class SharedWithChildren {
@@ -118,6 +116,13 @@ class SharedWithChildren {
 
  private:
   T* value_;
+};
+
+// What two processes of a test tell each other, by such memory.
+struct Exchange {
+  Coordinates parent, child;
+  std::atomic<int> stage{0};
+  std::atomic<uint64_t> counter{0};
 };
 
 void* mapSharedAnonymous(size_t bytes);

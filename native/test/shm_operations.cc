@@ -513,12 +513,6 @@ TEST_CASE("shm: a queue pair can be connected to itself, and two of one context 
 // ---------------------------------------------------------------------------------------------------------------
 // Across processes
 
-struct Exchange {
-  Coordinates parent, child;
-  std::atomic<int> stage{0};
-  std::atomic<uint64_t> counter{0};
-};
-
 TEST_CASE("shm: every operation works between two processes") {
   ShmTestDirectory directory;
   SharedWithChildren<Exchange> shared;

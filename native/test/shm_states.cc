@@ -192,11 +192,6 @@ TEST_CASE("shm: an armed CQ wakes its channel once, for what it was armed for") 
   }
 }
 
-struct Exchange {
-  Coordinates parent, child;
-  std::atomic<int> stage{0};
-};
-
 TEST_CASE("shm: a process asleep on its channel is woken by another process, every time") {
   constexpr uint64_t kMessages = 2000;
   ShmTestDirectory directory;

@@ -23,6 +23,17 @@
 #include "provider/shm/test_hooks.h"
 
 namespace quorate::shm {
+
+struct OperationTraits {
+  OperationKind kind;
+  uint64_t right;        // of the queue pair
+  uint32_t access;       // of the region
+  uint32_t localAccess;  // of the local region
+  bool consumesReceive;
+  bool withImm;
+  WcOpcode completed;
+};
+
 namespace {
 
 constexpr int kMaxAgain = 64;  // attempts in a row before an operation waits for the responder's process to settle
@@ -50,16 +61,6 @@ void copy(uint8_t* to, const uint8_t* from, uint32_t bytes) {
   }
   std::memcpy(to, from, bytes);
 }
-
-struct OperationTraits {
-  OperationKind kind;
-  uint64_t right;        // of the queue pair
-  uint32_t access;       // of the region
-  uint32_t localAccess;  // of the local region
-  bool consumesReceive;
-  bool withImm;
-  WcOpcode completed;
-};
 
 const OperationTraits* traitsOf(WrOpcode opcode) {
   static constexpr OperationTraits kTraits[] = {
