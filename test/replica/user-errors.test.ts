@@ -169,8 +169,9 @@ it('goes on, with elections and transfers, when listeners throw', async () => {
     open.push(back);
     await waitFor(() => back.status().isVoter, 'the state to be transferred');
     await waitFor(() => donor.status().transfers.length === 0, 'the transfer to have ended at the donor');
-    await leader.transferLeadership(back.id);
-    await waitFor(() => heardOf === back.id, 'the next leader to be told'); // the status knows it a little before
+    // Which of the two others leads next is not for this test to say: on a slow machine it is either of them.
+    await leader.close();
+    await waitFor(() => ![undefined, leader.id].includes(heardOf), 'the next leader to be told');
   });
   expect(new Set(uncaught)).toEqual(new Set(Object.values(thrown)));
   expect(await donor.read(() => 'it can be read')).toBe('it can be read');
