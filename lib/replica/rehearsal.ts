@@ -327,6 +327,28 @@ export async function rehearse(options: RehearsalOptions): Promise<RehearsalResu
   }
 }
 
+/** Those of this thread whose code V8 keeps. */
+const kept = new Map<PermissionStrategy, Promise<RehearsalResult>>();
+
+/**
+ * Runs the rehearsal, unless one with this strategy was run in the calling thread, or is under way, and V8 keeps what it
+ * compiled then: of several replicas in one thread the first rehearses for all. `isKept` says that V8 keeps it from now on.
+ */
+export async function rehearseOnce({
+  isKept,
+  ...options
+}: RehearsalOptions & { readonly isKept: boolean }): Promise<RehearsalResult> {
+  const { strategy } = options;
+  const rehearsal = kept.get(strategy) ?? rehearse(options);
+  if (isKept) kept.set(strategy, rehearsal);
+  try {
+    return await rehearsal;
+  } catch (error) {
+    kept.delete(strategy); // the next replica tries again
+    throw error;
+  }
+}
+
 class Rehearsal {
   private readonly leaders: number[] = [];
   private readonly command = new Uint8Array(COMMAND_BYTES);

@@ -67,7 +67,7 @@ import { ReadBarriers } from './read-barriers.js';
 import { CrashSurvival } from './recovery/crash-survival.js';
 import { logAfter } from './recovery/log-source.js';
 import type { Recovered } from './recovery/recovery.js';
-import { rehearse } from './rehearsal.js';
+import { rehearseOnce } from './rehearsal.js';
 import type {
   BackgroundScheduling,
   DurableOptions,
@@ -1411,7 +1411,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     // Under other settings than before V8 takes no code cache, and the background thread would not start as fast.
     await started;
     const done = isKept ? compileAtFirstCall() : () => {};
-    const own = rehearse({ strategy: this.endpoint.strategy, shmDirectory: this.shmDirectory })
+    const own = rehearseOnce({ strategy: this.endpoint.strategy, shmDirectory: this.shmDirectory, isKept })
       .catch((error: Error) => this.warn(error))
       .then(() => this.rehearseOwnPart());
     void Promise.allSettled([own, ready]).then(done);

@@ -2,12 +2,15 @@
 import { mkdtempSync, readdirSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import { Replica, type ReplicaOptions } from '#lib/index.js';
 import { LeasePromise } from '../../dist/consensus/lease.js';
 import { VerbsBackgroundFabric } from '../../dist/fabric/verbs-background-fabric.js';
+import { VerbsEndpoint } from '../../dist/fabric/verbs-endpoint.js';
 import { resolveLease } from '../../dist/replica/lease-options.js';
 import { PROFILES } from '../../dist/replica/profiles.js';
 import { rehearse } from '../../dist/replica/rehearsal.js';
+import { members, optionsFor } from './fixture.js';
 
 let shmDirectory: string;
 beforeEach(() => {
@@ -75,4 +78,26 @@ describe('a rehearsal', () => {
     }
     expect(seen).toBe(1 << (leaders.at(-2) as number));
   });
+});
+
+it('is made by the first replica of a thread for all that follow, once V8 keeps what it compiled', async () => {
+  const opened = vi.spyOn(VerbsEndpoint, 'open'); // by each replica, and by a rehearsal in this thread for its three
+  const replicas: Replica<number>[] = [];
+  const rehearsals = async (count: number, more: Partial<ReplicaOptions<number>>) => {
+    opened.mockClear();
+    const lists = await Promise.all(Array.from({ length: count }, () => members(1)));
+    const options = { shmDirectory, ...more };
+    replicas.push(...(await Promise.all(lists.map((list) => Replica.open(optionsFor(0, list, options))))));
+    return (opened.mock.calls.length - count) / 3;
+  };
+  try {
+    expect(await rehearsals(1, { keepCompiledCode: false })).toBe(1);
+    expect(await rehearsals(1, { keepCompiledCode: false })).toBe(1);
+    expect(await rehearsals(2, {})).toBe(1);
+    expect(await rehearsals(1, {})).toBe(0);
+    expect(await rehearsals(1, { permissionStrategy: 'mr-dereg' })).toBe(1);
+  } finally {
+    opened.mockRestore();
+    await Promise.all(replicas.map((replica) => replica.close()));
+  }
 });

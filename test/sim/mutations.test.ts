@@ -6,58 +6,61 @@ import { tryMutation } from '#lib/testing/mutation-run.js';
 import { MUTATIONS } from '#lib/testing/mutations.js';
 import { runSimulation } from '#lib/testing/simulation.js';
 
-/** Mutations that nearly every seed shows, or one in a few. */
-const QUICK: readonly string[] = [
-  'grant-without-drain',
-  'writer-not-revoked',
-  'skip-tail-repair',
-  'ignore-chain-hash',
-  'apply-before-own-epoch-entry',
-  'no-grant-guard',
-  'recycle-too-early',
-  'promise-not-recorded',
-  'commit-on-minority',
-  'torn-status-accepted',
-  'tail-not-published',
-  'best-log-not-adopted',
-  'broken-link-not-reported',
-  'sessions-not-checked',
-  'sessions-not-in-snapshot',
-  'stale-reads',
-  'barrier-without-round',
-  'answer-before-commit',
-  'two-concurrent-changes',
-  'removed-leader-goes-on',
-  'configuration-not-forgotten',
-  'returns-in-one-step',
-  'lease-not-waited-out',
-  'own-log-granted-in-lease',
-  'lease-ignores-drift',
-  'lease-checked-before-read',
-  'lease-not-checked',
-  'leased-read-before-applied',
-  'lease-counted-from-receipt',
-  'clocks-worse-than-bound',
-  'follower-reads-before-applied',
-  'replace-below-quorum',
-  'replace-before-catch-up',
-  'counts-before-synced',
-  'commit-on-memory',
-  'promise-not-on-disk',
-  'torn-tail-taken',
-  'disk-error-ignored',
-  'promise-error-ignored',
-  'lost-disk-votes',
-  'fork-of-worse-log',
-  'fork-drops-tail',
-  'fork-forgets-sessions',
-  'fork-keeps-epochs',
-  'fork-in-force-before-whole',
-  'fork-leaves-old-log',
-  'fork-keeps-promise',
-  'snapshot-before-log',
-  'earlier-snapshot-releases',
-];
+/**
+ * Mutations that nearly every seed shows, or one in a few, and the seed to begin with: the first that showed it. Where a change to what
+ * seeds draw makes it miss, those behind it are tried.
+ */
+const QUICK: Readonly<Record<string, number>> = {
+  'grant-without-drain': 4,
+  'writer-not-revoked': 1,
+  'skip-tail-repair': 3,
+  'ignore-chain-hash': 6,
+  'apply-before-own-epoch-entry': 8,
+  'no-grant-guard': 1,
+  'recycle-too-early': 3,
+  'promise-not-recorded': 1,
+  'commit-on-minority': 1,
+  'torn-status-accepted': 6,
+  'tail-not-published': 8,
+  'best-log-not-adopted': 6,
+  'broken-link-not-reported': 2,
+  'sessions-not-checked': 1,
+  'sessions-not-in-snapshot': 5,
+  'stale-reads': 2,
+  'barrier-without-round': 34,
+  'answer-before-commit': 1,
+  'two-concurrent-changes': 5,
+  'removed-leader-goes-on': 5,
+  'configuration-not-forgotten': 3,
+  'returns-in-one-step': 8,
+  'lease-not-waited-out': 2,
+  'own-log-granted-in-lease': 1,
+  'lease-ignores-drift': 5,
+  'lease-checked-before-read': 4,
+  'lease-not-checked': 1,
+  'leased-read-before-applied': 1,
+  'lease-counted-from-receipt': 5,
+  'clocks-worse-than-bound': 5,
+  'follower-reads-before-applied': 1,
+  'replace-below-quorum': 8,
+  'replace-before-catch-up': 2,
+  'counts-before-synced': 1,
+  'commit-on-memory': 1,
+  'promise-not-on-disk': 1,
+  'torn-tail-taken': 5,
+  'disk-error-ignored': 1,
+  'promise-error-ignored': 1,
+  'lost-disk-votes': 1,
+  'fork-of-worse-log': 8,
+  'fork-drops-tail': 1,
+  'fork-forgets-sessions': 1,
+  'fork-keeps-epochs': 6,
+  'fork-in-force-before-whole': 1,
+  'fork-leaves-old-log': 1,
+  'fork-keeps-promise': 1,
+  'snapshot-before-log': 1,
+  'earlier-snapshot-releases': 17,
+};
 
 describe('mutations', () => {
   test('are at least fifteen, with names of their own', () => {
@@ -72,11 +75,11 @@ describe('mutations', () => {
     expect(runSimulation(request)).toEqual(before);
   });
 
-  test.each(QUICK)('%s is noticed', { timeout: 180_000 }, (name) => {
+  test.each(Object.entries(QUICK))('%s is noticed', { timeout: 180_000 }, (name, firstSeed) => {
     const mutation = MUTATIONS.find((candidate) => candidate.name === name);
     if (mutation === undefined) throw new Error(`there is no mutation ${name}`);
-    const verdict = tryMutation(mutation, { firstSeed: 1, virtualSeconds: 7 });
-    expect(verdict.caught, `${name} was not noticed by seeds 1 to ${verdict.seed}`).toBe(true);
+    const verdict = tryMutation(mutation, { firstSeed, virtualSeconds: 7 });
+    expect(verdict.caught, `${name} was not noticed by seeds ${firstSeed} to ${verdict.seed}`).toBe(true);
   });
 
   test('leave a failing run that can be made simpler', { timeout: 120_000 }, () => {

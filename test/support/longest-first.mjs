@@ -8,7 +8,6 @@ const LONGEST = [
   'test/sim/simulation.test.ts',
   'test/nemesis/nemesis.test.ts',
   'test/sim/majority-loss.test.ts',
-  'test/sim/mutations.test.ts',
   'test/sim/disk-failures.test.ts',
   'test/sim/returns.test.ts',
   'test/model/model.test.ts',
