@@ -114,13 +114,14 @@ it('links to a peer that comes back leave nothing behind of those before', async
   const cluster = await openCluster(3, { profile: 'balanced' });
   const replicas = [...cluster.replicas];
   closing.push(() => Promise.all(replicas.map((replica) => replica.close())));
+  const isWhole = () =>
+    replicas.every((replica) => replica.status().isVoter && replica.status().peers.every(({ linked }) => linked));
   const comeBack = async (): Promise<void> => {
     await replicas[2]?.close();
     replicas[2] = await Replica.open(optionsFor(2, cluster.members, { profile: 'balanced' }));
-    const isBack = () =>
-      replicas.every((replica) => replica.status().isVoter && replica.status().peers.every(({ linked }) => linked));
-    await waitFor(isBack, 'the replica to be back');
+    await waitFor(isWhole, 'the replica to be back');
   };
+  await waitFor(isWhole, 'all links of the beginning');
   const { sharedTokens } = addon.diagnostics();
   for (let count = 0; count < 3; count++) await comeBack();
   await waitFor(() => addon.diagnostics().sharedTokens <= sharedTokens, 'what the links had to be closed');
