@@ -344,7 +344,7 @@ export async function rehearseOnce({
   try {
     return await rehearsal;
   } catch (error) {
-    kept.delete(strategy); // the next replica tries again
+    if (kept.get(strategy) === rehearsal) kept.delete(strategy); // the next replica tries again
     throw error;
   }
 }
