@@ -2,8 +2,8 @@
 // mostly over by then; and how the last takeover that made this replica the leader went.
 import { formatEpoch } from '../consensus/epoch.js';
 import type { ReplicationPlane } from '../consensus/replication-plane.js';
+import { monotonicNs } from '../verbs/index.js';
 import type { TakeoverStages } from './replica-options.js';
-import { takeoverStages } from './takeover-stages.js';
 
 /** Listeners are told that there is no leader when it has been so for this long. */
 const LEADER_LOST_GRACE_MS = 10;
@@ -32,7 +32,14 @@ export class LeaderWatch {
 
   /** `plane` has just become the leader of this epoch. */
   tookOver(plane: ReplicationPlane, epoch: number): void {
-    this.stages = takeoverStages(plane, epoch);
+    const stages = plane.candidacyStages;
+    this.stages = {
+      epoch: formatEpoch(epoch),
+      leaderLostAtNs: stages.leaderLostAt_ns,
+      candidateAtNs: stages.candidateAt_ns,
+      majorityAtNs: stages.majorityAt_ns,
+      activeAtNs: monotonicNs(),
+    };
   }
 
   /** Something may have happened; called after everything that the plane did. */

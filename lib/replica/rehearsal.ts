@@ -25,10 +25,9 @@ import { VerbsReplicationFabric } from '../fabric/verbs-replication-fabric.js';
 import { SessionTable } from '../rsm/session-table.js';
 import { monotonicNs, type QueuePair, Waiter } from '../verbs/index.js';
 import { FlushSchedule } from './flush-schedule.js';
+import { LeaderWatch } from './leader-watch.js';
 import { NotLeaderError } from './not-leader-error.js';
 import { Proposals } from './proposals.js';
-import type { TakeoverStages } from './replica-options.js';
-import { takeoverStages } from './takeover-stages.js';
 
 const REPLICAS = 3;
 const TICK_NS = 1_000_000;
@@ -96,7 +95,7 @@ class RehearsedReplica implements ReplicationHost {
     if (this.alive) this.plane.flush();
   });
   private readonly waiter = new Waiter();
-  stages: TakeoverStages | undefined;
+  private readonly leaderWatch = new LeaderWatch({ onLeaderKnown: () => {}, announce: () => {} });
   applied = 0;
   /** Its memory is still there. */
   alive = true;
@@ -248,6 +247,7 @@ class RehearsedReplica implements ReplicationHost {
     this.permissions.prepare();
     this.backgroundFabric.takeBrokenProbes();
     this.plane.poll(now_ns);
+    this.leaderWatch.look(this.plane);
   }
 
   /** As a kill would: its memory is gone, and whoever reads it learns that. */
@@ -258,6 +258,7 @@ class RehearsedReplica implements ReplicationHost {
   }
 
   close(): void {
+    this.leaderWatch.close();
     if (this.alive) this.endpoint.close();
     this.backgroundFabric.close();
     this.fabric.close();
@@ -280,7 +281,7 @@ class RehearsedReplica implements ReplicationHost {
     this.proposals.apply(lsn, origin, sequence, bytes, payloadOffset, payloadBytes);
   }
   onLeader(epoch: number): void {
-    this.stages = takeoverStages(this.plane, epoch);
+    this.leaderWatch.tookOver(this.plane, epoch);
   }
   onDeposed(): void {}
   onConfiguration(): void {}

@@ -7,6 +7,7 @@ import { Replica, type ReplicaOptions } from '#lib/index.js';
 import { LeasePromise } from '../../dist/consensus/lease.js';
 import { VerbsBackgroundFabric } from '../../dist/fabric/verbs-background-fabric.js';
 import { VerbsEndpoint } from '../../dist/fabric/verbs-endpoint.js';
+import { LeaderWatch } from '../../dist/replica/leader-watch.js';
 import { resolveLease } from '../../dist/replica/lease-options.js';
 import { PROFILES } from '../../dist/replica/profiles.js';
 import { rehearse } from '../../dist/replica/rehearsal.js';
@@ -58,6 +59,16 @@ describe('a rehearsal', () => {
       prototype.recalled = recalled;
     }
     expect(takenBack).toContain(true);
+  });
+
+  it('does what a replica does when it has become the leader', async () => {
+    const tookOver = vi.spyOn(LeaderWatch.prototype, 'tookOver');
+    try {
+      const { leaders } = await rehearse({ strategy: 'qp-flags', shmDirectory });
+      expect(tookOver).toHaveBeenCalledTimes(leaders.length);
+    } finally {
+      tookOver.mockRestore();
+    }
   });
 
   it("sees the leader's process end, as a background plane does", async () => {
