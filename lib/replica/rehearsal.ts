@@ -1,10 +1,11 @@
 // A takeover is code that has never run when it is needed: V8 compiles a function when it is first called, and some
 // fifty first calls, in two threads, cost more than everything else that a failover does. So each thread of a replica
-// rehearses at start: three small replicas in shared memory of this process, under a clock of their own, elect a
-// leader, commit, lose it (its end is seen and its links are broken, as after a kill), and take over. It is the real planes
-// and the real fabric, not a copy of their steps; what it replicates is nobody's. Then the lost one comes back, and the
-// next leader is lost, some dozens of times: V8 interprets a function, slowly and without a memory of what it has seen,
-// until that has run so often. In the end the memory of a leader goes as well, as with a process.
+// rehearses at start, once for all replicas in it: three small replicas in shared memory of this process, under a clock
+// of their own, elect a leader, commit, lose it (its end is seen and its links are broken, as after a kill), and take
+// over. It is the real planes and the real fabric, not a copy of their steps; what it replicates is nobody's. Then the
+// lost one comes back, and the next leader is lost, some dozens of times: V8 interprets a function, slowly and without
+// a memory of what it has seen, until that has run so often. In the end the memory of a leader goes as well, as with a
+// process.
 //
 // What V8 learns it learns by the shapes of objects and the kinds of numbers in them: a field that has held small integers
 // only, and gets a time of day, makes it forget all that was compiled for the object. So the numbers here are as large as

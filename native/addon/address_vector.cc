@@ -27,17 +27,16 @@ AddressVector readAddressVector(const Napi::Value& value) {
 }
 
 Napi::Object addressVectorObject(Napi::Env env, const AddressVector& av) {
-  const auto number = [env](double value) { return Napi::Number::New(env, value); };
   Napi::Object vector = Napi::Object::New(env);
   vector.Set("isGlobal", Napi::Boolean::New(env, av.isGlobal));
   vector.Set("dgid", av.dgid.toString());
-  vector.Set("sgidIndex", number(av.sgidIndex));
-  vector.Set("hopLimit", number(av.hopLimit));
-  vector.Set("trafficClass", number(av.trafficClass));
-  vector.Set("flowLabel", number(av.flowLabel));
-  vector.Set("dlid", number(av.dlid));
-  vector.Set("sl", number(av.sl));
-  vector.Set("portNum", number(av.portNum));
+  vector.Set("sgidIndex", number(env, av.sgidIndex));
+  vector.Set("hopLimit", number(env, av.hopLimit));
+  vector.Set("trafficClass", number(env, av.trafficClass));
+  vector.Set("flowLabel", number(env, av.flowLabel));
+  vector.Set("dlid", number(env, av.dlid));
+  vector.Set("sl", number(env, av.sl));
+  vector.Set("portNum", number(env, av.portNum));
   return vector;
 }
 

@@ -109,7 +109,7 @@ Napi::Value checksum(Environment& environment, const Napi::CallbackInfo& info) {
   } else {
     takeArray(&sum, info[0]);
   }
-  return Napi::Number::New(environment.env(), static_cast<double>(sum.result()));
+  return number(environment.env(), static_cast<double>(sum.result()));
 }
 
 }  // namespace

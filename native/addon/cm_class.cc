@@ -68,15 +68,15 @@ Napi::Value addressObject(Napi::Env env, const CmAddress& address) {
   if (address.host.empty()) return env.Null();
   Napi::Object object = Napi::Object::New(env);
   object.Set("host", address.host);
-  object.Set("port", Napi::Number::New(env, address.port));
+  object.Set("port", number(env, address.port));
   return object;
 }
 
 Napi::Object eventObject(Environment& environment, const CmEvent& event) {
   Napi::Env env = environment.env();
   Napi::Object object = Napi::Object::New(env);
-  object.Set("type", Napi::Number::New(env, event.type));
-  object.Set("status", Napi::Number::New(env, event.status));
+  object.Set("type", number(env, event.type));
+  object.Set("status", number(env, event.status));
   object.Set("id", event.id == nullptr ? env.Null() : environment.wrap(event.id));
   object.Set("listener", event.listener == nullptr ? env.Null() : environment.wrap(event.listener));
   if (!event.hasParameters) {
@@ -95,7 +95,7 @@ Napi::Object eventObject(Environment& environment, const CmEvent& event) {
       {"rnrRetryCount", from.rnrRetryCount},
       {"qpNum", from.qpNum},
   };
-  for (const auto& [name, value] : numbers) parameters.Set(name, Napi::Number::New(env, value));
+  for (const auto& [name, value] : numbers) parameters.Set(name, number(env, value));
   parameters.Set("flowControl", Napi::Boolean::New(env, from.flowControl));
   parameters.Set("srq", Napi::Boolean::New(env, from.srq));
   object.Set("parameters", parameters);
@@ -107,7 +107,7 @@ Napi::Value openChannel(Environment& environment, const Napi::CallbackInfo&) {
 }
 
 Napi::Value getCmFd(Environment& environment, const Napi::CallbackInfo&, Wrapper& self) {
-  return Napi::Number::New(environment.env(), as<CmEventChannel>(self)->fd());
+  return number(environment.env(), as<CmEventChannel>(self)->fd());
 }
 
 Napi::Value createId(Environment& environment, const Napi::CallbackInfo&, Wrapper& self) {
@@ -132,7 +132,7 @@ Napi::Value getDeviceName(Environment& environment, const Napi::CallbackInfo&, W
 }
 
 Napi::Value getPortNum(Environment& environment, const Napi::CallbackInfo&, Wrapper& self) {
-  return Napi::Number::New(environment.env(), as<CmId>(self)->portNum());
+  return number(environment.env(), as<CmId>(self)->portNum());
 }
 
 template <CmAddress (CmId::*read)()>

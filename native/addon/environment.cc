@@ -48,7 +48,7 @@ Napi::Value closeObject(Environment& environment, const Napi::CallbackInfo&, Wra
 }
 
 Napi::Value shareObject(Environment& environment, const Napi::CallbackInfo&, Wrapper& wrapper) {
-  return Napi::Number::New(environment.env(), static_cast<double>(ShareTable::instance().share(wrapper.object)));
+  return number(environment.env(), static_cast<double>(ShareTable::instance().share(wrapper.object)));
 }
 
 template <Kind kind>
@@ -89,10 +89,10 @@ Napi::Value unshareFunction(Environment& environment, const Napi::CallbackInfo& 
 Napi::Value diagnosticsFunction(Environment& environment, const Napi::CallbackInfo&) {
   Napi::Env env = environment.env();
   Napi::Object result = Napi::Object::New(env);
-  result.Set("wrappers", Napi::Number::New(env, static_cast<double>(diagnostics().wrappers.load())));
-  result.Set("buffers", Napi::Number::New(env, static_cast<double>(diagnostics().buffers.load())));
-  result.Set("sharedTokens", Napi::Number::New(env, static_cast<double>(ShareTable::instance().size())));
-  result.Set("environments", Napi::Number::New(env, static_cast<double>(diagnostics().environments.load())));
+  result.Set("wrappers", number(env, static_cast<double>(diagnostics().wrappers.load())));
+  result.Set("buffers", number(env, static_cast<double>(diagnostics().buffers.load())));
+  result.Set("sharedTokens", number(env, static_cast<double>(ShareTable::instance().size())));
+  result.Set("environments", number(env, static_cast<double>(diagnostics().environments.load())));
   return result;
 }
 
@@ -370,7 +370,7 @@ Napi::Value Environment::makeError(const VerbsError& error) {
   const Napi::String code = Napi::String::New(env, error.code);
   const Napi::String message = Napi::String::New(env, error.what());
   Napi::Object details = Napi::Object::New(env);
-  if (error.errnum != 0) details.Set("errno", Napi::Number::New(env, error.errnum));
+  if (error.errnum != 0) details.Set("errno", number(env, error.errnum));
   if (!error.syscall.empty()) details.Set("syscall", Napi::String::New(env, error.syscall));
   const bool isType = error.code == "QUORATE_INVALID_ARGUMENT";
   const bool isRange = error.code == "QUORATE_OUT_OF_RANGE";

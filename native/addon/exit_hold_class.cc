@@ -10,7 +10,7 @@ namespace {
 constexpr uint64_t kMaxHoldNs = 1'000'000'000;
 
 Napi::Value getKeeperId(Environment& environment, const Napi::CallbackInfo&, Wrapper& self) {
-  return Napi::Number::New(environment.env(), as<ExitHold>(self)->keeper());
+  return number(environment.env(), as<ExitHold>(self)->keeper());
 }
 
 }  // namespace

@@ -8,12 +8,12 @@ namespace quorate::addon {
 namespace {
 
 Napi::Value getEpoch(Environment& environment, const Napi::CallbackInfo&, Wrapper& self) {
-  return Napi::Number::New(environment.env(), static_cast<double>(as<Fence>(self)->epoch()));
+  return number(environment.env(), static_cast<double>(as<Fence>(self)->epoch()));
 }
 
 Napi::Value raise(Environment& environment, const Napi::CallbackInfo& info, Wrapper& self) {
   const uint64_t epoch = readInteger(info[0], "epoch", 0, kMaxSafeInteger);
-  return Napi::Number::New(environment.env(), static_cast<double>(as<Fence>(self)->raise(epoch)));
+  return number(environment.env(), static_cast<double>(as<Fence>(self)->raise(epoch)));
 }
 
 }  // namespace

@@ -71,7 +71,7 @@ napi_value runCallback(napi_env env, napi_callback_info info) noexcept {
   return guarded(env, holder->environment.get(), [&]() -> napi_value {
     if (list.closed()) throwClosed("PostList");
     const auto check = [&](double value, const char* name, uint64_t max) {
-      readInteger(Napi::Number::New(env, value), name, 0, max);
+      readInteger(number(env, value), name, 0, max);
     };
     check(requests, "count", list.maxWorkRequests());
     check(spinNs, "spinNs", kMaxSpinNs);

@@ -344,7 +344,7 @@ Napi::Object queuePairAttributesObject(Napi::Env env, const QpAttributes& attrib
   Napi::Object object = Napi::Object::New(env);
   for (const AttributeField& entry : kFields) {
     if ((attributes.mask & entry.maskBit) != 0 || entry.maskBit == kQpState) {
-      object.Set(entry.name, Napi::Number::New(env, entry.load(attributes)));
+      object.Set(entry.name, number(env, entry.load(attributes)));
     }
   }
   if ((attributes.mask & kQpAv) != 0) object.Set("av", addressVectorObject(env, attributes.av));

@@ -36,7 +36,7 @@ Napi::Value watchPeer(Environment& environment, const Napi::CallbackInfo& info, 
 
 Napi::Value wait(Environment& environment, const Napi::CallbackInfo& info, Wrapper& self) {
   const uint64_t timeoutNs = readInteger(info[0], "timeoutNs", 0, kMaxWaitNs);
-  return Napi::Number::New(environment.env(), as<Waiter>(self)->wait(timeoutNs));
+  return number(environment.env(), as<Waiter>(self)->wait(timeoutNs));
 }
 
 Napi::Value getAlive(Environment& environment, const Napi::CallbackInfo&, Wrapper& self) {
@@ -44,7 +44,7 @@ Napi::Value getAlive(Environment& environment, const Napi::CallbackInfo&, Wrappe
 }
 
 Napi::Value getState(Environment& environment, const Napi::CallbackInfo&, Wrapper& self) {
-  return Napi::Number::New(environment.env(), static_cast<int>(as<PeerProcess>(self)->state()));
+  return number(environment.env(), static_cast<int>(as<PeerProcess>(self)->state()));
 }
 
 }  // namespace

@@ -75,7 +75,7 @@ Napi::Value waitWord(Environment& environment, const Napi::CallbackInfo& info) {
   const Word word = readWord(info);
   const uint32_t expected = static_cast<uint32_t>(readInteger(info[2], "expected", 0, 0xffffffff));
   const uint64_t timeoutNs = readInteger(info[3], "timeoutNs", 0, kMaxWaitNs);
-  const auto result = [&](int value) { return Napi::Number::New(environment.env(), value); };
+  const auto result = [&](int value) { return number(environment.env(), value); };
   const uint64_t deadline = monotonicNs() + timeoutNs;
   const std::atomic_ref<uint32_t> value(*word.address);
   while (value.load(std::memory_order_seq_cst) == expected) {
@@ -95,7 +95,7 @@ Napi::Value waitWord(Environment& environment, const Napi::CallbackInfo& info) {
 
 Napi::Value wakeWord(Environment& environment, const Napi::CallbackInfo& info) {
   const Word word = readWord(info);
-  return Napi::Number::New(environment.env(), wakeAll(word.address));
+  return number(environment.env(), wakeAll(word.address));
 }
 
 Napi::Value addWord(Environment& environment, const Napi::CallbackInfo& info) {
@@ -104,13 +104,13 @@ Napi::Value addWord(Environment& environment, const Napi::CallbackInfo& info) {
   const double given = info[2].As<Napi::Number>().DoubleValue();
   const bool negative = given < 0;
   const uint64_t magnitude = negative
-                                 ? readInteger(Napi::Number::New(environment.env(), -given), "-delta", 0, 0x80000000u)
+                                 ? readInteger(number(environment.env(), -given), "-delta", 0, 0x80000000u)
                                  : readInteger(info[2], "delta", 0, 0xffffffff);
   const uint32_t delta = negative ? 0u - static_cast<uint32_t>(magnitude) : static_cast<uint32_t>(magnitude);
   const std::atomic_ref<uint32_t> value(*word.address);
   const uint32_t sum = value.fetch_add(delta, std::memory_order_seq_cst) + delta;
   wakeAll(word.address);
-  return Napi::Number::New(environment.env(), sum);
+  return number(environment.env(), sum);
 }
 
 Napi::Value setTimerSlack(Environment& environment, const Napi::CallbackInfo& info) {

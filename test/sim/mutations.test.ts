@@ -7,8 +7,8 @@ import { MUTATIONS } from '#lib/testing/mutations.js';
 import { runSimulation } from '#lib/testing/simulation.js';
 
 /**
- * Mutations that nearly every seed shows, or one in a few, and the seed to begin with: the first that showed it. Where a change to what
- * seeds draw makes it miss, those behind it are tried.
+ * Mutations that nearly every seed shows, or one in a few, and the seed to begin with: the first that showed it. Where a
+ * change to what seeds draw makes it miss, those behind it are tried.
  */
 const QUICK: Readonly<Record<string, number>> = {
   'grant-without-drain': 4,

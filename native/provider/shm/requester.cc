@@ -24,6 +24,7 @@
 
 namespace quorate::shm {
 
+// Not in the unnamed namespace: a member of the class below has this type.
 struct OperationTraits {
   OperationKind kind;
   uint64_t right;        // of the queue pair
