@@ -41,7 +41,7 @@ export const PROFILES: Readonly<Record<ProfileName, BackgroundProfile>> = {
 
 const TICK_NS_MIN = 5_000;
 const TICK_NS_MAX = 1_000_000_000;
-/** An idle replica's event loop turns every 20 ms (or two ticks), and garbage collection may well take longer than that. */
+/** An idle replica's event loop turns every 20 ms or less often, and garbage collection may well take longer than that. */
 const STALL_TIMEOUT_NS_MIN = 50_000_000;
 
 /** Resolves the option `profile`; QUORATE_INVALID_ARGUMENT says what is wrong with it. */

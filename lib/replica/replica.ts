@@ -94,8 +94,13 @@ const SPIN_NS = 100_000;
 const SPIN_SOFTWARE_DEVICE_NS = 2_000_000;
 /** See ReplicationOptions.lagTimeout_ns. */
 const LAG_TIMEOUT_NS = 1_000_000_000;
-/** Housekeeping that no event announces: a blocked ring, a membership change that waits. At least two ticks apart. */
+/**
+ * Housekeeping that no event announces: a blocked ring, a membership change that waits. At least two ticks apart, and as rare
+ * as it can be, since it is what an idle event loop does: but its turns are what shows that a leader is not stalled.
+ */
 const HOUSEKEEPING_INTERVAL_MIN_MS = 20;
+const HOUSEKEEPING_INTERVAL_MAX_MS = 50;
+const HOUSEKEEPING_PER_STALL_TIMEOUT = 10;
 /**
  * Slices of this thread, too: a takeover must not wait until a dying process has freed its memory, several
  * milliseconds, on the processor that it was woken on.
@@ -340,7 +345,12 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       'pendingReadBarriersMax',
     );
     const { name, profile } = resolveProfile(options.profile, endpoint.isSoftware);
-    this.housekeepingMs = Math.max(HOUSEKEEPING_INTERVAL_MIN_MS, (profile.tick_ns / 1e6) * 2);
+    const wantedMs = profile.stallTimeout_ns / 1e6 / HOUSEKEEPING_PER_STALL_TIMEOUT;
+    this.housekeepingMs = Math.max(
+      HOUSEKEEPING_INTERVAL_MIN_MS,
+      Math.min(wantedMs, HOUSEKEEPING_INTERVAL_MAX_MS),
+      (profile.tick_ns / 1e6) * 2,
+    );
     this.replaceAfterMs = checkReplaceAfter(options.replaceAfterMs ?? 0, this.housekeepingMs);
     this.shmDirectory = options.shmDirectory;
     this.scheduling = checkScheduling(options.backgroundThread);

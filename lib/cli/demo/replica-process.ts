@@ -4,7 +4,7 @@
 import { Replica } from '../../replica/replica.js';
 import type { StateMachine } from '../../replica/replica-options.js';
 import { describeError } from './answers.js';
-import { type FromReplica, monotonic_ns, type OpenMessage, type ToReplica } from './messages.js';
+import { type FromReplica, type LeaderMessage, monotonic_ns, type OpenMessage, type ToReplica } from './messages.js';
 
 /** How often the status is looked at, and sent if it changed. */
 const STATUS_INTERVAL_MS = 20;
@@ -50,6 +50,7 @@ class HostedReplica<Result> {
   private lastStatus = '';
   private quietIntervals = 0;
   private leads = false;
+  private untold: LeaderMessage | undefined;
 
   private constructor(
     private readonly program: ReplicaProgram<Result>,
@@ -63,6 +64,7 @@ class HostedReplica<Result> {
     });
     replica.on('deposed', (epoch, reason) => {
       this.leads = false;
+      this.tellLeader();
       send({ type: 'deposed', epoch, reason, at_ns: monotonic_ns() });
     });
     replica.on('warning', (warning) => send({ type: 'warning', ...describeError(warning) }));
@@ -106,7 +108,9 @@ class HostedReplica<Result> {
     if (this.leads) return;
     this.leads = true;
     const leaderAt_ns = monotonic_ns();
-    send({ type: 'leader', epoch, at_ns: leaderAt_ns });
+    // Told after the command was proposed, which it would delay, and before all that comes of it.
+    this.untold = { type: 'leader', epoch, at_ns: leaderAt_ns };
+    setImmediate(() => this.tellLeader());
     const { probeOrigin: origin } = this.options;
     // A probe whose fate stayed unknown is proposed again under its number: the session takes no other next.
     const sequence = this.probeSequence;
@@ -114,12 +118,18 @@ class HostedReplica<Result> {
       const probe = this.program.probe(origin, sequence);
       await this.replica.propose(probe, { session: { origin, sequence }, forward: false });
       const at_ns = monotonic_ns();
+      this.tellLeader();
       send({ type: 'serving', epoch, commitLsn: this.replica.status().commitLsn, leaderAt_ns, at_ns });
       this.probeSequence = sequence + 1;
     } catch (error) {
       // Deposed before the first commit: the next leader says when it serves.
       send({ type: 'warning', ...describeError(error) });
     }
+  }
+
+  private tellLeader(): void {
+    if (this.untold !== undefined) send(this.untold);
+    this.untold = undefined;
   }
 
   private reportStatusEvery(intervalMs: number): void {
