@@ -41,8 +41,20 @@ export const PROFILES: Readonly<Record<ProfileName, BackgroundProfile>> = {
 
 const TICK_NS_MIN = 5_000;
 const TICK_NS_MAX = 1_000_000_000;
-/** An idle replica's event loop turns every 20 ms or less often, and garbage collection may well take longer than that. */
+/** Then an idle replica's event loop turns every 20 ms (or two ticks), and garbage collection may well take longer than that. */
 const STALL_TIMEOUT_NS_MIN = 50_000_000;
+const HOUSEKEEPING_INTERVAL_MIN_MS = 20;
+const HOUSEKEEPING_INTERVAL_MAX_MS = 50;
+const TURNS_PER_STALL_TIMEOUT = 10;
+
+/**
+ * How often the event loop turns for what no event announces: a blocked ring, a membership change that waits. It is all that
+ * an idle one does, and so as rare as it can be; but its turns are what shows that a leader is not stalled.
+ */
+export function housekeepingIntervalMs({ stallTimeout_ns, tick_ns }: BackgroundProfile): number {
+  const wantedMs = Math.min(stallTimeout_ns / 1e6 / TURNS_PER_STALL_TIMEOUT, HOUSEKEEPING_INTERVAL_MAX_MS);
+  return Math.max(HOUSEKEEPING_INTERVAL_MIN_MS, wantedMs, (tick_ns / 1e6) * 2);
+}
 
 /** Resolves the option `profile`; QUORATE_INVALID_ARGUMENT says what is wrong with it. */
 export function resolveProfile(

@@ -61,7 +61,7 @@ import { CATCH_UP_TIMEOUT_DEFAULT_MS, MembershipRequests, TRANSFER_TIMEOUT_DEFAU
 import { NotLeaderError } from './not-leader-error.js';
 import { Opening } from './opening.js';
 import { OutcomeUnknownError } from './pending-proposals.js';
-import { resolveProfile } from './profiles.js';
+import { housekeepingIntervalMs, resolveProfile } from './profiles.js';
 import { type Elsewhere, Proposals } from './proposals.js';
 import { ReadBarriers } from './read-barriers.js';
 import { CrashSurvival } from './recovery/crash-survival.js';
@@ -94,13 +94,6 @@ const SPIN_NS = 100_000;
 const SPIN_SOFTWARE_DEVICE_NS = 2_000_000;
 /** See ReplicationOptions.lagTimeout_ns. */
 const LAG_TIMEOUT_NS = 1_000_000_000;
-/**
- * Housekeeping that no event announces: a blocked ring, a membership change that waits. At least two ticks apart, and as rare
- * as it can be, since it is what an idle event loop does: but its turns are what shows that a leader is not stalled.
- */
-const HOUSEKEEPING_INTERVAL_MIN_MS = 20;
-const HOUSEKEEPING_INTERVAL_MAX_MS = 50;
-const HOUSEKEEPING_PER_STALL_TIMEOUT = 10;
 /**
  * Slices of this thread, too: a takeover must not wait until a dying process has freed its memory, several
  * milliseconds, on the processor that it was woken on.
@@ -345,12 +338,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       'pendingReadBarriersMax',
     );
     const { name, profile } = resolveProfile(options.profile, endpoint.isSoftware);
-    const wantedMs = profile.stallTimeout_ns / 1e6 / HOUSEKEEPING_PER_STALL_TIMEOUT;
-    this.housekeepingMs = Math.max(
-      HOUSEKEEPING_INTERVAL_MIN_MS,
-      Math.min(wantedMs, HOUSEKEEPING_INTERVAL_MAX_MS),
-      (profile.tick_ns / 1e6) * 2,
-    );
+    this.housekeepingMs = housekeepingIntervalMs(profile);
     this.replaceAfterMs = checkReplaceAfter(options.replaceAfterMs ?? 0, this.housekeepingMs);
     this.shmDirectory = options.shmDirectory;
     this.scheduling = checkScheduling(options.backgroundThread);
