@@ -48,7 +48,7 @@ import {
 export interface BackgroundProfile extends DetectorThresholds {
   /** Interval between ticks: heartbeat, READ of every peer's status, mailbox check. 5,000 (5 us) .. 1,000,000,000 (1 s). */
   readonly tick_ns: number;
-  /** Interval while an election is on, so that grants are not waited for a whole tick. The same range. */
+  /** Interval while an election is on, so that grants are not waited for a whole tick. At least 5,000, at most tick_ns. */
   readonly electionTick_ns: number;
   /** How long a candidacy, and then the takeover, may take before the candidate stands back. At least four ticks. */
   readonly takeoverTimeout_ns: number;

@@ -108,9 +108,11 @@ export class LogPermissions {
    * next grant is registered.
    */
   prepare(): void {
-    for (const { peer, link, wasCurrent } of this.ended.splice(0)) {
-      link.queuePair.close();
-      if (wasCurrent) this.onLinkDead(peer, link.generation);
+    if (this.ended.length > 0) {
+      for (const { peer, link, wasCurrent } of this.ended.splice(0)) {
+        link.queuePair.close();
+        if (wasCurrent) this.onLinkDead(peer, link.generation);
+      }
     }
     if (this.strategy === 'mr-dereg' && this.spareRegions.length === 0) this.spareRegions.push(this.register());
   }

@@ -119,12 +119,14 @@ export class VerbsBackgroundFabric implements BackgroundFabric {
   private linkSerial = 0;
   private queued = 0;
   private delivered = false;
+  private readonly probeAddress: number;
+  private readonly probeKey: number;
 
   constructor(
     completionQueue: CompletionQueue,
     private readonly fence: Fence,
     private readonly permissions: LogPermissions,
-    private readonly memories: BackgroundMemories,
+    memories: BackgroundMemories,
     /** What this plane's thread sleeps on, and where the peers' wakes arrive; none for one that is only ever ticked. */
     private readonly waiting: BackgroundWaiting | null,
   ) {
@@ -137,6 +139,8 @@ export class VerbsBackgroundFabric implements BackgroundFabric {
       MAX_REPLICAS * STATUS_BYTES,
       (MAX_REPLICAS * MAILBOX_SLOT_BYTES) / 4,
     );
+    this.probeAddress = memories.probe.address;
+    this.probeKey = memories.probeKey;
     this.completionPeer = this.book.completionPeer;
     this.completionToken = this.book.completionToken;
     this.completionStatus = this.book.completionStatus;
@@ -273,9 +277,9 @@ export class VerbsBackgroundFabric implements BackgroundFabric {
     requests[at + WR.op] = opcode;
     requests[at + WR.slot] = peer;
     requests[at + WR.wrId] = link.wrId;
-    requests[at + WR.localAddress] = this.memories.probe.address + localOffset;
+    requests[at + WR.localAddress] = this.probeAddress + localOffset;
     requests[at + WR.length] = lengthBytes;
-    requests[at + WR.lkey] = this.memories.probeKey;
+    requests[at + WR.lkey] = this.probeKey;
     requests[at + WR.remoteAddress] = remoteAddress;
     requests[at + WR.rkey] = rkey;
     requests[at + WR.sendFlags] = 0;

@@ -112,6 +112,10 @@ export class VerbsEndpoint {
   private readonly port: PortAttributes;
   private readonly gid: GidEntry;
   readonly portNum: number;
+  /** True for devices whose protocol runs on this host's processors. */
+  readonly isSoftware: boolean;
+  /** Largest transfer that goes out as one work request. */
+  readonly transferBytesMax: number;
 
   private constructor(
     readonly context: Context,
@@ -121,6 +125,8 @@ export class VerbsEndpoint {
     this.portNum = options.devicePort ?? 1;
     this.port = context.queryPort(this.portNum);
     this.gid = this.selectGid(options.gidIndex);
+    this.isSoftware = /rxe|siw/.test(context.device.driver);
+    this.transferBytesMax = this.isSoftware ? this.port.activeMtuBytes : TRANSFER_BYTES_MAX;
     this.probeDomain = context.allocateProtectionDomain();
     this.logDomain = context.allocateProtectionDomain();
     this.stateMemory = new StateMemoryAreas(context);
@@ -184,16 +190,6 @@ export class VerbsEndpoint {
 
   get isShm(): boolean {
     return this.context.device.provider === 'shm';
-  }
-
-  /** True for devices whose protocol runs on this host's processors. */
-  get isSoftware(): boolean {
-    return /rxe|siw/.test(this.context.device.driver);
-  }
-
-  /** Largest transfer that goes out as one work request. */
-  get transferBytesMax(): number {
-    return this.isSoftware ? this.port.activeMtuBytes : TRANSFER_BYTES_MAX;
   }
 
   private selectGid(index: number | undefined): GidEntry {

@@ -96,6 +96,13 @@ export function resolveProfile(
       );
     }
   }
+  // The others count beats by tick_ns, and would take a replica that beats less often in an election for dead.
+  if (!(profile.electionTick_ns <= profile.tick_ns)) {
+    throw new QuorateError(
+      'QUORATE_INVALID_ARGUMENT',
+      `profile.electionTick_ns ${profile.electionTick_ns} is more than tick_ns, ${profile.tick_ns}`,
+    );
+  }
   if (!(profile.takeoverTimeout_ns >= profile.tick_ns * 4)) {
     throw new QuorateError('QUORATE_INVALID_ARGUMENT', 'profile.takeoverTimeout_ns must be at least four ticks');
   }

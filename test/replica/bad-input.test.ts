@@ -76,6 +76,12 @@ describe('Replica.open() refuses', () => {
       'QUORATE_INVALID_ARGUMENT',
       /takeoverTimeout_ns Infinity/,
     ],
+    [
+      'a profile by which a replica in an election looks dead',
+      () => ({ profile: { ...PROFILES.fast, electionTick_ns: 1_000_000 } }),
+      'QUORATE_INVALID_ARGUMENT',
+      /electionTick_ns 1000000 is more than tick_ns, 100000/,
+    ],
     ['a region that is none', () => ({ surviveCrash: null }), 'QUORATE_INVALID_ARGUMENT', /surviveCrash/],
     [
       'an address that is none',
