@@ -34,6 +34,8 @@ const FANOUT_TIMEOUT_MS = 180_000;
 const FANOUT_TURNS = 5;
 const WINDOW = 64;
 const OPS_PER_ROUND = 1000;
+/** How often a part is measured that was not one leader's from its first proposal to its last. */
+const PART_TRIES_MAX = 3;
 /** Of the proposals that are measured at the leader, so many are measured at a follower. */
 const FORWARDED_PART = 0.2;
 /** What a replica did while it started is not idling. */
@@ -114,8 +116,8 @@ function clockNs() {
 async function measurePropose(common, proposals, payloadBytes, writes) {
   const cluster = await Cluster.start(common);
   try {
-    const leader = await cluster.waitFor('a leader', () => cluster.leader);
-    const status = await cluster.waitFor('its status', () => leader.status);
+    const first = await cluster.waitFor('a leader', () => cluster.leader);
+    const status = await cluster.waitFor('its status', () => first.status);
     const pids = cluster.replicas.map(({ pid }) => pid);
     // What the replicas tell this process takes processor time that they would not use without it.
     for (const replica of cluster.replicas) cluster.send(replica, { type: 'statusInterval', intervalMs: REPORT_MS });
@@ -135,13 +137,8 @@ async function measurePropose(common, proposals, payloadBytes, writes) {
     const writtenUs = writes === undefined ? [] : [await writes(perTurn)];
     let wall_ns = 0;
     for (let turn = 0; turn < turns; turn++) {
-      const request = {
-        type: /** @type {const} */ ('measure'),
-        warmUp: turn === 0 ? warmUp : 0,
-        count: perTurn,
-        payloadBytes,
-      };
-      const answer = await cluster.request(leader, request, 'measured');
+      const request = { warmUp: turn === 0 ? warmUp : 0, count: perTurn, payloadBytes };
+      const answer = await measureAt(cluster, 'leader', () => cluster.leader, request, warmUp);
       histograms.push(decodeFromCompressedBase64(answer.histogram));
       wall_ns += answer.wall_ns;
       if (writes !== undefined) writtenUs.push(await writes(perTurn));
@@ -158,7 +155,7 @@ async function measurePropose(common, proposals, payloadBytes, writes) {
         `${formatUs(histogram.maxValue / 1000)}   (${perTurn * turns} after ${warmUp} to warm up; ${Math.round((perTurn * turns) / (wall_ns / 1e9))}` +
         ` per second)   [${fabric}, ${profile}]`,
     );
-    const forwardedUs = await measureForwarded(cluster, Math.ceil(proposals * FORWARDED_PART), payloadBytes);
+    const forwardedUs = await measureForwarded(cluster, Math.ceil(proposals * FORWARDED_PART), payloadBytes, status);
     return {
       fabric,
       device,
@@ -173,6 +170,27 @@ async function measurePropose(common, proposals, payloadBytes, writes) {
     for (const problem of await cluster.stop()) say(`warning: ${problem}`);
     cluster.killAll();
   }
+}
+
+/**
+ * Has the replica that `find` names measure proposals. Where it was not of this role from the first to the last, in one
+ * epoch, they were somebody else's in part, and are measured again.
+ * @param {Cluster} cluster
+ * @param {'leader' | 'follower'} role
+ * @param {() => import('#lib/cli/demo/cluster.js').ReplicaProcess | undefined} find
+ * @param {{ warmUp: number, count: number, payloadBytes: number }} request
+ * @param {number} warmUpAgain of a replica that measures for another one
+ */
+async function measureAt(cluster, role, find, request, warmUpAgain) {
+  let wanted = request;
+  for (let tries = 0; tries < PART_TRIES_MAX; tries++) {
+    const replica = await cluster.waitFor(`a ${role}`, find);
+    const answer = await cluster.request(replica, { type: 'measure', ...wanted }, 'measured');
+    if (answer.role === role) return answer;
+    say(`replica ${replica.id} was not ${role} all the time: its ${request.count} proposals are measured again`);
+    wanted = { ...request, warmUp: warmUpAgain };
+  }
+  throw new Error(`no replica was ${role} for ${request.count} proposals, ${PART_TRIES_MAX} times in a row`);
 }
 
 /**
@@ -191,17 +209,15 @@ function compareWithWrites(proposedUs, writtenUs) {
  * @param {Cluster} cluster
  * @param {number} count
  * @param {number} payloadBytes
+ * @param {{ fabric: string, profile: string }} status
  */
-async function measureForwarded(cluster, count, payloadBytes) {
-  const follower = await cluster.waitFor('a follower that knows the leader', () =>
-    cluster.replicas.find(({ status }) => status?.role === 'follower' && status.leader !== undefined),
-  );
+async function measureForwarded(cluster, count, payloadBytes, { fabric, profile }) {
+  const find = () => cluster.replicas.find(({ status }) => status?.role === 'follower' && status.leader !== undefined);
   const warmUp = Math.ceil(count / 2);
-  const answer = await cluster.request(follower, { type: 'measure', warmUp, count, payloadBytes }, 'measured');
+  const answer = await measureAt(cluster, 'follower', find, { warmUp, count, payloadBytes }, warmUp);
   const histogram = decodeFromCompressedBase64(answer.histogram);
   const at = (/** @type {number} */ percent) => histogram.getValueAtPercentile(percent) / 1000;
   const maxUs = histogram.maxValue / 1000;
-  const { fabric, profile } = /** @type {NonNullable<typeof follower.status>} */ (follower.status);
   say(
     `the same at a follower, which forwards:           p50 ${formatUs(at(50))}   p99 ${formatUs(at(99))}   max ` +
       `${formatUs(maxUs)}   (${count} after ${warmUp} to warm up)   [${fabric}, ${profile}]`,

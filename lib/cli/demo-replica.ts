@@ -97,6 +97,7 @@ class DemoReplica implements Role {
         encodeAudited(0, 0, encodeSet(String(index).padStart(MEASURE_KEY_BYTES, '0'), value)),
       );
       const histogram = build({ lowestDiscernibleValue: 1, highestTrackableValue: HISTOGRAM_NS_MAX });
+      const before = this.replica.status();
       let wall_ns = 0;
       let turnStart_ns = monotonic_ns();
       for (let index = 0; index < warmUp + count; index++) {
@@ -111,7 +112,15 @@ class DemoReplica implements Role {
           turnStart_ns = monotonic_ns();
         }
       }
-      send({ type: 'measured', histogram: encodeIntoCompressedBase64(histogram), count, wall_ns });
+      const { role, epoch } = this.replica.status();
+      const isSame = role === before.role && epoch === before.epoch;
+      send({
+        type: 'measured',
+        histogram: encodeIntoCompressedBase64(histogram),
+        count,
+        wall_ns,
+        role: isSame ? role : null,
+      });
     } catch (error) {
       send({ type: 'failed', during: 'measure', ...describeError(error) });
     }

@@ -228,6 +228,8 @@ export interface MeasuredMessage {
   readonly histogram: string;
   readonly count: number;
   readonly wall_ns: number;
+  /** What the replica was from the first of them to the last, in one epoch; null if that changed in between. */
+  readonly role: ReplicaStatus['role'] | null;
 }
 
 /** An Error that needs attention but not action. */
