@@ -16,7 +16,15 @@ import type { VerbsEndpoint } from '../../fabric/verbs-endpoint.js';
 import { checksum } from '../../verbs/checksum.js';
 import type { ControlConnection } from '../control-channel.js';
 import { turn } from '../turn.js';
-import { CHUNK_BYTES, CHUNK_SOFTWARE_BYTES, DONATIONS_MAX, IDLE_TIMEOUT_MS, SLOTS, SLOTS_SOFTWARE } from './limits.js';
+import {
+  CHUNK_BYTES,
+  CHUNK_SOFTWARE_BYTES,
+  CHUNKS_ANNOUNCED,
+  DONATIONS_MAX,
+  IDLE_TIMEOUT_MS,
+  SLOTS,
+  SLOTS_SOFTWARE,
+} from './limits.js';
 import { checkOpen, type ResumePoint, type TransferOpen, type TransferOpened, type TransferReady } from './messages.js';
 import { TransferProgress, type TransferStatus } from './progress.js';
 import type { PieceSource } from './snapshot-stream.js';
@@ -212,11 +220,11 @@ class Donation {
   }
 
   /**
-   * Two at a time: what is said about chunks shall not cost as much as the chunks. At once where the receiver has nothing to
-   * do, since the next chunk may take a while.
+   * Several at a time: what is said about chunks shall not cost as much as the chunks. At once where the receiver has nothing
+   * to do, since the next chunk may take a while.
    */
   private announceIfDue(): void {
-    if (this.parts.length >= 2 || this.first === this.taken) this.announce(false);
+    if (this.parts.length >= CHUNKS_ANNOUNCED || this.first === this.taken) this.announce(false);
   }
 
   private announce(isEnd: boolean): void {

@@ -8,7 +8,9 @@ export const CHUNK_SOFTWARE_BYTES = 64 * 1024;
 export const SLOTS = 8;
 /** Of devices whose protocol runs on the host's processors: their chunks are smaller. */
 export const SLOTS_SOFTWARE = 32;
-/** The receiver says what it took by so many parts of the slots: what is said about chunks costs both event loops a turn. */
+/** Chunks that a donor announces at a time to a receiver that has some to READ: what is said about chunks costs both event loops a turn. */
+export const CHUNKS_ANNOUNCED = 4;
+/** For the same reason the receiver says what it took by so many parts of the slots. */
 export const TAKEN_PARTS = 2;
 /** READs of whole chunks in flight; more would only push each other out of the processor's cache. */
 export const CHUNK_READS_MAX = 4;
