@@ -1,28 +1,31 @@
 // npm run bench:durable: what it costs that a command is acknowledged only when it is on the disks of a majority. Three
 // replicas, one process each, on shared memory; commands one after the other, each when the one before is acknowledged, in
-// memory and durable, beside the bare fdatasync(2) of the same file system in the same run
+// memory and durable, beside the bare fdatasync(2) of the same file system in the same run.
+//
+//   node bench/durable.mjs [--ops N] [--profile fast|balanced|relaxed] [--directory DIR] [--json]
+//
+// The directories of the replicas are made in DIR, by default that for temporary files, and removed in the end.
 import { closeSync, fdatasyncSync, mkdtempSync, openSync, rmSync, writeSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { parseArgs } from 'node:util';
 import { build, decodeFromCompressedBase64 } from 'hdr-histogram-js';
 import { Cluster } from '../dist/cli/demo/cluster.js';
 import { Deadline } from '../dist/cli/demo/deadline.js';
+import { oneOf, readOptions, wholeNumber } from './support/options.mjs';
 
 const TIMEOUT_MS = 300_000;
 const OPEN_TIMEOUT_MS = 60_000;
 const PAYLOAD_BYTES = 100;
 const SYNC_BYTES = 256;
 
-const { values } = parseArgs({
-  options: {
-    ops: { type: 'string', default: '2000' },
-    profile: { type: 'string', default: 'balanced' },
-    directory: { type: 'string', default: tmpdir() },
-    json: { type: 'boolean', default: false },
-  },
+const values = readOptions(import.meta.url, {
+  ops: { type: 'string', default: '2000' },
+  profile: { type: 'string', default: 'balanced' },
+  directory: { type: 'string', default: tmpdir() },
+  json: { type: 'boolean', default: false },
 });
-const ops = Number(values.ops);
+const ops = wholeNumber('ops', values.ops, 1, 1_000_000);
+const profile = oneOf('profile', values.profile, /** @type {const} */ (['fast', 'balanced', 'relaxed']));
 const folder = mkdtempSync(join(values.directory, 'quorate-bench-durable-'));
 const deadline = new Deadline(TIMEOUT_MS);
 const say = (/** @type {string} */ line) => process.stderr.write(`${line}\n`);
@@ -52,7 +55,7 @@ async function measureCommits(isDurable) {
   const cluster = await Cluster.start({
     replicas: 3,
     devices: ['shm'],
-    profile: /** @type {import('../dist/index.js').ProfileName} */ (values.profile),
+    profile,
     openTimeoutMs: OPEN_TIMEOUT_MS,
     random: Math.random,
     deadline,
@@ -62,7 +65,8 @@ async function measureCommits(isDurable) {
   try {
     const leader = await cluster.waitFor('a leader', () => cluster.leader);
     const order = /** @type {const} */ ({ type: 'measure', warmUp: 200, count: ops, payloadBytes: PAYLOAD_BYTES });
-    const { histogram } = await cluster.request(leader, order, 'measured');
+    const { histogram, role } = await cluster.request(leader, order, 'measured');
+    if (role !== 'leader') throw new Error('the leader changed while it was measured: run it again');
     return figures(decodeFromCompressedBase64(histogram));
   } finally {
     await cluster.stop();
@@ -76,7 +80,6 @@ try {
   say(`commit in memory, us: ${JSON.stringify(memoryUs)}`);
   const durableUs = await measureCommits(true);
   say(`commit on disk, us: ${JSON.stringify(durableUs)}`);
-  const { profile } = values;
   const summary = { profile, ops, payloadBytes: PAYLOAD_BYTES, fdatasyncUs, memoryUs, durableUs };
   console.log(values.json ? JSON.stringify(summary) : summary);
 } finally {

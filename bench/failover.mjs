@@ -21,10 +21,10 @@ import { randomBytes } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { cpus, release } from 'node:os';
 import { fileURLToPath } from 'node:url';
-import { parseArgs } from 'node:util';
 import { percentile } from '#lib/cli/demo/figures.js';
 import { freePorts } from '#lib/cli/demo/ports.js';
 import { monotonicNs } from '#lib/verbs/index.js';
+import { oneOf, readOptions, refuse, wholeNumber } from './support/options.mjs';
 
 const REPLICAS = 3;
 const PROGRAM = fileURLToPath(new URL('support/failover-replica.mjs', import.meta.url));
@@ -40,59 +40,34 @@ const STANDSTILL = new Int32Array(new SharedArrayBuffer(4));
 const TICKS_PER_SECOND = 100;
 const NS_PER_HOUR = 3.6e12;
 
-const { values: options } = parseArgs({
-  options: {
-    device: { type: 'string', default: 'shm' },
-    profile: { type: 'string', default: 'fast' },
-    signal: { type: 'string', default: 'SIGKILL' },
-    rounds: { type: 'string', default: '50' },
-    realtime: { type: 'string' },
-    'lease-us': { type: 'string' },
-    load: { type: 'boolean', default: false },
-    collections: { type: 'string', default: '0' },
-    'forget-code': { type: 'boolean', default: false },
-    'quiet-seconds': { type: 'string', default: '20' },
-    json: { type: 'boolean', default: false },
-  },
+const options = readOptions(import.meta.url, {
+  device: { type: 'string', default: 'shm' },
+  profile: { type: 'string', default: 'fast' },
+  signal: { type: 'string', default: 'SIGKILL' },
+  rounds: { type: 'string', default: '50' },
+  realtime: { type: 'string' },
+  'lease-us': { type: 'string' },
+  load: { type: 'boolean', default: false },
+  collections: { type: 'string', default: '0' },
+  'forget-code': { type: 'boolean', default: false },
+  'quiet-seconds': { type: 'string', default: '20' },
+  json: { type: 'boolean', default: false },
 });
 
 /** @param {string} line */
 const say = (line) => void (options.json ? process.stderr : process.stdout).write(`${line}\n`);
 
-/**
- * @param {'rounds' | 'realtime' | 'quiet-seconds' | 'lease-us' | 'collections'} name
- * @param {number} min
- * @param {number} max
- */
-function integer(name, min, max) {
-  const value = Number(options[name]);
-  if (Number.isInteger(value) && value >= min && value <= max) return value;
-  throw new Error(`--${name} is "${options[name]}"; it must be a whole number from ${min} to ${max}`);
-}
-
-/**
- * @template {string} T
- * @param {'profile' | 'signal'} name
- * @param {readonly T[]} values
- * @returns {T}
- */
-function oneOf(name, values) {
-  const value = /** @type {T} */ (options[name]);
-  if (values.includes(value)) return value;
-  throw new Error(`--${name} is "${value}"; it must be one of ${values.join(', ')}`);
-}
-
-const profile = oneOf('profile', /** @type {const} */ (['fast', 'balanced', 'relaxed']));
-const signal = oneOf('signal', /** @type {const} */ (['SIGKILL', 'SIGSTOP']));
-const rounds = integer('rounds', 1, 10_000);
-const collections = integer('collections', 0, 100);
-const quietSeconds = integer('quiet-seconds', 0, 600);
-const realtimePriority = options.realtime === undefined ? null : integer('realtime', 1, 99);
+const profile = oneOf('profile', options.profile, /** @type {const} */ (['fast', 'balanced', 'relaxed']));
+const signal = oneOf('signal', options.signal, /** @type {const} */ (['SIGKILL', 'SIGSTOP']));
+const rounds = wholeNumber('rounds', options.rounds, 1, 10_000);
+const collections = wholeNumber('collections', options.collections, 0, 100);
+const quietSeconds = wholeNumber('quiet-seconds', options['quiet-seconds'], 0, 600);
+const realtimePriority = options.realtime === undefined ? null : wholeNumber('realtime', options.realtime, 1, 99);
 /** Length of leases, 0 for none, null for the profile's: a leader whose memory cannot be reached is followed after that time only. */
-const leaseUs = options['lease-us'] === undefined ? null : integer('lease-us', 0, 10_000_000);
+const leaseUs = options['lease-us'] === undefined ? null : wholeNumber('lease-us', options['lease-us'], 0, 10_000_000);
 const devices = options.device.split(',').map((name) => name.trim());
 if (devices.length !== 1 && devices.length !== REPLICAS) {
-  throw new Error(`--device takes one name, or ${REPLICAS} of them`);
+  refuse(`--device takes one name, or ${REPLICAS} of them`);
 }
 
 const deadline = setTimeout(() => {

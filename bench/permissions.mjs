@@ -13,10 +13,10 @@ import { spawn } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { cpus, release } from 'node:os';
 import { fileURLToPath } from 'node:url';
-import { parseArgs } from 'node:util';
 import { formatUs, percentile } from '#lib/cli/demo/figures.js';
 import { monotonicNs, wcStatusName } from '#lib/verbs/index.js';
 import { nearAndFar } from './support/ends.mjs';
+import { readOptions, refuse, wholeNumber } from './support/options.mjs';
 import { MECHANISMS, Pair, SIZES, sizeText } from './support/permission-mechanisms.mjs';
 
 const RACE = fileURLToPath(new URL('revocation-race.mjs', import.meta.url));
@@ -30,18 +30,16 @@ const MIB = 1_048_576;
 const USUAL_BYTES = MIB;
 const DEFAULTS = { shm: { iterations: 1000, trials: 1000 }, ibverbs: { iterations: 200, trials: 100 } };
 
-const { values: options } = parseArgs({
-  options: {
-    device: { type: 'string', default: 'shm' },
-    parts: { type: 'string', default: 'latency,race' },
-    mechanisms: { type: 'string', default: MECHANISMS.map(({ name }) => name).join() },
-    iterations: { type: 'string' },
-    trials: { type: 'string' },
-    'max-mib': { type: 'string', default: '1024' },
-    from: { type: 'string' },
-    save: { type: 'string' },
-    json: { type: 'boolean', default: false },
-  },
+const options = readOptions(import.meta.url, {
+  device: { type: 'string', default: 'shm' },
+  parts: { type: 'string', default: 'latency,race' },
+  mechanisms: { type: 'string', default: MECHANISMS.map(({ name }) => name).join() },
+  iterations: { type: 'string' },
+  trials: { type: 'string' },
+  'max-mib': { type: 'string', default: '1024' },
+  from: { type: 'string' },
+  save: { type: 'string' },
+  json: { type: 'boolean', default: false },
 });
 
 /** @typedef {{ p50: number, p99: number }} Summary times in microseconds */
@@ -75,13 +73,6 @@ const { values: options } = parseArgs({
  */
 
 const say = (/** @type {string} */ line) => (options.json ? process.stderr : process.stdout).write(`${line}\n`);
-
-/** @type {(name: string, text: string, least: number, most: number) => number} */
-function integer(name, text, least, most) {
-  const value = Number(text);
-  if (Number.isInteger(value) && value >= least && value <= most) return value;
-  throw new Error(`--${name} is "${text}"; it must be a whole number from ${least} to ${most}`);
-}
 
 /** @param {number[]} ns @returns {Summary} */
 function summary(ns) {
@@ -157,7 +148,7 @@ function measureLatency(devices, mechanisms, maxBytes, results) {
   const { provider } = pair.responder.context.device;
   results.provider = provider;
   const iterations = options.iterations
-    ? integer('iterations', options.iterations, 5, 1_000_000)
+    ? wholeNumber('iterations', options.iterations, 5, 1_000_000)
     : DEFAULTS[provider].iterations;
   try {
     for (const mechanism of mechanisms) {
@@ -226,7 +217,7 @@ async function race(strategy, trials) {
  */
 async function measureRace(mechanisms, results) {
   const trials = options.trials
-    ? integer('trials', options.trials, 1, 1_000_000)
+    ? wholeNumber('trials', options.trials, 1, 1_000_000)
     : DEFAULTS[options.device.startsWith('shm') ? 'shm' : 'ibverbs'].trials;
   for (const { name, title, race: strategy } of mechanisms) {
     if (results.leftOut.some(({ mechanism, sizeBytes }) => mechanism === name && sizeBytes === null)) continue;
@@ -247,11 +238,11 @@ async function measureRace(mechanisms, results) {
 /** @returns {Promise<Results>} */
 async function measureAll() {
   const parts = options.parts.split(',');
-  if (parts.some((part) => part !== 'latency' && part !== 'race')) throw new Error('--parts takes latency and race');
+  if (parts.some((part) => part !== 'latency' && part !== 'race')) refuse('--parts takes latency and race');
   const names = options.mechanisms.split(',');
   const mechanisms = MECHANISMS.filter(({ name }) => names.includes(name));
   if (mechanisms.length !== names.length) {
-    throw new Error(`--mechanisms takes ${MECHANISMS.map(({ name }) => name).join(', ')}`);
+    refuse(`--mechanisms takes ${MECHANISMS.map(({ name }) => name).join(', ')}`);
   }
   const machine = `${cpus()[0]?.model.trim() ?? 'unknown processor'}, ${cpus().length} processors, Linux ${release()}, Node.js ${process.version}`;
   say(machine);
@@ -265,7 +256,7 @@ async function measureAll() {
     leftOut: [],
   };
   if (parts.includes('latency')) {
-    const maxBytes = integer('max-mib', options['max-mib'], 1, 1_048_576) * MIB;
+    const maxBytes = wholeNumber('max-mib', options['max-mib'], 1, 1_048_576) * MIB;
     measureLatency(nearAndFar(options.device), mechanisms, maxBytes, results);
   }
   if (parts.includes('race')) await measureRace(mechanisms, results);

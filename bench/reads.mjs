@@ -10,25 +10,20 @@ import { fork } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { release } from 'node:os';
 import { fileURLToPath } from 'node:url';
-import { parseArgs } from 'node:util';
 import { freePorts } from '#lib/cli/demo/ports.js';
+import { readOptions, wholeNumber } from './support/options.mjs';
 
 const REPLICAS = 3;
 const PROGRAM = fileURLToPath(new URL('support/reads-replica.mjs', import.meta.url));
 const MS_MAX = 10 * 60_000;
 
-const { values: options } = parseArgs({
-  options: {
-    device: { type: 'string', default: 'shm' },
-    profile: { type: 'string' },
-    reads: { type: 'string', default: '20000' },
-    json: { type: 'boolean', default: false },
-  },
+const options = readOptions(import.meta.url, {
+  device: { type: 'string', default: 'shm' },
+  profile: { type: 'string' },
+  reads: { type: 'string', default: '20000' },
+  json: { type: 'boolean', default: false },
 });
-const reads = Number(options.reads);
-if (!Number.isInteger(reads) || reads < 100 || reads > 10_000_000) {
-  throw new Error(`--reads is "${options.reads}"; it must be a whole number from 100 to 10000000`);
-}
+const reads = wholeNumber('reads', options.reads, 100, 10_000_000);
 
 /** @param {string} line */
 const say = (line) => void (options.json ? process.stderr : process.stdout).write(`${line}\n`);

@@ -16,11 +16,11 @@ import { fork } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { cpus, release } from 'node:os';
 import { fileURLToPath } from 'node:url';
-import { parseArgs } from 'node:util';
 import { percentile } from '#lib/cli/demo/figures.js';
 import { freePorts } from '#lib/cli/demo/ports.js';
 import { CHUNK_BYTES, CHUNK_READS_MAX } from '#lib/replica/transfer/limits.js';
 import { Access, monotonicNs, openDevice, WcStatus, WrOpcode } from '#lib/verbs/index.js';
+import { oneOf, readOptions, wholeNumber } from './support/options.mjs';
 
 const MIB = 1024 * 1024;
 const VOTERS = 3;
@@ -35,40 +35,24 @@ const QUIET_MS = 3_000;
 const TARGET_RATIO = 0.6;
 const TARGET_P99 = 1.5;
 
-const { values: options } = parseArgs({
-  options: {
-    device: { type: 'string', default: 'shm' },
-    profile: { type: 'string', default: 'balanced' },
-    sizes: { type: 'string', default: '1,64,1024' },
-    'replace-after-ms': { type: 'string', default: '1000' },
-    rounds: { type: 'string', default: '3' },
-    state: { type: 'string', default: 'both' },
-    json: { type: 'boolean', default: false },
-  },
+const options = readOptions(import.meta.url, {
+  device: { type: 'string', default: 'shm' },
+  profile: { type: 'string', default: 'balanced' },
+  sizes: { type: 'string', default: '1,64,1024' },
+  'replace-after-ms': { type: 'string', default: '1000' },
+  rounds: { type: 'string', default: '3' },
+  state: { type: 'string', default: 'both' },
+  json: { type: 'boolean', default: false },
 });
 /** @param {string} line */
 const say = (line) => void (options.json ? process.stderr : process.stdout).write(`${line}\n`);
 
-/**
- * @param {string | undefined} text
- * @param {string} name
- * @param {number} min
- * @param {number} max
- */
-function integer(text, name, min, max) {
-  const value = Number(text);
-  if (Number.isInteger(value) && value >= min && value <= max) return value;
-  throw new Error(`${name} is "${text}"; it must be a whole number from ${min} to ${max}`);
-}
-
-const sizes = options.sizes.split(',').map((text) => integer(text, '--sizes', 1, 2048) * MIB);
-const replaceAfterMs = integer(options['replace-after-ms'], '--replace-after-ms', 1000, 60_000);
-const rounds = integer(options.rounds, '--rounds', 1, 100);
+const sizes = options.sizes.split(',').map((text) => wholeNumber('sizes', text, 1, 2048) * MIB);
+const replaceAfterMs = wholeNumber('replace-after-ms', options['replace-after-ms'], 1000, 60_000);
+const rounds = wholeNumber('rounds', options.rounds, 1, 100);
 const { device, profile } = options;
-if (!['in-place', 'copied', 'both'].includes(options.state)) {
-  throw new Error(`--state is "${options.state}"; it must be in-place, copied or both`);
-}
-const states = options.state === 'both' ? ['in-place', 'copied'] : [options.state];
+const state = oneOf('state', options.state, ['in-place', 'copied', 'both']);
+const states = state === 'both' ? ['in-place', 'copied'] : [state];
 
 const deadline = setTimeout(() => {
   process.stderr.write(`rereplication: stopped after ${TOTAL_MS_MAX} ms\n`);

@@ -47,20 +47,28 @@ const TIMES = {
 };
 const CONTROL_WRITER_LIMIT_MS = 40;
 
-const { values: options } = parseArgs({
-  options: {
-    device: { type: 'string', default: 'shm' },
-    strategy: { type: 'string', default: 'mr-dereg' },
-    trials: { type: 'string', default: '1000' },
-    signals: { type: 'string', default: 'none,stop,kill' },
-    sizes: { type: 'string' },
-    seed: { type: 'string' },
-    timeout: { type: 'string', default: '600' },
-    'until-late': { type: 'boolean', default: false },
-    json: { type: 'boolean', default: false },
-    help: { type: 'boolean', default: false },
-  },
+const OPTIONS = /** @type {const} */ ({
+  device: { type: 'string', default: 'shm' },
+  strategy: { type: 'string', default: 'mr-dereg' },
+  trials: { type: 'string', default: '1000' },
+  signals: { type: 'string', default: 'none,stop,kill' },
+  sizes: { type: 'string' },
+  seed: { type: 'string' },
+  timeout: { type: 'string', default: '600' },
+  'until-late': { type: 'boolean', default: false },
+  json: { type: 'boolean', default: false },
+  help: { type: 'boolean', default: false },
 });
+const options = parseOptions();
+
+/** Not to be taken for late bytes, which the exit status 1 stands for. */
+function parseOptions() {
+  try {
+    return parseArgs({ options: OPTIONS }).values;
+  } catch (error) {
+    return usage(/** @type {Error} */ (error).message);
+  }
+}
 
 /** @type {(problem?: string) => never} */
 function usage(problem) {

@@ -14,7 +14,7 @@ import { randomInt } from 'node:crypto';
 import { existsSync, readFileSync } from 'node:fs';
 import { cpus, release } from 'node:os';
 import { fileURLToPath } from 'node:url';
-import { parseArgs, promisify } from 'node:util';
+import { promisify } from 'node:util';
 import { decodeFromCompressedBase64 } from 'hdr-histogram-js';
 import { Cluster } from '#lib/cli/demo/cluster.js';
 import { Deadline } from '#lib/cli/demo/deadline.js';
@@ -24,6 +24,7 @@ import { seededRandom } from '#lib/cli/demo/random.js';
 import { Run } from '#lib/cli/demo/run.js';
 import { entryBytes } from '#lib/consensus/entry.js';
 import { PROFILES } from '#lib/replica/profiles.js';
+import { oneOf, readOptions, refuse, wholeNumber } from './support/options.mjs';
 
 const REPLICAS = 3;
 const FANOUT = fileURLToPath(new URL('../out/native/write_fanout', import.meta.url));
@@ -48,17 +49,15 @@ const TICKS_PER_SECOND = 100;
 /** Software RDMA devices take a hundred times longer. */
 const DEFAULTS = { shm: { proposals: 50_000, rounds: 20 }, verbs: { proposals: 20_000, rounds: 5 } };
 
-const { values: options } = parseArgs({
-  options: {
-    device: { type: 'string', default: 'shm' },
-    proposals: { type: 'string' },
-    rounds: { type: 'string' },
-    payload: { type: 'string', default: '64' },
-    profile: { type: 'string' },
-    fanout: { type: 'string', default: FANOUT },
-    seed: { type: 'string' },
-    json: { type: 'boolean', default: false },
-  },
+const options = readOptions(import.meta.url, {
+  device: { type: 'string', default: 'shm' },
+  proposals: { type: 'string' },
+  rounds: { type: 'string' },
+  payload: { type: 'string', default: '64' },
+  profile: { type: 'string' },
+  fanout: { type: 'string', default: FANOUT },
+  seed: { type: 'string' },
+  json: { type: 'boolean', default: false },
 });
 
 /** @param {string} line */
@@ -75,10 +74,7 @@ function say(line) {
  */
 function integer(name, min, max, otherwise) {
   const text = options[name];
-  if (text === undefined) return otherwise;
-  const value = Number(text);
-  if (Number.isInteger(value) && value >= min && value <= max) return value;
-  throw new Error(`--${name} is "${text}"; it must be a whole number from ${min} to ${max}`);
+  return text === undefined ? otherwise : wholeNumber(name, text, min, max);
 }
 
 const round = (/** @type {number} */ us) => Math.round(us * 100) / 100;
@@ -284,11 +280,8 @@ async function measureFanout(devices, size, iterations) {
 
 const seed = integer('seed', 0, 2 ** 32 - 1, randomInt(2 ** 32));
 const devices = options.device.split(',').map((name) => name.trim());
-if (devices.length !== 1 && devices.length !== REPLICAS)
-  throw new Error(`--device takes one name, or ${REPLICAS} of them`);
-if (options.profile !== undefined && !Object.hasOwn(PROFILES, options.profile)) {
-  throw new Error(`--profile is "${options.profile}"; it must be one of ${Object.keys(PROFILES).join(', ')}`);
-}
+if (devices.length !== 1 && devices.length !== REPLICAS) refuse(`--device takes one name, or ${REPLICAS} of them`);
+if (options.profile !== undefined) oneOf('profile', options.profile, Object.keys(PROFILES));
 const { proposals: proposalsDefault, rounds: roundsDefault } = devices.includes('shm') ? DEFAULTS.shm : DEFAULTS.verbs;
 const proposals = integer('proposals', 100, 10_000_000, proposalsDefault);
 const rounds = integer('rounds', 0, 1000, roundsDefault);

@@ -8,7 +8,6 @@
 // each is its best round, since the machine's other work only ever adds, and the ratio is that to the first variant (the
 // median of the ratios within the rounds is beside it in the JSON). Both ends are in this process and on its one thread: what an adapter does by itself meanwhile is
 // a gain here only where a device has a processor of its own, which neither shared memory nor SoftRoCE has.
-import { parseArgs } from 'node:util';
 import { percentile } from '#lib/cli/demo/figures.js';
 import {
   GRH_BYTES,
@@ -24,6 +23,7 @@ import {
   wcStatusName,
 } from '#lib/verbs/index.js';
 import { connectEnds, listFor, MAX_BATCH, nearAndFar, openEnd, QKEY } from './support/ends.mjs';
+import { readOptions, refuse, wholeNumber } from './support/options.mjs';
 
 const DEFAULTS = { shm: { milliseconds: '2', rounds: '60' }, ibverbs: { milliseconds: '40', rounds: '15' } };
 const WAIT_NS = 10e9;
@@ -32,23 +32,19 @@ const INLINE_BYTES = 256;
 const BATCH = 16;
 const FAR_RECEIVES = BATCH;
 
-const { values: options } = parseArgs({
-  options: {
-    device: { type: 'string', default: 'shm' },
-    milliseconds: { type: 'string' },
-    rounds: { type: 'string' },
-    only: { type: 'string' },
-    json: { type: 'boolean', default: false },
-  },
+const options = readOptions(import.meta.url, {
+  device: { type: 'string', default: 'shm' },
+  milliseconds: { type: 'string' },
+  rounds: { type: 'string' },
+  only: { type: 'string' },
+  json: { type: 'boolean', default: false },
 });
 const devices = nearAndFar(options.device);
 const defaults = DEFAULTS[devices[0] === 'shm' ? 'shm' : 'ibverbs'];
 
 /** @type {(name: 'milliseconds' | 'rounds', most: number) => number} */
 function integer(name, most) {
-  const value = Number(options[name] ?? defaults[name]);
-  if (Number.isInteger(value) && value >= 1 && value <= most) return value;
-  throw new Error(`--${name} is "${options[name]}"; it must be a whole number from 1 to ${most}`);
+  return wholeNumber(name, options[name] ?? `${defaults[name]}`, 1, most);
 }
 const variantNs = integer('milliseconds', 10_000) * 1e6;
 const rounds = integer('rounds', 1000);
@@ -280,7 +276,7 @@ function measure(/** @type {Variant} */ variant) {
 
 const only = options.only?.split(',');
 if (only?.some((name) => !sections.some((section) => section.name === name))) {
-  throw new Error(`--only takes ${sections.map(({ name }) => name).join(', ')}`);
+  refuse(`--only takes ${sections.map(({ name }) => name).join(', ')}`);
 }
 const results = [];
 for (const { name, question, variants } of sections) {

@@ -10,25 +10,22 @@
 import { execFile } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
-import { parseArgs, promisify } from 'node:util';
+import { promisify } from 'node:util';
 import { percentile } from '#lib/cli/demo/figures.js';
 import { Fence, monotonicNs, Notifier, OP_FENCED_COPY, WC, WR, WR_STRIDE, WrOpcode } from '#lib/verbs/index.js';
 import { connectEnds, listFor, nearAndFar, openEnd } from './support/ends.mjs';
+import { readOptions, wholeNumber } from './support/options.mjs';
 
-const { values: options } = parseArgs({
-  options: {
-    device: { type: 'string', default: 'shm' },
-    milliseconds: { type: 'string', default: '300' },
-    pairs: { type: 'string', default: '7' },
-    json: { type: 'boolean', default: false },
-  },
+const options = readOptions(import.meta.url, {
+  device: { type: 'string', default: 'shm' },
+  milliseconds: { type: 'string', default: '300' },
+  pairs: { type: 'string', default: '7' },
+  json: { type: 'boolean', default: false },
 });
 const ROUNDS = 9;
-const milliseconds = Number(options.milliseconds);
+const milliseconds = wholeNumber('milliseconds', options.milliseconds, 1, 60_000);
 const roundNs = (milliseconds / ROUNDS) * 1e6;
-if (!(roundNs > 1e5 && milliseconds <= 60_000)) throw new Error('--milliseconds must be from 1 to 60000');
-const pairs = Number(options.pairs);
-if (!Number.isInteger(pairs) || pairs < 0 || pairs > 100) throw new Error('--pairs must be from 0 to 100');
+const pairs = wholeNumber('pairs', options.pairs, 0, 100);
 const WAIT_NS = 5e9;
 const [device, farDevice] = nearAndFar(options.device);
 const near = openEnd(device);
