@@ -11,7 +11,7 @@ import { join } from 'node:path';
 import { build, decodeFromCompressedBase64 } from 'hdr-histogram-js';
 import { Cluster } from '../dist/cli/demo/cluster.js';
 import { Deadline } from '../dist/cli/demo/deadline.js';
-import { oneOf, readOptions, wholeNumber } from './support/options.mjs';
+import { profileName, readOptions, wholeNumber } from './support/options.mjs';
 
 const TIMEOUT_MS = 300_000;
 const OPEN_TIMEOUT_MS = 60_000;
@@ -25,7 +25,7 @@ const values = readOptions(import.meta.url, {
   json: { type: 'boolean', default: false },
 });
 const ops = wholeNumber('ops', values.ops, 1, 1_000_000);
-const profile = oneOf('profile', values.profile, /** @type {const} */ (['fast', 'balanced', 'relaxed']));
+const profile = profileName(values.profile);
 const folder = mkdtempSync(join(values.directory, 'quorate-bench-durable-'));
 const deadline = new Deadline(TIMEOUT_MS);
 const say = (/** @type {string} */ line) => process.stderr.write(`${line}\n`);

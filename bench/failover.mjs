@@ -24,7 +24,7 @@ import { fileURLToPath } from 'node:url';
 import { percentile } from '#lib/cli/demo/figures.js';
 import { freePorts } from '#lib/cli/demo/ports.js';
 import { monotonicNs } from '#lib/verbs/index.js';
-import { oneOf, readOptions, refuse, wholeNumber } from './support/options.mjs';
+import { oneOf, profileName, readOptions, refuse, wholeNumber } from './support/options.mjs';
 
 const REPLICAS = 3;
 const PROGRAM = fileURLToPath(new URL('support/failover-replica.mjs', import.meta.url));
@@ -57,7 +57,7 @@ const options = readOptions(import.meta.url, {
 /** @param {string} line */
 const say = (line) => void (options.json ? process.stderr : process.stdout).write(`${line}\n`);
 
-const profile = oneOf('profile', options.profile, /** @type {const} */ (['fast', 'balanced', 'relaxed']));
+const profile = profileName(options.profile);
 const signal = oneOf('signal', options.signal, /** @type {const} */ (['SIGKILL', 'SIGSTOP']));
 const rounds = wholeNumber('rounds', options.rounds, 1, 10_000);
 const collections = wholeNumber('collections', options.collections, 0, 100);

@@ -20,7 +20,7 @@ import { percentile } from '#lib/cli/demo/figures.js';
 import { freePorts } from '#lib/cli/demo/ports.js';
 import { CHUNK_BYTES, CHUNK_READS_MAX } from '#lib/replica/transfer/limits.js';
 import { Access, monotonicNs, openDevice, WcStatus, WrOpcode } from '#lib/verbs/index.js';
-import { oneOf, readOptions, wholeNumber } from './support/options.mjs';
+import { oneOf, profileName, readOptions, wholeNumber } from './support/options.mjs';
 
 const MIB = 1024 * 1024;
 const VOTERS = 3;
@@ -50,7 +50,8 @@ const say = (line) => void (options.json ? process.stderr : process.stdout).writ
 const sizes = options.sizes.split(',').map((text) => wholeNumber('sizes', text, 1, 2048) * MIB);
 const replaceAfterMs = wholeNumber('replace-after-ms', options['replace-after-ms'], 1000, 60_000);
 const rounds = wholeNumber('rounds', options.rounds, 1, 100);
-const { device, profile } = options;
+const { device } = options;
+const profile = profileName(options.profile);
 const state = oneOf('state', options.state, ['in-place', 'copied', 'both']);
 const states = state === 'both' ? ['in-place', 'copied'] : [state];
 

@@ -23,8 +23,7 @@ import { CommandSource } from '#lib/cli/demo/input.js';
 import { seededRandom } from '#lib/cli/demo/random.js';
 import { Run } from '#lib/cli/demo/run.js';
 import { entryBytes } from '#lib/consensus/entry.js';
-import { PROFILES } from '#lib/replica/profiles.js';
-import { oneOf, readOptions, refuse, wholeNumber } from './support/options.mjs';
+import { profileName, readOptions, refuse, wholeNumber } from './support/options.mjs';
 
 const REPLICAS = 3;
 const FANOUT = fileURLToPath(new URL('../out/native/write_fanout', import.meta.url));
@@ -47,7 +46,7 @@ const REPORT_MS = 1_000;
 /** Kernel ticks per second in /proc/<pid>/stat: always 100 for user space on Linux. */
 const TICKS_PER_SECOND = 100;
 /** Software RDMA devices take a hundred times longer. */
-const DEFAULTS = { shm: { proposals: 50_000, rounds: 20 }, verbs: { proposals: 20_000, rounds: 5 } };
+const DEFAULTS = { shm: { proposals: '50000', rounds: '20' }, verbs: { proposals: '20000', rounds: '5' } };
 
 const options = readOptions(import.meta.url, {
   device: { type: 'string', default: 'shm' },
@@ -63,18 +62,6 @@ const options = readOptions(import.meta.url, {
 /** @param {string} line */
 function say(line) {
   (options.json ? process.stderr : process.stdout).write(`${line}\n`);
-}
-
-/**
- * A whole number within bounds, from an option.
- * @param {'proposals' | 'rounds' | 'payload' | 'seed'} name
- * @param {number} min
- * @param {number} max
- * @param {number} otherwise
- */
-function integer(name, min, max, otherwise) {
-  const text = options[name];
-  return text === undefined ? otherwise : wholeNumber(name, text, min, max);
 }
 
 const round = (/** @type {number} */ us) => Math.round(us * 100) / 100;
@@ -278,19 +265,19 @@ async function measureFanout(devices, size, iterations) {
   return JSON.parse(stdout).medianUs;
 }
 
-const seed = integer('seed', 0, 2 ** 32 - 1, randomInt(2 ** 32));
+const seed = wholeNumber('seed', options.seed ?? `${randomInt(2 ** 32)}`, 0, 2 ** 32 - 1);
 const devices = options.device.split(',').map((name) => name.trim());
 if (devices.length !== 1 && devices.length !== REPLICAS) refuse(`--device takes one name, or ${REPLICAS} of them`);
-if (options.profile !== undefined) oneOf('profile', options.profile, Object.keys(PROFILES));
-const { proposals: proposalsDefault, rounds: roundsDefault } = devices.includes('shm') ? DEFAULTS.shm : DEFAULTS.verbs;
-const proposals = integer('proposals', 100, 10_000_000, proposalsDefault);
-const rounds = integer('rounds', 0, 1000, roundsDefault);
-const payloadBytes = integer('payload', 32, 65_536, 64);
+const profile = options.profile === undefined ? undefined : profileName(options.profile);
+const defaults = devices.includes('shm') ? DEFAULTS.shm : DEFAULTS.verbs;
+const proposals = wholeNumber('proposals', options.proposals ?? defaults.proposals, 100, 10_000_000);
+const rounds = wholeNumber('rounds', options.rounds ?? defaults.rounds, 0, 1000);
+const payloadBytes = wholeNumber('payload', options.payload, 32, 65_536);
 const deadline = new Deadline(TIMEOUT_MS);
 const common = {
   replicas: REPLICAS,
   devices,
-  profile: /** @type {import('#lib/index.js').ProfileName | undefined} */ (options.profile),
+  profile,
   openTimeoutMs: OPEN_TIMEOUT_MS,
   random: seededRandom(seed),
   deadline,

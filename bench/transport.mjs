@@ -42,12 +42,8 @@ const options = readOptions(import.meta.url, {
 const devices = nearAndFar(options.device);
 const defaults = DEFAULTS[devices[0] === 'shm' ? 'shm' : 'ibverbs'];
 
-/** @type {(name: 'milliseconds' | 'rounds', most: number) => number} */
-function integer(name, most) {
-  return wholeNumber(name, options[name] ?? `${defaults[name]}`, 1, most);
-}
-const variantNs = integer('milliseconds', 10_000) * 1e6;
-const rounds = integer('rounds', 1000);
+const variantNs = wholeNumber('milliseconds', options.milliseconds ?? defaults.milliseconds, 1, 10_000) * 1e6;
+const rounds = wholeNumber('rounds', options.rounds ?? defaults.rounds, 1, 1000);
 
 /**
  * Two ends of one transport, with a list at the near one and receives where they are needed.

@@ -2,6 +2,7 @@
 // is wrong with it is said in one line.
 import { readFileSync } from 'node:fs';
 import { parseArgs } from 'node:util';
+import { PROFILES } from '#lib/replica/profiles.js';
 
 /** A word on what is wrong with the command line, and the end. @type {(problem: string) => never} */
 export function refuse(problem) {
@@ -25,7 +26,8 @@ function usage(url) {
 export function readOptions(url, options) {
   const help = /** @type {const} */ ({ type: 'boolean', short: 'h' });
   try {
-    if (parseArgs({ options: { ...options, help } }).values.help !== true) return parseArgs({ options }).values;
+    const { values } = parseArgs({ options: { ...options, help } });
+    if (values.help !== true) return /** @type {any} */ (values);
   } catch (error) {
     return refuse(/** @type {Error} */ (error).message);
   }
@@ -58,4 +60,9 @@ export function oneOf(name, text, words) {
   const word = /** @type {Word} */ (text);
   if (words.includes(word)) return word;
   return refuse(`--${name} is "${text}"; it must be one of ${words.join(', ')}`);
+}
+
+/** The name of a profile of failure detection, from the option for it. @param {string} text */
+export function profileName(text) {
+  return oneOf('profile', text, /** @type {import('#lib/index.js').ProfileName[]} */ (Object.keys(PROFILES)));
 }

@@ -108,6 +108,7 @@ export class LogPermissions {
    * next grant is registered.
    */
   prepare(): void {
+    // At every tick, and hardly ever is there one: an array less each time.
     if (this.ended.length > 0) {
       for (const { peer, link, wasCurrent } of this.ended.splice(0)) {
         link.queuePair.close();
