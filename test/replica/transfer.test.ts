@@ -23,6 +23,7 @@ const LOG_BYTES = 128 * 1024;
 const BLOCK_BYTES = 64 * 1024;
 /** What a transfer holds at either end. */
 const STAGING_BYTES = CHUNK_BYTES * SLOTS;
+const CHUNK_BLOCKS = CHUNK_BYTES / BLOCK_BYTES;
 
 /** Many blocks, of which a command overwrites one: copied on write while a snapshot is read. Pieces can be held up. */
 class Blocks implements StateMachine<number> {
@@ -390,7 +391,7 @@ it('needs the control channel to order and to link; what goes on is said by mess
 it('takes chunks that the donor announces in places which it was told are free, while the last of those is still being put away', async () => {
   // What the donor has ready, and what it may add when it hears for the first time that some of that has been taken.
   const chunks = SLOTS + SLOTS / TAKEN_PARTS;
-  const { leader, followers } = await found(3, ((chunks + 2) * CHUNK_BYTES) / BLOCK_BYTES);
+  const { leader, followers } = await found(3, (chunks + 2) * CHUNK_BLOCKS);
   const [lost, donor] = followers as [number, number];
   await lose(lost, leader);
   const heard = vi.spyOn(Receiver.prototype, 'ready');
@@ -417,11 +418,11 @@ it('takes chunks that the donor announces in places which it was told are free, 
 });
 
 it('commits on while the state is read, and what is committed meanwhile is not in the snapshot but behind it', async () => {
-  const { leader, followers } = await found(3, 64);
+  const { leader, followers } = await found(3, 2 * CHUNK_BLOCKS);
   const [lost, donor] = followers as [number, number];
   await lose(lost, leader);
   const held = gate();
-  (machines.get(donor) as Blocks).beforeGiving = (index) => (index === 40 ? held.opened : undefined);
+  (machines.get(donor) as Blocks).beforeGiving = (index) => (index === CHUNK_BLOCKS + 8 ? held.opened : undefined);
   const opening = open(lost, Blocks.of(0));
   const reading = await waitFor(
     () =>
@@ -510,7 +511,7 @@ it('holds no more than the staging memory of either end, however slowly the rece
 });
 
 it('does not use a chunk that is not what the donor announced', async () => {
-  const { leader, followers } = await found(3, 100);
+  const { leader, followers } = await found(3, 3 * CHUNK_BLOCKS);
   const [lost] = followers as [number, number];
   await lose(lost, leader);
   const { read } = TransferSink.prototype;

@@ -16,15 +16,8 @@ import type { VerbsEndpoint } from '../../fabric/verbs-endpoint.js';
 import { checksum } from '../../verbs/checksum.js';
 import type { ControlConnection } from '../control-channel.js';
 import { turn } from '../turn.js';
-import {
-  CHUNK_BYTES,
-  CHUNK_SOFTWARE_BYTES,
-  CHUNKS_ANNOUNCED,
-  DONATIONS_MAX,
-  IDLE_TIMEOUT_MS,
-  SLOTS,
-  SLOTS_SOFTWARE,
-} from './limits.js';
+import { transferGeometry } from './geometry.js';
+import { CHUNKS_ANNOUNCED, DONATIONS_MAX, IDLE_TIMEOUT_MS } from './limits.js';
 import { checkOpen, type ResumePoint, type TransferOpen, type TransferOpened, type TransferReady } from './messages.js';
 import { TransferProgress, type TransferStatus } from './progress.js';
 import type { PieceSource } from './snapshot-stream.js';
@@ -310,17 +303,13 @@ export class Donor {
   private async begin(connection: ControlConnection, request: TransferOpen): Promise<TransferOpened> {
     const { host } = this;
     const { resume, logAfter } = request;
-    // Log is not frozen, and how much of it there is is known: a little needs little memory.
-    const log = logAfter === null ? undefined : host.logAfter(logAfter);
-    const { isSoftware } = host.endpoint;
-    const chunkBytes = isSoftware ? CHUNK_SOFTWARE_BYTES : CHUNK_BYTES;
-    const slotsMax = isSoftware ? SLOTS_SOFTWARE : SLOTS;
-    const chunks = log?.source.bytesTotal === undefined ? slotsMax : Math.ceil(log.source.bytesTotal / chunkBytes);
-    const slots = Math.max(1, Math.min(slotsMax, chunks));
-    const link = await TransferSource.open(host.endpoint, { chunkBytes, slots }, request.queuePair);
-    let state: DonorState | undefined;
+    const freeze = (): DonorState => (logAfter === null ? host.freeze() : host.logAfter(logAfter));
+    let state = freeze();
+    let link: TransferSource | undefined;
     try {
-      state = log ?? host.freeze();
+      const geometry = transferGeometry(host.endpoint.isSoftware, state.source.bytesTotal);
+      const { chunkBytes, slots } = geometry;
+      link = await TransferSource.open(host.endpoint, geometry, request.queuePair);
       let chunker = new Chunker(state.source, link, chunkBytes);
       let isResumed = false;
       if (logAfter === null && resume !== null && isSamePosition(state.position, resume.position)) {
@@ -328,7 +317,7 @@ export class Donor {
         if (!isResumed) {
           // Its bytes are others after all: from the beginning, with the state that it is by now.
           state.source.close();
-          state = host.freeze();
+          state = freeze();
           chunker = new Chunker(state.source, link, chunkBytes);
         }
       }
@@ -349,8 +338,8 @@ export class Donor {
         isLog: logAfter !== null,
       };
     } catch (error) {
-      state?.source.close();
-      link.close();
+      state.source.close();
+      link?.close();
       throw error;
     }
   }

@@ -1,11 +1,14 @@
 // Every limit of the state transfer, named with its unit.
 
-/** Chunks of the donor's staging memory: large enough that a READ costs more than what is said about it. */
-export const CHUNK_BYTES = 2 * 1024 * 1024;
+/**
+ * Chunks of the donor's staging memory: so large that a READ costs more than what is said about it, for which a processor has to
+ * fetch everything from memory again, since the bytes of a chunk have taken its caches.
+ */
+export const CHUNK_BYTES = 4 * 1024 * 1024;
 /** Of devices whose protocol runs on the host's processors: a chunk is many READs there. */
 export const CHUNK_SOFTWARE_BYTES = 64 * 1024;
 /** Chunks that stand ready at the donor or are under way: what a transfer holds in memory at either end. */
-export const SLOTS = 8;
+export const SLOTS = 4;
 /** Of devices whose protocol runs on the host's processors: their chunks are smaller. */
 export const SLOTS_SOFTWARE = 32;
 /** Chunks that a donor announces at a time to a receiver that has some to READ: what is said about chunks costs both event loops a turn. */

@@ -1,0 +1,11 @@
+// How a transfer's staging memory is cut: how long its chunks are, and how many of them it holds.
+import type { TransferGeometry } from '../../fabric/transfer-link.js';
+import { CHUNK_BYTES, CHUNK_SOFTWARE_BYTES, SLOTS, SLOTS_SOFTWARE } from './limits.js';
+
+/** For so many bytes, undefined if nobody knows: no more memory than all of them need, which takes a while to make. */
+export function transferGeometry(isSoftware: boolean, bytesTotal: number | undefined): TransferGeometry {
+  const chunkBytes = isSoftware ? CHUNK_SOFTWARE_BYTES : CHUNK_BYTES;
+  const slotsMax = isSoftware ? SLOTS_SOFTWARE : SLOTS;
+  const chunks = bytesTotal === undefined ? slotsMax : Math.ceil(bytesTotal / chunkBytes);
+  return { chunkBytes, slots: Math.max(1, Math.min(slotsMax, chunks)) };
+}
