@@ -357,6 +357,18 @@ export function describeObjects(devices: readonly [string, string]): void {
       expect(thrownBy(() => a.queue.resize(2 ** 31 - 1)).code).toBe('QUORATE_OUT_OF_RANGE');
     });
 
+    it('do not shrink below the receives that have completed', () => {
+      const [a, b] = pair({ depth: 64 });
+      if (!a.context.capabilities.completionQueueResize) return;
+      const wrIds = Array.from({ length: 8 }, (_, i) => i);
+      b.queuePair.postReceive(wrIds.map((wrId) => receive(b, wrId, 64 * wrId, 64)));
+      a.queuePair.postSend(wrIds.map((wrId) => ({ ...transfer(a, b, 8), opcode: WrOpcode.SEND, wrId })));
+      expect(pollFor(a.queue, 8)).toHaveLength(8);
+      expect(thrownBy(() => b.queue.resize(4)).code).toBe('QUORATE_LIMIT');
+      expect(pollFor(b.queue, 8).map(({ wrId }) => wrId)).toEqual(wrIds);
+      b.queue.resize(4);
+    });
+
     it.each([{ extended: true }, { timestamps: 'raw' }, { timestamps: 'wallclock' }] as const)(
       'that are extended (%o) report as the others do, or are refused with QUORATE_UNSUPPORTED',
       (options) => {

@@ -218,8 +218,11 @@ void ShmCompletionQueue::resize(int depth) {
   std::vector<Entry> larger(static_cast<size_t>(depth));
   const std::lock_guard<SpinLock> guard(lock_);
   if (closed()) throw VerbsError("QUORATE_CLOSED", "This CompletionQueue was closed");
-  if (count_ > larger.size()) {
-    throw VerbsError("QUORATE_LIMIT", "The completion queue holds " + std::to_string(count_) +
+  size_t held = count_;
+  // Those of receives are still with their queue pairs, and are of this queue all the same.
+  for (ShmQueuePair* queuePair : receivers_) queuePair->takeReceives(nullptr, 0, &held);
+  if (held > larger.size()) {
+    throw VerbsError("QUORATE_LIMIT", "The completion queue holds " + std::to_string(held) +
                                           " completions, which do not fit into " + std::to_string(depth) +
                                           "; poll them first.");
   }
