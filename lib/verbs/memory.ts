@@ -27,7 +27,8 @@ export class Memory extends VerbsObject<NativeMemory> {
    * memory. Peers may write to it at any time: nothing in it is to be trusted. close() detaches it in the thread that
    * calls it; it cannot be transferred to another thread, share the Memory instead.
    *
-   * @throws QuorateError QUORATE_CLOSED; QUORATE_UNSUPPORTED in runtimes without external array buffers (Electron)
+   * @throws QuorateError QUORATE_CLOSED; QUORATE_UNSUPPORTED in runtimes without external array buffers (Electron), or
+   * without any as long as the memory (`constants.MAX_LENGTH` of node:buffer, 4 GiB in Node.js 20)
    */
   get buffer(): ArrayBuffer {
     return this.native.buffer;

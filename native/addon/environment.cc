@@ -335,16 +335,31 @@ Napi::Value Environment::bufferOf(const std::shared_ptr<Memory>& memory) {
     diagnostics().buffers--;
   };
   napi_value buffer = nullptr;
+  diagnostics().buffers++;
+  BufferHint* owned = hint.release();
   const napi_status status =
-      napi_create_external_arraybuffer(env_, memory->data(), memory->length(), release, hint.get(), &buffer);
+      napi_create_external_arraybuffer(env_, memory->data(), memory->length(), release, owned, &buffer);
+  if (status != napi_ok) {
+    // With an exception the engine has taken the hint, though it made no buffer, and calls `release`; else it has not.
+    bool thrown = false;
+    if (napi_is_exception_pending(env_, &thrown) == napi_ok && thrown) {
+      napi_value exception = nullptr;
+      check(env_, napi_get_and_clear_last_exception(env_, &exception));
+      throw VerbsError("QUORATE_UNSUPPORTED", "this JavaScript runtime has no array buffers of " +
+                                                  std::to_string(memory->length()) +
+                                                  " bytes (the most is MAX_LENGTH of node:buffer); allocate several "
+                                                  "memories");
+    }
+    hint.reset(owned);
+    diagnostics().buffers--;
+  }
   if (status == napi_no_external_buffers_allowed) {
     throw VerbsError("QUORATE_UNSUPPORTED",
                      "this JavaScript runtime does not allow array buffers over memory that it does not own "
                      "(Electron, or Node.js built with pointer compression); run the replica in Node.js");
   }
   check(env_, status);
-  diagnostics().buffers++;
-  BufferHint* owned = hint.release();  // from here on the engine calls `release`
+  // From here on the engine calls `release`.
   check(env_, napi_create_reference(env_, buffer, 0, &owned->reference));
   buffers_[memory.get()] = owned->reference;
   return Napi::Value(env_, buffer);
