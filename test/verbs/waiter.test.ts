@@ -1,9 +1,19 @@
 // A thread's sleep on shared memory, and what only shared memory can tell: that the process of a peer has died.
 import { readdirSync, readlinkSync } from 'node:fs';
+import { setTimeout } from 'node:timers/promises';
 import { describe, expect, it } from 'vitest';
-import { openDevice, type PeerProcess, ProcessState, Waiter, WaitReason } from '#lib/verbs/index.js';
+import {
+  type CompletionQueue,
+  errorCode,
+  openDevice,
+  type PeerProcess,
+  ProcessState,
+  Waiter,
+  WaitReason,
+  WrOpcode,
+} from '#lib/verbs/index.js';
 import { startChild } from './support/child.js';
-import { thrownBy } from './support/ends.js';
+import { End, thrownBy } from './support/ends.js';
 import { useShmDirectory } from './support/shm-directory.js';
 import { startThread } from './support/thread.js';
 import { waiterTests } from './waiter.js';
@@ -13,6 +23,43 @@ const LONG_NS = 50e9;
 
 describe('a wait on shm', () => {
   waiterTests(['shm', 'shm']);
+});
+
+it('news of a queue end a wait, also if it took the place of one that was closed while somebody slept on it', async () => {
+  const [a, b] = [new End('shm'), new End('shm')];
+  const sleep = async (queue: CompletionQueue) => {
+    const thread = startThread();
+    const waiter = new Waiter();
+    const started = new Int32Array(new SharedArrayBuffer(4));
+    const args = { waiter: waiter.share(), queue: queue.share(), started, timeoutNs: LONG_NS };
+    const waiting = thread.run<{ reasons: number }>('wait', args);
+    while (Atomics.load(started, 0) === 0) await setTimeout(1);
+    await setTimeout(100); // now it sleeps
+    return { thread, waiter, ended: waiting.catch(errorCode) };
+  };
+  const former = a.context.createCompletionQueue(1);
+  const first = await sleep(former);
+  former.close();
+  // Places are given out again, the one that has been free for longest first.
+  for (let i = a.context.queryDevice().maxCq - 2; i > 0; i--) a.context.createCompletionQueue(1).close();
+  const queue = a.context.createCompletionQueue(4);
+  first.waiter.wake();
+  expect(await first.ended).toBe('QUORATE_CLOSED'); // it polls the queue when it is awake
+
+  const queuePair = a.domain.createQueuePair({ sendCq: a.queue, recvCq: queue });
+  b.connect({ queuePair });
+  queuePair.toInit();
+  queuePair.toReadyToReceive(b.queuePair.endpoint());
+  queuePair.postReceive([{ wrId: 1 }]);
+  const second = await sleep(queue);
+  b.queuePair.postSend([{ opcode: WrOpcode.SEND }]);
+  expect(await Promise.race([second.ended, setTimeout(5000)])).toMatchObject({ reasons: WaitReason.COMPLETION });
+  for (const { thread, waiter } of [first, second]) {
+    await thread.end();
+    waiter.close();
+  }
+  a.close();
+  b.close();
 });
 
 async function peer(how: 'kill' | 'close' | 'stop') {

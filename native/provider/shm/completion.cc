@@ -137,7 +137,7 @@ std::shared_ptr<ShmCompletionQueue> ShmCompletionQueue::create(std::shared_ptr<S
   CompletionQueueSlot& slot = queue->slot();
   // Events for the slot's last user come too late.
   queue->takenArming_ = armingOf(slot.armed.fetch_and(~kArmedMask, std::memory_order_seq_cst));
-  slot.sleepers.store(0, std::memory_order_seq_cst);
+  // `sleepers` stays: a thread may still sleep on the slot's last user, and counts itself out when it wakes.
   slot.timestamps.store(static_cast<uint32_t>(timestamps), std::memory_order_seq_cst);
   slot.channel.store(own == nullptr ? 0 : own->number(), std::memory_order_seq_cst);
   if (own != nullptr) own->attach(queue->index_, queue);
