@@ -357,6 +357,12 @@ export function describeObjects(devices: readonly [string, string]): void {
       expect(thrownBy(() => a.queue.resize(2 ** 31 - 1)).code).toBe('QUORATE_OUT_OF_RANGE');
     });
 
+    it('have a channel of their own context, or none', () => {
+      const [own, other] = [single({ withChannel: true }), single({ withChannel: true })];
+      expect(thrownBy(() => own.context.createCompletionQueue(4, other.channel)).code).toBe('QUORATE_INVALID_ARGUMENT');
+      own.context.createCompletionQueue(4, own.channel);
+    });
+
     it('do not shrink below the receives that have completed', () => {
       const [a, b] = pair({ depth: 64 });
       if (!a.context.capabilities.completionQueueResize) return;

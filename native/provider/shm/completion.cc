@@ -133,6 +133,10 @@ std::shared_ptr<ShmCompletionQueue> ShmCompletionQueue::create(std::shared_ptr<S
   if (channel != nullptr && own == nullptr) {
     throw VerbsError("QUORATE_INVALID_ARGUMENT", "The completion channel belongs to another provider");
   }
+  if (own != nullptr && own->context() != context) {
+    throw VerbsError("QUORATE_INVALID_ARGUMENT",
+                     "The completion channel belongs to another context; use one made by this context");
+  }
   std::shared_ptr<ShmCompletionQueue> queue(new ShmCompletionQueue(context, depth, own, timestamps));
   CompletionQueueSlot& slot = queue->slot();
   // Events for the slot's last user come too late.

@@ -31,6 +31,7 @@ class ShmCompletionChannel final : public CompletionChannel {
   void close() override;
   bool closed() const override { return closed_.load(); }
 
+  const std::shared_ptr<ShmContext>& context() const { return context_; }
   uint32_t number() const { return number_; }
   void attach(uint32_t index, const std::shared_ptr<ShmCompletionQueue>& completionQueue);
   void detach(uint32_t index);
