@@ -110,9 +110,10 @@ Napi::Value modify(Environment& environment, const Napi::CallbackInfo& info, Wra
 // What a switch of permission is made of, without an object to read: in a failover that takes longer than the switch.
 Napi::Value setAccessFlags(Environment& environment, const Napi::CallbackInfo& info, Wrapper& self) {
   QpAttributes attributes;
-  attributes.state = QpState::Rts;
+  // Also where it comes from: from SQD and SQE the same attributes lead to RTS, too.
+  attributes.state = attributes.curState = QpState::Rts;
   attributes.accessFlags = static_cast<uint32_t>(readInteger(info[0], "accessFlags", 0, kAccessFlagsMax));
-  attributes.mask = kQpState | kQpAccessFlags;
+  attributes.mask = kQpState | kQpCurState | kQpAccessFlags;
   as<QueuePair>(self)->modify(attributes);
   return environment.env().Undefined();
 }
