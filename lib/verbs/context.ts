@@ -1,4 +1,5 @@
 // An open device, from which everything else is made.
+import { invalidArgument } from '../errors.js';
 import { type AsyncEvent, publicEvent } from './async-events.js';
 import { type DeviceCapabilities, probeCapabilities } from './capabilities.js';
 import { CompletionChannel } from './completion-channel.js';
@@ -196,6 +197,9 @@ export class Context extends VerbsObject<NativeContext> {
     channel?: CompletionChannel | null,
     options?: CompletionQueueOptions,
   ): CompletionQueue {
+    if (channel !== undefined && channel !== null && !(channel instanceof CompletionChannel)) {
+      throw invalidArgument('channel must be a CompletionChannel, or null for none');
+    }
     const native = this.native.createCompletionQueue(
       depth,
       channel?.native ?? null,

@@ -88,6 +88,8 @@ describe('wrong arguments', () => {
     );
     refused((value) => end.context.createCompletionQueue(value), [...NOT_INTEGERS, 0, 2 ** 31]);
     refused((value) => end.context.createCompletionQueue(8, { native: value } as never), NOT_HANDLES.slice(1));
+    // Options without a channel in front of them, above all.
+    refused((value) => end.context.createCompletionQueue(8, value), [1, 'x', true, {}, { timestamps: 'raw' }, []]);
   });
 
   it('of memory regions and queue pairs', () => {
