@@ -1,5 +1,5 @@
 // Where the outcome of work requests arrives.
-import { invalidArgument } from '../errors.js';
+import { invalidArgument, outOfRange } from '../errors.js';
 import type { CompletionChannel } from './completion-channel.js';
 import { type CompletionsOptions, completionsOf } from './completion-stream.js';
 import type { NativeCompletionQueue, WorkCompletion } from './native.js';
@@ -33,6 +33,7 @@ export function nativeQueueOptions(options: CompletionQueueOptions): { extended?
 
 /** Completions that poll() takes at most when it is not told otherwise. */
 const DEFAULT_POLL = 32;
+const MAX_POLL = 65_536;
 
 /**
  * A completion queue, see ibv_create_cq(3). There are two ways to use one: polling, with poll() or (without garbage)
@@ -68,8 +69,12 @@ export class CompletionQueue extends VerbsObject<NativeCompletionQueue> {
   poll(max = DEFAULT_POLL): WorkCompletion[] {
     const left = this.#leftOver;
     if (left.length === 0) return this.native.poll(max);
-    const first = left.splice(0, max);
-    return first.length < max ? first.concat(this.native.poll(max - first.length)) : first;
+    // What is refused, here or by the native queue, must not cost what is left over.
+    if (typeof max !== 'number') throw invalidArgument('max must be a number');
+    if (!Number.isInteger(max) || max < 1 || max > MAX_POLL) throw outOfRange(`max must be from 1 to ${MAX_POLL}`);
+    if (max <= left.length) return left.splice(0, max);
+    const more = this.native.poll(max - left.length);
+    return left.splice(0).concat(more);
   }
 
   /** @internal Puts back, in front, what an iteration took and did not hand out. */

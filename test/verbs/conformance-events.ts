@@ -69,6 +69,19 @@ export function describeEvents(devices: readonly [string, string]): void {
       expect(pollFor(a.queue, 10).map(({ wrId }) => wrId)).toEqual(Array.from({ length: 10 }, (_, i) => 10 + i));
     });
 
+    it('keeps what was taken and not handed out when poll() is asked for a wrong number', async () => {
+      const [a, b] = pair({ withChannel: true });
+      a.queuePair.postSend(Array.from({ length: 8 }, (_, i) => ({ ...transfer(a, b, 8), wrId: i })));
+      const [polled] = pollFor(a.queue, 1); // all are there, or come soon
+      expect(polled?.wrId).toBe(0);
+      expect(await take(a.queue, 1)).toEqual([1]);
+      for (const max of [0, -1, 0.5, NaN, 65_537, 70_000, Infinity]) {
+        expect(thrownBy(() => a.queue.poll(max)).code, String(max)).toBe('QUORATE_OUT_OF_RANGE');
+      }
+      expect(thrownBy(() => a.queue.poll('3' as never)).code).toBe('QUORATE_INVALID_ARGUMENT');
+      expect(pollFor(a.queue, 6).map(({ wrId }) => wrId)).toEqual([2, 3, 4, 5, 6, 7]);
+    });
+
     it('ends when the signal aborts, and when the queue, its channel or its context is closed', async () => {
       const ways: ((a: End, abort: () => void) => void)[] = [
         (_, abort) => abort(),
