@@ -51,6 +51,7 @@ export class CompletionEvents {
   watch(completionQueue: CompletionQueue, handler: CompletionHandler, options: WatchOptions = {}): void {
     const { batch = 256, solicitedOnly = false } = options;
     if (!Number.isInteger(batch) || batch < 1 || batch > 65_536) throw outOfRange('batch must be from 1 to 65536');
+    void completionQueue.depth; // throws if the queue is closed
     this.#watched.set(completionQueue, { handler, batch, solicitedOnly });
     this.#armAndDrain(completionQueue);
   }

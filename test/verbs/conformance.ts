@@ -639,6 +639,15 @@ export function describeVerbs(devices: readonly [string, string]): void {
         events.close();
       });
 
+      it('are not watched once they are closed', () => {
+        const { context, channel } = single({ withChannel: true });
+        const events = new CompletionEvents(channel as NonNullable<typeof channel>);
+        const queue = context.createCompletionQueue(4, channel);
+        queue.close();
+        expect(thrownBy(() => events.watch(queue, () => {})).code).toBe('QUORATE_CLOSED');
+        events.close();
+      });
+
       it('tell apart several queues on one channel', async () => {
         const [a, b] = pair({ withChannel: true });
         if (a.channel === undefined) throw new Error('no channel');
