@@ -280,6 +280,18 @@ export function describeConnections({ options, device, host }: ConnectionSetting
       expect((await connecting).message).toBe('no longer wanted');
       expect(aborted.closed).toBe(true);
 
+      const calling = await resolved(port);
+      end(calling);
+      const unanswered = failure(calling.connect());
+      const accepting = await nextRequest(id.requests());
+      end(accepting);
+      const later = new AbortController();
+      const accepted = failure(accepting.accept({ signal: later.signal }));
+      later.abort(new Error('no longer wanted either')); // while the queue pair gets ready
+      expect((await accepted).message).toBe('no longer wanted either');
+      expect(accepting.closed).toBe(true);
+      expect(await unanswered).toMatchObject({ code: 'QUORATE_CM_REJECTED' });
+
       const late = await resolved(port);
       end(late);
       expect(errorCode(await failure(late.connect({ timeoutMs: 50 })))).toBe('QUORATE_TIMEOUT');

@@ -380,6 +380,7 @@ export class CmId extends VerbsObject<NativeCmId> {
     try {
       try {
         await this.#toReadyToSend(queuePair, parameters);
+        options.signal?.throwIfAborted(); // while that went on
       } catch (error) {
         this.#giveUp();
         throw error;
