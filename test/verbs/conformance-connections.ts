@@ -113,7 +113,9 @@ export function describeConnections({ options, device, host }: ConnectionSetting
       const { client, server, clientEnd, serverEnd, answer } = sides;
       expect(text(server.request.privateData)).toBe('from the client');
       expect(text(answer.privateData)).toBe('from the server');
+      // Each field of what arrives matches the other one of what the peer said, rdma_get_cm_event(3).
       expect(server.request).toMatchObject({ responderResources: 4, initiatorDepth: 2 });
+      expect(answer).toMatchObject({ responderResources: 2, initiatorDepth: 4 });
       expect([client.deviceName, server.deviceName]).toEqual([device, device]);
       expect([client.connected, server.connected]).toEqual([true, true]);
       expect(client.peerAddress).toMatchObject({ host });

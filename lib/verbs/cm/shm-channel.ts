@@ -37,6 +37,12 @@ function closedError(kind: string): QuorateError {
   return new QuorateError('QUORATE_CLOSED', `this ${kind} is closed; make a new one`);
 }
 
+/** What the peer said, seen from this side: what the peer wants to do, this side must serve. */
+function seenFromHere(parameters: CmConnectionParameters): CmConnectionParameters {
+  const { responderResources, initiatorDepth } = parameters;
+  return { ...parameters, responderResources: initiatorDepth, initiatorDepth: responderResources };
+}
+
 class ShmCmEventChannel implements NativeCmEventChannel {
   readonly kind = 'CmEventChannel';
   readonly directory: string;
@@ -351,12 +357,7 @@ class ShmCmId implements NativeCmId {
         status: 0,
         id: request,
         listener: this,
-        // Seen from this side: what the peer wants to do, this side must serve.
-        parameters: {
-          ...parameters,
-          responderResources: parameters.initiatorDepth,
-          initiatorDepth: parameters.responderResources,
-        },
+        parameters: seenFromHere(parameters),
       });
     });
   }
@@ -396,7 +397,7 @@ class ShmCmId implements NativeCmId {
         this.#state = 'answered';
         this.#peerEndpoint = frame.connection.endpoint;
         this.#peerParameters = frame.connection.parameters;
-        this.#emit(CmEventType.CONNECT_RESPONSE, 0, frame.connection.parameters);
+        this.#emit(CmEventType.CONNECT_RESPONSE, 0, seenFromHere(frame.connection.parameters));
         break;
       case FrameType.RTU:
         if (state !== 'accepting') throw new Error('RTU out of turn');
