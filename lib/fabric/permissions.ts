@@ -34,6 +34,7 @@ export type PermissionStrategy = (typeof PERMISSION_STRATEGIES)[number];
 
 /** How long qp-flush waits for the flush completion before it reports the revocation as unproven. */
 const FLUSH_TIMEOUT_NS = 2e9;
+const MARKERS_POLLED_MAX = 64;
 
 const READ_ONLY = Access.REMOTE_READ;
 const READ_WRITE = Access.REMOTE_READ | Access.REMOTE_WRITE;
@@ -138,6 +139,7 @@ export class LogPermissions {
       this.granted = { peer, link, region };
       return region.rkey;
     }
+    if (this.strategy === 'qp-flush') this.dropMarkers();
     this.granted = { peer, link, region: null };
     try {
       link.queuePair.setAccessFlags(READ_WRITE);
@@ -198,12 +200,8 @@ export class LogPermissions {
     queuePair.modify({ state: QpState.ERR });
     const deadline_ns = monotonicNs() + FLUSH_TIMEOUT_NS;
     for (;;) {
-      for (const completion of this.incomingQueue.poll(64)) {
-        if (completion.qpNum === queuePair.number) return;
-        // Markers of other queue pairs, flushed because their peer's operation failed; nobody waits for those now.
-        this.flushed.add(completion.qpNum);
-      }
-      if (this.flushed.delete(queuePair.number)) return;
+      // Those of others were flushed because their peer's operation failed; nobody waits for them.
+      for (const { qpNum } of this.incomingQueue.poll(MARKERS_POLLED_MAX)) if (qpNum === queuePair.number) return;
       if (monotonicNs() > deadline_ns) {
         throw new QuorateError(
           'QUORATE_REVOKE_FAILED',
@@ -214,5 +212,12 @@ export class LogPermissions {
     }
   }
 
-  private readonly flushed = new Set<number>();
+  /**
+   * What came before a grant is of queue pairs that had failed, one of which may have had the number of the one that is
+   * granted, since devices give numbers out again: it would be taken for the proof that this one has stopped. The marker
+   * of the granted one is not among it, as access flags can be set only while that works.
+   */
+  private dropMarkers(): void {
+    while (this.incomingQueue.poll(MARKERS_POLLED_MAX).length > 0);
+  }
 }

@@ -5,7 +5,7 @@ import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { LOG_BYTES_MIN } from '#lib/consensus/limits.js';
 import { LogPermissions, PERMISSION_STRATEGIES, type PermissionStrategy } from '#lib/fabric/permissions.js';
 import { VerbsEndpoint } from '#lib/fabric/verbs-endpoint.js';
-import { type QueuePair, WcStatus, WrOpcode } from '#lib/verbs/index.js';
+import { type CompletionQueue, QpState, type QueuePair, WcStatus, WrOpcode } from '#lib/verbs/index.js';
 
 const LEADER = 0;
 const WRITE_ID = 7;
@@ -121,5 +121,47 @@ describe.each(PERMISSION_STRATEGIES)('permission to write a log, %s', (strategy:
     bytes(leader).fill(4);
     expect(write(early, 0)).not.toBe(WcStatus.SUCCESS);
     expect([...bytes(voter)]).toEqual(new Array(8).fill(0));
+  });
+});
+
+describe('a flush marker', () => {
+  const PEER = 3;
+  /** What the device reports, poll by poll. */
+  let reports: number[][] = [];
+  const queue = { poll: () => (reports.shift() ?? []).map((qpNum) => ({ qpNum })) } as unknown as CompletionQueue;
+  const none = {} as never;
+
+  function link(number: number, generation: number) {
+    let state: QpState = QpState.RTS;
+    const queuePair = {
+      number,
+      setAccessFlags: () => {},
+      modify: (attributes: { state: QpState }) => {
+        state = attributes.state;
+      },
+      query: () => ({ state }),
+      close: () => {},
+    };
+    return { generation, queuePair: queuePair as unknown as QueuePair };
+  }
+
+  // Devices give the numbers of queue pairs that are gone to new ones.
+  it.each([
+    ['was polled with that of another queue pair', [[9], [8]], []],
+    ['is still in the queue', [[8]], [[9], []]],
+  ])('of a former queue pair with the same number proves nothing, if it %s', (_, first, meanwhile) => {
+    const permissions = new LogPermissions('qp-flush', none, none, queue, () => {});
+    permissions.setLink(PEER, link(8, 1));
+    permissions.enable(PEER);
+    reports = first; // 9 is that of a link whose peer's operation was refused
+    permissions.revoke(PEER);
+    permissions.prepare();
+
+    permissions.setLink(PEER, link(9, 2));
+    reports = meanwhile;
+    permissions.enable(PEER);
+    reports = [...reports, [], [], [9]];
+    permissions.revoke(PEER);
+    expect(reports).toEqual([]);
   });
 });
