@@ -19,7 +19,6 @@ export interface StateArea {
 class Area implements StateArea {
   /** Transfers that name it to their peers. */
   users = 0;
-  readonly buffer: ArrayBuffer;
   readonly address: number;
   readonly lengthBytes: number;
   readonly lkey: number;
@@ -27,9 +26,9 @@ class Area implements StateArea {
 
   constructor(
     private readonly memory: Memory,
+    readonly buffer: ArrayBuffer,
     private readonly region: MemoryRegion,
   ) {
-    this.buffer = memory.buffer;
     this.address = region.address;
     this.lengthBytes = memory.length;
     this.lkey = region.lkey;
@@ -69,7 +68,7 @@ export class StateMemoryAreas {
     this.domain = context.allocateProtectionDomain();
   }
 
-  /** Throws QUORATE_LIMIT, QUORATE_MEMLOCK, QUORATE_OUT_OF_RANGE, QUORATE_SYSTEM. */
+  /** Throws QUORATE_LIMIT, QUORATE_MEMLOCK, QUORATE_OUT_OF_RANGE, QUORATE_SYSTEM, QUORATE_UNSUPPORTED. */
   allocate(lengthBytes: number): Uint8Array {
     if (this.areas.size >= STATE_AREAS_MAX) {
       throw new QuorateError(
@@ -78,15 +77,16 @@ export class StateMemoryAreas {
       );
     }
     const memory = this.context.allocateMemory({ lengthBytes });
-    let region: MemoryRegion;
+    let area: Area;
     try {
+      const { buffer } = memory; // which one that is very long does not have
       // Peers only READ; the device itself writes here what it READs from them.
-      region = this.domain.registerMemory(memory, 0, lengthBytes, Access.LOCAL_WRITE | Access.REMOTE_READ);
+      const region = this.domain.registerMemory(memory, 0, lengthBytes, Access.LOCAL_WRITE | Access.REMOTE_READ);
+      area = new Area(memory, buffer, region);
     } catch (error) {
       memory.close();
       throw error;
     }
-    const area = new Area(memory, region);
     this.areas.set(area.buffer, area);
     return new Uint8Array(area.buffer);
   }
