@@ -172,12 +172,17 @@ export class TransferSink {
     const { maxQpWr, maxCqe } = context.queryDevice();
     this.requestsMax = Math.min(READ_REQUESTS_MAX, maxQpWr, maxCqe);
     this.channel = context.createCompletionChannel();
-    this.queue = context.createCompletionQueue(this.requestsMax, this.channel);
-    this.queuePair = stateMemory.domain.createQueuePair({
-      sendCq: this.queue,
-      cap: { maxSendWr: this.requestsMax, maxRecvWr: 1 },
-    });
-    this.queuePair.modify({ state: QpState.INIT, pkeyIndex: 0, portNum: endpoint.portNum, accessFlags: 0 });
+    try {
+      this.queue = context.createCompletionQueue(this.requestsMax, this.channel);
+      this.queuePair = stateMemory.domain.createQueuePair({
+        sendCq: this.queue,
+        cap: { maxSendWr: this.requestsMax, maxRecvWr: 1 },
+      });
+      this.queuePair.modify({ state: QpState.INIT, pkeyIndex: 0, portNum: endpoint.portNum, accessFlags: 0 });
+    } catch (error) {
+      this.channel.close(); // and what uses it
+      throw error;
+    }
     this.address = endpoint.address(this.queuePair);
     this.events = new CompletionEvents(this.channel);
     this.state = stateMemory.hold();
