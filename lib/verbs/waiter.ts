@@ -1,8 +1,9 @@
 // Sleeping in a thread without an event loop, until any of several things happens.
-import type { CompletionChannel } from './completion-channel.js';
-import type { CompletionQueue } from './completion-queue.js';
+import { invalidArgument } from '../errors.js';
+import { CompletionChannel } from './completion-channel.js';
+import { CompletionQueue } from './completion-queue.js';
 import { addon } from './load-addon.js';
-import type { NativePeerProcess, NativeWaiter, ProcessState } from './native.js';
+import type { NativePeerProcess, NativeSharedObject, NativeWaiter, ProcessState } from './native.js';
 import { existingFace, VerbsObject } from './verbs-object.js';
 
 export { ProcessState, WAITER_PEERS_MAX, WaitReason } from './native.js';
@@ -29,6 +30,19 @@ export class PeerProcess extends VerbsObject<NativePeerProcess> {
   get state(): ProcessState {
     return this.native.state;
   }
+}
+
+/** The native object; null for none. What is no object of the class is not taken for none. */
+function nativeOrNull<Native extends NativeSharedObject>(
+  object: VerbsObject<Native> | null | undefined,
+  expected: { readonly prototype: VerbsObject<Native>; readonly name: string },
+  name: string,
+): Native | null {
+  if (object === null || object === undefined) return null;
+  if (!Object.prototype.isPrototypeOf.call(expected.prototype, object)) {
+    throw invalidArgument(`${name} must be a ${expected.name} or null`);
+  }
+  return object.native;
 }
 
 /**
@@ -62,10 +76,11 @@ export class Waiter extends VerbsObject<NativeWaiter> {
    *
    * @param completionQueue null for none
    * @param channel the queue's own channel: its events are taken by wait(), and the queue is armed again each time
-   * @throws TypeError QUORATE_INVALID_ARGUMENT if the device needs a channel and none is given
+   * @throws TypeError QUORATE_INVALID_ARGUMENT also if the device needs a channel and none is given
    */
   watchQueue(completionQueue: CompletionQueue | null, channel?: CompletionChannel | null): void {
-    this.native.watchQueue(completionQueue?.native ?? null, channel?.native ?? null);
+    const queue = nativeOrNull(completionQueue, CompletionQueue, 'completionQueue');
+    this.native.watchQueue(queue, nativeOrNull(channel, CompletionChannel, 'channel'));
   }
 
   /**
@@ -75,7 +90,7 @@ export class Waiter extends VerbsObject<NativeWaiter> {
    * @param peer null for none
    */
   watchPeer(slot: number, peer: PeerProcess | null): void {
-    this.native.watchPeer(slot, peer?.native ?? null);
+    this.native.watchPeer(slot, nativeOrNull(peer, PeerProcess, 'peer'));
   }
 
   /**

@@ -20,6 +20,8 @@ import {
   setSchedulingSlice,
   setTimerSlack,
   unshare,
+  WAITER_PEERS_MAX,
+  Waiter,
   waitWord,
   wakeWord,
   wcStatusName,
@@ -60,6 +62,19 @@ describe('wrong arguments', () => {
       ).toBe(true);
     }
   }
+
+  it('of waiters', () => {
+    const waiter = new Waiter();
+    const channel = end.context.createCompletionChannel();
+    refused((value) => waiter.watchQueue(value), [...NOT_HANDLES.slice(1), channel]);
+    refused((value) => waiter.watchQueue(end.queue, value), [...NOT_HANDLES.slice(1), end.queue]);
+    refused((value) => waiter.watchPeer(0, value), [...NOT_HANDLES.slice(1), end.queue]);
+    refused((value) => waiter.watchPeer(value, null), [...NOT_INTEGERS, WAITER_PEERS_MAX]);
+    refused((value) => waiter.wait(value), NOT_INTEGERS);
+    waiter.watchQueue(null);
+    waiter.watchPeer(0, null);
+    waiter.close();
+  });
 
   it('of devices and contexts', () => {
     refused((value) => openDevice(value), NOT_STRINGS);
