@@ -2,9 +2,9 @@
 // for completions that arrive after the queue was armed, so a queue must be armed first and drained after that, at the
 // start and after every event; draining first loses the completion that arrives in between, and with it the last
 // wake-up.
-import { outOfRange } from '../errors.js';
+import { invalidArgument, outOfRange } from '../errors.js';
 import type { CompletionChannel } from './completion-channel.js';
-import type { CompletionQueue } from './completion-queue.js';
+import { CompletionQueue } from './completion-queue.js';
 import type { WorkCompletion } from './native.js';
 
 /** Takes completions of a watched queue, oldest first. */
@@ -46,11 +46,20 @@ export class CompletionEvents {
    * this call returns. What the handler throws while it is called from the event loop is an uncaught exception; the
    * completions behind those it was given are then handed over in the next turn of the event loop.
    *
-   * @throws QuorateError QUORATE_CLOSED
+   * @throws QuorateError QUORATE_CLOSED; TypeError QUORATE_INVALID_ARGUMENT, also for a queue of another channel;
+   * RangeError QUORATE_OUT_OF_RANGE
    */
   watch(completionQueue: CompletionQueue, handler: CompletionHandler, options: WatchOptions = {}): void {
     const { batch = 256, solicitedOnly = false } = options;
     if (!Number.isInteger(batch) || batch < 1 || batch > 65_536) throw outOfRange('batch must be from 1 to 65536');
+    if (!(completionQueue instanceof CompletionQueue)) {
+      throw invalidArgument('completionQueue must be a CompletionQueue');
+    }
+    if (typeof handler !== 'function') throw invalidArgument('handler must be a function');
+    // Not known of a queue that this thread adopted.
+    if (completionQueue.channel !== undefined && completionQueue.channel !== this.#channel) {
+      throw invalidArgument('the events of this completion queue go to another channel');
+    }
     void completionQueue.depth; // throws if the queue is closed
     this.#watched.set(completionQueue, { handler, batch, solicitedOnly });
     this.#armAndDrain(completionQueue);

@@ -8,6 +8,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import {
   addWord,
   adopt,
+  CompletionEvents,
   Context,
   errorCode,
   Fence,
@@ -74,6 +75,20 @@ describe('wrong arguments', () => {
     waiter.watchQueue(null);
     waiter.watchPeer(0, null);
     waiter.close();
+  });
+
+  it('of completion events', () => {
+    const [channel, other] = [end.context.createCompletionChannel(), end.context.createCompletionChannel()];
+    const queue = end.context.createCompletionQueue(4, channel);
+    const events = new CompletionEvents(channel);
+    const handler = () => {};
+    refused((value) => events.watch(value, handler), [...NOT_OBJECTS, {}, channel]);
+    refused((value) => events.watch(queue, value), [undefined, null, 1, 'text', {}]);
+    refused((value) => events.watch(queue, handler, { batch: value }), [null, 'text', NaN, 0, 0.5, 65_537]);
+    // Nothing would ever tell of their completions.
+    refused((value) => events.watch(value, handler), [end.context.createCompletionQueue(4, other)]);
+    events.watch(queue, handler);
+    events.close();
   });
 
   it('of devices and contexts', () => {
