@@ -209,7 +209,8 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
    * when it returns is the device's to say: {@link Context.accessFlagsRevocationIsSynchronous}.
    *
    * @param accessFlags bits of Access
-   * @throws QuorateError QUORATE_QP_STATE if the pair is not in RTS, QUORATE_OUT_OF_RANGE
+   * @throws QuorateError QUORATE_QP_STATE if the pair is in no state that leads to RTS with these attributes (RTS itself, and
+   * SQD and SQE, which it leaves by this call), QUORATE_OUT_OF_RANGE
    */
   setAccessFlags(accessFlags: number): void {
     this.native.setAccessFlags(accessFlags);

@@ -110,10 +110,9 @@ Napi::Value modify(Environment& environment, const Napi::CallbackInfo& info, Wra
 // What a switch of permission is made of, without an object to read: in a failover that takes longer than the switch.
 Napi::Value setAccessFlags(Environment& environment, const Napi::CallbackInfo& info, Wrapper& self) {
   QpAttributes attributes;
-  // Also where it comes from: from SQD and SQE the same attributes lead to RTS, too.
-  attributes.state = attributes.curState = QpState::Rts;
+  attributes.state = QpState::Rts;
   attributes.accessFlags = static_cast<uint32_t>(readInteger(info[0], "accessFlags", 0, kAccessFlagsMax));
-  attributes.mask = kQpState | kQpCurState | kQpAccessFlags;
+  attributes.mask = kQpState | kQpAccessFlags;
   as<QueuePair>(self)->modify(attributes);
   return environment.env().Undefined();
 }
