@@ -480,6 +480,13 @@ int ShmQueuePair::takeReceives(WorkCompletion* completions, int max, size_t* lef
   for (; done > 0 && taken < max; done--) {
     const uint32_t at = receivesTaken_ & (place_.receiveCapacity - 1);
     const ReceiveEntry& entry = context_.control()->receives[place_.receiveBase + at];
+    // All of it before a shared receive is free: the next message may use that, and then this place in the ring, too.
+    const uint32_t info = entry.info.load(std::memory_order_relaxed);
+    const uint32_t byteLen = entry.byteLen.load(std::memory_order_relaxed);
+    const uint32_t srcQp = entry.srcQp.load(std::memory_order_relaxed);
+    const uint32_t immData = entry.immData.load(std::memory_order_relaxed);
+    const uint64_t stamp = uint64_t{entry.lkey.load(std::memory_order_relaxed)} << 32 |
+                           entry.length.load(std::memory_order_relaxed);
     ReceiveWorkRequest shared;
     if (srq_ != nullptr) {
       const uint64_t index = entry.address.load(std::memory_order_relaxed);
@@ -492,7 +499,6 @@ int ShmQueuePair::takeReceives(WorkCompletion* completions, int max, size_t* lef
       }
     }
     const ReceiveWorkRequest& posted = srq_ != nullptr ? shared : receives_[at];
-    const uint32_t info = entry.info.load(std::memory_order_relaxed);
     WorkCompletion& completion = completions[taken++];
     completion = WorkCompletion();
     completion.wrId = posted.wrId;
@@ -500,23 +506,20 @@ int ShmQueuePair::takeReceives(WorkCompletion* completions, int max, size_t* lef
     completion.status = static_cast<int>(info & kReceiveStatusMask);
     completion.opcode = static_cast<int>((info & kReceiveOfWrite) != 0 ? WcOpcode::RecvRdmaWithImm : WcOpcode::Recv);
     // The length is the peer's word for it: whoever uses it to read the buffer must not be led beyond it.
-    completion.byteLen = std::min(entry.byteLen.load(std::memory_order_relaxed),
-                                  (info & kReceiveOfWrite) != 0 ? kMaxMessageBytes : posted.length);
+    completion.byteLen = std::min(byteLen, (info & kReceiveOfWrite) != 0 ? kMaxMessageBytes : posted.length);
     if ((info & kReceiveWithGrh) != 0) {
       completion.wcFlags = kWcGrh;
-      completion.srcQpNum = entry.srcQp.load(std::memory_order_relaxed);
+      completion.srcQpNum = srcQp;
     }
     if ((info & kReceiveWithImm) != 0) {
       completion.wcFlags |= kWcWithImm;
-      completion.immData = entry.immData.load(std::memory_order_relaxed);
+      completion.immData = immData;
     } else if ((info & kReceiveWithInv) != 0) {
       completion.wcFlags |= kWcWithInv;
-      completion.immData = entry.immData.load(std::memory_order_relaxed);
+      completion.immData = immData;
     }
     if (receiveCq_->timestamps() != Timestamps::None) [[unlikely]] {
-      completion.timestamp = completion.status == 0 ? uint64_t{entry.lkey.load(std::memory_order_relaxed)} << 32 |
-                                                          entry.length.load(std::memory_order_relaxed)
-                                                    : timestampNow(receiveCq_->timestamps());
+      completion.timestamp = completion.status == 0 ? stamp : timestampNow(receiveCq_->timestamps());
     }
     receivesTaken_++;
   }
