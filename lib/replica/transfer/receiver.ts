@@ -446,8 +446,8 @@ export class Receiver {
     }
     const transfer = ++this.transfer;
     const early: TransferReady[] = [];
-    this.readers.set(transfer, { early });
     const link = new TransferSink(host.endpoint);
+    this.readers.set(transfer, { early });
     let reader: ChunkReader | undefined;
     let failure: Error | undefined;
     const lost = (): void => reader?.fail(new QuorateError('QUORATE_CLOSED', 'the connection to the donor ended'));
