@@ -15,6 +15,9 @@ export interface LeaseSettings {
   readonly driftBound: number;
 }
 
+/** In place of a process that is not known; also what a block says that was never read. */
+const PROCESS_UNKNOWN = 0;
+
 /** Ticks that a renewal may take from the leader's counter to the leader's knowledge of it; a shorter lease has gaps. */
 export const LEASE_TICKS_MIN = 5;
 
@@ -25,7 +28,7 @@ export const LEASE_TICKS_MIN = 5;
 export class LeasePromise {
   /** Replica that has the promise, -1 if none. */
   holder = -1;
-  private holderProcessId = 0;
+  private holderProcessId = PROCESS_UNKNOWN;
   /** Epoch in which the holder was seen to lead. */
   private epoch = EPOCH_NONE;
   private until_ns = Number.NEGATIVE_INFINITY;
@@ -90,15 +93,18 @@ export class LeasePromise {
    * process of the same life says proves nothing of the one before.
    */
   observe(replica: number, processId: number, leaderEpoch: number): void {
-    if (replica === this.holder && processId === this.holderProcessId && leaderEpoch !== this.epoch) {
-      this.release();
-    }
+    if (this.isHolder(replica, processId) && leaderEpoch !== this.epoch) this.release();
+  }
+
+  /** Two processes that are not known are not the same. */
+  private isHolder(replica: number, processId: number): boolean {
+    return replica === this.holder && processId === this.holderProcessId && processId !== PROCESS_UNKNOWN;
   }
 
   /** What an earlier process of this replica may have promised to the leader of the epoch, in whichever process of that. */
   resume(holder: number, epoch: number, until_ns: number): void {
     this.holder = holder;
-    this.holderProcessId = 0;
+    this.holderProcessId = PROCESS_UNKNOWN;
     this.epoch = epoch;
     this.until_ns = until_ns;
     this.coveredCounter = 0;
@@ -106,7 +112,7 @@ export class LeasePromise {
 
   /** Epoch whose lease the holder can be told the end of, in its memory; EPOCH_NONE if it is not known which process has it. */
   get recallableEpoch(): number {
-    return this.holder >= 0 && this.holderProcessId !== 0 ? this.epoch : EPOCH_NONE;
+    return this.holder >= 0 && this.holderProcessId !== PROCESS_UNKNOWN ? this.epoch : EPOCH_NONE;
   }
 
   /**
@@ -114,7 +120,7 @@ export class LeasePromise {
    * promised on its account again, for there would be nothing to gain.
    */
   recalled(epoch: number, processId: number): void {
-    if (epoch !== this.epoch || processId !== this.holderProcessId) return;
+    if (epoch !== this.epoch || !this.isHolder(this.holder, processId)) return;
     this.recalledEpoch = epoch;
     this.release();
   }
@@ -125,7 +131,7 @@ export class LeasePromise {
    */
   ended(replica: number, processId: number): void {
     if (replica === this.seenHolder && processId === this.seenProcessId) this.seenHolder = -1;
-    if (replica === this.holder && processId === this.holderProcessId) this.release();
+    if (this.isHolder(replica, processId)) this.release();
   }
 
   /** The holder reads nothing any more, for certain. */

@@ -1,7 +1,7 @@
 // What the background plane promises to leaders, and counts as one, on a fabric whose links, memories and moments are the
 // test's: what happens between two instructions of a tick, and which of several processes with one id has ended.
 import { expect, test } from 'vitest';
-import { BackgroundPlane } from '#lib/consensus/background-plane.js';
+import { BackgroundPlane, type DurablePromise } from '#lib/consensus/background-plane.js';
 import { makeEpoch } from '#lib/consensus/epoch.js';
 import { EXCHANGE_BYTES, Exchange } from '#lib/consensus/exchange.js';
 import {
@@ -132,7 +132,7 @@ class MadeUpFabric implements BackgroundFabric {
 }
 
 /** Replica 0, and peers with these ids; none is a voter before configure(). */
-function replica(ids: readonly number[]) {
+function replica(ids: readonly number[], durable: DurablePromise | null = null) {
   const fabric = new MadeUpFabric();
   for (const id of ids) fabric.peers.set(id, new Peer(id, 1000 + id));
   const exchange = new Exchange(new ArrayBuffer(EXCHANGE_BYTES));
@@ -154,6 +154,7 @@ function replica(ids: readonly number[]) {
         stallTimeout_ns: 1000 * MS,
       },
       lease: { length_ns: LEASE_NS, driftBound: 0 },
+      durable,
       random: () => 0.5,
       notifyMain: () => {},
     },
@@ -301,6 +302,27 @@ test('the end of another process with the id of the leader does not: the leader 
   fabric.exitedProcesses.set(1, 4711);
   fabric.exited = 1 << 1;
   ticks(LEASE_NS / TICK_NS - 2);
+  expect(plane.promised).toBe(epoch);
+  ticks(3);
+  expect(plane.promised).toBe(later);
+});
+
+test('a voter that is started again keeps what it promised, also if what it reads first of the leader is torn', () => {
+  const epoch = makeEpoch(5, 2);
+  const one = replica([1, 2], { epoch, to: 1, leaseWait_ns: LEASE_NS, record: () => {} });
+  const { plane, peer, configure, ticks } = one;
+  configure(1, [0, 1, 2]);
+  // The leader is writing its main block, now and whenever it is read.
+  writeU53(peer(1).main.body, MainField.leaderEpoch, epoch);
+  peer(1).main.publish();
+  (peer(1).words[MAIN_BLOCK_OFFSET_WORDS + MainField.commitLsn] as number)++;
+  writeU53(peer(1).background.body, BackgroundField.promisedEpoch, epoch);
+  const later = makeEpoch(6, 3);
+  ask(one, 2, later);
+  ticks(3); // the leader is not trusted yet, so that nothing but the promise protects it
+  expect(plane.promised).toBe(epoch);
+  peer(1).isConnected = false;
+  ticks(LEASE_NS / TICK_NS - 4);
   expect(plane.promised).toBe(epoch);
   ticks(3);
   expect(plane.promised).toBe(later);

@@ -111,6 +111,15 @@ describe('a promise', () => {
     expect(promise.remaining_ns(OTHER, 0)).toBe(WAIT_NS);
   });
 
+  test('of an earlier process of the voter is ended by nothing that names no process', () => {
+    const promise = new LeasePromise(settings);
+    promise.resume(LEADER, EPOCH, WAIT_NS);
+    promise.observe(LEADER, 0, EPOCH_NONE);
+    promise.ended(LEADER, 0);
+    promise.recalled(EPOCH, 0);
+    expect(promise.remaining_ns(OTHER, 0)).toBe(WAIT_NS);
+  });
+
   test('of a leader to itself is never shortened', () => {
     const promise = new LeasePromise(settings);
     promise.holdOwn(0, BOOT_ID, EPOCH, 500);
