@@ -794,7 +794,9 @@ export class ReplicationPlane implements ConfigurationLog {
     this.stage(EntryType.noop, 0, 0, null, 0);
     this.noopEndLsn = this.tail.lsn;
     for (let peer = 0; peer < MAX_REPLICAS; peer++) {
-      if ((this.followers[peer] as Follower).hasGrant) this.beginRepair(peer);
+      const { hasGrant, linkBootId } = this.followers[peer] as Follower;
+      // A repair over a link that was lost since would have no end, and the ring be kept for it all that time.
+      if (hasGrant && linkBootId !== 0) this.beginRepair(peer);
       if (this.role_ === 'follower') return;
     }
   }

@@ -193,6 +193,22 @@ export const repairNeverComplete: Mutant = {
     ),
 };
 
+export const repairsWithoutALink: Mutant = {
+  name: 'a takeover that begins a repair over a link that it has lost',
+  install: () =>
+    replace(
+      replication,
+      'appendNoop',
+      (original) =>
+        function () {
+          original.call(this);
+          for (const [peer, { hasGrant, linkBootId }] of this.followers.entries()) {
+            if (this.role === 'takingOver' && hasGrant && linkBootId === 0) this.beginRepair(peer);
+          }
+        },
+    ),
+};
+
 export const walkBegunAnew: Mutant = {
   name: 'a walk through the log that begins anew at each step',
   install: () =>
