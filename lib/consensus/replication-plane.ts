@@ -566,9 +566,13 @@ export class ReplicationPlane implements ConfigurationLog {
     this.configurationChanged();
   }
 
+  /** The last applyCommitted() stopped before the end. */
+  private hasMoreToApply = false;
+
   /** Applies what is committed and validated. Returns true if it stopped before the end. */
   private applyCommitted(): boolean {
     const { applied, host, scanner, durableLog } = this;
+    this.hasMoreToApply = false;
     const words = this.fabric.logWords;
     let limitLsn = Math.min(this.commitLsn_, this.tail.lsn);
     if (durableLog !== null && !this.isEnded) {
@@ -577,7 +581,10 @@ export class ReplicationPlane implements ConfigurationLog {
       limitLsn = Math.min(limitLsn, durableLog.takenLsn);
     }
     for (let count = 0; applied.lsn < limitLsn; count++) {
-      if (count === this.applyEntriesMax) return true;
+      if (count === this.applyEntriesMax) {
+        this.hasMoreToApply = true;
+        return true;
+      }
       const offset = scanner.physical(applied.lsn);
       const at = offset >>> 2;
       const payloadBytes = entryPayloadBytes(words, at);
@@ -975,13 +982,15 @@ export class ReplicationPlane implements ConfigurationLog {
 
   /**
    * Appends what was staged, writes it to the followers, spins briefly for the majority, applies what committed. Opens
-   * the read round that was asked for, if none is open.
+   * the read round that was asked for, if none is open. Returns true if poll() should be called soon: there is more to
+   * apply, and nothing else may announce it.
    */
-  flush(): void {
+  flush(): boolean {
     this.stampProgress();
     this.flushOnce();
     // A round that has just ended made way for the next one, which others wait for already.
     if (this.reads.isDue) this.flushOnce();
+    return this.role_ === 'leader' && this.hasMoreToApply;
   }
 
   private flushOnce(): void {

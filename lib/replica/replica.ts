@@ -1264,8 +1264,9 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     const { plane } = this;
     if (plane === undefined || this.closing !== undefined) return;
     try {
-      plane.flush();
+      const more = plane.flush();
       this.afterPlane(plane);
+      if (more) this.pollSoon();
     } catch (error) {
       this.fail(error as Error);
     }

@@ -161,6 +161,29 @@ describe('a cluster of three', () => {
 });
 
 describe('clusters of other sizes', () => {
+  it('answers all that was proposed in one turn without a pause, however much that is', async () => {
+    cluster = await openCluster(1);
+    const leader = await cluster.leader();
+    const command = bytes('x');
+    const most: number[] = [];
+    for (let round = 0; round < 5; round++) {
+      let turns = 0;
+      let isAnswered = false;
+      const count = () => {
+        turns++;
+        if (!isAnswered) setImmediate(count);
+      };
+      const answers = Array.from({ length: 6000 }, () => leader.propose(command)); // 4,096 are applied in one go
+      await answers[0];
+      count();
+      await Promise.all(answers);
+      isAnswered = true;
+      most.push(turns);
+    }
+    // Otherwise the rest would wait for whatever wakes the replica next.
+    expect(Math.max(...most)).toBeLessThan(20);
+  });
+
   it.each([1, 2, 5])('a cluster of %i commits', async (count) => {
     cluster = await openCluster(count);
     const leader = await cluster.leader();
