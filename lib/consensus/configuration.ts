@@ -8,7 +8,7 @@
 import {
   BOOT_ID_MAX,
   CONFIGURATION_BYTES_MAX,
-  HOST_CHARACTERS_MAX,
+  HOST_BYTES_MAX,
   INCARNATION_MAX,
   MAX_REPLICAS,
   PRIORITY_MAX,
@@ -154,6 +154,11 @@ function fail(what: string): never {
   throw new Error(`invalid configuration: ${what}`);
 }
 
+/** What a host name takes of a configuration entry: in UTF-8, with what JSON escapes. */
+export function hostBytes(host: string): number {
+  return new TextEncoder().encode(JSON.stringify(host)).length - 2;
+}
+
 function checkMember(value: unknown, nextIncarnation: number): ConfigurationMember {
   if (typeof value !== 'object' || value === null) return fail('member');
   const { id, incarnation, bootId, role, priority, host, port, returning, replaces } = value as Record<string, unknown>;
@@ -162,7 +167,7 @@ function checkMember(value: unknown, nextIncarnation: number): ConfigurationMemb
   if (!ROLES.includes(role as MemberRole)) return fail(`role of member ${id}`);
   if (!isCount(bootId, BOOT_ID_MAX) || (role === 'voter' && bootId === 0)) return fail(`bootId of member ${id}`);
   if (!isCount(priority, PRIORITY_MAX)) return fail(`priority of member ${id}`);
-  if (typeof host !== 'string' || host.length > HOST_CHARACTERS_MAX) return fail(`host of member ${id}`);
+  if (typeof host !== 'string' || hostBytes(host) > HOST_BYTES_MAX) return fail(`host of member ${id}`);
   if (!isCount(port, 65_535) || (port === 0) !== (host === '')) return fail(`port of member ${id}`);
   if (typeof returning !== 'boolean' || (returning && role !== 'learner')) return fail(`returning of member ${id}`);
   const member = { id, incarnation, bootId, role: role as MemberRole, priority, host, port, returning };

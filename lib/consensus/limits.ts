@@ -10,8 +10,8 @@ export const MAX_REPLICAS = 16;
 export const BOOT_ID_MAX = 2 ** 48 - 1;
 /** Election priorities are 0 .. this. */
 export const PRIORITY_MAX = 1000;
-/** Most characters of a member's host name; DNS names have at most 253. */
-export const HOST_CHARACTERS_MAX = 255;
+/** Most bytes of a member's host name, as it stands in a configuration entry; DNS names have at most 253. */
+export const HOST_BYTES_MAX = 255;
 /** A learner is promoted only while it lacks at most this of the leader's log, and never more than a sixteenth of it. */
 export const LEARNER_LAG_BYTES_MAX = 64 * 1024;
 /** Entries start at multiples of this; a pad entry therefore always fits before the end of the ring. */
@@ -48,7 +48,7 @@ export function workspaceBytesMin(logBytes: number): number {
 }
 /** Epoch runs that a grant publishes; a log with more of them is repaired from the last one published. */
 export const EPOCH_RUNS_MAX = 40;
-/** Most bytes of a configuration entry: MAX_REPLICAS members with the longest host names, in ASCII, take 6 KiB. */
+/** Most bytes of a configuration entry: MAX_REPLICAS members with the longest host names take 6 KiB. */
 export const CONFIGURATION_BYTES_MAX = 8 * 1024;
 /** Incarnation ordinals are below this, so that (counter, incarnation) fits a double's 53 bits. */
 export const INCARNATION_MAX = 2 ** 20;

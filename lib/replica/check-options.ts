@@ -1,5 +1,6 @@
 // Checks of what users pass in: each failure is an error with code QUORATE_INVALID_ARGUMENT that names the option.
-import { HOST_CHARACTERS_MAX, LOG_BYTES_MAX, LOG_BYTES_MIN, MAX_REPLICAS, PRIORITY_MAX } from '../consensus/limits.js';
+import { hostBytes } from '../consensus/configuration.js';
+import { HOST_BYTES_MAX, LOG_BYTES_MAX, LOG_BYTES_MIN, MAX_REPLICAS, PRIORITY_MAX } from '../consensus/limits.js';
 import { QuorateError } from '../errors.js';
 import { checkClusterKey } from './control-channel.js';
 import { SNAPSHOT_AFTER_BYTES_DEFAULT, SNAPSHOT_AFTER_BYTES_MAX, SNAPSHOT_AFTER_BYTES_MIN } from './durable/limits.js';
@@ -68,7 +69,7 @@ export function checkAddress(address: { readonly host: string; readonly port: nu
   if (typeof address !== 'object' || address === null) invalid(`${what} must be an object with host and port`);
   const { host, port } = address;
   if (typeof host !== 'string' || host === '') invalid(`${what}: host is missing`);
-  if (host.length > HOST_CHARACTERS_MAX) invalid(`${what}: host has more than ${HOST_CHARACTERS_MAX} characters`);
+  if (hostBytes(host) > HOST_BYTES_MAX) invalid(`${what}: host has more than ${HOST_BYTES_MAX} bytes`);
   checkInteger(port, 1, 65535, `${what}: port`);
 }
 

@@ -15,7 +15,7 @@ import {
 } from '#lib/consensus/configuration.js';
 import {
   CONFIGURATION_BYTES_MAX,
-  HOST_CHARACTERS_MAX,
+  HOST_BYTES_MAX,
   INCARNATION_MAX,
   MAX_REPLICAS,
   PRIORITY_MAX,
@@ -55,12 +55,35 @@ describe('configuration', () => {
     );
   });
 
+  test.each(['ü', '字', '\u0001', '"'])(
+    'that is valid can be encoded, whatever its hosts are called: %j',
+    (character) => {
+      const founders = Array.from({ length: MAX_REPLICAS }, (_, id) => ({ id, bootId: 1 + id, port: 1 + id }));
+      const withHosts = (length: number) =>
+        genesisConfiguration(
+          1,
+          founders.map((founder) => ({ ...founder, host: character.repeat(length) })),
+        );
+      for (let length = 1; length <= HOST_BYTES_MAX; length++) {
+        let configuration: Configuration;
+        try {
+          configuration = withHosts(length);
+        } catch (error) {
+          expect(String(error)).toContain('host of member 0');
+          expect(length).toBeGreaterThan(1);
+          return;
+        }
+        expect(encodeConfiguration(configuration).length).toBeLessThanOrEqual(CONFIGURATION_BYTES_MAX);
+      }
+    },
+  );
+
   test('of the most members with the longest names fits an entry', () => {
     const founders = Array.from({ length: MAX_REPLICAS }, (_, id) => ({
       id,
       bootId: 2 ** 48 - 1 - id,
       priority: PRIORITY_MAX,
-      host: 'x'.repeat(HOST_CHARACTERS_MAX),
+      host: 'x'.repeat(HOST_BYTES_MAX),
       port: 65_535,
     }));
     const configuration = genesisConfiguration(2 ** 48, founders);
@@ -130,7 +153,7 @@ describe('configuration', () => {
       [first({ role: 'king' }), 'role of member 0'],
       [first({ role: 'learner' }), 'no voters'],
       [first({ priority: PRIORITY_MAX + 1 }), 'priority of member 0'],
-      [first({ host: 'x'.repeat(HOST_CHARACTERS_MAX + 1), port: 1 }), 'host of member 0'],
+      [first({ host: 'x'.repeat(HOST_BYTES_MAX + 1), port: 1 }), 'host of member 0'],
       [first({ host: 'x' }), 'port of member 0'],
       [first({ port: 1 }), 'port of member 0'],
       [first({ returning: true }), 'returning of member 0'],
