@@ -50,6 +50,8 @@ export interface Forked {
 export class MajorityLoss {
   /** Once it has come to that. */
   forked: Forked | null = null;
+  /** Changes that were on their way removed all survivors before the others died, and they have ended as no members. */
+  isNobodyLeft = false;
   /** Why the last attempt was refused. */
   refusal = 'the survivors were not asked yet';
 
@@ -90,7 +92,7 @@ export class MajorityLoss {
       });
     }
     const { wait_ns } = options.majorityLoss as MajorityLossOptions;
-    world.schedule(BLOWS_WITHIN_NS * options.pace + wait_ns, () => this.ask());
+    world.schedule(BLOWS_WITHIN_NS * options.pace + wait_ns, () => this.ask(survivors));
     return true;
   }
 
@@ -103,10 +105,12 @@ export class MajorityLoss {
   }
 
   /** Their status, each of its own moment. */
-  private ask(): void {
+  private ask(asked: ReadonlySet<number>): void {
     const { cluster, newCluster } = this.checked;
     const lives = cluster.lives.filter((life): life is SimLife => life !== null);
     const survivors: Survivor[] = [];
+    const isMember = (id: number): boolean => cluster.inForce.some((one) => memberWithId(one, id) !== undefined);
+    this.isNobodyLeft = lives.length === 0 && ![...asked].some(isMember);
     for (const life of lives) {
       life.postToMain(() => {
         const { tailEpoch, tailLsn } = life.replication;

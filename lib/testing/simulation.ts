@@ -129,6 +129,8 @@ class Simulation {
   private returnsFailed = 0;
   private diskFailures = 0;
   private fork: ForkHistory | null = null;
+  /** Nobody is left from whom a new cluster could be forced: the run ends. */
+  private isClusterLost = false;
   private lost = 0;
   /** Commands that the cluster before had answered. */
   private acknowledgedBefore = 0;
@@ -147,9 +149,12 @@ class Simulation {
   run(): SimulationResult {
     const { world, options } = this;
     this.loseMajority();
-    if (world.violation === null) world.run(options.faultyTime_ns);
-    if (world.violation === null) this.converge();
-    const undecided = world.violation === null && this.judge();
+    if (!this.isClusterLost) {
+      if (world.violation === null) world.run(options.faultyTime_ns);
+      if (world.violation === null) this.converge();
+      if (world.violation === null) this.judgeState();
+    }
+    const undecided = world.violation === null && this.judgeHistory();
     return this.result(undecided);
   }
 
@@ -163,10 +168,11 @@ class Simulation {
     if (!loss.strike()) return;
     this.faults.halt();
     const deadline_ns = world.now_ns + options.majorityLoss.wait_ns + options.convergenceTime_ns;
-    while (loss.forked === null && world.violation === null && world.now_ns < deadline_ns) {
+    while (loss.forked === null && !loss.isNobodyLeft && world.violation === null && world.now_ns < deadline_ns) {
       world.run(world.now_ns + FORK_STEP_NS * options.pace);
     }
-    if (world.violation !== null) return;
+    this.isClusterLost = loss.isNobodyLeft;
+    if (world.violation !== null || this.isClusterLost) return;
     if (loss.forked === null) {
       const waited = `${(options.convergenceTime_ns / 1e9).toFixed(1)} s`;
       world.fail('liveness', `no new cluster could be forced within ${waited}: ${loss.refusal}`);
@@ -221,10 +227,10 @@ class Simulation {
     }
   }
 
-  /** Whether the history was left undecided. */
-  private judge(): boolean {
-    const { world, clients, fork } = this;
-    const { cluster, atMostOnce } = this.checked;
+  /** Whether those that hold the log have the same state, with all that was acknowledged. */
+  private judgeState(): void {
+    const { world, clients } = this;
+    const { cluster } = this.checked;
     const holders = cluster.holders();
     const digests = new Set(holders.map((life) => life.state.digest()));
     if (digests.size !== 1) world.fail('state machine safety', 'replicas at the same LSN have different states');
@@ -233,8 +239,13 @@ class Simulation {
       const lost = holders.find((life) => life.state.lastSequence(origin) < sequence);
       if (lost) world.fail('durability', `${lost.name} lost command ${origin}:${sequence}, which was acknowledged`);
     }
+  }
+
+  /** Whether the history was left undecided. */
+  private judgeHistory(): boolean {
+    const { world, clients, fork } = this;
     const all = clients.history;
-    const { effects: effectsNow } = atMostOnce;
+    const { effects: effectsNow } = this.checked.atMostOnce;
     const histories =
       fork === null ? [{ history: all, effects: effectsNow }] : [fork.before(all), fork.after(all, effectsNow)];
     let undecided = false;

@@ -52,6 +52,16 @@ test('durable replicas go on with the directory of one that is left, whenever it
   expect(starts).toBeGreaterThan(forks);
 });
 
+test('a run ends where a change of the membership that was on its way removes the only survivor', {
+  timeout: 60_000,
+}, () => {
+  const { violation, forks, trace } = runSimulation({ seed: 7001, replicas: 3, virtualSeconds: 60, traceLines: 1000 });
+  const text = trace.join('\n');
+  // The seed has it so: whoever changes what runs draw has to find another one.
+  expect(text).toMatch(/all but \{2\} are lost for ever[\s\S]*r2\/\d+ +was removed/);
+  expect([violation, forks]).toEqual([null, 0]);
+});
+
 test('acknowledged commands that no survivor held are counted as lost', { timeout: 120_000 }, () => {
   const lost = [];
   for (let seed = 1; seed <= 3 * SEEDS; seed++) {
