@@ -124,10 +124,18 @@ export class MembershipRequests {
         const leftMs = endsAt_ms - performance.now();
         if (!isPassing || leftMs <= 0) throw error;
         const { version } = plane.appliedConfiguration;
+        let isTurnOver = false;
+        if (code === 'QUORATE_BACKPRESSURE') {
+          setImmediate(() => {
+            isTurnOver = true;
+          });
+        }
         const isNext = (): boolean => {
           if (plane.role !== 'leader') throw this.options.notLeader();
           if (code === 'QUORATE_NOT_CAUGHT_UP') return plane.isCaughtUp(change.id);
-          return code === 'QUORATE_BACKPRESSURE' || plane.appliedConfiguration.version > version;
+          // Within a turn of the event loop a full log gets no room: to try again at once would keep it from ever having any.
+          if (code === 'QUORATE_BACKPRESSURE') return isTurnOver;
+          return plane.appliedConfiguration.version > version;
         };
         await this.until(isNext, leftMs, () => error as QuorateError);
       }
