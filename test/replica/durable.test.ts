@@ -4,7 +4,9 @@ import { join } from 'node:path';
 import { afterEach, describe, expect, test, vi } from 'vitest';
 import { canMountPrivately } from '#lib/cli/nemesis/private-memory.js';
 import { whyNoThinDisks } from '#lib/cli/nemesis/thin-disk.js';
-import { type QuorateError, Replica } from '#lib/index.js';
+import { genesisConfiguration } from '#lib/consensus/configuration.js';
+import { type MemberAddress, type QuorateError, Replica } from '#lib/index.js';
+import { Durability } from '#lib/replica/durable/durability.js';
 import { runDemo } from '../demo/support/demo-process.ts';
 import {
   CommandLog,
@@ -211,6 +213,34 @@ describe('the directory of a durable replica', () => {
     await waitFor(() => second.machines[0]?.commands.length === 20, 'the commands');
     expect(numbers(second.machines[0] as CommandLog)).toEqual(upTo(20));
     expect(second.replicas[0]?.status().configurationVersion).toBe(1);
+  });
+
+  test('is refused without the promise that its log shows to have been made, and taken without it before there was one', async () => {
+    const [list, directory] = [await members(3), folder()];
+    const first = await open(list, directory);
+    await propose(first, 0, 1);
+    await first.close();
+    const own = join(directory, '0');
+    rmSync(join(own, 'promise'), { recursive: true });
+    const options = optionsFor(0, list, { durable: { directory: own }, openTimeoutMs: 2_000 });
+    const refusal = {
+      code: 'QUORATE_STORE_INVALID',
+      message: expect.stringMatching(/promise.*is gone.*remove the whole directory/s),
+    };
+    await expect(Replica.open(options)).rejects.toMatchObject(refusal);
+    // Nor is what was refused taken the next time.
+    await expect(Replica.open(options)).rejects.toMatchObject(refusal);
+
+    rmSync(own, { recursive: true });
+    const alone = await Durability.open({ directory: own, id: 0, logBytes: 1024 * 1024, snapshotAfterBytes: 2 ** 20 });
+    const { bootId } = alone;
+    // As if the process had ended before its background thread wrote the first one.
+    await alone.join(genesisConfiguration(7, [{ ...(list[0] as MemberAddress), bootId }]));
+    await alone.close();
+    const founders = list.slice(0, 1);
+    const replica = await Replica.open(optionsFor(0, founders, { durable: { directory: own } }));
+    clusters.push(replica);
+    expect(replica.status()).toMatchObject({ role: 'leader', clusterId: '7' });
   });
 
   test('must be there at all replicas or at none', async () => {

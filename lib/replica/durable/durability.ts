@@ -17,7 +17,7 @@ import {
   entrySequence,
   isSamePosition,
 } from '../../consensus/entry.js';
-import { EPOCH_NONE } from '../../consensus/epoch.js';
+import { EPOCH_NONE, formatEpoch } from '../../consensus/epoch.js';
 import { BOOT_ID_MAX, ENTRY_HEADER_BYTES } from '../../consensus/limits.js';
 import { CorruptLogError, LogRecovery, type RecoveredLog, replay } from '../../consensus/log-recovery.js';
 import type { CommandSink, RecoveredState } from '../../consensus/replication-host.js';
@@ -231,8 +231,8 @@ export class Durability {
 
   /**
    * Feeds the state machine with the snapshot and what is known to be committed behind it, and puts the rest of the log
-   * into the ring. Null if this replica is part of no cluster yet. Rejects with QUORATE_LOG_CORRUPT if the disk lost what
-   * it had, and then has changed nothing on it. `held` is where the state machine and the sessions stand already.
+   * into the ring. Null if this replica is part of no cluster yet. Rejects with QUORATE_LOG_CORRUPT, or with
+   * QUORATE_STORE_INVALID, if the disk lost what it had, and then has changed nothing on it. `held` is where the state machine and the sessions stand already.
    */
   async recover(host: ReplayHost, held: ChainPosition | null = null): Promise<RecoveredState | null> {
     const { genesis } = this.identity;
@@ -246,6 +246,7 @@ export class Durability {
       configuration = snapshot.configuration;
     }
     const log = this.readLog(applied, genesis.clusterId, snapshot?.isDetached ?? false);
+    this.checkPromised(log.tail.epoch);
     files.settle(log.cut, log.discard);
     const { ring } = host;
     replay(log, files, ring, {
@@ -299,6 +300,13 @@ export class Durability {
       if (error instanceof CorruptLogError) throw this.corrupt(error.message, error);
       throw error;
     }
+  }
+
+  /** Who has entries had promised the epoch of a leader before, on disk: without that promise it might make another one. */
+  private checkPromised(tailEpoch: number): void {
+    if (this.promise !== NO_PROMISE || tailEpoch <= this.identity.epochFloor) return;
+    const what = `what this replica promised as a voter is gone, and its log has entries of epoch ${formatEpoch(tailEpoch)}`;
+    throw storeInvalid(Durability.promisePath(this.directory), what);
   }
 
   private corrupt(what: string, cause?: unknown): QuorateError {
