@@ -1,4 +1,13 @@
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, describe, expect, test, vi } from 'vitest';
@@ -7,6 +16,7 @@ import { whyNoThinDisks } from '#lib/cli/nemesis/thin-disk.js';
 import { genesisConfiguration } from '#lib/consensus/configuration.js';
 import { type MemberAddress, type QuorateError, Replica } from '#lib/index.js';
 import { Durability } from '#lib/replica/durable/durability.js';
+import { SegmentFiles } from '#lib/replica/durable/segment-files.js';
 import { runDemo } from '../demo/support/demo-process.ts';
 import {
   CommandLog,
@@ -213,6 +223,35 @@ describe('the directory of a durable replica', () => {
     await waitFor(() => second.machines[0]?.commands.length === 20, 'the commands');
     expect(numbers(second.machines[0] as CommandLog)).toEqual(upTo(20));
     expect(second.replicas[0]?.status().configurationVersion).toBe(1);
+  });
+
+  test('is refused by the name of the replica when the log in it cannot be read, or cannot be written once more', async () => {
+    const [list, directory] = [await members(1), folder()];
+    const first = await open(list, directory);
+    await propose(first, 0, 1);
+    await first.close();
+    const own = join(directory, '0');
+    const options = optionsFor(0, list, { durable: { directory: own }, openTimeoutMs: 2_000 });
+    const full = Object.assign(new Error('ENOSPC: no space left on device, write'), {
+      code: 'ENOSPC',
+      syscall: 'write',
+    });
+    vi.spyOn(SegmentFiles.prototype, 'settle').mockImplementationOnce(() => {
+      throw full;
+    });
+    await expect(Replica.open(options)).rejects.toMatchObject({
+      code: 'QUORATE_DISK_FULL',
+      message: expect.stringContaining('replica 0 cannot'),
+      cause: full,
+    });
+    const log = join(own, 'log');
+    const name = join(log, readdirSync(log)[0] as string);
+    rmSync(name);
+    mkdirSync(name);
+    await expect(Replica.open(options)).rejects.toMatchObject({
+      code: 'QUORATE_DISK_FAILED',
+      message: expect.stringContaining(`replica 0 cannot read its log in ${own}`),
+    });
   });
 
   test('is refused without the promise that its log shows to have been made, and taken without it before there was one', async () => {

@@ -19,7 +19,13 @@ import {
 } from '../../consensus/entry.js';
 import { EPOCH_NONE, formatEpoch } from '../../consensus/epoch.js';
 import { BOOT_ID_MAX, ENTRY_HEADER_BYTES } from '../../consensus/limits.js';
-import { CorruptLogError, LogRecovery, type RecoveredLog, replay } from '../../consensus/log-recovery.js';
+import {
+  CorruptLogError,
+  LogRecovery,
+  type LogSource,
+  type RecoveredLog,
+  replay,
+} from '../../consensus/log-recovery.js';
 import type { CommandSink, RecoveredState } from '../../consensus/replication-host.js';
 import { errorCode, QuorateError } from '../../errors.js';
 import { lockFile } from '../../verbs/file-lock.js';
@@ -232,7 +238,8 @@ export class Durability {
   /**
    * Feeds the state machine with the snapshot and what is known to be committed behind it, and puts the rest of the log
    * into the ring. Null if this replica is part of no cluster yet. Rejects with QUORATE_LOG_CORRUPT, or with
-   * QUORATE_STORE_INVALID, if the disk lost what it had, and then has changed nothing on it. `held` is where the state machine and the sessions stand already.
+   * QUORATE_STORE_INVALID, if the disk lost what it had, and then has changed nothing on it; with QUORATE_DISK_FULL or
+   * QUORATE_DISK_FAILED if the log cannot be used. `held` is where the state machine and the sessions stand already.
    */
   async recover(host: ReplayHost, held: ChainPosition | null = null): Promise<RecoveredState | null> {
     const { genesis } = this.identity;
@@ -247,9 +254,9 @@ export class Durability {
     }
     const log = this.readLog(applied, genesis.clusterId, snapshot?.isDetached ?? false);
     this.checkPromised(log.tail.epoch);
-    files.settle(log.cut, log.discard);
+    this.onDisk('write the end of its log once more', () => files.settle(log.cut, log.discard));
     const { ring } = host;
-    replay(log, files, ring, {
+    replay(log, this.logOnDisk, ring, {
       entry: (words, at, type, payloadBytes, end) => {
         if (end.lsn > log.commitLsn) return;
         const payload = at * 4 + ENTRY_HEADER_BYTES;
@@ -293,9 +300,23 @@ export class Durability {
     host.restoreSessions(sessions);
   }
 
+  private onDisk<Value>(what: string, action: () => Value): Value {
+    try {
+      return action();
+    } catch (error) {
+      throw diskError(this.options.id, this.directory, what, error);
+    }
+  }
+
+  private get logOnDisk(): LogSource {
+    const { files } = this;
+    const { segments } = files;
+    return { segments, read: (segment) => this.onDisk('read its log', () => files.read(segment)) };
+  }
+
   private readLog(start: ChainPosition, clusterId: number, isDetached: boolean): RecoveredLog {
     try {
-      return LogRecovery.run(this.files, start, clusterId, isDetached);
+      return LogRecovery.run(this.logOnDisk, start, clusterId, isDetached);
     } catch (error) {
       if (error instanceof CorruptLogError) throw this.corrupt(error.message, error);
       throw error;
