@@ -58,6 +58,25 @@ const capture = (resolve: unknown, reject: Reject): void => {
   captured.reject = reject;
 };
 
+const NOTHING = new Uint8Array(0);
+
+/**
+ * Why the bytes of a command cannot be copied any more: their buffer is another thread's by now, or has shrunk. They have the
+ * length of an empty command then, and copying them throws, which would end whoever does it for all others.
+ */
+export function whyGone(command: Uint8Array): QuorateError | null {
+  if (command.length > 0) return null;
+  try {
+    NOTHING.set(command);
+    return null;
+  } catch (cause) {
+    const text =
+      'the bytes of the command are gone, since their buffer was transferred elsewhere or has shrunk; it was not proposed: leave ' +
+      'them alone until the promise settles';
+    return new QuorateError('QUORATE_INVALID_ARGUMENT', text, { cause });
+  }
+}
+
 export class Proposals<Result> {
   private readonly pending = new PendingProposals<ProposeResult<Result>>();
   /** Proposals that found the ring full, in order. */
@@ -177,6 +196,11 @@ export class Proposals<Result> {
     resolve: Resolve<Result>,
     reject: Reject,
   ): boolean {
+    const gone = whyGone(payload);
+    if (gone !== null) {
+      reject(gone);
+      return true;
+    }
     const lsn = log.propose(session?.origin ?? 0, session?.sequence ?? 0, payload);
     if (lsn === PROPOSE_LOG_FULL || lsn === PROPOSE_LEAVING) return false;
     if (lsn === PROPOSE_NOT_LEADER) reject(new NotLeaderError(undefined));

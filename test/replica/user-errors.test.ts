@@ -4,8 +4,10 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, expect, it } from 'vitest';
-import { type MemberAddress, Replica } from '#lib/index.js';
+import { type MemberAddress, QuorateError, Replica } from '#lib/index.js';
 import { ControlClient } from '#lib/replica/control-channel.js';
+import { ForwardedProposals } from '#lib/replica/mailbox/forwarded-proposals.js';
+import { encodePropose } from '#lib/replica/mailbox/messages.js';
 import { CLUSTER_KEY, CommandLog, members, openCluster, optionsFor, waitFor } from './fixture.js';
 
 const open: Replica<number>[] = [];
@@ -70,6 +72,55 @@ it('proposes nothing again once it closes', async () => {
     message: expect.stringContaining('replica 0 was closed'),
   });
   expect(replica.status()).toMatchObject({ tailLsn, pendingProposals: 0 });
+});
+
+const give = (command: Uint8Array<ArrayBuffer>) => void structuredClone(command.buffer, { transfer: [command.buffer] });
+
+it('refuses a command whose buffer has gone elsewhere, before propose() or while it waited, and goes on', async () => {
+  const cluster = await openCluster(3);
+  open.push(...cluster.replicas);
+  const leader = await cluster.leader();
+  const refusal = { code: 'QUORATE_INVALID_ARGUMENT', message: expect.stringContaining('transferred') };
+  for (const replica of cluster.replicas) {
+    await waitFor(() => replica.status().leader === leader.id, 'all to know the leader');
+    const gone = bytes('gone');
+    give(gone);
+    await expect(replica.propose(gone)).rejects.toMatchObject(refusal);
+  }
+  // The log has no room for all of these, which settle when followers have applied, in later turns.
+  const others = Promise.all(Array.from({ length: 32 }, () => leader.propose(new Uint8Array(64 * 1024))));
+  const waiting = bytes('waiting');
+  const refused = leader.propose(waiting).catch((error: Error) => error);
+  give(waiting);
+  expect(await refused).toMatchObject(refusal);
+  expect((await others).length).toBe(32);
+  expect(await leader.propose(bytes('next'))).toMatchObject({ result: 33 });
+});
+
+it('refuses a command whose buffer has gone elsewhere while it waited for a leader', async () => {
+  let leader: number | undefined;
+  const proposals = new ForwardedProposals({
+    id: 0,
+    leaderId: () => leader,
+    trusts: () => true,
+    proposeHere: () => Promise.reject(new Error('not expected')),
+    send: (_leader, command) => {
+      encodePropose({ asker: 1, number: 1 }, 0, 0, command);
+      return null;
+    },
+    withdraw: () => false,
+    forget: () => {},
+    notLeader: () => new QuorateError('QUORATE_NOT_LEADER', 'not expected'),
+  });
+  const command = bytes('parked');
+  const refused = new Promise((resolve, reject) => {
+    proposals.add({ command, session: undefined, timeoutMs: 20_000, resolve: reject, reject: resolve });
+  });
+  give(command);
+  leader = 1;
+  proposals.noticeLeader();
+  expect(await refused).toMatchObject({ code: 'QUORATE_INVALID_ARGUMENT' });
+  expect(proposals.size).toBe(0);
 });
 
 it('gives nobody a state that is not bytes, and says whose fault that is', async () => {

@@ -9,6 +9,7 @@
 // the order of their making, before those that come later.
 import { QuorateError } from '../../errors.js';
 import { OutcomeUnknownError } from '../pending-proposals.js';
+import { whyGone } from '../proposals.js';
 import type { ProposeResult, SessionCommand } from '../replica-options.js';
 import { FORWARD_RETRY_MS } from './limits.js';
 import type { Answer, Question } from './mailbox.js';
@@ -103,6 +104,11 @@ export class ForwardedProposals {
     const leader = this.host.leaderId();
     if (leader === undefined || leader === this.refusedBy) return false;
     const { command, session } = forwarded.proposal;
+    const gone = whyGone(command);
+    if (gone !== null) {
+      this.rejectKnown(forwarded, gone);
+      return true;
+    }
     const attempt = ++forwarded.attempt;
     if (leader === this.host.id) {
       this.underWay(forwarded, leader);
