@@ -1,4 +1,5 @@
 // Checks of what users pass in: each failure is an error with code QUORATE_INVALID_ARGUMENT that names the option.
+import { types } from 'node:util';
 import { hostBytes } from '../consensus/configuration.js';
 import { HOST_BYTES_MAX, LOG_BYTES_MAX, LOG_BYTES_MIN, MAX_REPLICAS, PRIORITY_MAX } from '../consensus/limits.js';
 import { QuorateError } from '../errors.js';
@@ -182,6 +183,12 @@ export function checkReplicaOptions(options: ReplicaOptions<never>): CheckedRepl
   for (const method of ['apply', 'snapshot', 'restore'] as const) {
     if (typeof options.stateMachine?.[method] !== 'function')
       return invalid(`stateMachine.${method} is not a function`);
+    // What it does later would be done to a state that is another one by then, or taken for done.
+    if (types.isAsyncFunction(options.stateMachine[method])) {
+      return invalid(
+        `stateMachine.${method} is an async function: it must have done all when it returns, and return no promise`,
+      );
+    }
   }
   for (const method of ['snapshotChunks', 'restoreChunks', 'attachMemory', 'restoreInPlace'] as const) {
     if (!['undefined', 'function'].includes(typeof options.stateMachine[method]))

@@ -37,6 +37,24 @@ describe('Replica.open() refuses', () => {
       /restore/,
     ],
     [
+      'a state machine whose apply() is async',
+      () => ({ stateMachine: { async apply() {}, snapshot() {}, restore() {} } }),
+      'QUORATE_INVALID_ARGUMENT',
+      /stateMachine.apply is an async function/,
+    ],
+    [
+      'a state machine whose snapshot() is async',
+      () => ({ stateMachine: { apply() {}, async snapshot() {}, restore() {} } }),
+      'QUORATE_INVALID_ARGUMENT',
+      /stateMachine.snapshot is an async function/,
+    ],
+    [
+      'a state machine whose restore() is async',
+      () => ({ stateMachine: { apply() {}, snapshot() {}, async restore() {} } }),
+      'QUORATE_INVALID_ARGUMENT',
+      /stateMachine.restore is an async function/,
+    ],
+    [
       'an option that is misspelt',
       () => ({ durabel: true }),
       'QUORATE_INVALID_ARGUMENT',
