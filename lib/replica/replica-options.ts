@@ -300,7 +300,10 @@ export interface SessionCommand {
 
 /** Options of Replica.read(). */
 export interface ReadOptions {
-  /** How long read() may wait, 1 .. 2^31 - 1, default 5000 ms. */
+  /**
+   * How long read() may wait, 1 .. 2^31 - 1, default 5000 ms. At the leader the default is that it waits until the
+   * leadership ends, which it does when no majority was seen for a second.
+   */
   readonly timeoutMs?: number;
 }
 

@@ -1224,9 +1224,22 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     const timeoutMs = checkInteger(options.timeoutMs ?? READ_TIMEOUT_DEFAULT_MS, 1, 2 ** 31 - 1, 'timeoutMs');
     const value = this.leasedRead(read);
     if (value !== undefined) return value;
-    if (this.closing === undefined && this.plane?.role === 'leader') await this.readBarrier();
+    if (this.closing === undefined && this.plane?.role === 'leader') await this.readAsLeader(options.timeoutMs);
     else await this.readAsFollower(timeoutMs);
     return read();
+  }
+
+  /** A timer for each read only where it is asked for: all of them end with the leadership, which is lost without a majority. */
+  private readAsLeader(timeoutMs: number | undefined): Promise<void> {
+    const passed = this.readBarrier();
+    if (timeoutMs === undefined) return passed;
+    return new Promise((resolve, reject) => {
+      const timer = setTimeout(() => {
+        const text = `no majority confirmed within ${timeoutMs} ms that this replica leads; nothing was changed: read again`;
+        reject(new QuorateError('QUORATE_TIMEOUT', text));
+      }, timeoutMs);
+      passed.then(resolve, reject).finally(() => clearTimeout(timer));
+    });
   }
 
   private async readAsFollower(timeoutMs: number): Promise<void> {

@@ -1,11 +1,12 @@
 // Linearizable reads as a service uses them, on shm, all members in this process: by lease at the leader, without one, and
 // at followers.
-import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
+import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from 'vitest';
 import { Replica } from '#lib/index.js';
 import { FollowerReads } from '#lib/replica/follower-reads.js';
 import type { Answer, Mailbox } from '#lib/replica/mailbox/mailbox.js';
 import { MessageKind } from '#lib/replica/mailbox/messages.js';
 import { askReadIndex } from '#lib/replica/mailbox/read-index.js';
+import { ReadBarriers } from '#lib/replica/read-barriers.js';
 import { type CommandLog, members, openCluster, optionsFor, type TestCluster, waitFor } from './fixture.js';
 
 let cluster: TestCluster;
@@ -70,6 +71,14 @@ describe('a read by lease', () => {
     expect(leader.leasedRead(() => true)).toBeUndefined();
     expect(await leader.read(() => machineOf(leader).commands.length)).toBe(1);
     expect(leader.status().leaseRemainingUs).toBe(0);
+  });
+
+  it('is done without where leases are off, for as long as read() is told to wait for a majority', async () => {
+    await open(3, { lease: 'off' });
+    const passed = vi.spyOn(ReadBarriers.prototype, 'passed').mockImplementation(() => {});
+    await expect(leader.read(() => true, { timeoutMs: 20 })).rejects.toMatchObject({ code: 'QUORATE_TIMEOUT' });
+    passed.mockRestore();
+    expect(await leader.read(() => true, { timeoutMs: 30_000 })).toBe(true);
   });
 
   it.each([
