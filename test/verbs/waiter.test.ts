@@ -1,6 +1,6 @@
 // A thread's sleep on shared memory, and what only shared memory can tell: that the process of a peer has died.
-import { readdirSync, readlinkSync } from 'node:fs';
-import { setTimeout } from 'node:timers/promises';
+import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
+import { setImmediate } from 'node:timers/promises';
 import { describe, expect, it } from 'vitest';
 import {
   type CompletionQueue,
@@ -25,6 +25,10 @@ describe('a wait on shm', () => {
   waiterTests(['shm', 'shm']);
 });
 
+/** Of a thread of this process: 'S' if it sleeps, see proc_pid_stat(5). */
+const stateOf = (threadId: number) =>
+  readFileSync(`/proc/self/task/${threadId}/stat`, 'utf8').replace(/^.*\) /s, '')[0];
+
 it('news of a queue end a wait, also if it took the place of one that was closed while somebody slept on it', async () => {
   const [a, b] = [new End('shm'), new End('shm')];
   const sleep = async (queue: CompletionQueue) => {
@@ -33,8 +37,8 @@ it('news of a queue end a wait, also if it took the place of one that was closed
     const started = new Int32Array(new SharedArrayBuffer(4));
     const args = { waiter: waiter.share(), queue: queue.share(), started, timeoutNs: LONG_NS };
     const waiting = thread.run<{ reasons: number }>('wait', args);
-    while (Atomics.load(started, 0) === 0) await setTimeout(1);
-    await setTimeout(100); // now it sleeps
+    while (Atomics.load(started, 0) === 0) await setImmediate();
+    while (stateOf(Atomics.load(started, 0)) !== 'S') await setImmediate();
     return { thread, waiter, ended: waiting.catch(errorCode) };
   };
   const former = a.context.createCompletionQueue(1);
@@ -53,7 +57,7 @@ it('news of a queue end a wait, also if it took the place of one that was closed
   queuePair.postReceive([{ wrId: 1 }]);
   const second = await sleep(queue);
   b.queuePair.postSend([{ opcode: WrOpcode.SEND }]);
-  expect(await Promise.race([second.ended, setTimeout(5000)])).toMatchObject({ reasons: WaitReason.COMPLETION });
+  expect(await second.ended).toMatchObject({ reasons: WaitReason.COMPLETION });
   for (const { thread, waiter } of [first, second]) {
     await thread.end();
     waiter.close();
@@ -87,7 +91,7 @@ describe('the death of a peer process', () => {
           timeoutNs: LONG_NS,
         }),
       );
-      while (Atomics.load(started, 0) === 0) await new Promise((resolve) => setImmediate(resolve));
+      while (Atomics.load(started, 0) === 0) await setImmediate();
     }
     if (how === 'kill') child.kill('SIGKILL');
     else child.send({ type: 'close' });
