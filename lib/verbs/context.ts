@@ -1,5 +1,4 @@
 // An open device, from which everything else is made.
-import { invalidArgument } from '../errors.js';
 import { type AsyncEvent, publicEvent } from './async-events.js';
 import { type DeviceCapabilities, probeCapabilities } from './capabilities.js';
 import { CompletionChannel } from './completion-channel.js';
@@ -17,7 +16,7 @@ import type {
   PortAttributes,
 } from './native.js';
 import { ProtectionDomain } from './protection-domain.js';
-import { existingFace, VerbsObject } from './verbs-object.js';
+import { existingFace, nativeOrNull, VerbsObject } from './verbs-object.js';
 import { PeerProcess } from './waiter.js';
 
 export type { MemoryOptions } from './native.js';
@@ -197,12 +196,9 @@ export class Context extends VerbsObject<NativeContext> {
     channel?: CompletionChannel | null,
     options?: CompletionQueueOptions,
   ): CompletionQueue {
-    if (channel !== undefined && channel !== null && !(channel instanceof CompletionChannel)) {
-      throw invalidArgument('channel must be a CompletionChannel, or null for none');
-    }
     const native = this.native.createCompletionQueue(
       depth,
-      channel?.native ?? null,
+      nativeOrNull(channel, CompletionChannel, 'channel'),
       ...(options === undefined ? [] : [nativeQueueOptions(options)]),
     );
     return this.retain(CompletionQueue.of(native, this, channel ?? undefined));

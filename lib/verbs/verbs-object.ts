@@ -1,6 +1,7 @@
 // What all objects of the verbs API have in common: the native object behind them, closing, and sharing with other
 // threads. A parent keeps its children until they are closed: a memory region of which a program keeps only the rkey
 // must not be deregistered by the garbage collector. When nothing refers to a whole family any more, it is collected.
+import { invalidArgument } from '../errors.js';
 import type { NativeKind, NativeObject, NativeSharedObject } from './native.js';
 
 const faces = new WeakMap<NativeObject, VerbsObject>();
@@ -109,4 +110,17 @@ export abstract class VerbsObject<Native extends NativeSharedObject = NativeShar
 /** @internal The object that stands for a native one, if there is one. */
 export function existingFace(native: NativeObject): VerbsObject | undefined {
   return faces.get(native);
+}
+
+/** @internal The native object behind an argument; null for none. What is no object of the class is not taken for none. */
+export function nativeOrNull<Native extends NativeSharedObject>(
+  object: VerbsObject<Native> | null | undefined,
+  expected: { readonly prototype: VerbsObject<Native>; readonly name: string },
+  name: string,
+): Native | null {
+  if (object === null || object === undefined) return null;
+  if (!Object.prototype.isPrototypeOf.call(expected.prototype, object)) {
+    throw invalidArgument(`${name} must be a ${expected.name} or null`);
+  }
+  return object.native;
 }

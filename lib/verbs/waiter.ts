@@ -1,10 +1,9 @@
 // Sleeping in a thread without an event loop, until any of several things happens.
-import { invalidArgument } from '../errors.js';
 import { CompletionChannel } from './completion-channel.js';
 import { CompletionQueue } from './completion-queue.js';
 import { addon } from './load-addon.js';
-import type { NativePeerProcess, NativeSharedObject, NativeWaiter, ProcessState } from './native.js';
-import { existingFace, VerbsObject } from './verbs-object.js';
+import type { NativePeerProcess, NativeWaiter, ProcessState } from './native.js';
+import { existingFace, nativeOrNull, VerbsObject } from './verbs-object.js';
 
 export { ProcessState, WAITER_PEERS_MAX, WaitReason } from './native.js';
 
@@ -30,19 +29,6 @@ export class PeerProcess extends VerbsObject<NativePeerProcess> {
   get state(): ProcessState {
     return this.native.state;
   }
-}
-
-/** The native object; null for none. What is no object of the class is not taken for none. */
-function nativeOrNull<Native extends NativeSharedObject>(
-  object: VerbsObject<Native> | null | undefined,
-  expected: { readonly prototype: VerbsObject<Native>; readonly name: string },
-  name: string,
-): Native | null {
-  if (object === null || object === undefined) return null;
-  if (!Object.prototype.isPrototypeOf.call(expected.prototype, object)) {
-    throw invalidArgument(`${name} must be a ${expected.name} or null`);
-  }
-  return object.native;
 }
 
 /**
