@@ -46,6 +46,7 @@ import {
 } from './force-new-cluster.js';
 import { Formation } from './formation.js';
 import { holdAtExit } from './hold-at-exit.js';
+import { inTime } from './in-time.js';
 import { KnownMembership } from './known-membership.js';
 import { LeaderWatch } from './leader-watch.js';
 import { resolveLease } from './lease-options.js';
@@ -1233,12 +1234,9 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   private readAsLeader(timeoutMs: number | undefined): Promise<void> {
     const passed = this.readBarrier();
     if (timeoutMs === undefined) return passed;
-    return new Promise((resolve, reject) => {
-      const timer = setTimeout(() => {
-        const text = `no majority confirmed within ${timeoutMs} ms that this replica leads; nothing was changed: read again`;
-        reject(new QuorateError('QUORATE_TIMEOUT', text));
-      }, timeoutMs);
-      passed.then(resolve, reject).finally(() => clearTimeout(timer));
+    return inTime(passed, timeoutMs, () => {
+      const text = `no majority confirmed within ${timeoutMs} ms that this replica leads; nothing was changed: read again`;
+      return new QuorateError('QUORATE_TIMEOUT', text);
     });
   }
 

@@ -15,6 +15,7 @@ import {
 import type { VerbsEndpoint } from '../../fabric/verbs-endpoint.js';
 import { checksum } from '../../verbs/checksum.js';
 import type { ControlConnection } from '../control-channel.js';
+import { inTime } from '../in-time.js';
 import { turn } from '../turn.js';
 import { transferGeometry } from './geometry.js';
 import { CHUNKS_ANNOUNCED, DONATIONS_MAX, IDLE_TIMEOUT_MS, OPEN_TIMEOUT_MS } from './limits.js';
@@ -313,7 +314,11 @@ export class Donor {
       let chunker = new Chunker(state.source, link, chunkBytes);
       let isResumed = false;
       if (logAfter === null && resume !== null && isSamePosition(state.position, resume.position)) {
-        isResumed = await inTime(skip(chunker, resume, state.source));
+        // A state machine that stands still is not waited for when its receiver does not wait any more, either.
+        isResumed = await inTime(skip(chunker, resume, state.source), OPEN_TIMEOUT_MS, () => {
+          const text = `snapshotChunks() of the state machine did not get to where the transfer stopped within ${OPEN_TIMEOUT_MS} ms`;
+          return new QuorateError('QUORATE_TIMEOUT', text);
+        });
         if (!isResumed) {
           // Its bytes are others after all: from the beginning, with the state that it is by now.
           state.source.close();
@@ -409,18 +414,6 @@ export class Donor {
     this.isClosed = true;
     for (const connection of [...this.donations.keys()]) this.connectionLost(connection);
   }
-}
-
-/** A state machine that stands still is not waited for, once its receiver does not wait any more, either. */
-function inTime<Value>(found: Promise<Value>): Promise<Value> {
-  return new Promise((resolve, reject) => {
-    const timer = setTimeout(() => {
-      const text = `snapshotChunks() of the state machine did not get to where the transfer stopped within ${OPEN_TIMEOUT_MS} ms`;
-      reject(new QuorateError('QUORATE_TIMEOUT', text));
-    }, OPEN_TIMEOUT_MS);
-    timer.unref();
-    found.then(resolve, reject).finally(() => clearTimeout(timer));
-  });
 }
 
 /** Goes to the place where the receiver stopped with another donor; false if the bytes up to there are not the same. */
