@@ -5,10 +5,11 @@ import { Random } from '#lib/fabric/sim/random.js';
 import { losingDirectories, losingMajority } from '#lib/testing/fork-mutations.js';
 import { drawOptions } from '#lib/testing/sim-options.js';
 import { runSimulation } from '#lib/testing/simulation.js';
+import { SIMULATION_TIMEOUT_MS } from './limits.js';
 
 const SEEDS = 8;
 
-test.each([3, 5])('%i replicas go on after the loss of a majority', { timeout: 120_000 }, (replicas) => {
+test.each([3, 5])('%i replicas go on after the loss of a majority', { timeout: SIMULATION_TIMEOUT_MS }, (replicas) => {
   let forks = 0;
   let operationsAfter = 0;
   for (let seed = 1; seed <= SEEDS; seed++) {
@@ -29,7 +30,7 @@ test.each([3, 5])('%i replicas go on after the loss of a majority', { timeout: 1
 });
 
 test('durable replicas go on with the directory of one that is left, whenever its power goes', {
-  timeout: 180_000,
+  timeout: SIMULATION_TIMEOUT_MS,
 }, () => {
   let forks = 0;
   let deaths = 0;
@@ -53,7 +54,7 @@ test('durable replicas go on with the directory of one that is left, whenever it
 });
 
 test('a run ends where a change of the membership that was on its way removes the only survivor', {
-  timeout: 60_000,
+  timeout: SIMULATION_TIMEOUT_MS,
 }, () => {
   const { violation, forks, trace } = runSimulation({ seed: 7001, replicas: 3, virtualSeconds: 60, traceLines: 1000 });
   const text = trace.join('\n');
@@ -62,7 +63,7 @@ test('a run ends where a change of the membership that was on its way removes th
   expect([violation, forks]).toEqual([null, 0]);
 });
 
-test('acknowledged commands that no survivor held are counted as lost', { timeout: 120_000 }, () => {
+test('acknowledged commands that no survivor held are counted as lost', { timeout: SIMULATION_TIMEOUT_MS }, () => {
   const lost = [];
   for (let seed = 1; seed <= 3 * SEEDS; seed++) {
     const result = runSimulation({ seed, replicas: 3, virtualSeconds: 7, adjust: losingMajority });
@@ -77,7 +78,7 @@ test('acknowledged commands that no survivor held are counted as lost', { timeou
 // the end of the survivor's log, which had never been committed.
 test.each([802811282171, 802811282329])(
   'seed %i: the survivor executes its own copy of a command whose answer is lost',
-  { timeout: 120_000 },
+  { timeout: SIMULATION_TIMEOUT_MS },
   (seed) => {
     const result = runSimulation({ seed, replicas: 3, virtualSeconds: 180 });
     expect(result.violation).toBeNull();
