@@ -279,13 +279,23 @@ export class MembershipWatch {
 
   /**
    * Takes a committed configuration. Returns why this life is no member any more, null while it is or was none yet, or is one
-   * again: `latest` is the latest configuration in the own log, committed or not.
+   * again: `latest` finds the latest configuration in the own log, to the end of that, committed or not.
    */
-  observe(configuration: Configuration, latest: Configuration = configuration): string | null {
+  observe(configuration: Configuration, latest: () => Configuration = () => configuration): string | null {
     if (configuration.version <= this.seenVersion) return null;
     this.seenVersion = configuration.version;
+    const reason = this.whyOut(configuration);
+    if (reason === null) {
+      this.note(configuration);
+      return null;
+    }
     // It was removed and added again before it knew. Should that not be committed, a later configuration will say so.
-    if (latest.version > configuration.version && memberWithId(latest, this.id)?.bootId === this.bootId) return null;
+    const { version, members } = latest();
+    const isBack = members.some(({ id, bootId }) => id === this.id && bootId === this.bootId);
+    return version > configuration.version && isBack ? null : reason;
+  }
+
+  private whyOut(configuration: Configuration): string | null {
     const member = memberWithId(configuration, this.id);
     if (member === undefined && this.isListed) {
       return `configuration ${configuration.version} does not list replica ${this.id} any more`;
@@ -293,7 +303,6 @@ export class MembershipWatch {
     if (member !== undefined && this.isNamed && member.bootId !== this.bootId) {
       return `configuration ${configuration.version} names another life of replica ${this.id}`;
     }
-    this.note(configuration);
     return null;
   }
 

@@ -293,6 +293,13 @@ export class ReplicationPlane implements ConfigurationLog {
   get appliedConfiguration(): Configuration {
     return (this.configurations[0] as { configuration: Configuration }).configuration;
   }
+  /** As configuration, of all that stands in the own log: a follower looks first at what it has not come to yet. */
+  latestConfiguration(): Configuration {
+    while (this.role_ === 'follower' && this.extendTail(this.promisedEpoch, ENTRIES_PER_POLL_MAX)) {
+      // To the end of what is valid.
+    }
+    return this.configuration;
+  }
   /** Operations on their way; while there are some the host must call poll() when completions may be pending. */
   get operationsInFlight(): number {
     let count = this.appendsOutstanding + (this.readOutstanding ? 1 : 0);

@@ -15,6 +15,10 @@ export interface KnownMembershipHost {
   readonly bootId: number;
   /** The configuration in force in the own log; undefined while there is none. */
   inForce(): Configuration | undefined;
+  /** The same, of all that has arrived in the own log. */
+  latestInLog(): Configuration | undefined;
+  /** Looks what the own log says by now, before somebody else's word is taken; not inside the plane's own call. */
+  lookAtLog(): void;
   /** Tells the peer, if it can be reached now. */
   tell(peer: number, configuration: Configuration): void;
   isClosed(): boolean;
@@ -62,7 +66,7 @@ export class KnownMembership {
     if (before !== undefined && now !== undefined && (before.host !== now.host || before.port !== now.port)) {
       host.onMoved(now.host, now.port);
     }
-    const reason = watch.observe(configuration, host.inForce());
+    const reason = watch.observe(configuration, () => host.latestInLog() ?? configuration);
     this.follow();
     if (reason !== null) host.onRemoved(reason);
     else this.noticeSpare();
@@ -105,20 +109,21 @@ export class KnownMembership {
   private async ask(connection: ControlConnection): Promise<void> {
     try {
       const { current } = checkReply(await connection.request('formation', null, CURRENT_TIMEOUT_MS));
-      if (current !== null) this.observe(current);
+      if (current !== null) this.hear(current);
     } catch (error) {
       // One that has gone again is asked when it is back.
       if (!connection.isClosed) this.host.onWarning(error as Error);
     }
   }
 
-  /** Has what members tell over this connection, which the peer made, heard; `beforeHeard` looks what the own log says. */
-  serve(connection: ControlConnection, beforeHeard: () => void): void {
-    connection.onMessage('configuration', (body) => {
-      const configuration = checkConfiguration(body);
-      beforeHeard();
-      this.observe(configuration);
-    });
+  /** Has what members tell over this connection, which the peer made, heard. */
+  serve(connection: ControlConnection): void {
+    connection.onMessage('configuration', (body) => this.hear(checkConfiguration(body)));
+  }
+
+  private hear(configuration: Configuration): void {
+    this.host.lookAtLog();
+    this.observe(configuration);
   }
 
   /** A spare has no log to learn from, and who was removed may get nothing any more: they are told. */

@@ -385,6 +385,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       id: this.id,
       bootId: this.bootId,
       inForce: () => this.plane?.configuration,
+      latestInLog: () => this.plane?.latestConfiguration(),
+      lookAtLog: () => this.poll(),
       tell: (peer, configuration) => this.tell(peer, 'configuration', configuration),
       isClosed,
       follow: (genesis, later, earlier) => this.directory.follow(genesis, later, earlier),
@@ -863,7 +865,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     const { id: peer } = connection.peer;
     connection.on('warning', (error) => this.warn(error));
     this.transfers.serve(connection);
-    this.membership.serve(connection, () => this.poll());
+    this.membership.serve(connection);
     this.admission.serve(connection);
     connection.onRequest('formation', async () => {
       await this.admission.admit(connection);

@@ -572,7 +572,7 @@ export class SimLife {
     }
     this.known = configuration;
     this.events.onConfigurationApplied(this, configuration);
-    const reason = this.membership.observe(configuration, this.replication.configuration);
+    const reason = this.membership.observe(configuration, () => this.replication.latestConfiguration());
     if (reason === null || this.isRemoved) return;
     this.isRemoved = true;
     this.trace(`was removed: ${reason}`);

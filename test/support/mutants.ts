@@ -300,6 +300,19 @@ export const removalBelieved: Mutant = {
     ),
 };
 
+export const removalBelievedHalfWay: Mutant = {
+  name: 'a replica that believes in its removal when it has looked at a part of its log',
+  install: () =>
+    replace(
+      replication,
+      'latestConfiguration',
+      () =>
+        function () {
+          return this.configuration;
+        },
+    ),
+};
+
 export const newerStateUnbelievable: Mutant = {
   name: 'a leader that fails when anybody, voter or not, has applied more than its log holds',
   install: () =>
