@@ -11,7 +11,8 @@
 // learner stays as it is, warm, for the next time. From then on the place is the learner's.
 //
 // What is gone is counted from this leader's own observations, which begin with its leadership; a leader that stood still
-// itself has observed nothing meanwhile.
+// itself has observed nothing meanwhile. A voter that came back without its memory keeps its place while it is a learner that
+// returns; if it goes again before it is a voter, it is replaced like one.
 import {
   type Configuration,
   type ConfigurationMember,
@@ -71,7 +72,7 @@ export class Replacement {
     if (!this.isWanted) return null;
     const next = this.proceed(configuration, view);
     if (next !== undefined) return next;
-    const gone = configuration.voters.find(({ id }) => id !== view.id && this.isGone(id));
+    const gone = configuration.members.find((member) => member.id !== view.id && this.hasLeftPlace(member));
     return gone === undefined ? null : this.callUp(configuration, view, gone.id);
   }
 
@@ -81,8 +82,8 @@ export class Replacement {
       const { replaces } = member;
       if (replaces === undefined || member.role !== 'learner') continue;
       const target = memberWithId(configuration, replaces);
-      // It came back in time, or as a learner of a new life: no place is free.
-      if (target !== undefined && !(target.role === 'voter' && this.isGone(replaces))) continue;
+      // It came back in time, if only as a learner of a new life: no place is free.
+      if (target !== undefined && !this.hasLeftPlace(target)) continue;
       if (this.isGone(member.id)) return this.callUp(configuration, view, replaces, member);
       if (!this.hasCaughtUp(member, view)) return null; // one at a time
       const next =
@@ -116,6 +117,11 @@ export class Replacement {
     if (!view.trusts(id) || bootId === 0 || view.linkedLife(id) !== bootId) return false;
     if (role === 'spare') return true;
     return role === 'learner' && replaces !== undefined && memberWithId(configuration, replaces) !== undefined;
+  }
+
+  /** A voter that is gone; or one that came back without its memory, to become a voter again, and went once more. */
+  private hasLeftPlace({ id, role, returning }: ConfigurationMember): boolean {
+    return (role === 'voter' || returning) && this.isGone(id);
   }
 
   private hasCaughtUp(member: ConfigurationMember, view: LeaderView): boolean {

@@ -2,11 +2,12 @@
 // can read. A script is a text of comments (#) and blocks; a block is one or more commands, a line "----", and what they
 // said, up to the next empty line. Running a script gives the same text with what the commands say now; a test compares.
 //
-//   cluster REPLICAS [joiners=N] [log=KIB] [tear=US] [apply=US] [lease=MS] [seed=N]    a cluster, all of it started, and
+//   cluster REPLICAS [joiners=N] [log=KIB] [tear=US] [apply=US] [lease=MS] [replace=MS] [seed=N]    a cluster, all of it started, and
 //                                            so many processes that may be added; the first command of a script. With
 //                                            tear, messages are placed in pieces, in any order, up to so far apart; with
 //                                            apply, a command takes up to so long to apply; with lease, leaders read by
-//                                            leases of that length, and followers with the leader's help
+//                                            leases of that length, and followers with the leader's help; with replace,
+//                                            spares take the places of voters that are gone for so long
 //   trace all | elections | none             what is told from here on
 //   run DURATION                             such as 20us, 5ms, 1s of virtual time
 //   run until leader [ID] | answered | converged | suspected ID | trusted ID | takeover ID |
@@ -249,6 +250,7 @@ class Interpreter {
     const tearGapMax_ns = this.setting(words, 'tear', 0) * 1e3;
     const applyTimeMax_ns = this.setting(words, 'apply', 0) * 1e3;
     const lease_ns = this.setting(words, 'lease', 0) * 1e6;
+    const replaceAfter_ns = this.setting(words, 'replace', 0) * 1e6;
     const replicas = this.count(words[0]);
     if (replicas < 1 || replicas > REPLICAS_MAX) throw new Error(`${replicas} replicas are not in 1..${REPLICAS_MAX}`);
     const script = new ScriptedCluster({
@@ -261,6 +263,7 @@ class Interpreter {
         logBytes,
         applyEntriesMax: applyTimeMax_ns > 0 ? 1 : options.applyEntriesMax,
         applyTimeMax_ns,
+        replaceAfter_ns,
         ...(lease_ns > 0 ? { lease: { length_ns: lease_ns, driftBound: 0 }, leasedReads: 1, followerReads: 1 } : {}),
         network: {
           ...options.network,

@@ -65,6 +65,18 @@ class Leader implements LeaderView {
     return id === this.id || !this.away.has(id);
   }
 
+  /** The voter has lost its memory, and is a learner in its new life until it has caught up. */
+  returns(id: number): void {
+    const { configuration } = this;
+    const { nextIncarnation, version } = configuration;
+    const members = configuration.members.map((member) => {
+      if (member.id !== id) return member;
+      return { ...member, bootId: 900 + id, incarnation: nextIncarnation, role: 'learner', returning: true } as const;
+    });
+    const next = { ...configuration, nextIncarnation: nextIncarnation + 1, version: version + 1, members };
+    this.configuration = checkConfiguration(next);
+  }
+
   look(): Configuration | null {
     this.replacement.look(this.now, this.configuration, this);
     return this.replacement.plan(this.configuration, this);
@@ -155,6 +167,30 @@ describe('a voter that is gone', () => {
     expect(leader.roles).toEqual(['voter 0', 'voter 2', 'learner 3 for 1', 'spare 4']);
     leader.away.add(3);
     expect(leader.wait(11)).toEqual(['cancelled 1 by 3', 'begun 1 by 4', 'done 1 by 4']);
+  });
+
+  test('is replaced if it came back without its memory and went again before it was a voter', () => {
+    const leader = new Leader(cluster(3, 1));
+    leader.returns(2);
+    expect(leader.wait(60)).toEqual([]);
+    leader.away.add(2);
+    expect(leader.wait(9)).toEqual([]);
+    expect(leader.wait(3)).toEqual(['begun 2 by 3', 'removed 2 by 3', 'done 2 by 3']);
+    expect(leader.roles).toEqual(['voter 0', 'voter 1', 'voter 3']);
+  });
+
+  test('is replaced if it came back without its memory while the spare caught up, and went again', () => {
+    const leader = new Leader(cluster(3, 1));
+    leader.away.add(2);
+    leader.lag.set(3, LEARNER_LAG_BYTES_MAX + 1);
+    expect(leader.wait(11)).toEqual(['begun 2 by 3']);
+    leader.away.delete(2);
+    leader.returns(2);
+    leader.lag.set(3, 0);
+    expect(leader.wait(60)).toEqual([]);
+    leader.away.add(2);
+    expect(leader.wait(11)).toEqual(['removed 2 by 3', 'done 2 by 3']);
+    expect(leader.roles).toEqual(['voter 0', 'voter 1', 'voter 3']);
   });
 
   test('is replaced by the next leader from where the one before stopped', () => {

@@ -7,6 +7,7 @@ import { PHASE_REPAIRING } from '#lib/consensus/follower.js';
 import { IntactRing } from '#lib/consensus/intact-ring.js';
 import { MembershipWatch } from '#lib/consensus/membership.js';
 import { MembershipChanges } from '#lib/consensus/membership-changes.js';
+import { Replacement } from '#lib/consensus/replacement.js';
 import { ReplicationPlane } from '#lib/consensus/replication-plane.js';
 import { SimBackgroundFabric } from '#lib/fabric/sim/sim-background-fabric.js';
 import { SimReplicationFabric } from '#lib/fabric/sim/sim-replication-fabric.js';
@@ -309,6 +310,19 @@ export const removalBelievedHalfWay: Mutant = {
       () =>
         function () {
           return this.configuration;
+        },
+    ),
+};
+
+export const placeOfReturningForgotten: Mutant = {
+  name: 'a leader that replaces no voter that came back without its memory and went again',
+  install: () =>
+    replace(
+      Replacement.prototype,
+      'hasLeftPlace',
+      (original) =>
+        function (member) {
+          return original.call(this, { ...member, returning: false });
         },
     ),
 };
