@@ -50,7 +50,7 @@ export interface LeaderView {
   readonly id: number;
   /** Life of the replica that the links lead to; 0 while there are none. */
   linkedLife(id: number): number;
-  /** The replica is granted, repaired and acknowledges what it is sent; the leader itself counts as such. */
+  /** The replica is granted, repaired and acknowledges what it is sent, in durable mode by its disk; the leader itself counts as such. */
   isActive(id: number): boolean;
   /** How much of the leader's log the replica has not acknowledged, in bytes. */
   lagBytes(id: number): number;
@@ -100,7 +100,9 @@ function whyNotCaughtUp(member: ConfigurationMember, view: LeaderView): string |
   if (life !== member.bootId)
     return `replica ${member.id} came back in a new life, which the configuration does not name yet`;
   if (!view.trusts(member.id)) return `replica ${member.id} is not trusted by the failure detector`;
-  if (!view.isActive(member.id)) return `the log of replica ${member.id} is still being repaired`;
+  if (!view.isActive(member.id)) {
+    return `the log of replica ${member.id} is still being repaired, or not on its disk if it is durable`;
+  }
   const lagBytes = view.lagBytes(member.id);
   if (lagBytes > view.lagBytesMax) {
     return `replica ${member.id} lacks ${lagBytes} bytes of the log, more than ${view.lagBytesMax}`;

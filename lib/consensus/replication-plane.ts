@@ -203,7 +203,7 @@ export class ReplicationPlane implements ConfigurationLog {
     this.view = {
       id: options.id,
       linkedLife: (id) => (id === options.id ? options.bootId : (this.followers[id] as Follower).linkBootId),
-      isActive: (id) => id === options.id || (this.followers[id] as Follower).phase === PHASE_ACTIVE,
+      isActive: (id) => id === options.id || this.isAcknowledging(id),
       lagBytes: (id) => (id === options.id ? 0 : this.tail.lsn - (this.followers[id] as Follower).ackedLsn),
       lagBytesMax: Math.min(LEARNER_LAG_BYTES_MAX, options.logBytes / 16),
       trusts: (id) => id === options.id || (this.trustedMask & (1 << id)) !== 0,
@@ -1335,6 +1335,14 @@ export class ReplicationPlane implements ConfigurationLog {
     return lsn <= this.appendedLsn ? lsn : 0;
   }
 
+  /** It holds the log of this epoch, in durable mode on disk, and tells of what it is sent. */
+  private isAcknowledging(id: number): boolean {
+    const follower = this.followers[id] as Follower;
+    if (follower.phase !== PHASE_ACTIVE) return false;
+    if (this.durableLog === null) return true;
+    return follower.syncedLsn(this.exchange.words, this.exchange.peerViewOffset(id), this.epoch) > 0;
+  }
+
   /** More of the own log is on disk, or there is room to take more. The caller polls afterwards. */
   durableProgress(): void {
     this.dirty = true;
@@ -1356,6 +1364,7 @@ export class ReplicationPlane implements ConfigurationLog {
   stopForDisk(reason: string): void {
     if (this.diskFailure !== null) return;
     this.diskFailure = reason;
+    this.dirty = true; // and says so
     this.toBackgroundWriter.body[ToBackgroundField.ready] = 0;
     this.toBackgroundWriter.publish();
     if (this.role_ !== 'follower') this.cede(-1, reason);
@@ -1591,8 +1600,10 @@ export class ReplicationPlane implements ConfigurationLog {
     writeU53(body, MainField.processId, this.processId);
     writeU53(body, MainField.foreignBelowLsn, this.ring.foreignBelowLsn);
     if (this.durableLog !== null) {
-      writeU53(body, MainField.syncedLsn, this.durableLog.synced.lsn);
-      writeU53(body, MainField.syncedEpoch, this.durableLog.synced.epoch);
+      // What was told of a disk that has failed is true still, but nobody may count on more of it.
+      const { synced, failure } = this.durableLog;
+      writeU53(body, MainField.syncedLsn, failure === null ? synced.lsn : 0);
+      writeU53(body, MainField.syncedEpoch, failure === null ? synced.epoch : EPOCH_NONE);
     }
     this.mainWriter.publish();
     this.publishedAppliedLsn = this.applied.lsn;
