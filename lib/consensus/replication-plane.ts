@@ -818,12 +818,20 @@ export class ReplicationPlane implements ConfigurationLog {
   private beginRepair(peer: number): void {
     const follower = this.followers[peer] as Follower;
     const grant = follower.grant.body;
-    if (follower.grantAppliedLsn > this.tail.lsn) {
-      if (voterWithId(this.configuration, peer)?.bootId !== follower.linkBootId) {
-        // Who promised nothing to the next leader may have its state, by a snapshot: so there is one.
-        this.depose(`replica ${peer}, which is no voter, has applied what only a later leader can have committed`);
-        return;
-      }
+    const isAhead = follower.grantAppliedLsn > this.tail.lsn;
+    // Who promised nothing to the next leader may have its state, by a snapshot: so there is one.
+    if (isAhead && voterWithId(this.configuration, peer)?.bootId !== follower.linkBootId) {
+      this.depose(`replica ${peer}, which is no voter, has applied what only a later leader can have committed`);
+      return;
+    }
+    // So may a voter that the next leader did without, and what it is sent would not follow what it has.
+    if (follower.grantTailEpoch > this.epoch) {
+      this.depose(
+        `replica ${peer} has applied what a leader of epoch ${formatEpoch(follower.grantTailEpoch)} committed`,
+      );
+      return;
+    }
+    if (isAhead) {
       throw new Error(
         `leader completeness: replica ${peer} applied LSN ${follower.grantAppliedLsn}, the log of the leader of ` +
           `epoch ${formatEpoch(this.epoch)} ends at ${this.tail.lsn}`,

@@ -74,6 +74,7 @@ const NOTICED: Readonly<Record<string, readonly Mutant[]>> = {
   'removed-and-added-again.txt': [removalBelieved],
   'removed-and-added-again-far-behind.txt': [removalBelieved, removalBelievedHalfWay],
   'stale-leader-met-a-newer-state.txt': [newerStateUnbelievable],
+  'stale-leader-met-a-newer-voter.txt': [newerStateUnbelievable],
   'learner-does-not-count.txt': [mutation('learner-counts'), mutation('promotion-before-catch-up')],
   'configuration-overwritten.txt': [mutation('configuration-not-forgotten')],
   'one-change-at-a-time.txt': [mutation('two-concurrent-changes')],
