@@ -22,6 +22,8 @@ const RETRY_DELAY_MAX_MS = 500;
 const RELINK_DELAY_MS = 25;
 
 export interface LinkManagerOptions {
+  /** Cluster that this replica is part of: it links with replicas of no other one. */
+  readonly clusterId: number;
   readonly endpoint: VerbsEndpoint;
   readonly fabric: VerbsReplicationFabric;
   readonly messages: MessageFabric;
@@ -200,13 +202,15 @@ export class LinkManager {
   }
 
   private async make(id: number, kind: LinkKind, connection: ControlConnection): Promise<boolean> {
-    const { endpoint, messages, onRefused } = this.options;
+    const { clusterId, endpoint, messages, onRefused } = this.options;
     const links = this.peer(id);
     const generation = this.nextGeneration++;
     let pending: PendingLink | undefined;
     try {
       pending = kind === 'message' ? messages.initiate(id, generation) : endpoint.initiate(kind, generation);
-      const reply = checkLinkReply(await connection.request('link', pending.request, REQUEST_TIMEOUT_MS));
+      const reply = checkLinkReply(
+        await connection.request('link', { ...pending.request, clusterId }, REQUEST_TIMEOUT_MS),
+      );
       await endpoint.complete(pending, reply);
       if (this.closed || links.connection !== connection || connection.peer.processId !== links.processId) {
         pending.queuePair.close();
@@ -276,6 +280,7 @@ export class LinkManager {
   async accept(id: number, value: unknown): Promise<LinkReply> {
     const { endpoint, messages, background } = this.options;
     const request = checkLinkRequest(value);
+    this.checkCluster(id, value);
     if (request.kind === 'message') return messages.accept(id, request);
     const { queuePair, reply } = await endpoint.accept(id, request);
     if (request.kind === 'probe') {
@@ -292,6 +297,17 @@ export class LinkManager {
       });
     }
     return reply;
+  }
+
+  /** The hellos told of no cluster if one of the two was part of none then; it may have joined another one since. */
+  private checkCluster(id: number, request: unknown): void {
+    const { clusterId } = this.options;
+    const { clusterId: other } = request as { readonly clusterId?: unknown };
+    if (other === clusterId) return;
+    const text =
+      `replica ${id} is part of cluster ${typeof other === 'number' ? other.toString(16) : '(unknown)'}, and is asking for links ` +
+      `with one of cluster ${clusterId.toString(16)}; one of the two must be restarted to join the other's cluster`;
+    throw new QuorateError('QUORATE_CLUSTER_MISMATCH', text);
   }
 
   /** Ends all links of this side. */

@@ -668,6 +668,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       this.survival?.begin(genesis, recovered);
       const background = this.background as BackgroundThread;
       this.links = new LinkManager({
+        clusterId: genesis.clusterId,
         endpoint: this.endpoint,
         fabric: this.fabric,
         messages: this.mailbox.fabric,
