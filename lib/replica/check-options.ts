@@ -5,18 +5,19 @@ import { HOST_BYTES_MAX, LOG_BYTES_MAX, LOG_BYTES_MIN, MAX_REPLICAS, PRIORITY_MA
 import { QuorateError } from '../errors.js';
 import { checkClusterKey } from './control-channel.js';
 import { SNAPSHOT_AFTER_BYTES_DEFAULT, SNAPSHOT_AFTER_BYTES_MAX, SNAPSHOT_AFTER_BYTES_MIN } from './durable/limits.js';
-import type { BackgroundScheduling, DurableOptions, MemberAddress, ReplicaOptions } from './replica-options.js';
+import type {
+  BackgroundScheduling,
+  DurableOptions,
+  MemberAddress,
+  ProposeOptions,
+  ReplicaOptions,
+} from './replica-options.js';
 
 const LOG_BYTES_DEFAULT = 16 * 1024 * 1024;
 const OPEN_TIMEOUT_DEFAULT_MS = 30_000;
 
 export function invalid(message: string): never {
   throw new QuorateError('QUORATE_INVALID_ARGUMENT', message);
-}
-
-/** The options of a call, which may be left out: an object, not what would be taken for one without members. */
-export function checkCallOptions(options: object, call: string): void {
-  if (typeof options !== 'object' || options === null) invalid(`the options of ${call} are no object`);
 }
 
 /** Every option of a replica. */
@@ -58,6 +59,24 @@ export function checkNames<Options extends object>(
 ): void {
   const unknown = Object.keys(options).find((name) => !Object.hasOwn(known, name));
   if (unknown !== undefined) invalid(`${what} has no member '${unknown}'; there are: ${Object.keys(known).join(', ')}`);
+}
+
+/** The options of a call, which may be left out: an object, with members that mean something. */
+export function checkCallOptions<Options extends object>(
+  options: Options,
+  known: Readonly<Record<keyof Options, true>>,
+  call: string,
+): void {
+  if (typeof options !== 'object' || options === null) invalid(`the options of ${call} are no object`);
+  checkNames(options, known, `${call}: options`);
+}
+
+const PROPOSE_OPTIONS: Readonly<Record<keyof ProposeOptions, true>> = { session: true, forward: true, timeoutMs: true };
+
+export function checkProposeOptions(options: ProposeOptions): void {
+  checkCallOptions(options, PROPOSE_OPTIONS, 'propose()');
+  const { forward } = options;
+  if (forward !== undefined && typeof forward !== 'boolean') invalid('forward is not a boolean');
 }
 
 export function checkInteger(value: number, min: number, max: number, name: string): number {

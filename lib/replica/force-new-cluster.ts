@@ -13,7 +13,7 @@ import { EPOCH_NONE, makeEpoch } from '../consensus/epoch.js';
 import { forkRefusal, isBetterLog, type LogEnd, type SurvivorView } from '../consensus/fork.js';
 import { BOOT_ID_MAX } from '../consensus/limits.js';
 import { QuorateError } from '../errors.js';
-import { invalid } from './check-options.js';
+import { checkCallOptions, invalid } from './check-options.js';
 import type { ReplicaStatus } from './replica-options.js';
 
 /** Says that the consequences of Replica.forceNewCluster() are understood. */
@@ -37,6 +37,8 @@ export function checkForced(options: ForceNewClusterOptions): void {
         '{ iUnderstandThatAcknowledgedCommandsMayBeLost: true }',
     );
   }
+  const known = { iUnderstandThatAcknowledgedCommandsMayBeLost: true, evenIfNotVoter: true } as const;
+  checkCallOptions(options, known, 'forceNewCluster()');
   const { evenIfNotVoter } = options;
   if (evenIfNotVoter !== undefined && typeof evenIfNotVoter !== 'boolean') invalid('evenIfNotVoter is not a boolean');
 }

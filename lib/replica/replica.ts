@@ -25,6 +25,7 @@ import {
   checkCallOptions,
   checkInteger,
   checkMember,
+  checkProposeOptions,
   checkReplaceAfter,
   checkReplicaOptions,
   checkScheduling,
@@ -101,6 +102,8 @@ const LAG_TIMEOUT_NS = 1_000_000_000;
  */
 const SCHEDULING_SLICE_NS = 100_000;
 const READ_TIMEOUT_DEFAULT_MS = 5_000;
+/** The options of most calls. */
+const TIMEOUT_ONLY = { timeoutMs: true } as const;
 /** A leader that was removed stays for so long, or until another leads, so that others read that it ceded. */
 const REMOVED_LINGER_MS = 2_000;
 /** Any replica may introduce itself; what it may ask for depends on whether it is a member. */
@@ -1109,25 +1112,24 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
    * QUORATE_RESULT_NOT_SENDABLE (it was applied, but its result cannot travel).
    */
   propose(command: Uint8Array, options?: ProposeOptions): Promise<ProposeResult<Result>> {
-    const { plane } = this;
-    const log = plane !== undefined && this.closing === undefined && plane.role === 'leader' ? plane : undefined;
-    const isPlain =
-      options === undefined ||
-      (typeof options === 'object' &&
-        options !== null &&
-        options.session === undefined &&
-        options.timeoutMs === undefined);
-    if (log !== undefined && isPlain) return this.proposals.propose(log, command, undefined, undefined);
+    const { log } = this;
+    if (log !== undefined && options === undefined) return this.proposals.propose(log, command, undefined, undefined);
     try {
-      if (options !== undefined) checkCallOptions(options, 'propose()');
+      if (options !== undefined) checkProposeOptions(options);
       return this.proposals.propose(log, command, options?.session, this.elsewhere(options ?? {}));
     } catch (error) {
       return Promise.reject(error as Error);
     }
   }
 
+  /** What commands are proposed to: the log of the leader that this replica is, if it is one. */
+  private get log(): ReplicationPlane | undefined {
+    const { plane } = this;
+    return plane !== undefined && this.closing === undefined && plane.role === 'leader' ? plane : undefined;
+  }
+
   private proposeHere(command: Uint8Array, session: SessionCommand | undefined): Promise<ProposeResult<Result>> {
-    return this.propose(command, session === undefined ? { forward: false } : { session, forward: false });
+    return this.proposals.propose(this.log, command, session, undefined);
   }
 
   /** Has the leader propose what this replica cannot propose, or has lost track of; undefined if that is not wanted. */
@@ -1224,7 +1226,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
    */
   async read<Value>(read: () => Value, options: ReadOptions = {}): Promise<Value> {
     if (typeof read !== 'function') invalid('read() takes a function that reads the state');
-    checkCallOptions(options, 'read()');
+    checkCallOptions(options, TIMEOUT_ONLY, 'read()');
     const timeoutMs = checkInteger(options.timeoutMs ?? READ_TIMEOUT_DEFAULT_MS, 1, 2 ** 31 - 1, 'timeoutMs');
     const value = this.leasedRead(read);
     if (value !== undefined) return value;
@@ -1351,7 +1353,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
    */
   async promote(id: number, options: { readonly timeoutMs?: number } = {}): Promise<void> {
     checkInteger(id, 0, MAX_REPLICAS - 1, 'id');
-    checkCallOptions(options, 'promote()');
+    checkCallOptions(options, TIMEOUT_ONLY, 'promote()');
     const timeoutMs = checkInteger(options.timeoutMs ?? 0, 0, 2 ** 31 - 1, 'timeoutMs');
     await (await this.leading()).promote(id, timeoutMs);
   }
@@ -1378,7 +1380,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     if (member.id === id) {
       invalid(`replica ${id} cannot replace itself: change its address, and start it there with the same id`);
     }
-    checkCallOptions(options, 'replace()');
+    checkCallOptions(options, TIMEOUT_ONLY, 'replace()');
     const timeoutMs = checkInteger(options.timeoutMs ?? CATCH_UP_TIMEOUT_DEFAULT_MS, 1, 2 ** 31 - 1, 'timeoutMs');
     await (await this.leading()).replace(id, member, timeoutMs);
   }
@@ -1413,7 +1415,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
    */
   async transferLeadership(id?: number, options: { readonly timeoutMs?: number } = {}): Promise<number> {
     if (id !== undefined) checkInteger(id, 0, MAX_REPLICAS - 1, 'id');
-    checkCallOptions(options, 'transferLeadership()');
+    checkCallOptions(options, TIMEOUT_ONLY, 'transferLeadership()');
     const timeoutMs = checkInteger(options.timeoutMs ?? TRANSFER_TIMEOUT_DEFAULT_MS, 1, 2 ** 30, 'timeoutMs');
     return await (await this.leading()).transferLeadership(id, timeoutMs);
   }

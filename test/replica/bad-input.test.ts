@@ -216,14 +216,14 @@ describe('options of a call', () => {
     ['transferLeadership', (replica, options) => replica.transferLeadership(undefined, options)],
   ];
 
-  it('that are no object are refused, and nothing is done', async () => {
+  it('that are no object, or misspelt, are refused, and nothing is done', async () => {
     const cluster = await openCluster(1);
     try {
       const [replica] = cluster.replicas as [Replica<number>];
       await replica.propose(new Uint8Array(1));
       const { tailLsn } = replica.status();
       for (const [name, call] of calls) {
-        for (const options of [null, 5, 'x', true]) {
+        for (const options of [null, 5, 'x', true, { timeoutMS: 5 }]) {
           const refused = call(replica, options as never);
           await expect(refused, `${name}() with ${options}`).rejects.toMatchObject({
             code: 'QUORATE_INVALID_ARGUMENT',
@@ -231,6 +231,17 @@ describe('options of a call', () => {
           });
         }
       }
+      const unsafe = { iUnderstandThatAcknowledgedCommandsMayBeLost: true, evenIfNoVoter: true } as const;
+      await expect(Replica.forceNewCluster(replica, unsafe as never)).rejects.toMatchObject({
+        message: expect.stringMatching(/no member 'evenIfNoVoter'.*evenIfNotVoter/),
+      });
+      // Would be proposed twice if it is proposed again.
+      await expect(
+        replica.propose(new Uint8Array(1), { sesion: { origin: 1, sequence: 1 } } as never),
+      ).rejects.toMatchObject({ message: expect.stringMatching(/no member 'sesion'.*session/) });
+      await expect(replica.propose(new Uint8Array(1), { forward: 'no' } as never)).rejects.toMatchObject({
+        message: 'forward is not a boolean',
+      });
       expect(replica.status()).toMatchObject({ tailLsn, role: 'leader' });
     } finally {
       await cluster.close();
