@@ -122,7 +122,8 @@ export class VerbsEndpoint {
     readonly strategy: PermissionStrategy,
     options: EndpointOptions,
   ) {
-    this.portNum = options.devicePort ?? 1;
+    const { devicePort = 1 } = options;
+    this.portNum = devicePort;
     this.port = context.queryPort(this.portNum);
     this.gid = this.selectGid(options.gidIndex);
     this.isSoftware = /rxe|siw/.test(context.device.driver);
@@ -174,7 +175,8 @@ export class VerbsEndpoint {
   /** Opens the device asked for, or the best there is. */
   static open(options: EndpointOptions): VerbsEndpoint {
     const shm = options.shmDirectory === undefined ? {} : { shmDirectory: options.shmDirectory };
-    const context = openDevice(options.device ?? defaultDevice(shm), shm);
+    const { device = defaultDevice(shm) } = options;
+    const context = openDevice(device, shm);
     try {
       const strategy = choosePermissionStrategy(
         options.permissionStrategy,

@@ -141,8 +141,8 @@ const REPLACE_AFTER_MIN_MS = 1_000;
 /** The leader must have looked often enough to know that somebody was not there. */
 const LOOKS_MIN = 10;
 
-export function checkReplaceAfter(replaceAfterMs: number, lookIntervalMs: number): number {
-  if (replaceAfterMs === 0) return 0;
+export function checkReplaceAfter(replaceAfterMs: number | undefined, lookIntervalMs: number): number {
+  if (replaceAfterMs === undefined || replaceAfterMs === 0) return 0;
   const minMs = Math.ceil(Math.max(REPLACE_AFTER_MIN_MS, LOOKS_MIN * lookIntervalMs));
   return checkInteger(replaceAfterMs, minMs, 2 ** 31 - 1, 'replaceAfterMs');
 }
@@ -197,7 +197,8 @@ export function checkReplicaOptions(options: ReplicaOptions<never>): CheckedRepl
   checkNames(options, REPLICA_OPTIONS, 'options');
   checkInteger(options.id, 0, MAX_REPLICAS - 1, 'id');
   const self = checkPlace(options);
-  const logBytes = checkInteger(options.logBytes ?? LOG_BYTES_DEFAULT, LOG_BYTES_MIN, LOG_BYTES_MAX, 'logBytes');
+  const { logBytes = LOG_BYTES_DEFAULT, openTimeoutMs = OPEN_TIMEOUT_DEFAULT_MS } = options;
+  checkInteger(logBytes, LOG_BYTES_MIN, LOG_BYTES_MAX, 'logBytes');
   if ((logBytes & (logBytes - 1)) !== 0) return invalid(`logBytes ${logBytes} is not a power of two`);
   for (const method of ['apply', 'snapshot', 'restore'] as const) {
     if (typeof options.stateMachine?.[method] !== 'function')
@@ -220,7 +221,7 @@ export function checkReplicaOptions(options: ReplicaOptions<never>): CheckedRepl
     );
   }
   checkClusterKey(options.clusterKey); // before anything is made that depends on it
-  const openTimeoutMs = checkInteger(options.openTimeoutMs ?? OPEN_TIMEOUT_DEFAULT_MS, 1, 2 ** 31 - 1, 'openTimeoutMs');
+  checkInteger(openTimeoutMs, 1, 2 ** 31 - 1, 'openTimeoutMs');
   for (const name of ['waitForLeader', 'keepCompiledCode'] as const) {
     if (!['undefined', 'boolean'].includes(typeof options[name])) return invalid(`${name} is not a boolean`);
   }

@@ -13,7 +13,8 @@ const HOLD_AT_EXIT_MS_MAX = 1_000;
  */
 export function holdAtExit(option: number | undefined, isShm: boolean, warn: (error: Error) => void): ExitHold | null {
   if (option === undefined && !isShm) return null;
-  const holdMs = checkInteger(option ?? HOLD_AT_EXIT_DEFAULT_MS, 0, HOLD_AT_EXIT_MS_MAX, 'holdAtExitMs');
+  const holdMs = option === undefined ? HOLD_AT_EXIT_DEFAULT_MS : option;
+  checkInteger(holdMs, 0, HOLD_AT_EXIT_MS_MAX, 'holdAtExitMs');
   if (holdMs === 0) return null;
   if (!isShm)
     return invalid('holdAtExitMs is for device "shm": other hosts notice the end of a process by its connections');

@@ -21,26 +21,18 @@ function detectionTicks({ scoreMax, failBelow }: BackgroundProfile): number {
  * By default a lease is as long as it can be without holding up a failover: two ticks shorter than the silence after which
  * a leader is suspected. No lease if that is too short to be renewed in time.
  */
-export function resolveLease(
-  option: LeaseOptions | 'off' | undefined,
-  profile: BackgroundProfile,
-): LeaseSettings | null {
+export function resolveLease(option: LeaseOptions | 'off' = {}, profile: BackgroundProfile): LeaseSettings | null {
   if (option === 'off') return null;
-  if (option !== undefined && (typeof option !== 'object' || option === null)) {
+  if (typeof option !== 'object' || option === null) {
     return invalid('lease must be "off" or an object with lengthUs and driftBoundPpm');
   }
-  checkNames<LeaseOptions>(option ?? {}, { lengthUs: true, driftBoundPpm: true }, 'lease');
-  const ppm = checkInteger(
-    option?.driftBoundPpm ?? DRIFT_BOUND_DEFAULT_PPM,
-    0,
-    DRIFT_BOUND_MAX_PPM,
-    'lease.driftBoundPpm',
-  );
-  const driftBound = ppm / 1e6;
-  if (option?.lengthUs !== undefined) {
+  checkNames<LeaseOptions>(option, { lengthUs: true, driftBoundPpm: true }, 'lease');
+  const { lengthUs, driftBoundPpm = DRIFT_BOUND_DEFAULT_PPM } = option;
+  const driftBound = checkInteger(driftBoundPpm, 0, DRIFT_BOUND_MAX_PPM, 'lease.driftBoundPpm') / 1e6;
+  if (lengthUs !== undefined) {
     // A candidacy must outlast the leases that it waits for.
     const maxUs = Math.floor(profile.takeoverTimeout_ns / 2000);
-    return { length_ns: checkInteger(option.lengthUs, LENGTH_US_MIN, maxUs, 'lease.lengthUs') * 1000, driftBound };
+    return { length_ns: checkInteger(lengthUs, LENGTH_US_MIN, maxUs, 'lease.lengthUs') * 1000, driftBound };
   }
   const ticks = detectionTicks(profile) - 2;
   const length_ns = Math.floor((ticks * profile.tick_ns) / 1000) * 1000;

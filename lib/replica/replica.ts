@@ -319,12 +319,9 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     }
     this.logBytes = logBytes;
     this.payloadBytesMax = payloadBytesMax(logBytes);
-    this.pendingMax = checkInteger(
-      options.pendingProposalsMax ?? PENDING_PROPOSALS_DEFAULT,
-      1,
-      2 ** 24,
-      'pendingProposalsMax',
-    );
+    const { pendingProposalsMax = PENDING_PROPOSALS_DEFAULT, pendingReadBarriersMax = PENDING_READ_BARRIERS_DEFAULT } =
+      options;
+    this.pendingMax = checkInteger(pendingProposalsMax, 1, 2 ** 24, 'pendingProposalsMax');
     this.proposals = new Proposals({
       stateMachine: options.stateMachine,
       sessions: this.sessions,
@@ -335,15 +332,10 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       flushSchedule: this.flushSchedule,
       onFailure: (error) => this.fail(error),
     });
-    this.readBarriersMax = checkInteger(
-      options.pendingReadBarriersMax ?? PENDING_READ_BARRIERS_DEFAULT,
-      1,
-      2 ** 24,
-      'pendingReadBarriersMax',
-    );
+    this.readBarriersMax = checkInteger(pendingReadBarriersMax, 1, 2 ** 24, 'pendingReadBarriersMax');
     const { name, profile } = resolveProfile(options.profile, endpoint.isSoftware);
     this.housekeepingMs = housekeepingIntervalMs(profile);
-    this.replaceAfterMs = checkReplaceAfter(options.replaceAfterMs ?? 0, this.housekeepingMs);
+    this.replaceAfterMs = checkReplaceAfter(options.replaceAfterMs, this.housekeepingMs);
     this.shmDirectory = options.shmDirectory;
     this.scheduling = checkScheduling(options.backgroundThread);
     this.profileName = name;
@@ -1133,8 +1125,9 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   }
 
   /** Has the leader propose what this replica cannot propose, or has lost track of; undefined if that is not wanted. */
-  private elsewhere({ forward = true, timeoutMs }: ProposeOptions): Elsewhere<Result> | undefined {
-    const limitMs = checkInteger(timeoutMs ?? FORWARD_TIMEOUT_DEFAULT_MS, 1, 2 ** 31 - 1, 'timeoutMs');
+  private elsewhere(options: ProposeOptions): Elsewhere<Result> | undefined {
+    const { forward = true, timeoutMs: limitMs = FORWARD_TIMEOUT_DEFAULT_MS } = options;
+    checkInteger(limitMs, 1, 2 ** 31 - 1, 'timeoutMs');
     if (!forward || this.removal !== undefined || this.closing !== undefined) return undefined;
     const begun_ns = monotonicNs();
     return (command, session, resolve, reject, error) => {
@@ -1227,7 +1220,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   async read<Value>(read: () => Value, options: ReadOptions = {}): Promise<Value> {
     if (typeof read !== 'function') invalid('read() takes a function that reads the state');
     checkCallOptions(options, TIMEOUT_ONLY, 'read()');
-    const timeoutMs = checkInteger(options.timeoutMs ?? READ_TIMEOUT_DEFAULT_MS, 1, 2 ** 31 - 1, 'timeoutMs');
+    const { timeoutMs = READ_TIMEOUT_DEFAULT_MS } = options;
+    checkInteger(timeoutMs, 1, 2 ** 31 - 1, 'timeoutMs');
     const value = this.leasedRead(read);
     if (value !== undefined) return value;
     if (this.closing === undefined && this.plane?.role === 'leader') await this.readAsLeader(options.timeoutMs);
@@ -1354,7 +1348,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   async promote(id: number, options: { readonly timeoutMs?: number } = {}): Promise<void> {
     checkInteger(id, 0, MAX_REPLICAS - 1, 'id');
     checkCallOptions(options, TIMEOUT_ONLY, 'promote()');
-    const timeoutMs = checkInteger(options.timeoutMs ?? 0, 0, 2 ** 31 - 1, 'timeoutMs');
+    const { timeoutMs = 0 } = options;
+    checkInteger(timeoutMs, 0, 2 ** 31 - 1, 'timeoutMs');
     await (await this.leading()).promote(id, timeoutMs);
   }
 
@@ -1381,7 +1376,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       invalid(`replica ${id} cannot replace itself: change its address, and start it there with the same id`);
     }
     checkCallOptions(options, TIMEOUT_ONLY, 'replace()');
-    const timeoutMs = checkInteger(options.timeoutMs ?? CATCH_UP_TIMEOUT_DEFAULT_MS, 1, 2 ** 31 - 1, 'timeoutMs');
+    const { timeoutMs = CATCH_UP_TIMEOUT_DEFAULT_MS } = options;
+    checkInteger(timeoutMs, 1, 2 ** 31 - 1, 'timeoutMs');
     await (await this.leading()).replace(id, member, timeoutMs);
   }
 
@@ -1416,7 +1412,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   async transferLeadership(id?: number, options: { readonly timeoutMs?: number } = {}): Promise<number> {
     if (id !== undefined) checkInteger(id, 0, MAX_REPLICAS - 1, 'id');
     checkCallOptions(options, TIMEOUT_ONLY, 'transferLeadership()');
-    const timeoutMs = checkInteger(options.timeoutMs ?? TRANSFER_TIMEOUT_DEFAULT_MS, 1, 2 ** 30, 'timeoutMs');
+    const { timeoutMs = TRANSFER_TIMEOUT_DEFAULT_MS } = options;
+    checkInteger(timeoutMs, 1, 2 ** 30, 'timeoutMs');
     return await (await this.leading()).transferLeadership(id, timeoutMs);
   }
 

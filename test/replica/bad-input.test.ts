@@ -129,6 +129,27 @@ describe('Replica.open() refuses', () => {
     expect(error.message).toMatch(text);
   });
 
+  it.each([
+    ...['logBytes', 'openTimeoutMs', 'pendingProposalsMax', 'pendingReadBarriersMax', 'replaceAfterMs', 'holdAtExitMs'],
+    ...[
+      'device',
+      'devicePort',
+      'gidIndex',
+      'shmDirectory',
+      'permissionStrategy',
+      'profile',
+      'backgroundThread',
+      'durable',
+    ],
+    ...['surviveCrash', 'lease', 'lease.lengthUs', 'lease.driftBoundPpm', 'surviveCrash.snapshotBytesMax'],
+    ...['waitForLeader', 'keepCompiledCode'],
+  ])('%s that is null, which is not left out', async (option) => {
+    const [name, member] = option.split('.') as [string, string | undefined];
+    const value = member === undefined ? null : { [member]: null };
+    const error = await failure(Replica.open({ ...optionsFor(0, await members(1)), [name]: value } as never));
+    expect(error).toMatchObject({ code: expect.stringMatching(/^QUORATE_(INVALID_ARGUMENT|NO_GID)$/) });
+  });
+
   it('a second process with the same id and address', async () => {
     const cluster = await openCluster(1);
     try {
@@ -230,6 +251,10 @@ describe('options of a call', () => {
             message: expect.stringContaining(`${name}()`),
           });
         }
+        await expect(call(replica, { timeoutMs: null } as never), `${name}()`).rejects.toMatchObject({
+          code: 'QUORATE_INVALID_ARGUMENT',
+          message: expect.stringContaining('timeoutMs null'),
+        });
       }
       const unsafe = { iUnderstandThatAcknowledgedCommandsMayBeLost: true, evenIfNoVoter: true } as const;
       await expect(Replica.forceNewCluster(replica, unsafe as never)).rejects.toMatchObject({

@@ -47,22 +47,17 @@ export class CrashSurvival {
     }
     const settings: SurviveCrashOptions = asked === true ? {} : asked;
     checkNames(settings, { directory: true, snapshotBytesMax: true }, 'surviveCrash');
-    const { directory, snapshotBytesMax } = settings;
+    const { directory, snapshotBytesMax = SNAPSHOT_BYTES_DEFAULT } = settings;
     if (directory !== undefined && (typeof directory !== 'string' || !directory.startsWith('/'))) {
       return invalid('surviveCrash.directory is not an absolute path');
     }
-    const max = checkInteger(
-      snapshotBytesMax ?? SNAPSHOT_BYTES_DEFAULT,
-      0,
-      SNAPSHOT_BYTES_MAX,
-      'surviveCrash.snapshotBytesMax',
-    );
+    checkInteger(snapshotBytesMax, 0, SNAPSHOT_BYTES_MAX, 'surviveCrash.snapshotBytesMax');
     const early: Error[] = [];
     // As the shm provider chooses its own, see native/provider/shm/directory.cc.
     const { QUORATE_SHM_DIR: fromEnvironment } = process.env;
     const base = directory ?? shmDirectory ?? (fromEnvironment || `/dev/shm/quorate-${process.geteuid?.()}`);
     const region = Region.open(base, id, clusterKey, logBytes, (error) => early.push(error));
-    return new CrashSurvival(region, logBytes, max, early);
+    return new CrashSurvival(region, logBytes, snapshotBytesMax, early);
   }
 
   /**
