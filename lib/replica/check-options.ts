@@ -79,6 +79,16 @@ export function checkProposeOptions(options: ProposeOptions): void {
   if (forward !== undefined && typeof forward !== 'boolean') invalid('forward is not a boolean');
 }
 
+/**
+ * What a state machine does after it has returned would be done to a state that is another one by then, or be taken for done.
+ * open() notices functions that are declared async; of others, compiled for older engines, say, what they return tells.
+ */
+export function checkNoPromise(returned: unknown, what: string): void {
+  if (typeof returned === 'object' && typeof (returned as { then?: unknown } | null)?.then === 'function') {
+    invalid(`${what} of the state machine returned a promise: it must have done all when it returns`);
+  }
+}
+
 export function checkInteger(value: number, min: number, max: number, name: string): number {
   if (!Number.isInteger(value) || value < min || value > max)
     invalid(`${name} ${value} is not an integer in ${min}..${max}`);

@@ -5,6 +5,7 @@ import type { ChainPosition } from '../consensus/entry.js';
 import type { ReplicationPlane } from '../consensus/replication-plane.js';
 import { QuorateError } from '../errors.js';
 import { SessionTable } from '../rsm/session-table.js';
+import { checkNoPromise } from './check-options.js';
 import type { logAfter } from './recovery/log-source.js';
 import type { StateMachine } from './replica-options.js';
 import { decodeSnapshot, encodeSnapshot } from './snapshot-transfer.js';
@@ -65,7 +66,7 @@ export class ReplicatedState {
     if (plane.role !== 'follower') {
       throw new QuorateError('QUORATE_NOT_FOLLOWER', `replica ${id} leads and takes no snapshot from replica ${peer}`);
     }
-    this.put(position, configuration, sessions, () => stateMachine.restore(state));
+    this.put(position, configuration, sessions, () => checkNoPromise(stateMachine.restore(state), 'restore()'));
   }
 
   /** State, sessions and place in the log change over together. Without effect if this replica has applied as much by now. */

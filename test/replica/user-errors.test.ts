@@ -61,6 +61,36 @@ it.each([undefined, { origin: 5, sequence: 1 }])(
   },
 );
 
+it('stops at the first command when apply() returns a promise', async () => {
+  const machine = new CommandLog();
+  machine.apply = () => Promise.resolve(1) as never;
+  const replica = await Replica.open(optionsFor(0, await members(1), { stateMachine: machine }));
+  open.push(replica);
+  const fatal = once(replica, 'fatal');
+  await expect(replica.propose(bytes('x'))).rejects.toMatchObject({
+    code: 'QUORATE_OUTCOME_UNKNOWN',
+    message: expect.stringContaining('apply() of the state machine returned a promise'),
+  });
+  expect((await fatal)[0]).toMatchObject({ code: 'QUORATE_INVALID_ARGUMENT' });
+});
+
+it.each([
+  ['restore()', { restore: () => Promise.resolve() }],
+  ['what puts the state of a snapshot in place', { restoreChunks: async () => () => Promise.resolve() }],
+])('is not opened when %s returns a promise', async (what, later) => {
+  const durable = { directory: folder(), snapshotAfterBytes: 64 * 1024 };
+  const list = await members(1);
+  const first = await Replica.open(optionsFor(0, list, { durable }));
+  open.push(first);
+  while (first.status().durable?.snapshotLsn === 0) await first.propose(new Uint8Array(10_000));
+  await first.close();
+  const stateMachine = Object.assign(new CommandLog(), later);
+  await expect(Replica.open(optionsFor(0, list, { durable, stateMachine }))).rejects.toMatchObject({
+    code: 'QUORATE_INVALID_ARGUMENT',
+    message: `${what} of the state machine returned a promise: it must have done all when it returns`,
+  });
+});
+
 it('proposes nothing again once it closes', async () => {
   const replica = await Replica.open(optionsFor(0, await members(1)));
   open.push(replica);

@@ -3,6 +3,7 @@
 // only when all of it is there. Neither holds more than a piece, except for state machines that know nothing but whole
 // snapshots.
 import { QuorateError } from '../../errors.js';
+import { checkNoPromise } from '../check-options.js';
 import type { RestoreInPlace, SnapshotStream, StateMachine } from '../replica-options.js';
 import { PIECE_TIMEOUT_MS, RESTORE_WHOLE_BYTES_MAX, SESSIONS_BYTES_MAX } from './limits.js';
 
@@ -253,7 +254,7 @@ async function restoreWhole(stateMachine: StateMachine<never>, pieces: AsyncIter
   }
   const whole = Buffer.concat(kept, lengthBytes);
   kept.length = 0;
-  return () => stateMachine.restore(whole);
+  return () => checkNoPromise(stateMachine.restore(whole), 'restore()');
 }
 
 /** Where the bytes of a stream go: into the session table, then into memory that the state machine names. */
@@ -405,7 +406,7 @@ export class SnapshotSink {
       const method = inPlace === null ? 'restoreChunks()' : 'finish() of what restoreInPlace() returned';
       throw new QuorateError('QUORATE_INVALID_ARGUMENT', `${method} of the state machine did not return a function`);
     }
-    return { sessions, put };
+    return { sessions, put: () => checkNoPromise(put(), 'what puts the state of a snapshot in place') };
   }
 
   /** Nothing of it will be used: a state machine that waits for bytes is told at once. abort() must follow. */
