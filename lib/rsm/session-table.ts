@@ -42,6 +42,7 @@ class Session {
 function keepable(result: unknown): KeptResult {
   switch (typeof result) {
     case 'number':
+      return result + 0; // a snapshot has no -0
     case 'boolean':
       return result;
     case 'string':
@@ -54,6 +55,9 @@ function keepable(result: unknown): KeptResult {
       return undefined;
   }
 }
+
+/** Half of a surrogate pair, as cutting a text leaves it: in a snapshot it would become something else. */
+const LONE_SURROGATE = /\p{Surrogate}/u;
 
 function isNumberOf(value: unknown, min: number): value is number {
   return typeof value === 'number' && Number.isSafeInteger(value) && value >= min;
@@ -131,7 +135,9 @@ export class SessionTable {
   snapshot(): Uint8Array {
     const fields: unknown[] = [SNAPSHOT_VERSION];
     for (let session = this.oldest; session !== null; session = session.newer) {
-      fields.push(session.origin, session.sequence, session.lsn, session.result);
+      const { origin, sequence, lsn, result } = session;
+      const travels = typeof result !== 'string' || !LONE_SURROGATE.test(result);
+      fields.push(origin, sequence, lsn, travels ? result : undefined);
     }
     return Uint8Array.from(packer.pack(fields));
   }

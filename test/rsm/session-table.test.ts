@@ -32,6 +32,20 @@ test('a session applies 1, 2, 3 in order and each once', () => {
   expect(table.lastSequence(8)).toBe(0);
 });
 
+test('a repetition is answered as before or not at all, also by a table that was restored', () => {
+  const table = new SessionTable();
+  const results = ['\ud83d\ude00'.slice(0, 1), 'cut \udc00 text', '\ud83d\ude00', -0, Number.NaN, 2 ** 60];
+  results.forEach((result, at) => {
+    execute(table, at + 1, 1, at, result);
+  });
+  const restored = new SessionTable();
+  restored.restore(table.snapshot());
+  expect(restored.snapshot()).toEqual(Uint8Array.from(table.snapshot()));
+  const answers = (of: SessionTable) => results.map((_, at) => of.lastResult(at + 1));
+  expect(answers(restored)).toEqual([undefined, undefined, '\ud83d\ude00', 0, Number.NaN, 2 ** 60]);
+  expect(answers(table)).toEqual([...results.slice(0, 3), 0, ...results.slice(4)]);
+});
+
 test('commands without a session are always applied and leave no trace', () => {
   const table = new SessionTable();
   for (let lsn = 0; lsn < 5; lsn++) expect(execute(table, 0, 1, lsn)).toBe('apply');
