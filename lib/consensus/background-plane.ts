@@ -5,7 +5,7 @@
 // It decides *who may write*; what is written is the replication plane's business. The two talk through the exchange.
 
 import { type BackgroundFabric, FabricStatus, PeerProcessState } from '../fabric/fabric.js';
-import type { ChainPosition } from './entry.js';
+import { type ChainPosition, entryEpoch } from './entry.js';
 import { EPOCH_NONE, epochCounter, epochIncarnation, makeEpoch } from './epoch.js';
 import { EpochHistory } from './epoch-history.js';
 import type { Exchange } from './exchange.js';
@@ -544,10 +544,15 @@ export class BackgroundPlane {
     }
   }
 
-  /** Behind the end of the log that the replication plane knows stands something that may be an entry. */
+  /**
+   * Behind the end of the log that the replication plane knows stands something that may be an entry. Epochs do not decrease
+   * in a log: one of an earlier epoch is left of a log that was cut, and may stand there until the next one is written.
+   */
   private hasGrown(tailLsn: number): boolean {
+    const { logWords } = this.fabric;
     const at = this.scanner.physical(tailLsn) >>> 2;
-    return readU53(this.fabric.logWords, at) === tailLsn && this.fabric.logWords[at + 5] !== 0;
+    const isEntry = readU53(logWords, at) === tailLsn && logWords[at + 5] !== 0;
+    return isEntry && entryEpoch(logWords, at) >= readU53(this.ownMain.body, MainField.appliedEpoch);
   }
 
   private leaderCommitLsn(): number {

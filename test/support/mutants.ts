@@ -9,6 +9,7 @@ import { MembershipWatch } from '#lib/consensus/membership.js';
 import { MembershipChanges } from '#lib/consensus/membership-changes.js';
 import { Replacement } from '#lib/consensus/replacement.js';
 import { ReplicationPlane } from '#lib/consensus/replication-plane.js';
+import { readU53 } from '#lib/consensus/sealed-block.js';
 import { SimBackgroundFabric } from '#lib/fabric/sim/sim-background-fabric.js';
 import { SimReplicationFabric } from '#lib/fabric/sim/sim-replication-fabric.js';
 import { MUTATIONS, replace } from '#lib/testing/mutations.js';
@@ -257,6 +258,20 @@ export const requestsWakeNobody: Mutant = {
 export const forgetsWhatHasNotChanged: Mutant = {
   name: 'a follower that forgets its tail whenever nothing new is behind it',
   install: () => replace(replication, 'recheckTail', () => () => true),
+};
+
+export const wakesForWhatWasCutOff: Mutant = {
+  name: 'a background plane that takes whatever names its place behind the end of the log for news',
+  install: () =>
+    replace(
+      background,
+      'hasGrown',
+      () =>
+        function (tailLsn: number) {
+          const at = this.scanner.physical(tailLsn) >>> 2;
+          return readU53(this.fabric.logWords, at) === tailLsn;
+        },
+    ),
 };
 
 export const candidatesTooFarBehind: Mutant = {
