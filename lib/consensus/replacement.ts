@@ -1,7 +1,7 @@
 // The automatic replacement of voters that are gone by spares: a pure decision, from the configuration in force, what the
 // leader knows of its followers, and time. One step at a time, each of them a configuration of its own:
 //
-// 1. A voter was gone for `replaceAfter_ns`: a spare becomes a learner, marked as its replacement.
+// 1. A voter, or the new life of one, was gone for `replaceAfter_ns`: a spare becomes a learner, marked as its replacement.
 // 2. The learner has caught up: the voter is removed.
 // 3. The learner becomes a voter.
 //
@@ -72,7 +72,9 @@ export class Replacement {
     if (!this.isWanted) return null;
     const next = this.proceed(configuration, view);
     if (next !== undefined) return next;
-    const gone = configuration.members.find((member) => member.id !== view.id && this.hasLeftPlace(member));
+    const gone = configuration.members.find((member) => {
+      return this.holdsPlace(member) && member.id !== view.id && this.isGone(member.id);
+    });
     return gone === undefined ? null : this.callUp(configuration, view, gone.id);
   }
 
@@ -81,9 +83,9 @@ export class Replacement {
     for (const member of configuration.members) {
       const { replaces } = member;
       if (replaces === undefined || member.role !== 'learner') continue;
-      const target = memberWithId(configuration, replaces);
+      const target = this.holderOf(configuration, replaces);
       // It came back in time, if only as a learner of a new life: no place is free.
-      if (target !== undefined && !this.hasLeftPlace(target)) continue;
+      if (target !== undefined && !this.isGone(replaces)) continue;
       if (this.isGone(member.id)) return this.callUp(configuration, view, replaces, member);
       if (!this.hasCaughtUp(member, view)) return null; // one at a time
       const next =
@@ -103,7 +105,7 @@ export class Replacement {
     if (!this.isSafe(configuration, view)) return null;
     let best: ConfigurationMember | undefined;
     for (const member of configuration.members) {
-      if (!this.isAvailable(member, configuration, view)) continue;
+      if (member.id === gone || !this.isAvailable(member, configuration, view)) continue;
       if (best === undefined || isBetter(member, best)) best = member;
     }
     if (best === undefined) return null;
@@ -116,12 +118,21 @@ export class Replacement {
     const { id, role, bootId, replaces } = member;
     if (!view.trusts(id) || bootId === 0 || view.linkedLife(id) !== bootId) return false;
     if (role === 'spare') return true;
-    return role === 'learner' && replaces !== undefined && memberWithId(configuration, replaces) !== undefined;
+    return role === 'learner' && replaces !== undefined && this.holderOf(configuration, replaces) !== undefined;
   }
 
-  /** A voter that is gone; or one that came back without its memory, to become a voter again, and went once more. */
-  private hasLeftPlace({ id, role, returning }: ConfigurationMember): boolean {
-    return (role === 'voter' || returning) && this.isGone(id);
+  /**
+   * A voter, or one that lost its memory and is to be a voter again. Its new life may end like the one before, and then there
+   * is no voter of this id that could be missed.
+   */
+  private holdsPlace({ role, returning }: ConfigurationMember): boolean {
+    return role === 'voter' || returning;
+  }
+
+  /** Who has the place that this voter had; nobody if it was removed, even if another member was added under its id. */
+  private holderOf(configuration: Configuration, id: number): ConfigurationMember | undefined {
+    const member = memberWithId(configuration, id);
+    return member !== undefined && this.holdsPlace(member) ? member : undefined;
   }
 
   private hasCaughtUp(member: ConfigurationMember, view: LeaderView): boolean {

@@ -11,10 +11,12 @@ import {
   genesisConfiguration,
   majority,
   memberWithId,
+  withMember,
 } from '#lib/consensus/configuration.js';
 import { LEARNER_LAG_BYTES_MAX } from '#lib/consensus/limits.js';
 import { chooseDonors, type LeaderView } from '#lib/consensus/membership.js';
 import { Replacement, replacementNews } from '#lib/consensus/replacement.js';
+import { type Mutant, placesOfIds } from '../support/mutants.js';
 
 const SECOND = 1e9;
 const AFTER = 10 * SECOND;
@@ -107,6 +109,16 @@ class Leader implements LeaderView {
   }
 }
 
+/** What comes of it in broken code. */
+function under<Value>(mutant: Mutant, run: () => Value): Value {
+  const mend = mutant.install();
+  try {
+    return run();
+  } finally {
+    mend();
+  }
+}
+
 describe('a voter that is gone', () => {
   test('is replaced by a spare: called up, caught up, voter removed, spare promoted', () => {
     const leader = new Leader(cluster(3, 2));
@@ -191,6 +203,43 @@ describe('a voter that is gone', () => {
     leader.away.add(2);
     expect(leader.wait(11)).toEqual(['removed 2 by 3', 'done 2 by 3']);
     expect(leader.roles).toEqual(['voter 0', 'voter 1', 'voter 3']);
+  });
+
+  /** Voter 1 was removed and its id is used anew, for a spare, before replica 3, of spares 3 and more, could take its place. */
+  function removedAndAddedAgain(spares: number): Leader {
+    const leader = new Leader(cluster(3, spares));
+    leader.away.add(1);
+    leader.inactive.add(3);
+    leader.wait(11);
+    leader.inactive.delete(3);
+    leader.now += SECOND / 10;
+    leader.configuration = leader.look() as Configuration;
+    leader.away.delete(1);
+    const { nextIncarnation } = leader.configuration;
+    const rest = { role: 'spare', priority: 0, host: 'other', port: 9, returning: false } as const;
+    leader.configuration = withMember(leader.configuration, {
+      id: 1,
+      incarnation: nextIncarnation,
+      bootId: 777,
+      ...rest,
+    });
+    expect(leader.roles.slice(0, 4)).toEqual(['voter 0', 'spare 1', 'voter 2', 'learner 3 for 1']);
+    return leader;
+  }
+
+  test('is replaced even if another member was added under its id when it was just removed', () => {
+    const replaced = () => removedAndAddedAgain(1).wait(1);
+    expect(replaced()).toEqual(['done 1 by 3']);
+    expect(under(placesOfIds, replaced)).toEqual([]);
+  });
+
+  test('is replaced by any spare but the one that was added under its id', () => {
+    const alone = removedAndAddedAgain(1);
+    alone.away.add(3);
+    expect(alone.wait(60)).toEqual([]);
+    const leader = removedAndAddedAgain(2);
+    leader.away.add(3);
+    expect(leader.wait(11)).toEqual(['cancelled 1 by 3', 'begun 1 by 4', 'done 1 by 4']);
   });
 
   test('is replaced by the next leader from where the one before stopped', () => {

@@ -2,6 +2,7 @@
 // random simulations must notice them; most of the ones here cost time, progress or one guarantee only, and some bring
 // defects back that were found before (docs/bugs).
 import { BackgroundPlane } from '#lib/consensus/background-plane.js';
+import { memberWithId } from '#lib/consensus/configuration.js';
 import { FailureDetector } from '#lib/consensus/failure-detector.js';
 import { PHASE_REPAIRING } from '#lib/consensus/follower.js';
 import { IntactRing } from '#lib/consensus/intact-ring.js';
@@ -274,6 +275,11 @@ export const wakesForWhatWasCutOff: Mutant = {
     ),
 };
 
+export const placesOfIds: Mutant = {
+  name: 'a place that is taken by whatever member has the id of the voter before',
+  install: () => replace(Replacement.prototype, 'holderOf', () => memberWithId),
+};
+
 export const candidatesTooFarBehind: Mutant = {
   name: 'candidates whose logs cannot be completed from any other',
   install: () => replace(background, 'isTooFarBehind', () => () => false),
@@ -334,11 +340,10 @@ export const placeOfReturningForgotten: Mutant = {
   install: () =>
     replace(
       Replacement.prototype,
-      'hasLeftPlace',
-      (original) =>
-        function (member) {
-          return original.call(this, { ...member, returning: false });
-        },
+      'holdsPlace',
+      () =>
+        ({ role }) =>
+          role === 'voter',
     ),
 };
 
