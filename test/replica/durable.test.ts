@@ -10,6 +10,7 @@ import {
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { ClassicLevel } from 'classic-level';
 import { afterEach, describe, expect, test, vi } from 'vitest';
 import { canMountPrivately } from '#lib/cli/nemesis/private-memory.js';
 import { whyNoThinDisks } from '#lib/cli/nemesis/thin-disk.js';
@@ -252,6 +253,27 @@ describe('the directory of a durable replica', () => {
       code: 'QUORATE_DISK_FAILED',
       message: expect.stringContaining(`replica 0 cannot read its log in ${own}`),
     });
+  });
+
+  test('is refused by the name of the replica when the snapshot in it cannot be read', async () => {
+    const [list, directory] = [await members(1), folder()];
+    const own = join(directory, '0');
+    const options = optionsFor(0, list, { durable: { directory: own, snapshotAfterBytes: 64 * 1024 } });
+    const first = await Replica.open(options);
+    clusters.push(first);
+    while (first.status().durable?.snapshotLsn === 0) await first.propose(new Uint8Array(10_000));
+    await first.close();
+    const failed = Object.assign(new Error('IO error: 000005.ldb: Input/output error'), { code: 'LEVEL_IO_ERROR' });
+    vi.spyOn(ClassicLevel.prototype, 'get').mockRejectedValueOnce(failed);
+    await expect(Replica.open(options)).rejects.toMatchObject({
+      code: 'QUORATE_DISK_FAILED',
+      message: expect.stringContaining(`replica 0 cannot read its snapshot in ${own}`),
+      cause: failed,
+    });
+    // What the state machine says of the snapshot is no failure of the disk.
+    const refused = new Error('refused by the state machine');
+    const stateMachine = Object.assign(new CommandLog(), { restoreChunks: () => Promise.reject(refused) });
+    await expect(Replica.open({ ...options, stateMachine })).rejects.toBe(refused);
   });
 
   test('is refused without the promise that its log shows to have been made, and taken without it before there was one', async () => {

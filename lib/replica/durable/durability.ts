@@ -239,7 +239,7 @@ export class Durability {
    * Feeds the state machine with the snapshot and what is known to be committed behind it, and puts the rest of the log
    * into the ring. Null if this replica is part of no cluster yet. Rejects with QUORATE_LOG_CORRUPT, or with
    * QUORATE_STORE_INVALID, if the disk lost what it had, and then has changed nothing on it; with QUORATE_DISK_FULL or
-   * QUORATE_DISK_FAILED if the log cannot be used. `held` is where the state machine and the sessions stand already.
+   * QUORATE_DISK_FAILED if snapshot or log cannot be used. `held` is where the state machine and the sessions stand already.
    */
   async recover(host: ReplayHost, held: ChainPosition | null = null): Promise<RecoveredState | null> {
     const { genesis } = this.identity;
@@ -290,7 +290,7 @@ export class Durability {
   private async restore(snapshot: StoredSnapshot, host: ReplayHost): Promise<void> {
     const sink = new SnapshotSink(host.stateMachine, snapshot.sessionsBytes, snapshot.bytes - snapshot.sessionsBytes);
     try {
-      for await (const piece of this.state.pieces(snapshot)) await sink.write(piece);
+      for await (const piece of this.storedPieces(snapshot)) await sink.write(piece);
     } catch (error) {
       sink.abort(error as Error);
       throw error;
@@ -298,6 +298,17 @@ export class Durability {
     const { sessions, put } = await sink.finish();
     put();
     host.restoreSessions(sessions);
+  }
+
+  /** What the state machine throws, to which they go, is not the disk's. */
+  private async *storedPieces(snapshot: StoredSnapshot): AsyncGenerator<Uint8Array> {
+    try {
+      yield* this.state.pieces(snapshot);
+    } catch (error) {
+      throw errorCode(error) === undefined
+        ? diskError(this.options.id, this.directory, 'read its snapshot', error)
+        : error;
+    }
   }
 
   private onDisk<Value>(what: string, action: () => Value): Value {
