@@ -1,3 +1,4 @@
+import { spawnSync } from 'node:child_process';
 import {
   existsSync,
   mkdirSync,
@@ -196,6 +197,19 @@ describe('the directory of a durable replica', () => {
     await expect(Replica.open(optionsFor(0, list, { durable: { directory: file } }))).rejects.toMatchObject({
       code: 'QUORATE_DISK_FAILED',
     });
+  });
+
+  test.each(['durable', 'surviveCrash'])('is refused where none can be made, and waits for nothing (%s)', (option) => {
+    // In a process of its own, which could not even be told to end if it looked for that directory for ever.
+    const program = `
+      import { Replica } from '#lib/index.js';
+      const stateMachine = { apply() {}, snapshot() {}, restore() {} };
+      const members = [{ id: 0, host: '127.0.0.1', port: 1 }];
+      const options = { id: 0, members, clusterKey: 'a cluster key for tests', stateMachine, device: 'shm' };
+      await Replica.open({ ...options, ${option}: { directory: '/proc/quorate/x' } }).catch(({ code }) => console.log(code));
+    `;
+    const { stdout } = spawnSync(process.execPath, ['--input-type=module', '-e', program], { timeout: 20_000 });
+    expect(stdout.toString().trim()).toBe(option === 'durable' ? 'QUORATE_DISK_FAILED' : 'QUORATE_SYSTEM');
   });
 
   test('is refused when the log lost what was synced, and read up to where its end is torn', async () => {

@@ -3,7 +3,7 @@
 // `log`: the log behind the snapshot, in files. Opens them, brings back what they hold, takes snapshots when the log has
 // grown, and stops using all of it when the disk fails.
 import { randomInt } from 'node:crypto';
-import { closeSync, existsSync, fsyncSync, mkdirSync, openSync, readdirSync } from 'node:fs';
+import { closeSync, existsSync, fsyncSync, openSync, readdirSync } from 'node:fs';
 import { dirname, join, resolve } from 'node:path';
 import type { Configuration } from '../../consensus/configuration.js';
 import { decodeConfiguration } from '../../consensus/configuration.js';
@@ -30,6 +30,7 @@ import type { CommandSink, RecoveredState } from '../../consensus/replication-ho
 import { errorCode, QuorateError } from '../../errors.js';
 import { lockFile } from '../../verbs/file-lock.js';
 import { monotonicNs } from '../../verbs/index.js';
+import { makeDirectory } from '../make-directory.js';
 import type { StateMachine } from '../replica-options.js';
 import type { DonorHost } from '../transfer/donor.js';
 import { PieceReader, SnapshotSink } from '../transfer/snapshot-stream.js';
@@ -130,7 +131,7 @@ export class Durability {
       fork === null ? diskError(id, directory, 'open its store', error) : forkError(id, directory, error);
     let lock = -1;
     try {
-      mkdirSync(join(directory, 'log'), { recursive: true, mode: 0o700 });
+      makeDirectory(join(directory, 'log'));
       lock = openSync(join(directory, 'lock'), 'a', 0o600);
     } catch (error) {
       throw failed(error);

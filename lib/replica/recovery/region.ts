@@ -10,7 +10,6 @@ import {
   constants,
   fstatSync,
   lstatSync,
-  mkdirSync,
   openSync,
   readdirSync,
   readSync,
@@ -28,6 +27,7 @@ import type { ChainPosition } from '../../consensus/entry.js';
 import { ENTRY_ALIGNMENT_BYTES } from '../../consensus/limits.js';
 import { QuorateError } from '../../errors.js';
 import { checksum } from '../../verbs/checksum.js';
+import { makeDirectory } from '../make-directory.js';
 import { SESSIONS_BYTES_MAX, SNAPSHOT_BYTES_MAX } from '../transfer/limits.js';
 import { ANCHOR_BYTES_MAX, PIECE_BYTES } from './limits.js';
 
@@ -114,7 +114,7 @@ function checkSnapshot(value: unknown): KeptSnapshot {
 /** A directory that is this user's alone, made if it is not there. Throws QUORATE_INVALID_ARGUMENT, QUORATE_SYSTEM. */
 function ownDirectory(path: string): void {
   try {
-    mkdirSync(path, { mode: 0o700, recursive: true });
+    makeDirectory(path);
     const { mode, uid } = lstatSync(path);
     if ((mode & constants.S_IFMT) === constants.S_IFDIR && uid === process.geteuid?.() && (mode & 0o077) === 0) return;
   } catch (error) {
