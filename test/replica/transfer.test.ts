@@ -531,6 +531,33 @@ it('does not use a chunk that is not what the donor announced', async () => {
   expect(received(lost).some(({ status }) => status.donorsLost === 1)).toBe(true);
 });
 
+it('hears of a donor that fails before the receiver has heard that it may begin', async () => {
+  const { leader, followers } = await found(3, 10);
+  const [lost, donor] = followers as [number, number];
+  await lose(lost, leader);
+  let isFailing = true;
+  for (const id of [leader.id, donor]) {
+    (machines.get(id) as Blocks).beforeGiving = () =>
+      isFailing ? Promise.reject(new Error('no state now')) : undefined;
+  }
+  const failed = vi.spyOn(Receiver.prototype, 'failed');
+  const { connect } = TransferSink.prototype;
+  let begun = 0;
+  vi.spyOn(TransferSink.prototype, 'connect').mockImplementation(async function (this: TransferSink, ...parameters) {
+    await connect.apply(this, parameters);
+    begun++;
+    if (isFailing) await waitFor(() => failed.mock.calls.length === begun, 'the donor to fail');
+  });
+  const machine = Blocks.of(0);
+  const opening = open(lost, machine, { openTimeoutMs: 60_000 });
+  opening.catch(() => {});
+  const [warning] = await waitFor(() => warnings.length > 0 && warnings, 'the leader to be told');
+  isFailing = false;
+  expect(warning).toContain(`(replica ${donor}: no state now; replica ${leader.id}: no state now)`);
+  await opening;
+  await expectEqual(lost);
+});
+
 it('lets go of the frozen state when the receiver dies', async () => {
   const { leader, followers } = await found(3, 900);
   const [lost, donor] = followers as [number, number];

@@ -287,6 +287,20 @@ class ChunkReader {
   }
 }
 
+/** What is heard of a transfer before it is known that it may begin. */
+class EarlyNews {
+  readonly announced: TransferReady[] = [];
+  failure: Error | undefined;
+
+  ready(news: TransferReady): void {
+    if (this.announced.length < 64) this.announced.push(news);
+  }
+
+  fail(error: Error): void {
+    this.failure ??= error;
+  }
+}
+
 /** One order being carried out. */
 class Run {
   snapshot: PartialSnapshot | undefined;
@@ -305,7 +319,7 @@ class Run {
 export class Receiver {
   private transfer = 0;
   private running: Run | undefined;
-  private readonly readers = new Map<number, ChunkReader | { early: TransferReady[] }>();
+  private readonly readers = new Map<number, ChunkReader | EarlyNews>();
   private closedBecause: Error | undefined;
 
   constructor(private readonly host: ReceiverHost) {}
@@ -342,7 +356,7 @@ export class Receiver {
 
   private cancel(run: Run, error: Error): void {
     run.cancel(error);
-    for (const reader of this.readers.values()) if (reader instanceof ChunkReader) reader.fail(error);
+    for (const reader of this.readers.values()) reader.fail(error);
   }
 
   private async run(run: Run, order: TransferOrder): Promise<number> {
@@ -445,9 +459,9 @@ export class Receiver {
       throw new QuorateError('QUORATE_CLOSED', 'it is not connected');
     }
     const transfer = ++this.transfer;
-    const early: TransferReady[] = [];
+    const early = new EarlyNews();
     const link = new TransferSink(host.endpoint);
-    this.readers.set(transfer, { early });
+    this.readers.set(transfer, early);
     let reader: ChunkReader | undefined;
     let failure: Error | undefined;
     const lost = (): void => reader?.fail(new QuorateError('QUORATE_CLOSED', 'the connection to the donor ended'));
@@ -465,7 +479,8 @@ export class Receiver {
       const target = begin(opened);
       reader = new ChunkReader(link, opened, (count) => host.tell(connection, 'transferTaken', { transfer, count }));
       this.readers.set(transfer, reader);
-      for (const news of early) reader.ready(news);
+      for (const news of early.announced) reader.ready(news);
+      if (early.failure !== undefined) throw early.failure;
       if (connection.isClosed) lost();
       if (this.closedBecause !== undefined) throw this.closedBecause;
       await reader.run(target, () => onChunk(target));
@@ -504,20 +519,16 @@ export class Receiver {
 
   /** News from a donor. */
   ready(news: TransferReady): void {
-    const reader = this.readers.get(news.transfer);
-    if (reader === undefined) return; // of a transfer that was given up
-    if (reader instanceof ChunkReader) reader.ready(news);
-    else if (reader.early.length < 64) reader.early.push(news);
+    this.readers.get(news.transfer)?.ready(news); // or it is of a transfer that was given up
   }
 
   failed({ transfer, code, message }: TransferClosed): void {
-    const reader = this.readers.get(transfer);
-    if (reader instanceof ChunkReader) reader.fail(new QuorateError(code, message));
+    this.readers.get(transfer)?.fail(new QuorateError(code, message));
   }
 
   close(error: Error): void {
     this.closedBecause = error;
     this.running?.cancel(error);
-    for (const reader of this.readers.values()) if (reader instanceof ChunkReader) reader.fail(error);
+    for (const reader of this.readers.values()) reader.fail(error);
   }
 }
