@@ -80,13 +80,16 @@ export function checkProposeOptions(options: ProposeOptions): void {
 }
 
 /**
- * What a state machine does after it has returned would be done to a state that is another one by then, or be taken for done.
- * open() notices functions that are declared async; of others, compiled for older engines, say, what they return tells.
+ * What a state machine does after it has returned would be done to a state that is another one by then, or be taken for done;
+ * and what is read from it then may be stale. open() notices functions that are declared async; of others, compiled for older
+ * engines, say, what they return tells.
  */
 export function checkNoPromise(returned: unknown, what: string): void {
-  if (typeof returned === 'object' && typeof (returned as { then?: unknown } | null)?.then === 'function') {
-    invalid(`${what} of the state machine returned a promise: it must have done all when it returns`);
-  }
+  if (typeof returned !== 'object' || returned === null) return;
+  const { then } = returned as { then?: unknown };
+  if (typeof then !== 'function') return;
+  then.call(returned, undefined, () => {}); // what it rejects with nobody waits for
+  invalid(`${what} returned a promise: it must have done all when it returns`);
 }
 
 export function checkInteger(value: number, min: number, max: number, name: string): number {

@@ -222,7 +222,7 @@ export class Proposals<Result> {
     const decision = sessions.begin(origin, sequence);
     if (decision === 'apply') {
       const result = stateMachine.apply(bytes.subarray(payloadOffset, payloadOffset + payloadBytes), lsn);
-      checkNoPromise(result, 'apply()');
+      checkNoPromise(result, 'apply() of the state machine');
       sessions.finish(origin, sequence, lsn, result);
       // Not before: an error of apply() ends the replica, and with it all that is pending, this one included.
       this.pending.take(lsn)?.resolve({ lsn, result, duplicate: false });

@@ -25,6 +25,7 @@ import {
   checkCallOptions,
   checkInteger,
   checkMember,
+  checkNoPromise,
   checkProposeOptions,
   checkReplaceAfter,
   checkReplicaOptions,
@@ -1186,13 +1187,15 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
    * replica leads, and holds a lease at the end of it. Otherwise returns undefined, and what was read may be stale; then
    * use {@link Replica.read}. So `read` should return something. Costs a look at the clock and nothing else.
    *
-   * `read` is called once at most, in this turn, and must neither wait nor return a promise. What it throws is thrown.
+   * `read` is called once at most, in this turn, and must neither wait nor return a promise (QUORATE_INVALID_ARGUMENT). What it
+   * throws is thrown.
    * Leases depend on clocks, unlike all else in this package: see the option `lease`.
    */
   leasedRead<Value>(read: () => Value): Value | undefined {
     const { plane } = this;
     if (plane === undefined || this.closing !== undefined) return undefined;
     const value = plane.leasedRead(read, monotonicNs);
+    checkNoPromise(value, 'the function that reads the state');
     return value !== undefined && this.peersTakeItForAlive() ? value : undefined;
   }
 
@@ -1210,7 +1213,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
    * returned. At the leader at once if it holds a lease, else behind a {@link Replica.readBarrier}; at a follower when it
    * has applied what the leader says, one round trip of messages in registered memory that reads of one turn share.
    *
-   * `read` may be called more than once, the last time for good; it must have no effect, not wait, and return no promise.
+   * `read` may be called more than once, the last time for good; it must have no effect, not wait, and return no promise
+   * (QUORATE_INVALID_ARGUMENT): what it reads after it has waited may be stale.
    *
    * Rejects with what `read` throws; with QUORATE_NOT_LEADER if no leader is known or the one that was asked leads no
    * more, QUORATE_LEADERSHIP_ENDED, QUORATE_DISCONNECTED or QUORATE_PEER_CLOSED (the leader is gone), QUORATE_TIMEOUT, QUORATE_BACKPRESSURE
@@ -1226,7 +1230,9 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     if (value !== undefined) return value;
     if (this.closing === undefined && this.plane?.role === 'leader') await this.readAsLeader(options.timeoutMs);
     else await this.readAsFollower(timeoutMs);
-    return read();
+    const current = read();
+    checkNoPromise(current, 'the function that reads the state');
+    return current;
   }
 
   /** A timer for each read only where it is asked for: all of them end with the leadership, which is lost without a majority. */

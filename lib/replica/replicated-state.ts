@@ -66,7 +66,9 @@ export class ReplicatedState {
     if (plane.role !== 'follower') {
       throw new QuorateError('QUORATE_NOT_FOLLOWER', `replica ${id} leads and takes no snapshot from replica ${peer}`);
     }
-    this.put(position, configuration, sessions, () => checkNoPromise(stateMachine.restore(state), 'restore()'));
+    this.put(position, configuration, sessions, () =>
+      checkNoPromise(stateMachine.restore(state), 'restore() of the state machine'),
+    );
   }
 
   /** State, sessions and place in the log change over together. Without effect if this replica has applied as much by now. */

@@ -133,6 +133,21 @@ describe('at a leader that holds a lease', () => {
     await lease();
   });
 
+  it('by a function that returns a promise are refused, with a lease, at the leader without one, and at a follower', async () => {
+    const refusal = { code: 'QUORATE_INVALID_ARGUMENT', message: expect.stringContaining('returned a promise') };
+    const later = async () => {
+      await leader.readBarrier();
+      throw new Error('which nobody waits for');
+    };
+    await lease();
+    expect(() => leader.leasedRead(later)).toThrow(expect.objectContaining(refusal));
+    await expect(leader.read(later)).rejects.toMatchObject(refusal);
+    vi.spyOn(leader, 'leasedRead').mockReturnValue(undefined);
+    await expect(leader.read(later)).rejects.toMatchObject(refusal);
+    await expect((followers()[0] as Replica<number>).read(later)).rejects.toMatchObject(refusal);
+    vi.restoreAllMocks();
+  });
+
   it('they pass on what the function throws', async () => {
     await lease();
     const fail = () => {

@@ -75,7 +75,7 @@ it('stops at the first command when apply() returns a promise', async () => {
 });
 
 it.each([
-  ['restore()', { restore: () => Promise.resolve() }],
+  ['restore() of the state machine', { restore: () => Promise.resolve() }],
   ['what puts the state of a snapshot in place', { restoreChunks: async () => () => Promise.resolve() }],
 ])('is not opened when %s returns a promise', async (what, later) => {
   const durable = { directory: folder(), snapshotAfterBytes: 64 * 1024 };
@@ -87,7 +87,7 @@ it.each([
   const stateMachine = Object.assign(new CommandLog(), later);
   await expect(Replica.open(optionsFor(0, list, { durable, stateMachine }))).rejects.toMatchObject({
     code: 'QUORATE_INVALID_ARGUMENT',
-    message: `${what} of the state machine returned a promise: it must have done all when it returns`,
+    message: `${what} returned a promise: it must have done all when it returns`,
   });
 });
 

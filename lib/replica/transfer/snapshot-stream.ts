@@ -254,7 +254,7 @@ async function restoreWhole(stateMachine: StateMachine<never>, pieces: AsyncIter
   }
   const whole = Buffer.concat(kept, lengthBytes);
   kept.length = 0;
-  return () => checkNoPromise(stateMachine.restore(whole), 'restore()');
+  return () => checkNoPromise(stateMachine.restore(whole), 'restore() of the state machine');
 }
 
 /** Where the bytes of a stream go: into the session table, then into memory that the state machine names. */
