@@ -1,8 +1,10 @@
 // Every operation of the shm provider, and every way in which one fails.
 #include <signal.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include <cerrno>
+#include <fstream>
 #include <thread>
 
 #include "provider/shm/test_hooks.h"
@@ -796,6 +798,82 @@ TEST_CASE("shm: objects closed while other threads use them fail with QUORATE_CL
     }
     worker.join();
     CHECK(outcome == 1);
+  }
+}
+
+// Of a thread of this process: 'S' if it sleeps, see proc_pid_stat(5).
+char stateOfThread(pid_t thread) {
+  std::ifstream file("/proc/self/task/" + std::to_string(thread) + "/stat");
+  std::string line;
+  std::getline(file, line);
+  return line.substr(line.rfind(')') + 1, 2).back();
+}
+
+TEST_CASE("shm: what is made while another thread closes its parent is refused, and nothing of it stays") {
+  ShmTestDirectory directory;
+  const auto context = makeShmProvider(ShmOptions{directory.path()})->openDevice("shm");
+  auto& internals = static_cast<shm::ShmContext&>(*context);
+  const auto domain = context->allocateProtectionDomain();
+  const auto queue = context->createCompletionQueue(16, nullptr);
+  MemoryOptions options;
+  options.lengthBytes = 4096;
+  const auto memory = context->allocateMemory(options);
+  QpInit init;
+  init.sendCq = init.recvCq = queue;
+  std::shared_ptr<VerbsObject> made, parent = domain;
+  std::function<void()> make;
+  SUBCASE("a region") {
+    make = [&] { made = domain->registerMemory(memory, 0, 4096, kAllAccess); };
+  }
+  SUBCASE("a memory window") {
+    make = [&] { made = domain->allocateMemoryWindow(2); };
+  }
+  SUBCASE("a queue pair, whose domain is closed") {
+    make = [&] { made = domain->createQueuePair(init); };
+  }
+  SUBCASE("a queue pair, whose completion queue is closed") {
+    parent = queue;
+    make = [&] { made = domain->createQueuePair(init); };
+  }
+  std::atomic<pid_t> maker{0};
+  std::string code;
+  std::thread thread;
+  {
+    // Whoever makes one of these waits for this mutex in the middle; closing what has no children takes none.
+    const std::lock_guard<std::mutex> hold(internals.revoker().mutex());
+    thread = std::thread([&] {
+      maker = gettid();
+      code = codeOf(make);
+    });
+    CHECK(waitUntil([&] { return maker.load() != 0 && stateOfThread(maker) == 'S'; }));
+    parent->close();
+  }
+  thread.join();
+  CHECK(code == "QUORATE_CLOSED");
+  CHECK(made == nullptr);
+  CHECK(parent->closed());
+  context->close();
+  CHECK(directory.names().size() == 0);
+}
+
+TEST_CASE("shm: a memory that is allocated while another thread closes the context leaves no file") {
+  ShmTestDirectory directory;
+  for (int round = 0; round < 200; round++) {
+    const auto context = makeShmProvider(ShmOptions{directory.path()})->openDevice("shm");
+    std::vector<std::shared_ptr<Memory>> memories;
+    std::atomic<int> allocated{0};
+    std::thread allocator([&] {
+      MemoryOptions options;
+      options.lengthBytes = 4096;
+      CHECK(codeOf([&] {
+              for (;; allocated++) memories.push_back(context->allocateMemory(options));
+            }) == "QUORATE_CLOSED");
+    });
+    waitUntil([&] { return allocated.load() > round % 8; });
+    context->close();
+    allocator.join();
+    for (const auto& memory : memories) CHECK(memory->closed());
+    CHECK(directory.names().size() == 0);
   }
 }
 

@@ -88,6 +88,10 @@ void IndexPool::give(uint32_t index) {
 
 void Children::add(const std::shared_ptr<VerbsObject>& child) {
   const std::lock_guard<std::mutex> guard(mutex_);
+  if (closings_ > 0) {
+    throw VerbsError("QUORATE_CLOSED", std::string("The ") + child->kind() +
+                                           " could not be made: another thread closed what it was to belong to");
+  }
   if (children_.size() >= pruneAt_) {
     std::erase_if(children_, [](const auto& entry) { return entry.expired(); });
     pruneAt_ = std::max<size_t>(64, 2 * children_.size());
@@ -104,13 +108,20 @@ void Children::closeAll() {
   std::vector<std::shared_ptr<VerbsObject>> living;
   {
     const std::lock_guard<std::mutex> guard(mutex_);
+    closings_++;
     for (auto entry = children_.rbegin(); entry != children_.rend(); ++entry) {
       if (std::shared_ptr<VerbsObject> child = entry->lock()) living.push_back(std::move(child));
     }
   }
   std::stable_partition(living.begin(), living.end(),
                         [](const auto& child) { return dynamic_cast<MemoryWindow*>(child.get()) != nullptr; });
-  for (const auto& child : living) child->close();
+  try {
+    for (const auto& child : living) child->close();
+  } catch (...) {
+    const std::lock_guard<std::mutex> guard(mutex_);
+    closings_--;
+    throw;
+  }
 }
 
 ShmContext::ShmContext()
@@ -330,6 +341,9 @@ std::shared_ptr<CompletionQueue> ShmContext::createCompletionQueue(int depth,
 
 void ShmContext::adoptMemory(const std::shared_ptr<ShmMemory>& memory) {
   const std::lock_guard<std::mutex> guard(tablesMutex_);
+  if (closed()) {  // by another thread, which has looked for memories already or is about to
+    throw VerbsError("QUORATE_CLOSED", "The Memory could not be made: another thread closed its context");
+  }
   std::erase_if(memories_, [](const auto& entry) { return entry.expired(); });
   memories_.push_back(memory);
 }

@@ -50,13 +50,17 @@ class IndexPool {
 // What a parent must close before itself. Holds no child alive.
 class Children {
  public:
+  // Throws QUORATE_CLOSED once closeAll() has begun: whoever makes the child drops it then, and nothing is left open
+  // behind a parent that another thread closes meanwhile.
   void add(const std::shared_ptr<VerbsObject>& child);
   void remove(const VerbsObject* child);
   // Closes those that still live, the newest first; memory windows before all others, since they keep regions in use.
+  // Where it throws, the parent stays open and takes children again.
   void closeAll();
 
  private:
   std::mutex mutex_;
+  int closings_ = 0;  // calls of closeAll() that are under way or have succeeded
   std::vector<std::weak_ptr<VerbsObject>> children_;
   size_t pruneAt_ = 64;
 };

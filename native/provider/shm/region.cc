@@ -216,7 +216,9 @@ void ShmMemoryRegion::reregister(const Changes& changes) {
   const size_t offset = changes.memory != nullptr ? changes.offset : offset_;
   const size_t length = changes.memory != nullptr ? changes.length : length_.load();
   memory = checkRegistration(context, changes.memory != nullptr ? changes.memory : memory_, offset, length, access);
-  {
+  const bool moves = domain != domain_;
+  if (moves) domain->children().add(shared_from_this());  // first, since a domain that is being closed refuses it
+  try {
     const std::lock_guard<std::mutex> guard(context->revoker().mutex());
     if (hasWindows()) {
       throw VerbsError("QUORATE_INVALID_ARGUMENT",
@@ -229,11 +231,11 @@ void ShmMemoryRegion::reregister(const Changes& changes) {
     access_.store(access);
     domain_.swap(domain);
     publish();
+  } catch (...) {
+    if (moves) domain->children().remove(this);
+    throw;
   }
-  if (domain != domain_) {  // `domain` is the old one now
-    domain_->children().add(shared_from_this());
-    domain->children().remove(this);
-  }
+  if (moves) domain->children().remove(this);  // `domain` is the old one now
 }
 
 void ShmMemoryRegion::close() {
