@@ -967,11 +967,11 @@ export interface NativeQueuePair extends NativeSharedObject {
   /** At most 65,536 requests per call. */
   postSend(requests: readonly SendWorkRequest[]): PostResult;
   postReceive(requests: readonly ReceiveWorkRequest[]): PostResult;
-  /** Type 1 only: posts the binding and gives the window its next key. */
+  /** Type 1 only: posts the binding and gives the window its next key, `rkey`. */
   bindMemoryWindow(
     memoryWindow: NativeMemoryWindow,
     binding: NativeWindowBinding & { wrId?: number; sendFlags?: number },
-  ): PostResult;
+  ): PostResult & { rkey: number };
   attachMulticast(group: string, lid: number): void;
   detachMulticast(group: string, lid: number): void;
 }

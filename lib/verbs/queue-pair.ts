@@ -248,8 +248,9 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
    * bound to before, if anything, ends. The binding is in force when the request has completed: MW_BIND_ERR if the
    * region does not allow it. With `length` 0 (or absent) the window is unbound.
    *
-   * @returns the new key, or the errno that refused the request (EINVAL: wrong state or type, or, on devices, to be
-   * unbound and never bound; ENOMEM: queue full)
+   * @returns the new key, that of this binding also if another thread binds the window again at the same time; or the
+   * errno that refused the request (EINVAL: wrong state or type, or, on devices, to be unbound and never bound; ENOMEM:
+   * queue full)
    * @throws TypeError QUORATE_INVALID_ARGUMENT, RangeError QUORATE_OUT_OF_RANGE
    */
   bindMemoryWindow(
@@ -261,8 +262,7 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
   } {
     if (!(memoryWindow instanceof MemoryWindow)) throw invalidArgument('memoryWindow must be a MemoryWindow');
     if (typeof binding !== 'object' || binding === null) throw invalidArgument('binding must be an object');
-    const result = this.native.bindMemoryWindow(memoryWindow.native, nativeBinding(binding));
-    return { ...result, rkey: memoryWindow.rkey };
+    return this.native.bindMemoryWindow(memoryWindow.native, nativeBinding(binding));
   }
 
   /**

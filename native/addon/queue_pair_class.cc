@@ -140,7 +140,7 @@ Napi::Array readRequests(const Napi::Value& value) {
   return array;
 }
 
-Napi::Value postResult(Environment& environment, size_t accepted, size_t count, int errnum) {
+Napi::Object postResult(Environment& environment, size_t accepted, size_t count, int errnum) {
   Napi::Object object = Napi::Object::New(environment.env());
   object.Set("accepted", number(environment.env(), static_cast<double>(accepted)));
   object.Set("errno", number(environment.env(), accepted == count ? 0 : errnum));
@@ -210,8 +210,11 @@ Napi::Value bindMemoryWindow(Environment& environment, const Napi::CallbackInfo&
   const MwBind bind = readBinding(object);
   const uint64_t wrId = readIntegerMember(object, "wrId", 0, kMaxSafeInteger, 0);
   const auto flags = static_cast<uint32_t>(readIntegerMember(object, "sendFlags", 0, 15, kSendSignaled));
-  const int errnum = as<QueuePair>(self)->bindMemoryWindow(*window, bind, wrId, flags);
-  return postResult(environment, errnum == 0 ? 1 : 0, 1, errnum);
+  uint32_t rkey = window->rkey();  // stays so if the binding is refused
+  const int errnum = as<QueuePair>(self)->bindMemoryWindow(*window, bind, wrId, flags, &rkey);
+  Napi::Object result = postResult(environment, errnum == 0 ? 1 : 0, 1, errnum);
+  result.Set("rkey", number(environment.env(), rkey));
+  return result;
 }
 
 Napi::Value postSend(Environment& environment, const Napi::CallbackInfo& info, Wrapper& self) {

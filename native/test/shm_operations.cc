@@ -5,6 +5,7 @@
 
 #include <cerrno>
 #include <fstream>
+#include <set>
 #include <thread>
 
 #include "provider/shm/test_hooks.h"
@@ -598,15 +599,16 @@ TEST_CASE("shm: a binding that is refused leaves the window its key") {
   bind.address = pair.a.region->address();
   bind.length = 64;
   bind.access = kAccessRemoteWrite;
-  REQUIRE(pair.a.qp->bindMemoryWindow(*window, bind, 1, kSendSignaled) == 0);
+  uint32_t rkey = 0, refused = 0;
+  REQUIRE(pair.a.qp->bindMemoryWindow(*window, bind, 1, kSendSignaled, &rkey) == 0);
   REQUIRE(pair.a.wait().status == 0);
-  const uint32_t rkey = window->rkey();
-  CHECK(pair.a.qp->bindMemoryWindow(*window, bind, 2, kSendInline) == EINVAL);
+  CHECK(window->rkey() == rkey);
+  CHECK(pair.a.qp->bindMemoryWindow(*window, bind, 2, kSendInline, &refused) == EINVAL);
   CHECK(window->rkey() == rkey);
   const std::shared_ptr<QueuePair> spent = pair.a.qp;
   pair.a.newQueuePair();
   spent->close();
-  CHECK(codeOf([&] { spent->bindMemoryWindow(*window, bind, 3, kSendSignaled); }) == "QUORATE_CLOSED");
+  CHECK(codeOf([&] { spent->bindMemoryWindow(*window, bind, 3, kSendSignaled, &refused); }) == "QUORATE_CLOSED");
   CHECK(window->rkey() == rkey);
 }
 
@@ -687,7 +689,8 @@ TEST_CASE("shm: no window is bound to a region that another thread closes at the
     round = i;
     // At another moment of the closing each time.
     for (int pause = 0; pause < i % 400; pause++) shm::pauseCpu();
-    REQUIRE(pair.a.qp->bindMemoryWindow(*window, bind, 1, kSendSignaled) == 0);
+    uint32_t rkey = 0;
+    REQUIRE(pair.a.qp->bindMemoryWindow(*window, bind, 1, kSendSignaled, &rkey) == 0);
     const bool bound = pair.a.wait().status == 0;
     while (ended.load() != i) std::this_thread::yield();
     both += bound && region->closed();
@@ -798,6 +801,51 @@ TEST_CASE("shm: objects closed while other threads use them fail with QUORATE_CL
     }
     worker.join();
     CHECK(outcome == 1);
+  }
+}
+
+TEST_CASE("shm: each of two threads that bind one window of type 1 at the same time gets a key of its own") {
+  const auto bindable = with([](auto& o) { o.regionAccess = kAllAccess | kAccessMwBind; });
+  ShmTestDirectory directory;
+  Endpoint a(directory, bindable);
+  MwBind bind;
+  bind.region = a.region;
+  bind.address = a.region->address();
+  bind.length = 64;
+  bind.access = kAccessRemoteWrite;
+  constexpr int kRounds = 200, kBindings = 100;  // a window has 256 keys
+  for (int round = 0; round < kRounds; round++) {
+    const std::shared_ptr<MemoryWindow> window = a.domain->allocateMemoryWindow(1);
+    std::atomic<int> ready{0};
+    std::vector<uint32_t> keys[2];
+    const auto work = [&](std::vector<uint32_t>* own) {
+      QpInit init;
+      init.sendCq = init.recvCq = a.context->createCompletionQueue(16, nullptr);
+      const auto queuePair = a.domain->createQueuePair(init);
+      queuePair->modify(initAttributes(0));
+      queuePair->modify(rtrAttributes(a.coordinates()));
+      queuePair->modify(rtsAttributes(0));
+      ready++;
+      while (ready.load() != 2) {
+      }
+      for (int i = 0; i < kBindings; i++) {
+        uint32_t rkey = 0;
+        if (queuePair->bindMemoryWindow(*window, bind, 1, kSendSignaled, &rkey) == 0) own->push_back(rkey);
+        WorkCompletion completion;
+        while (init.sendCq->poll(&completion, 1) == 0) {
+        }
+      }
+      queuePair->close();
+      init.sendCq->close();
+    };
+    std::thread one(work, &keys[0]), two(work, &keys[1]);
+    one.join();
+    two.join();
+    std::set<uint32_t> different(keys[0].begin(), keys[0].end());
+    different.insert(keys[1].begin(), keys[1].end());
+    CHECK(different.size() == 2 * kBindings);
+    CHECK((window->rkey() == keys[0].back() || window->rkey() == keys[1].back()));
+    window->close();
   }
 }
 

@@ -78,7 +78,7 @@ class Target {
     const MwBind bind{endpoint.region, endpoint.region->address(), kTargetBytes,
                       kAccessRemoteWrite | kAccessRemoteRead | kAccessRemoteAtomic};
     if (act == Act::UnbindWindow) {
-      REQUIRE(endpoint.qp->bindMemoryWindow(*window_, bind, 8, kSendSignaled) == 0);
+      REQUIRE(endpoint.qp->bindMemoryWindow(*window_, bind, 8, kSendSignaled, &coordinates.rkey) == 0);
     } else {
       SendWorkRequest request;
       request.opcode = WrOpcode::BindMw;
@@ -103,10 +103,12 @@ class Target {
         return endpoint.qp->modify(stateAttributes(QpState::Err));
       case Act::CloseQueuePair:
         return endpoint.qp->close();
-      case Act::UnbindWindow:
-        REQUIRE(endpoint.qp->bindMemoryWindow(*window_, MwBind(), 9, kSendSignaled) == 0);
+      case Act::UnbindWindow: {
+        uint32_t rkey = 0;
+        REQUIRE(endpoint.qp->bindMemoryWindow(*window_, MwBind(), 9, kSendSignaled, &rkey) == 0);
         REQUIRE(endpoint.wait().status == static_cast<int>(WcStatus::Success));
         return;
+      }
       case Act::InvalidateWindow: {
         SendWorkRequest request;
         request.opcode = WrOpcode::LocalInv;

@@ -563,8 +563,9 @@ class QueuePair : public VerbsObject {
   virtual size_t postSend(const SendWorkRequest* requests, size_t count, int* errnum) = 0;
   virtual size_t postReceive(const ReceiveWorkRequest* requests, size_t count, int* errnum) = 0;
   // ibv_bind_mw(3): posts the binding of a window of type 1, which may be bound to something else, and gives it a new
-  // key, at once. 0, or the errno that refuses it, as for postSend().
-  virtual int bindMemoryWindow(MemoryWindow& window, const MwBind& bind, uint64_t wrId, uint32_t sendFlags) = 0;
+  // key, *rkey, at once. 0, or the errno that refuses it, as for postSend().
+  virtual int bindMemoryWindow(MemoryWindow& window, const MwBind& bind, uint64_t wrId, uint32_t sendFlags,
+                               uint32_t* rkey) = 0;
   // ibv_attach_mcast(3), UD only. Attaching twice, or detaching what is not attached, is QUORATE_INVALID_ARGUMENT.
   virtual void attachMulticast(const Gid& group, uint16_t lid) = 0;
   virtual void detachMulticast(const Gid& group, uint16_t lid) = 0;

@@ -310,7 +310,7 @@ void IbvQueuePair::forgetWindows() {
 }
 
 // With sendMutex_ held.
-int IbvQueuePair::postBinding(IbvMemoryWindow& window, const MwBind& bind, uint32_t rkey, uint64_t wrId,
+int IbvQueuePair::postBinding(IbvMemoryWindow& window, const MwBind& bind, uint32_t* rkey, uint64_t wrId,
                               uint32_t sendFlags) {
   if (sendStartFailed_) return EIO;
   if (window.domain()->context() != domain_->context() || (sendFlags & ~kKnownSendFlags) != 0) return EINVAL;
@@ -334,18 +334,18 @@ int IbvQueuePair::postBinding(IbvMemoryWindow& window, const MwBind& bind, uint3
       request.send_flags = flags;
       request.bind_info = info;
       result = std::abs(ibv_bind_mw(handle_, posting.handle(), &request));
-      if (result == 0) posting.accepted(posting.handle()->rkey, number_);
+      if (result == 0) posting.accepted(*rkey = posting.handle()->rkey, number_);
     } else {
       ibv_send_wr request{};
       request.wr_id = cookie;
       request.opcode = IBV_WR_BIND_MW;
       request.send_flags = flags;
       request.bind_mw.mw = posting.handle();
-      request.bind_mw.rkey = rkey;
+      request.bind_mw.rkey = *rkey;
       request.bind_mw.bind_info = info;
       ibv_send_wr* bad = nullptr;
       result = std::abs(ibv_post_send(handle_, &request, &bad));
-      if (result == 0) posting.accepted(rkey, number_);
+      if (result == 0) posting.accepted(*rkey, number_);
     }
   } catch (const VerbsError&) {
     // closed: EBADF
@@ -366,14 +366,15 @@ int IbvQueuePair::postBinding(IbvMemoryWindow& window, const MwBind& bind, uint3
   return 0;
 }
 
-int IbvQueuePair::bindMemoryWindow(MemoryWindow& window, const MwBind& bind, uint64_t wrId, uint32_t sendFlags) {
+int IbvQueuePair::bindMemoryWindow(MemoryWindow& window, const MwBind& bind, uint64_t wrId, uint32_t sendFlags,
+                                   uint32_t* rkey) {
   auto* own = dynamic_cast<IbvMemoryWindow*>(&window);
   if (own == nullptr || own->type() != 1 || type_ == QpType::Ud || (sendFlags & kSendInline) != 0) return EINVAL;
   std::lock_guard<AdaptiveMutex> lock(sendMutex_);
   if (!sendUsable_) throwClosed(kind());
   const QpState state = state_.load(std::memory_order_acquire);
   if (state != QpState::Rts && state != QpState::Sqd && state != QpState::Sqe && state != QpState::Err) return EINVAL;
-  return postBinding(*own, bind, 0, wrId, sendFlags);
+  return postBinding(*own, bind, rkey, wrId, sendFlags);
 }
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -615,8 +616,9 @@ size_t IbvQueuePair::postSend(const SendWorkRequest* requests, size_t count, int
       const SendWorkRequest& request = requests[accepted];
       int refused = checkSend(request);
       if (refused == 0) {
-        refused = postBinding(*static_cast<IbvMemoryWindow*>(request.memoryWindow), *request.bind, request.bindRkey,
-                              request.wrId, request.sendFlags);
+        uint32_t rkey = request.bindRkey;
+        refused = postBinding(*static_cast<IbvMemoryWindow*>(request.memoryWindow), *request.bind, &rkey, request.wrId,
+                              request.sendFlags);
       }
       if (refused != 0) {
         *errnum = refused;

@@ -50,7 +50,8 @@ class IbvQueuePair final : public QueuePair {
   // ibv_destroy_qp(3). A device that refuses leaves what peers may do through this queue pair in force:
   // QUORATE_REVOKE_FAILED, and the object stays open. Completions that the device had reported before can still be
   // polled; requests that were still outstanding never complete.
-  int bindMemoryWindow(MemoryWindow& window, const MwBind& bind, uint64_t wrId, uint32_t sendFlags) override;
+  int bindMemoryWindow(MemoryWindow& window, const MwBind& bind, uint64_t wrId, uint32_t sendFlags,
+                       uint32_t* rkey) override;
   void attachMulticast(const Gid& group, uint16_t lid) override;
   void detachMulticast(const Gid& group, uint16_t lid) override;
   void close() override;
@@ -62,7 +63,8 @@ class IbvQueuePair final : public QueuePair {
                bool signalAll);
   void detachAllMulticast();
   int checkSend(const SendWorkRequest& request) const;
-  int postBinding(IbvMemoryWindow& window, const MwBind& bind, uint32_t rkey, uint64_t wrId, uint32_t sendFlags);
+  // *rkey: the key that a window of type 2 is to have; of one of type 1, it gets the one that the device gave it.
+  int postBinding(IbvMemoryWindow& window, const MwBind& bind, uint32_t* rkey, uint64_t wrId, uint32_t sendFlags);
   void closeWindows();
   void forgetWindows();
   void takeInCompletions();

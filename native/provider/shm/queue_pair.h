@@ -39,7 +39,8 @@ class ShmQueuePair final : public QueuePair {
   QpAttributes query() override;
   size_t postSend(const SendWorkRequest* requests, size_t count, int* errnum) override;
   size_t postReceive(const ReceiveWorkRequest* requests, size_t count, int* errnum) override;
-  int bindMemoryWindow(MemoryWindow& window, const MwBind& bind, uint64_t wrId, uint32_t sendFlags) override;
+  int bindMemoryWindow(MemoryWindow& window, const MwBind& bind, uint64_t wrId, uint32_t sendFlags,
+                       uint32_t* rkey) override;
   void attachMulticast(const Gid& group, uint16_t lid) override;
   void detachMulticast(const Gid& group, uint16_t lid) override;
   void close() override;
@@ -94,8 +95,8 @@ class ShmQueuePair final : public QueuePair {
   int refusal(const SendWorkRequest& request) const;
   int refusalOfWindowRequest(const SendWorkRequest& request) const;
   void enqueue(const SendWorkRequest& request, uint64_t index, const Progress& progress, const uint8_t* inlineData);
-  // `windowType`: of what a BIND_MW may bind.
-  int post(const SendWorkRequest& request, int windowType, std::unique_lock<SpinLock>& posting,
+  // `nextKey`: null, or the request binds a window of type 1, and its next key goes there.
+  int post(const SendWorkRequest& request, uint32_t* nextKey, std::unique_lock<SpinLock>& posting,
            std::vector<ShmMemoryWindow::Held>* old);
   [[noreturn]] void throwClosed() const;
   bool headNeedsRevoker() const;

@@ -95,8 +95,6 @@ class ShmMemoryWindow final : public MemoryWindow {
   // Success, no operation that the window allowed before can store any more.
   // Gives a window of type 1 its next key, at the time of posting.
   uint32_t takeNextKey();
-  // The binding that was to have `taken` was not posted: the key is again what it was before.
-  void giveKeyBack(uint32_t taken, uint32_t before) { key_.compare_exchange_strong(taken, before); }
   // What it was bound to before goes to *before, to be let go without that mutex and any post lock.
   struct Held {
     std::shared_ptr<ShmMemoryRegion> region;

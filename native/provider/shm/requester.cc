@@ -145,7 +145,7 @@ size_t ShmQueuePair::postSend(const SendWorkRequest* requests, size_t count, int
   for (size_t i = 0; i < count; i++) {
     if (i > 0 && postLock_.contended()) [[unlikely]]
       postLock_.letOthersIn();
-    if (const int refused = post(requests[i], 2, guard, &old)) [[unlikely]] {
+    if (const int refused = post(requests[i], nullptr, guard, &old)) [[unlikely]] {
       if (i == 0 && closed()) throwClosed();  // but not if others have been carried out
       *errnum = refused;
       return i;
@@ -160,12 +160,12 @@ void ShmQueuePair::throwClosed() const {
 
 // Posts one request; 0, or the errno that refuses it: EBADF if another thread has closed the queue pair meanwhile. The
 // lock is let go for a moment if the request is about a memory window.
-inline int ShmQueuePair::post(const SendWorkRequest& request, int windowType, std::unique_lock<SpinLock>& posting,
+inline int ShmQueuePair::post(const SendWorkRequest& request, uint32_t* nextKey, std::unique_lock<SpinLock>& posting,
                               std::vector<ShmMemoryWindow::Held>* old) {
   std::unique_lock<std::mutex> revoking;
   if (request.opcode == WrOpcode::LocalInv || request.opcode == WrOpcode::BindMw) [[unlikely]] {
     if (request.opcode == WrOpcode::BindMw &&
-        (request.memoryWindow == nullptr || request.memoryWindow->type() != windowType)) {
+        (request.memoryWindow == nullptr || request.memoryWindow->type() != (nextKey == nullptr ? 2 : 1))) {
       return EINVAL;
     }
     posting.unlock();  // the revoker's mutex comes before a post lock
@@ -182,6 +182,8 @@ inline int ShmQueuePair::post(const SendWorkRequest& request, int windowType, st
     return refused;
   if (sendsPosted_ - sendsRetired_.load(std::memory_order_acquire) >= capabilities_.maxSendWr) [[unlikely]]
     return ENOMEM;
+  // Only now, when nothing refuses it any more, and with the revoker's mutex held: no two bindings get one key.
+  if (nextKey != nullptr) *nextKey = static_cast<ShmMemoryWindow*>(request.memoryWindow)->takeNextKey();
   const uint64_t index = ++sendsPosted_;
   if (state == QpState::Err || state == QpState::Sqe) [[unlikely]] {
     complete(request, index, WcStatus::WrFlushErr);
@@ -219,7 +221,8 @@ inline const uint8_t* ShmQueuePair::inlineDataOf(const SendWorkRequest& request)
   return gathered_.data();
 }
 
-int ShmQueuePair::bindMemoryWindow(MemoryWindow& window, const MwBind& bind, uint64_t wrId, uint32_t sendFlags) {
+int ShmQueuePair::bindMemoryWindow(MemoryWindow& window, const MwBind& bind, uint64_t wrId, uint32_t sendFlags,
+                                   uint32_t* rkey) {
   context_.requireOpen(kind());
   auto* own = dynamic_cast<ShmMemoryWindow*>(&window);
   if (own == nullptr || own->type() != 1) return EINVAL;
@@ -229,13 +232,11 @@ int ShmQueuePair::bindMemoryWindow(MemoryWindow& window, const MwBind& bind, uin
   request.sendFlags = sendFlags;
   request.memoryWindow = &window;
   request.bind = &bind;
-  const uint32_t before = own->rkey();
-  request.bindRkey = own->takeNextKey();
   std::vector<ShmMemoryWindow::Held> old;
   std::unique_lock<SpinLock> guard(postLock_);
-  const int refused = post(request, 1, guard, &old);
-  if (refused != 0) own->giveKeyBack(request.bindRkey, before);
+  const int refused = post(request, &request.bindRkey, guard, &old);
   if (refused != 0 && closed()) throwClosed();
+  if (refused == 0) *rkey = request.bindRkey;
   return refused;
 }
 
@@ -309,8 +310,8 @@ void ShmQueuePair::retryWaiting(bool revokerHeld, std::vector<ShmMemoryWindow::H
   needsRevoker_.store(false, std::memory_order_release);
 }
 
-// Its window and its region may have no other owner left, and closing them takes the revoker's mutex, which comes before
-// the post lock and may be held already. So they are let go by the next attend(), or with the queue pair.
+// Its window and its region may have no other owner left, and closing them takes the revoker's mutex, which comes
+// before the post lock and may be held already. So they are let go by the next attend(), or with the queue pair.
 void ShmQueuePair::dropHead() {
   if (waiting_.front().memoryWindow != nullptr) {
     dropped_.push_back(std::move(waiting_.front()));
