@@ -360,6 +360,40 @@ TEST_CASE("windows that the device does not free are freed before their queue pa
   CHECK_FALSE(device.destroyedBeforeWindows);
 }
 
+TEST_CASE("a window that another thread binds while its queue pair is closed is freed before that is destroyed") {
+  for (int round = 0; round < 1000; round++) {
+    FakeDevice device;
+    Rig rig(device);
+    const auto memory = rig.context->allocateMemory({4096, false, "", false});
+    MwBind bind;
+    bind.region = rig.domain->registerMemory(memory, 0, 4096, kAccessLocalWrite | kAccessMwBind);
+    bind.length = 64;
+    bind.access = kAccessRemoteWrite;
+    std::vector<std::shared_ptr<MemoryWindow>> windows;
+    for (int i = 0; i < 8; i++) windows.push_back(rig.domain->allocateMemoryWindow(2));
+    std::atomic<int> bound{0};
+    std::thread binder([&] {
+      const std::string code = codeOf([&] {
+        for (const auto& window : windows) {
+          SendWorkRequest request;
+          request.opcode = WrOpcode::BindMw;
+          request.memoryWindow = window.get();
+          request.bind = &bind;
+          request.bindRkey = window->rkey() + 1;
+          int errnum = 0;
+          if (rig.qp->postSend(&request, 1, &errnum) == 1) bound++;
+        }
+      });
+      CHECK((code == "" || code == "QUORATE_CLOSED"));
+    });
+    while (bound.load() == 0) std::this_thread::yield();
+    rig.qp->close();
+    binder.join();
+    CHECK_FALSE(device.destroyedBeforeWindows);
+    for (int i = 0; i < bound.load(); i++) CHECK(windows[static_cast<size_t>(i)]->closed());
+  }
+}
+
 TEST_CASE("memory that a dropped region could not be taken off stays mapped for ever") {
   FakeDevice device;
   Rig rig(device);

@@ -849,6 +849,45 @@ TEST_CASE("shm: each of two threads that bind one window of type 1 at the same t
   }
 }
 
+TEST_CASE("shm: closing a queue pair closes the windows, too, that another thread binds through it meanwhile") {
+  const auto bindable = with([](auto& o) { o.regionAccess = kAllAccess | kAccessMwBind; });
+  ShmTestDirectory directory;
+  Endpoint a(directory, bindable);
+  constexpr int kRounds = 1000, kWindows = 16;
+  for (int round = 0; round < kRounds; round++) {
+    a.newQueuePair();
+    a.connect(a.coordinates());
+    std::vector<std::shared_ptr<MemoryWindow>> windows;
+    while (windows.size() < kWindows) windows.push_back(a.domain->allocateMemoryWindow(2));
+    std::atomic<int> bound{0};
+    std::thread binder([&] {
+      MwBind bind;
+      bind.region = a.region;
+      bind.address = a.region->address();
+      bind.length = 64;
+      bind.access = kAccessRemoteWrite;
+      const std::string code = codeOf([&] {
+        for (const auto& window : windows) {
+          SendWorkRequest request;
+          request.opcode = WrOpcode::BindMw;
+          request.memoryWindow = window.get();
+          request.bind = &bind;
+          request.bindRkey = window->rkey() ^ 1;
+          int errnum = 0;
+          if (a.qp->postSend(&request, 1, &errnum) == 1) bound++;
+        }
+      });
+      CHECK((code == "" || code == "QUORATE_CLOSED"));
+    });
+    waitUntil([&] { return bound.load() > round % kWindows; });
+    a.qp->close();
+    binder.join();
+    for (int i = 0; i < bound.load(); i++) CHECK(windows[static_cast<size_t>(i)]->closed());
+    REQUIRE(codeOf([&] { a.region->close(); }) == "");
+    a.region = a.domain->registerMemory(a.memory, 0, a.memory->length(), kAllAccess | kAccessMwBind);
+  }
+}
+
 // Of a thread of this process: 'S' if it sleeps, see proc_pid_stat(5).
 char stateOfThread(pid_t thread) {
   std::ifstream file("/proc/self/task/" + std::to_string(thread) + "/stat");

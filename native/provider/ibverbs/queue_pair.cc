@@ -198,9 +198,9 @@ void IbvQueuePair::close() {
   lifecycle_.close([this] {
     if (handle_ == nullptr) return;  // create() failed
     detachAllMulticast();
-    closeWindows();
     {
       std::lock_guard<AdaptiveMutex> sending(sendMutex_);
+      closeWindows();
       std::lock_guard<AdaptiveMutex> receiving(receiveMutex_);
       takeInCompletions();
       const int errnum = domain_->context()->lib().destroyQp(handle_);
@@ -285,19 +285,15 @@ void IbvQueuePair::detachAllMulticast() {
 // ---------------------------------------------------------------------------------------------------------------
 // Memory windows
 
-// A queue pair with windows of type 2 bound through it cannot be destroyed (rxe waits for them in vain).
+// A queue pair with windows of type 2 bound through it cannot be destroyed (rxe waits for them in vain). With
+// sendMutex_ held until it is: another thread could bind one meanwhile. Who waits for that mutex holds off no window's
+// end.
 void IbvQueuePair::closeWindows() {
-  std::vector<std::weak_ptr<IbvMemoryWindow>> windows;
-  {
-    std::lock_guard<AdaptiveMutex> sending(sendMutex_);
-    windows = windows_;
-  }
   // One that the device refuses to free ends this: it, and those behind it, stay known, and are the next attempt's.
-  for (const auto& entry : windows) {
+  for (const auto& entry : windows_) {
     const std::shared_ptr<IbvMemoryWindow> window = entry.lock();
     if (window != nullptr && window->boundThrough(number_)) window->close();
   }
-  std::lock_guard<AdaptiveMutex> sending(sendMutex_);
   forgetWindows();
 }
 

@@ -138,22 +138,20 @@ void ShmQueuePair::close() {
     return;
   }
   detachAllMulticast();
-  std::vector<std::shared_ptr<ShmMemoryWindow>> windows;
-  {
-    const std::lock_guard<std::mutex> guard(context_.revoker().mutex());
-    for (const auto& entry : windows_) {
-      std::shared_ptr<ShmMemoryWindow> window = entry.lock();
-      if (window != nullptr && window->boundThrough(place_.number)) windows.push_back(std::move(window));
-    }
-    windows_.clear();
-  }
-  for (const auto& window : windows) window->close();
-  closeWord(*slot_);
   std::shared_ptr<PeerHca> lastPeer;
   std::vector<WaitingRequest> dropped;  // let go without a lock
   {
     Revoker& revoker = context_.revoker();
-    const std::lock_guard<std::mutex> guard(revoker.mutex());
+    std::unique_lock<std::mutex> guard(revoker.mutex());
+    // Closing a window takes that mutex, and another thread may bind one meanwhile. From when there is none until this
+    // queue pair is closed the mutex is held.
+    for (auto windows = boundWindows(); !windows.empty(); windows = boundWindows()) {
+      guard.unlock();
+      for (const auto& window : windows) window->close();
+      windows.clear();
+      guard.lock();
+    }
+    closeWord(*slot_);
     revoker.drain([this](const Responder& responder, uint64_t) { return &responder == &responder_; });
     {
       const std::lock_guard<SpinLock> posting(postLock_);
@@ -173,6 +171,17 @@ void ShmQueuePair::close() {
   slot_->number.store(0, std::memory_order_release);
   if (srq_ != nullptr) srq_->reclaim(place_.index, SIZE_MAX, [](const ReceiveWorkRequest&) {});
   context_.givePlace(place_, std::move(lastPeer));
+}
+
+// With the revoker's mutex held, and not to be let go with it: closing a window takes it.
+std::vector<std::shared_ptr<VerbsObject>> ShmQueuePair::boundWindows() const {
+  std::vector<std::shared_ptr<VerbsObject>> bound;
+  for (const auto& [index, window] : context_.memoryWindows()) {
+    if (!window->boundThrough(place_.number)) continue;
+    // Where there is none, its destructor waits for the mutex, and closes it.
+    if (auto object = window->weak_from_this().lock()) bound.push_back(std::move(object));
+  }
+  return bound;
 }
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -485,8 +494,8 @@ int ShmQueuePair::takeReceives(WorkCompletion* completions, int max, size_t* lef
     const uint32_t byteLen = entry.byteLen.load(std::memory_order_relaxed);
     const uint32_t srcQp = entry.srcQp.load(std::memory_order_relaxed);
     const uint32_t immData = entry.immData.load(std::memory_order_relaxed);
-    const uint64_t stamp = uint64_t{entry.lkey.load(std::memory_order_relaxed)} << 32 |
-                           entry.length.load(std::memory_order_relaxed);
+    const uint64_t stamp =
+        uint64_t{entry.lkey.load(std::memory_order_relaxed)} << 32 | entry.length.load(std::memory_order_relaxed);
     ReceiveWorkRequest shared;
     if (srq_ != nullptr) {
       const uint64_t index = entry.address.load(std::memory_order_relaxed);

@@ -71,6 +71,7 @@ class ShmQueuePair final : public QueuePair {
   uint64_t rights() const;
   void detachAllMulticast();
   void drainResponder(const Revoker::Concerns& concerns);
+  std::vector<std::shared_ptr<VerbsObject>> boundWindows() const;
   void announce();
 
   // Send side. All with postLock_ held.
@@ -166,8 +167,7 @@ class ShmQueuePair final : public QueuePair {
   std::atomic<bool> closed_{false};
 
   std::mutex modifyMutex_;
-  std::vector<std::weak_ptr<ShmMemoryWindow>> windows_;  // bound through it; guarded by the revoker's mutex
-  int multicastGroups_ = 0;                              // it is attached to
+  int multicastGroups_ = 0;  // it is attached to
   QpAttributes attributes_;  // what modify() was given, all together; also read under postLock_
 
   SpinLock postLock_;

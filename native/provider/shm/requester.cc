@@ -249,16 +249,7 @@ WcStatus ShmQueuePair::executeOnWindow(const SendWorkRequest& request, std::vect
     return found->second->invalidate(domain_->id(), place_.number);
   }
   auto* window = static_cast<ShmMemoryWindow*>(request.memoryWindow);
-  const WcStatus status =
-      window->bind(*request.bind, request.bindRkey, domain_->id(), place_.number, &old->emplace_back());
-  if (status == WcStatus::Success && window->type() == 2) {
-    std::erase_if(windows_, [this](const std::weak_ptr<ShmMemoryWindow>& entry) {
-      const std::shared_ptr<ShmMemoryWindow> one = entry.lock();
-      return one == nullptr || !one->boundThrough(place_.number);
-    });
-    windows_.push_back(std::static_pointer_cast<ShmMemoryWindow>(window->shared_from_this()));
-  }
-  return status;
+  return window->bind(*request.bind, request.bindRkey, domain_->id(), place_.number, &old->emplace_back());
 }
 
 void ShmQueuePair::enqueue(const SendWorkRequest& request, uint64_t index, const Progress& progress,
