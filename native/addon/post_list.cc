@@ -2,7 +2,6 @@
 #include "addon/post_list.h"
 
 #include <algorithm>
-#include <bit>
 #undef NDEBUG  // the invariants stay on in every build
 #include <cassert>
 #include <cerrno>
@@ -57,26 +56,6 @@ constexpr size_t kPollBatch = 64;
 constexpr int kPollsPerClockRead = 8;
 // Polls before the first pause: most completions that are waited for are in by then.
 constexpr int kEagerPolls = 16;
-
-// The integer in a double; false if it is none, negative, or not below `limit` (at most 2^53). By its bits and not by
-// converting it there and back: a request has a dozen of these, and floating point is what an emulated or small
-// processor is slowest at. (-0 is 0.)
-inline bool toInteger(double value, uint64_t limit, uint64_t* out) {
-  constexpr int kFractionBits = 52, kExponentOfOne = 1023;
-  constexpr uint64_t kImplicitBit = 1ull << kFractionBits;
-  const uint64_t bits = std::bit_cast<uint64_t>(value);
-  if (bits << 1 == 0) {
-    *out = 0;
-    return limit > 0;
-  }
-  // Negative numbers, infinities, NaN and 2^53 or more have a larger exponent field (with the sign in front of it).
-  const uint64_t exponent = bits >> kFractionBits;
-  if (exponent < kExponentOfOne || exponent > kExponentOfOne + kFractionBits) return false;
-  const unsigned shift = static_cast<unsigned>(kExponentOfOne + kFractionBits - exponent);
-  const uint64_t significand = (bits & (kImplicitBit - 1)) | kImplicitBit;
-  *out = significand >> shift;
-  return *out << shift == significand && *out < limit;
-}
 
 inline bool toUint32(double value, uint32_t* out) {
   uint64_t wide = 0;

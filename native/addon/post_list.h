@@ -5,6 +5,7 @@
 #pragma once
 
 #include <array>
+#include <bit>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -26,6 +27,26 @@ constexpr uint32_t kPostUnsignaled = 1u << 16;
 constexpr int kOpFencedCopy = 100;
 constexpr int kStatusPostRefused = 1000;
 constexpr int kStatusFenced = 1001;
+
+// The integer in a double; false if it is none, negative, or not below `limit` (at most 2^53). By its bits and not by
+// converting it there and back: a request has a dozen of these, and floating point is what an emulated or small
+// processor is slowest at. (-0 is 0.)
+inline bool toInteger(double value, uint64_t limit, uint64_t* out) {
+  constexpr int kFractionBits = 52, kExponentOfOne = 1023;
+  constexpr uint64_t kImplicitBit = 1ull << kFractionBits;
+  const uint64_t bits = std::bit_cast<uint64_t>(value);
+  if (bits << 1 == 0) {
+    *out = 0;
+    return limit > 0;
+  }
+  // Negative numbers, infinities, NaN and 2^53 or more have a larger exponent field (with the sign in front of it).
+  const uint64_t exponent = bits >> kFractionBits;
+  if (exponent < kExponentOfOne || exponent > kExponentOfOne + kFractionBits) return false;
+  const unsigned shift = static_cast<unsigned>(kExponentOfOne + kFractionBits - exponent);
+  const uint64_t significand = (bits & (kImplicitBit - 1)) | kImplicitBit;
+  *out = significand >> shift;
+  return *out << shift == significand && *out < limit;
+}
 
 // Belongs to one thread. The objects bound to it may be used by others at the same time.
 class PostList : public VerbsObject {

@@ -51,14 +51,12 @@ napi_value runCallback(napi_env env, napi_callback_info info) noexcept {
   auto* holder = static_cast<ListHolder*>(data);
   PostList& list = *holder->list;
   double* call = list.call();
-  const double requests = call[kCallCount], spinNs = call[kCallSpinNs], wanted = call[kCallWanted];
-  // Comparisons with NaN are false.
-  if (requests >= 0 && requests <= static_cast<double>(list.maxWorkRequests()) && spinNs >= 0 &&
-      spinNs <= static_cast<double>(kMaxSpinNs) && wanted >= 0 &&
-      wanted <= static_cast<double>(list.maxCompletions()) && !list.closed()) [[likely]] {
+  uint64_t requests = 0, spinNs = 0, wanted = 0;
+  if (toInteger(call[kCallCount], list.maxWorkRequests() + 1, &requests) &&
+      toInteger(call[kCallSpinNs], kMaxSpinNs + 1, &spinNs) &&
+      toInteger(call[kCallWanted], list.maxCompletions() + 1, &wanted) && !list.closed()) [[likely]] {
     try {
-      call[kCallFilled] = static_cast<double>(
-          list.submit(static_cast<size_t>(requests), static_cast<uint64_t>(spinNs), static_cast<size_t>(wanted)));
+      call[kCallFilled] = static_cast<double>(list.submit(requests, spinNs, wanted));
     } catch (const VerbsError& error) {
       return guarded(env, holder->environment.get(), [&]() -> napi_value { throw error; });
     } catch (const std::exception& error) {
@@ -70,12 +68,12 @@ napi_value runCallback(napi_env env, napi_callback_info info) noexcept {
   }
   return guarded(env, holder->environment.get(), [&]() -> napi_value {
     if (list.closed()) throwClosed("PostList");
-    const auto check = [&](double value, const char* name, uint64_t max) {
-      readInteger(number(env, value), name, 0, max);
+    const auto check = [&](CallField field, const char* name, uint64_t max) {
+      readInteger(number(env, call[field]), name, 0, max);
     };
-    check(requests, "count", list.maxWorkRequests());
-    check(spinNs, "spinNs", kMaxSpinNs);
-    check(wanted, "wanted", list.maxCompletions());
+    check(kCallCount, "count", list.maxWorkRequests());
+    check(kCallSpinNs, "spinNs", kMaxSpinNs);
+    check(kCallWanted, "wanted", list.maxCompletions());
     throwInvalidArgument("count, spinNs and wanted must be numbers");
   });
 }
