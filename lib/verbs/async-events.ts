@@ -1,6 +1,8 @@
 // Asynchronous events of a device: what goes wrong or changes outside of any work request, see ibv_get_async_event(3).
+import { invalidArgument } from '../errors.js';
 import type { Context } from './context.js';
 import { AsyncEventType, type NativeAsyncEvent } from './native.js';
+import { checkAbortable } from './options.js';
 import { faceOf } from './sharing.js';
 import type { VerbsObject } from './verbs-object.js';
 
@@ -50,12 +52,14 @@ const MAX_WAITING = 256;
  * for await (const event of asyncEvents(context, { signal })) {
  *   if (event.type === AsyncEventType.SRQ_LIMIT_REACHED) refill(event.object as SharedReceiveQueue);
  * }
- * @throws QuorateError QUORATE_CLOSED
+ * @throws QuorateError QUORATE_CLOSED; TypeError QUORATE_INVALID_ARGUMENT
  */
 export async function* asyncEvents(
   context: Context,
   options: AsyncEventsOptions = {},
 ): AsyncGenerator<AsyncEvent, void, void> {
+  if (context?.kind !== 'Context') throw invalidArgument('context must be a Context');
+  checkAbortable(options);
   const { signal, ref = true } = options;
   const waiting: AsyncEvent[] = [];
   let wake: (() => void) | undefined;

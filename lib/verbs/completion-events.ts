@@ -3,9 +3,10 @@
 // start and after every event; draining first loses the completion that arrives in between, and with it the last
 // wake-up.
 import { invalidArgument, outOfRange } from '../errors.js';
-import type { CompletionChannel } from './completion-channel.js';
+import { CompletionChannel } from './completion-channel.js';
 import { CompletionQueue } from './completion-queue.js';
 import type { WorkCompletion } from './native.js';
+import { checkObject } from './options.js';
 
 /** Takes completions of a watched queue, oldest first. */
 export type CompletionHandler = (completions: WorkCompletion[], completionQueue: CompletionQueue) => void;
@@ -36,7 +37,9 @@ export class CompletionEvents {
   readonly #channel: CompletionChannel;
   readonly #watched = new Map<CompletionQueue, Watched>();
 
+  /** @throws QuorateError QUORATE_CLOSED; TypeError QUORATE_INVALID_ARGUMENT */
   constructor(channel: CompletionChannel) {
+    if (!(channel instanceof CompletionChannel)) throw invalidArgument('channel must be a CompletionChannel');
     this.#channel = channel;
     channel.onEvent((completionQueue) => this.#armAndDrain(completionQueue));
   }
@@ -50,6 +53,7 @@ export class CompletionEvents {
    * RangeError QUORATE_OUT_OF_RANGE
    */
   watch(completionQueue: CompletionQueue, handler: CompletionHandler, options: WatchOptions = {}): void {
+    checkObject('options', options);
     const { batch = 256, solicitedOnly = false } = options;
     if (!Number.isInteger(batch) || batch < 1 || batch > 65_536) throw outOfRange('batch must be from 1 to 65536');
     if (!(completionQueue instanceof CompletionQueue)) {

@@ -3,6 +3,7 @@ import { invalidArgument, outOfRange } from '../errors.js';
 import type { CompletionChannel } from './completion-channel.js';
 import { type CompletionsOptions, completionsOf } from './completion-stream.js';
 import type { NativeCompletionQueue, WorkCompletion } from './native.js';
+import { checkObject } from './options.js';
 import { existingFace, VerbsObject } from './verbs-object.js';
 
 export type { CompletionsOptions } from './completion-stream.js';
@@ -24,7 +25,7 @@ const TIMESTAMPS = { raw: 1, wallclock: 2 } as const;
 
 /** @internal */
 export function nativeQueueOptions(options: CompletionQueueOptions): { extended?: boolean; timestamps?: number } {
-  if (typeof options !== 'object' || options === null) throw invalidArgument('options must be an object');
+  checkObject('options', options);
   const { timestamps, ...rest } = options;
   if (timestamps === undefined) return rest;
   if (!Object.hasOwn(TIMESTAMPS, timestamps)) throw invalidArgument("timestamps must be 'raw' or 'wallclock'");

@@ -7,6 +7,7 @@ import { invalidArgument, outOfRange } from '../errors.js';
 import type { CompletionChannel } from './completion-channel.js';
 import type { CompletionQueue } from './completion-queue.js';
 import type { WorkCompletion } from './native.js';
+import { checkAbortable } from './options.js';
 
 /** Options of an iteration over completions. */
 export interface CompletionsOptions {
@@ -80,6 +81,7 @@ export async function* completionsOf(
   queue: CompletionQueue,
   options: CompletionsOptions,
 ): AsyncGenerator<WorkCompletion, void, void> {
+  checkAbortable(options);
   const { signal, ref = true, solicitedOnly = false, batch = DEFAULT_BATCH } = options;
   if (!Number.isInteger(batch) || batch < 1 || batch > MAX_BATCH) {
     throw outOfRange(`batch must be from 1 to ${MAX_BATCH}`);

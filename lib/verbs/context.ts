@@ -15,6 +15,7 @@ import type {
   NativeContext,
   PortAttributes,
 } from './native.js';
+import { checkObject } from './options.js';
 import { ProtectionDomain } from './protection-domain.js';
 import { existingFace, nativeOrNull, VerbsObject } from './verbs-object.js';
 import { PeerProcess } from './waiter.js';
@@ -127,6 +128,7 @@ export class Context extends VerbsObject<NativeContext> {
    * @throws QuorateError QUORATE_NO_GID; TypeError QUORATE_INVALID_ARGUMENT if the GID is none
    */
   addressVectorFor(remote: { gid: string; lid: number }, portNum = 1, sgidIndex?: number): AddressVector {
+    checkObject('remote', remote);
     if (this.queryPort(portNum).linkLayer === 'InfiniBand') return { isGlobal: false, dlid: remote.lid, portNum };
     return {
       dgid: normalizeGid(remote.gid),

@@ -3,6 +3,7 @@
 import { isIPv4, isIPv6 } from 'node:net';
 import { invalidArgument } from '../errors.js';
 import type { GidEntry } from './native.js';
+import { checkObject } from './options.js';
 
 export type { GidEntry } from './native.js';
 export { GidType } from './native.js';
@@ -58,9 +59,11 @@ export function gidToIpv4(gid: string): string | undefined {
 
 /** One line per entry, for messages and command-line tools. */
 export function formatGidTable(entries: readonly GidEntry[]): string {
+  if (!Array.isArray(entries)) throw invalidArgument('entries must be an array, that of Context.queryGids()');
   const types: Record<number, string> = { 0: 'IB', 1: 'RoCE v1', 2: 'RoCE v2', 100: 'shm' };
   return entries
     .map((entry) => {
+      checkObject('an entry', entry);
       const ipv4 = gidToIpv4(entry.gid);
       const extras = [types[entry.type] ?? `type ${entry.type}`, entry.netdev, ipv4 ?? ''].filter(
         (text) => text !== '',

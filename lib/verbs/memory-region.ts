@@ -2,6 +2,7 @@
 import { invalidArgument } from '../errors.js';
 import { Memory } from './memory.js';
 import { Access, type NativeMemoryRegion } from './native.js';
+import { checkObject } from './options.js';
 import type { ProtectionDomain } from './protection-domain.js';
 import { existingFace, VerbsObject } from './verbs-object.js';
 
@@ -67,7 +68,7 @@ export class MemoryRegion extends VerbsObject<NativeMemoryRegion> {
    * QUORATE_OUT_OF_RANGE, TypeError QUORATE_INVALID_ARGUMENT
    */
   reregister(changes: MemoryRegionChanges): void {
-    if (typeof changes !== 'object' || changes === null) throw invalidArgument('changes must be an object');
+    checkObject('changes', changes);
     const { protectionDomain, memory, ...rest } = changes;
     if (memory !== undefined && !(memory instanceof Memory)) throw invalidArgument('memory must be a Memory');
     if (protectionDomain !== undefined && protectionDomain?.kind !== 'ProtectionDomain') {

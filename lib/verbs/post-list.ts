@@ -6,6 +6,7 @@ import type { Fence } from './fence.js';
 import { addon } from './load-addon.js';
 import type { Memory } from './memory.js';
 import { CALL, type NativePostList, type PostListOptions, WC, WC_STRIDE, WR, WR_STRIDE } from './native.js';
+import { checkObject } from './options.js';
 import type { QueuePair } from './queue-pair.js';
 
 export type { PostListOptions } from './native.js';
@@ -124,6 +125,7 @@ export class PostList {
     if (!Number.isInteger(index) || index < 0 || at + WR_STRIDE > this.workRequests.length) {
       throw Object.assign(new RangeError(`there is no work request ${index}`), { code: 'QUORATE_OUT_OF_RANGE' });
     }
+    checkObject('fields', fields);
     this.workRequests.fill(0, at, at + WR_STRIDE);
     for (const [name, value] of Object.entries(fields)) {
       const offset = (WR as Record<string, number>)[name];

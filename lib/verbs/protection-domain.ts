@@ -7,6 +7,7 @@ import { Memory } from './memory.js';
 import { MemoryRegion } from './memory-region.js';
 import { MemoryWindow } from './memory-window.js';
 import type { AddressVector, NativeProtectionDomain, QpCapabilities, QpType, WorkCompletion } from './native.js';
+import { checkObject } from './options.js';
 import { QueuePair } from './queue-pair.js';
 import { SharedReceiveQueue } from './shared-receive-queue.js';
 import { existingFace, VerbsObject } from './verbs-object.js';
@@ -67,6 +68,7 @@ export class ProtectionDomain extends VerbsObject<NativeProtectionDomain> {
    * QUORATE_SYSTEM
    */
   createQueuePair(options: QueuePairOptions): QueuePair {
+    checkObject('options', options);
     const { sendCq, recvCq = sendCq, srq, ...rest } = options;
     if (!(sendCq instanceof CompletionQueue)) throw invalidArgument('sendCq must be a CompletionQueue');
     if (!(recvCq instanceof CompletionQueue)) throw invalidArgument('recvCq must be a CompletionQueue');

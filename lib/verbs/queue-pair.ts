@@ -1,10 +1,10 @@
 // A queue pair: the two ends of a connection post work requests to it.
 import { randomInt } from 'node:crypto';
 import { invalidArgument } from '../errors.js';
-import type { AddressHandle } from './address-handle.js';
+import { AddressHandle } from './address-handle.js';
 import type { Context } from './context.js';
 import { normalizeGid } from './gid.js';
-import type { MemoryRegion } from './memory-region.js';
+import { MemoryRegion } from './memory-region.js';
 import { MemoryWindow } from './memory-window.js';
 import {
   type NativeQueuePair,
@@ -16,8 +16,9 @@ import {
   QpType,
   type ReceiveWorkRequest,
 } from './native.js';
+import { checkObject } from './options.js';
 import type { ProtectionDomain } from './protection-domain.js';
-import { existingFace, VerbsObject } from './verbs-object.js';
+import { existingFace, nativeOrNull, VerbsObject } from './verbs-object.js';
 
 export type {
   AddressVector,
@@ -131,17 +132,21 @@ export interface ToReadyToSendOptions {
 
 function nativeBinding<Binding extends WindowBinding>(binding: Binding) {
   const { region, ...rest } = binding;
-  return region === undefined || region === null ? rest : { ...rest, region: region.native };
+  const native = nativeOrNull(region, MemoryRegion, 'region');
+  return native === null ? rest : { ...rest, region: native };
 }
 
 /** The request with native objects in the place of ours. */
-function toNative(request: SendWorkRequest): NativeSendWorkRequest {
+function toNative(request: SendWorkRequest, index: number): NativeSendWorkRequest {
+  checkObject(`requests[${index}]`, request);
   const { addressHandle, bind, ...rest } = request;
   const native: NativeSendWorkRequest = rest;
-  if (addressHandle !== undefined) native.addressHandle = addressHandle.native;
-  if (bind !== undefined && (typeof bind !== 'object' || bind === null))
-    throw invalidArgument('bind must be an object');
+  if (addressHandle !== undefined) {
+    if (!(addressHandle instanceof AddressHandle)) throw invalidArgument('addressHandle must be an AddressHandle');
+    native.addressHandle = addressHandle.native;
+  }
   if (bind !== undefined) {
+    checkObject('bind', bind);
     const { memoryWindow, ...binding } = bind;
     if (!(memoryWindow instanceof MemoryWindow)) throw invalidArgument('memoryWindow must be a MemoryWindow');
     native.bind = { ...nativeBinding(binding), memoryWindow: memoryWindow.native, rkey: binding.rkey };
@@ -261,7 +266,7 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
     rkey: number;
   } {
     if (!(memoryWindow instanceof MemoryWindow)) throw invalidArgument('memoryWindow must be a MemoryWindow');
-    if (typeof binding !== 'object' || binding === null) throw invalidArgument('binding must be an object');
+    checkObject('binding', binding);
     return this.native.bindMemoryWindow(memoryWindow.native, nativeBinding(binding));
   }
 
@@ -302,6 +307,7 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
    * there is no GID with the index
    */
   endpoint(options: EndpointOptions = {}): QueuePairEndpoint {
+    checkObject('options', options);
     const { portNum = 1, sgidIndex } = options;
     const context = this.#context('its endpoint');
     const port = context.queryPort(portNum);
@@ -321,6 +327,7 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
 
   /** Attributes of the transition RESET to INIT. */
   initAttributes(options: ToInitOptions = {}): QpAttributes {
+    checkObject('options', options);
     const { portNum = 1, pkeyIndex = 0, accessFlags = 0, qkey = 0 } = options;
     return { state: QpState.INIT, portNum, pkeyIndex, ...(this.type === QpType.UD ? { qkey } : { accessFlags }) };
   }
@@ -338,6 +345,8 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
    * Attributes of the transition INIT to RTR, connecting to `remote`. For RC and UC; see {@link toDatagrams} for UD.
    */
   readyToReceiveAttributes(remote: QueuePairEndpoint, options: ToReadyToReceiveOptions = {}): QpAttributes {
+    checkObject('remote', remote);
+    checkObject('options', options);
     const { portNum = 1 } = options;
     const port = options.pathMtuBytes === undefined ? this.#context('pathMtuBytes').queryPort(portNum) : undefined;
     const context = this.protectionDomain?.context;
@@ -386,6 +395,7 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
 
   /** Attributes of the transition RTR to RTS. */
   readyToSendAttributes(options: ToReadyToSendOptions = {}): QpAttributes {
+    checkObject('options', options);
     const { psn = this.psn, timeout = 14, retryCnt = 7, rnrRetry = 7 } = options;
     if (this.type !== QpType.RC) return { state: QpState.RTS, sqPsn: psn };
     return {
@@ -415,6 +425,7 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
    * @throws QuorateError QUORATE_QP_STATE if it is not a UD queue pair in RESET
    */
   toDatagrams(options: { qkey: number; portNum?: number; pkeyIndex?: number; psn?: number }): void {
+    checkObject('options', options);
     const { psn = this.psn, ...init } = options;
     this.modify({ ...this.initAttributes(init), qkey: options.qkey });
     this.modify({ state: QpState.RTR });

@@ -99,6 +99,9 @@ export function adopt(
   token: number,
   expected?: { readonly prototype: VerbsObject; readonly name: string },
 ): VerbsObject {
+  if (expected !== undefined && typeof (expected as { prototype?: unknown } | null)?.prototype !== 'object') {
+    throw invalidArgument('expected must be a class');
+  }
   const object = faceOf(addon.adopt(token));
   if (expected !== undefined && !Object.prototype.isPrototypeOf.call(expected.prototype, object)) {
     throw invalidArgument(`token ${token} stands for a ${object.kind}, not for a ${expected.name}`);

@@ -16,6 +16,7 @@ export abstract class VerbsObject<Native extends NativeSharedObject = NativeShar
 
   /** @internal Objects are made by openDevice(), by methods of their parent, and by adopt(). */
   constructor(native: Native, parent?: VerbsObject) {
+    if (native?.kind === undefined) throw invalidArgument(`${new.target.name} is made from no such thing`);
     this.native = native;
     this.#parent = parent;
     faces.set(native, this);

@@ -8,10 +8,13 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import {
   addWord,
   adopt,
+  asyncEvents,
+  CmEventChannel,
   CompletionEvents,
   Context,
   errorCode,
   Fence,
+  formatGidTable,
   listDevices,
   Notifier,
   normalizeGid,
@@ -193,6 +196,67 @@ describe('wrong arguments', () => {
     refused((value) => queuePair.postSend(new Array(value).fill({ opcode: 0 })), [65_537]);
     refused((value) => end.queue.poll(value), NOT_INTEGERS.filter((value) => value !== undefined).concat(0, 65_537));
     refused((value) => end.queue.requestNotify(value), [null, 1, 'x']);
+  });
+
+  it('of calls that take options, endpoints, signals and lists', async () => {
+    const { context, domain, queuePair } = end;
+    const memoryWindow = domain.allocateMemoryWindow(1);
+    const remote = queuePair.endpoint();
+    const NOT_OPTIONS = NOT_OBJECTS.filter((value) => value !== undefined);
+    const NOT_SIGNALS = [null, 1, 'text', {}, () => 0];
+    refused((value) => domain.createQueuePair(value), NOT_OBJECTS);
+    refused((value) => queuePair.endpoint(value), NOT_OPTIONS);
+    refused((value) => queuePair.initAttributes(value), NOT_OPTIONS);
+    refused((value) => queuePair.toInit(value), NOT_OPTIONS);
+    refused((value) => queuePair.toReadyToReceive(value), NOT_OBJECTS);
+    refused((value) => queuePair.toReadyToReceive(remote, value), NOT_OPTIONS);
+    refused((value) => queuePair.toReadyToSend(value), NOT_OPTIONS);
+    refused((value) => queuePair.toDatagrams(value), NOT_OBJECTS);
+    refused((value) => context.addressVectorFor(value), NOT_OBJECTS);
+    refused((value) => queuePair.postSend([value, { opcode: 2, addressHandle: value }]), NOT_OBJECTS);
+    refused((value) => queuePair.postSend([{ opcode: 2, addressHandle: value }]), [null, 1, 'x', {}, end.region]);
+    // Taken for none, it would unbind the window.
+    refused((value) => queuePair.bindMemoryWindow(memoryWindow, { region: value }), [1, 'x', {}, end.memory]);
+    refused((value) => new CompletionEvents(value), [...NOT_HANDLES, end.queue]);
+    refused((value) => new Waiter(value as never), [null, 1, 'text', {}, []]);
+    refused((value) => list.setWorkRequest(0, value), NOT_OBJECTS);
+    refused((value) => adopt(context.share(), value), [null, 1, 'x', {}, () => 0]);
+    refused((value) => formatGidTable(value), [...NOT_OBJECTS, {}, [null], [1], [{}]]);
+    expect(queuePair.query().state).toBe(0);
+
+    const channel = context.createCompletionChannel();
+    const queue = context.createCompletionQueue(4, channel);
+    const events = new CompletionEvents(channel);
+    refused((value) => events.watch(queue, () => {}, value), NOT_OPTIONS);
+    events.close();
+    const connections = CmEventChannel.open({ provider: 'shm' });
+    const id = connections.createId();
+    const destination = { host: '127.0.0.1', port: 1 };
+    refused((value) => id.events(value), NOT_OPTIONS);
+    refused((value) => id.events({ signal: value }), NOT_SIGNALS);
+    const later: [(value: never) => Promise<unknown>, readonly unknown[]][] = [
+      [(value) => asyncEvents(value).next(), [...NOT_OBJECTS, {}, end.domain]],
+    ];
+    for (const call of [
+      (options: never) => asyncEvents(context, options).next(),
+      (options: never) => queue.completions(options).next(),
+      (options: never) => id.requests(options).next(),
+      (options: never) => id.resolveAddress(destination, options),
+      (options: never) => id.resolveRoute(options),
+      (options: never) => id.connect(options),
+      (options: never) => id.disconnected(options),
+      (options: never) => id.disconnect(options),
+    ]) {
+      later.push([call, NOT_OPTIONS], [(value) => call({ signal: value } as never), NOT_SIGNALS]);
+    }
+    for (const [call, values] of later) {
+      for (const value of values) {
+        const label = `${call.toString()} with ${typeof value} ${String(value)}`;
+        await expect(call(value as never), label).rejects.toMatchObject({ code: 'QUORATE_INVALID_ARGUMENT' });
+      }
+    }
+    connections.close();
+    memoryWindow.close();
   });
 
   it('of memory windows, re-registration and several elements', () => {

@@ -2,6 +2,7 @@
 // through it.
 import { invalidArgument } from '../../errors.js';
 import { addon } from '../load-addon.js';
+import { checkObject } from '../options.js';
 import { VerbsObject } from '../verbs-object.js';
 import { CmId } from './id.js';
 import type { NativeCmEvent, NativeCmEventChannel } from './native.js';
@@ -50,7 +51,7 @@ export class CmEventChannel extends VerbsObject<NativeCmEventChannel> {
    * connection manager (module rdma_ucm), QUORATE_SYSTEM; TypeError QUORATE_INVALID_ARGUMENT for unknown options
    */
   static open(options: CmOptions = {}): CmEventChannel {
-    if (typeof options !== 'object' || options === null) throw invalidArgument('options must be an object');
+    checkObject('options', options);
     const { provider = 'ibverbs', shmDirectory, ...unknown } = options;
     const [surplus] = Object.keys(unknown);
     if (surplus !== undefined) throw invalidArgument(`options has no member '${surplus}'`);

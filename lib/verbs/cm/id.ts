@@ -3,6 +3,7 @@ import { lookup } from 'node:dns/promises';
 import { isIP } from 'node:net';
 import { invalidArgument, outOfRange, QuorateError } from '../../errors.js';
 import { QpState } from '../native.js';
+import { checkAbortable, checkObject } from '../options.js';
 import { ProtectionDomain, type QueuePairOptions } from '../protection-domain.js';
 import { QueuePair } from '../queue-pair.js';
 import { existingFace, VerbsObject } from '../verbs-object.js';
@@ -128,10 +129,6 @@ function checkInteger(name: string, value: number, least: number, most: number):
   return value;
 }
 
-function checkObject(name: string, value: object): void {
-  if (typeof value !== 'object' || value === null) throw invalidArgument(`${name} must be an object`);
-}
-
 function checkPrivateData(bytes: Uint8Array | undefined, most: number): Uint8Array {
   if (bytes === undefined) return new Uint8Array(0);
   if (!(bytes instanceof Uint8Array)) throw invalidArgument('privateData must be a Uint8Array');
@@ -225,7 +222,7 @@ export class CmId extends VerbsObject<NativeCmId> {
     options: ResolveAddressOptions = {},
   ): Promise<void> {
     checkObject('destination', destination);
-    checkObject('options', options);
+    checkAbortable(options);
     const { source } = options;
     if (source !== undefined) checkObject('source', source);
     const timeoutMs = checkInteger('timeoutMs', options.timeoutMs ?? DEFAULT_RESOLVE_TIMEOUT_MS, 1, MAX_TIMEOUT_MS);
@@ -253,7 +250,7 @@ export class CmId extends VerbsObject<NativeCmId> {
    * @throws CmError QUORATE_CM_UNREACHABLE; QuorateError QUORATE_SYSTEM, QUORATE_TIMEOUT
    */
   async resolveRoute(options: CmWaitOptions = {}): Promise<void> {
-    checkObject('options', options);
+    checkAbortable(options);
     const timeoutMs = checkInteger('timeoutMs', options.timeoutMs ?? DEFAULT_RESOLVE_TIMEOUT_MS, 1, MAX_TIMEOUT_MS);
     await this.#perform('resolving the route', [CmEventType.ROUTE_RESOLVED], timeoutMs + GRACE_MS, options.signal, () =>
       this.native.resolveRoute(timeoutMs),
@@ -327,7 +324,7 @@ export class CmId extends VerbsObject<NativeCmId> {
    * QuorateError QUORATE_TIMEOUT, QUORATE_SYSTEM, QUORATE_QP_STATE; RangeError QUORATE_OUT_OF_RANGE
    */
   async connect(options: CmConnectOptions = {}): Promise<CmConnectionParameters> {
-    checkObject('options', options);
+    checkAbortable(options);
     const queuePair = this.#needQueuePair();
     const timeoutMs = checkInteger('timeoutMs', options.timeoutMs ?? DEFAULT_CONNECT_TIMEOUT_MS, 1, MAX_TIMEOUT_MS);
     const parameters = this.#parameters(queuePair, CONNECT_PRIVATE_DATA_BYTES, options, {
@@ -364,7 +361,7 @@ export class CmId extends VerbsObject<NativeCmId> {
    * QUORATE_TIMEOUT, QUORATE_SYSTEM, QUORATE_QP_STATE; RangeError QUORATE_OUT_OF_RANGE
    */
   async accept(options: CmAcceptOptions = {}): Promise<void> {
-    checkObject('options', options);
+    checkAbortable(options);
     const { request } = this;
     if (request === null) throw invalidArgument('accept() is for ids that a listener delivered');
     const queuePair = this.#needQueuePair();
@@ -488,6 +485,7 @@ export class CmId extends VerbsObject<NativeCmId> {
    * for await (const id of listener.requests({ signal })) serve(id).catch(report);
    */
   async *requests(options: CmIterationOptions = {}): AsyncGenerator<CmId, void, void> {
+    checkAbortable(options);
     const { signal } = options;
     let wake: (() => void) | undefined;
     const notify = () => wake?.();
@@ -522,6 +520,7 @@ export class CmId extends VerbsObject<NativeCmId> {
    * @throws QuorateError QUORATE_LIMIT, out of the loop, when 256 events wait to be taken
    */
   events(options: CmIterationOptions = {}): AsyncGenerator<CmEvent, void, void> {
+    checkAbortable(options);
     const { signal } = options;
     const waiting: CmEvent[] = [];
     let wake: (() => void) | undefined;
@@ -573,7 +572,7 @@ export class CmId extends VerbsObject<NativeCmId> {
    * @throws QuorateError QUORATE_TIMEOUT, QUORATE_CLOSED (the id was closed before that); the signal's reason
    */
   async disconnected(options: CmWaitOptions = {}): Promise<void> {
-    checkObject('options', options);
+    checkAbortable(options);
     const { timeoutMs, signal } = options;
     if (timeoutMs !== undefined) checkInteger('timeoutMs', timeoutMs, 1, MAX_TIMEOUT_MS);
     signal?.throwIfAborted();
@@ -618,7 +617,7 @@ export class CmId extends VerbsObject<NativeCmId> {
    * @throws QuorateError QUORATE_TIMEOUT (the id is closed then), QUORATE_SYSTEM if there is no connection
    */
   async disconnect(options: CmWaitOptions = {}): Promise<void> {
-    checkObject('options', options);
+    checkAbortable(options);
     const timeoutMs = checkInteger('timeoutMs', options.timeoutMs ?? DEFAULT_CONNECT_TIMEOUT_MS, 1, MAX_TIMEOUT_MS);
     options.signal?.throwIfAborted();
     if (this.#ended) return;
