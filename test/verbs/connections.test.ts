@@ -1,6 +1,6 @@
 // The connection manager of the shm device, and what that of RDMA devices says where there is none.
 import { spawn } from 'node:child_process';
-import { once } from 'node:events';
+import { getEventListeners, once } from 'node:events';
 import { chmodSync, existsSync, mkdirSync } from 'node:fs';
 import { connect } from 'node:net';
 import { join } from 'node:path';
@@ -44,6 +44,33 @@ async function listening(): Promise<{ id: CmId; port: number }> {
   await id.listen({ host: HOST });
   return { id, port: id.localAddress?.port ?? 0 };
 }
+
+describe('events of an id', () => {
+  it('are let go of by an iteration that ends before it began, and with the id', async () => {
+    const id = channel().createId();
+    const { signal } = new AbortController();
+    const listeners = () => getEventListeners(signal, 'abort').length;
+    const events = id.events({ signal });
+    expect(listeners()).toBe(1);
+    await events.return();
+    expect(listeners()).toBe(0);
+    expect(await events.next()).toEqual({ done: true, value: undefined });
+    id.events({ signal });
+    id.close();
+    expect(listeners()).toBe(0);
+  });
+
+  it('are those from the call on, also if the iteration begins later', async () => {
+    const id = channel().createId();
+    const events = id.events();
+    await id.resolveAddress({ host: HOST, port: 1 });
+    await id.resolveRoute();
+    id.close();
+    const names: string[] = [];
+    for await (const { name } of events) names.push(name);
+    expect(names).toEqual(['ADDR_RESOLVED', 'ROUTE_RESOLVED']);
+  });
+});
 
 describe('the connection manager of RDMA devices', () => {
   const devices = listDevices().filter(({ provider }) => provider === 'ibverbs');

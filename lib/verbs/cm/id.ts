@@ -521,47 +521,51 @@ export class CmId extends VerbsObject<NativeCmId> {
    */
   events(options: CmIterationOptions = {}): AsyncGenerator<CmEvent, void, void> {
     checkAbortable(options);
-    const { signal } = options;
+    const events = this.#events(options.signal);
+    // Runs it as far as its first `yield`, so that it listens from now on, and lets go whenever it is ended.
+    void events.next();
+    return events;
+  }
+
+  async *#events(signal: AbortSignal | undefined): AsyncGenerator<CmEvent, void, void> {
     const waiting: CmEvent[] = [];
     let wake: (() => void) | undefined;
     let overflowed = false;
+    const onAbort = () => wake?.();
     const take = (event: CmEvent | null) => {
-      if (event !== null && waiting.length >= MAX_WAITING_EVENTS) overflowed = true;
-      else if (event !== null) waiting.push(event);
+      if (event === null)
+        signal?.removeEventListener('abort', onAbort); // the id was closed
+      else if (waiting.length >= MAX_WAITING_EVENTS) overflowed = true;
+      else waiting.push(event);
       wake?.();
     };
-    const onAbort = () => wake?.();
     this.#onEvent.add(take);
     signal?.addEventListener('abort', onAbort);
-    const end = () => {
-      this.#onEvent.delete(take);
-      signal?.removeEventListener('abort', onAbort);
-    };
-    const iterate = async function* (id: CmId): AsyncGenerator<CmEvent, void, void> {
-      const release = id.channel.hold();
-      try {
-        for (;;) {
-          if (signal?.aborted) return;
-          const event = waiting.shift();
-          if (event !== undefined) {
-            yield event;
-            continue;
-          }
-          if (overflowed) {
-            throw new QuorateError('QUORATE_LIMIT', `more than ${MAX_WAITING_EVENTS} events waited to be taken`);
-          }
-          if (id.closed) return;
-          await new Promise<void>((resolve) => {
-            wake = resolve;
-          });
-          wake = undefined;
+    let release: (() => void) | undefined;
+    try {
+      yield undefined as never; // to events()
+      release = this.channel.hold();
+      for (;;) {
+        if (signal?.aborted) return;
+        const event = waiting.shift();
+        if (event !== undefined) {
+          yield event;
+          continue;
         }
-      } finally {
-        release();
-        end();
+        if (overflowed) {
+          throw new QuorateError('QUORATE_LIMIT', `more than ${MAX_WAITING_EVENTS} events waited to be taken`);
+        }
+        if (this.closed) return;
+        await new Promise<void>((resolve) => {
+          wake = resolve;
+        });
+        wake = undefined;
       }
-    };
-    return iterate(this);
+    } finally {
+      release?.();
+      signal?.removeEventListener('abort', onAbort);
+      this.#onEvent.delete(take);
+    }
   }
 
   /**
