@@ -72,6 +72,20 @@ describe('events of an id', () => {
   });
 });
 
+describe('a name without an address', () => {
+  it.each([
+    ['resolveAddress', (id: CmId, host: string) => id.resolveAddress({ host, port: 1 })],
+    ['bindAddress', (id: CmId, host: string) => id.bindAddress({ host })],
+    ['listen', (id: CmId, host: string) => id.listen({ host })],
+  ] as const)('is told by %s() with a code', async (_, call) => {
+    const name = 'a'.repeat(64); // longer than a label can be: no server has to be asked
+    const error = await call(channel().createId(), name).catch((thrown: Error) => thrown);
+    expect(errorCode(error)).toBe('QUORATE_CM_UNREACHABLE');
+    expect((error as Error).message).toContain(name);
+    expect((error as Error).cause).toMatchObject({ syscall: 'getaddrinfo' });
+  });
+});
+
 describe('the connection manager of RDMA devices', () => {
   const devices = listDevices().filter(({ provider }) => provider === 'ibverbs');
   it.skipIf(devices.length > 0)('says what is missing where there is no device', () => {

@@ -144,7 +144,12 @@ async function numeric(host: string, port: number): Promise<CmAddress> {
   if (typeof host !== 'string' || host === '') throw invalidArgument('host must be an address or a name');
   checkInteger('port', port, 0, 65_535);
   if (isIP(host) !== 0) return { host, port };
-  return { host: (await lookup(host)).address, port };
+  try {
+    return { host: (await lookup(host)).address, port };
+  } catch (cause) {
+    const message = `the name ${host} has no address; check it, or give an address`;
+    throw new QuorateError('QUORATE_CM_UNREACHABLE', message, { syscall: 'getaddrinfo', cause });
+  }
 }
 
 /** See rdma_create_id(3). Made by CmEventChannel.createId() and, for requests of peers, by a listener. */
@@ -452,7 +457,7 @@ export class CmId extends VerbsObject<NativeCmId> {
   /**
    * Binds the id to an own address, see rdma_bind_addr(3). resolveAddress() and listen() do it themselves.
    *
-   * @throws QuorateError QUORATE_SYSTEM (EADDRINUSE, ENODEV, ...)
+   * @throws QuorateError QUORATE_SYSTEM (EADDRINUSE, ENODEV, ...), QUORATE_CM_UNREACHABLE for a name without address
    */
   async bindAddress(address: { host: string; port?: number }): Promise<void> {
     checkObject('address', address);
@@ -462,7 +467,7 @@ export class CmId extends VerbsObject<NativeCmId> {
   /**
    * Listens for connections, see rdma_listen(3). Take them with requests().
    *
-   * @throws QuorateError QUORATE_SYSTEM (EADDRINUSE, ENODEV, ...)
+   * @throws QuorateError QUORATE_SYSTEM (EADDRINUSE, ENODEV, ...), QUORATE_CM_UNREACHABLE for a name without address
    */
   async listen(options: ListenOptions = {}): Promise<void> {
     checkObject('options', options);
