@@ -92,9 +92,14 @@ export function checkNoPromise(returned: unknown, what: string): void {
   invalid(`${what} returned a promise: it must have done all when it returns`);
 }
 
+/** A string, as of an environment variable, would look like the number that it is not. */
+function shown(value: unknown): string {
+  return typeof value === 'string' ? JSON.stringify(value) : String(value);
+}
+
 export function checkInteger(value: number, min: number, max: number, name: string): number {
   if (!Number.isInteger(value) || value < min || value > max)
-    invalid(`${name} ${value} is not an integer in ${min}..${max}`);
+    invalid(`${name} ${shown(value)} is not an integer in ${min}..${max}`);
   return value;
 }
 

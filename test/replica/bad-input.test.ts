@@ -115,6 +115,7 @@ describe('Replica.open() refuses', () => {
       'QUORATE_INVALID_ARGUMENT',
       /holdAtExitMs 1001/,
     ],
+    ['an id in digits', () => ({ id: '0' }), 'QUORATE_INVALID_ARGUMENT', /id "0" is not an integer in 0\.\.15/],
     [
       'a port out of range',
       (list) => ({ members: [{ ...list[0], port: 70_000 }] }),
