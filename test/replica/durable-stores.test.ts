@@ -301,3 +301,32 @@ describe('a disk that takes no more', () => {
     expect(refused(syscall, code)).toMatchObject({ code: expected, message: expect.stringMatching(remedy) });
   });
 });
+
+describe('a directory that cannot be used', () => {
+  const remedy =
+    /: see to the path, and to who may read and write there, then start the replica again; what is there is unharmed$/;
+
+  test('since another user owns it is not to be cleared', () => {
+    const denied = Object.assign(new Error("EACCES: permission denied, open '/d/lock'"), {
+      code: 'EACCES',
+      syscall: 'open',
+    });
+    const error = diskError(0, '/d', 'open its store', denied);
+    expect(error).toMatchObject({ code: 'QUORATE_DISK_FAILED', message: expect.stringMatching(remedy) });
+  });
+
+  test('since a file is in its place is not taken for a disk that failed', async () => {
+    const file = join(folder(), 'file');
+    writeFileSync(file, '');
+    const opened = Durability.open({
+      directory: join(file, '0'),
+      id: 0,
+      logBytes: MEBIBYTE,
+      snapshotAfterBytes: MEBIBYTE,
+    });
+    await expect(opened).rejects.toMatchObject({
+      code: 'QUORATE_DISK_FAILED',
+      message: expect.stringMatching(remedy),
+    });
+  });
+});

@@ -1,6 +1,9 @@
 // What a failing disk is called, and what to do about it.
 import { QuorateError } from '../../errors.js';
 
+/** What is in the way is the path or who owns it: nothing of what was stored is in doubt, and none of it may be cleared for that. */
+const NOT_THE_DISK: readonly string[] = ['EACCES', 'EPERM', 'ENOTDIR', 'ELOOP', 'ENAMETOOLONG'];
+
 function errorOf(cause: unknown, say: (message: string, isFull: boolean) => string): QuorateError {
   const {
     code = '',
@@ -17,10 +20,15 @@ function errorOf(cause: unknown, say: (message: string, isFull: boolean) => stri
 /** Of a write, a sync or a store's operation on the directory of replica `id`. */
 export function diskError(id: number, directory: string, what: string, cause: unknown): QuorateError {
   return errorOf(cause, (message, isFull) => {
-    const isDevice = ['fdatasync', 'fsync'].includes((cause as { syscall?: string } | undefined)?.syscall ?? '');
-    const remedy = isFull
-      ? `make room ${isDevice ? 'on its device and clear the directory' : 'on that file system'}, then start the replica again`
-      : 'see the log of the kernel; replace the disk or clear the directory, then start the replica again';
+    const { syscall = '', code = '' } = (cause ?? {}) as { syscall?: string; code?: string };
+    const isDevice = ['fdatasync', 'fsync'].includes(syscall);
+    const again = 'then start the replica again';
+    let remedy = `see the log of the kernel; replace the disk or clear the directory, ${again}`;
+    if (isFull) {
+      remedy = `make room ${isDevice ? 'on its device and clear the directory' : 'on that file system'}, ${again}`;
+    } else if (NOT_THE_DISK.includes(code)) {
+      remedy = `see to the path, and to who may read and write there, ${again}; what is there is unharmed`;
+    }
     return (
       `replica ${id} cannot ${what} in ${directory} (${message}); it acknowledges nothing and does not lead from now on, and ` +
       `nothing that was acknowledged is lost: ${remedy}`
