@@ -13,6 +13,7 @@ export interface ListeningPlaceHost {
 
 export class ListeningPlace {
   private server: ControlServer;
+  private at_: { readonly host: string; readonly port: number } = { host: '', port: 0 };
   /** At an address before a change, for a moment still, or at the one after, not yet. */
   private readonly others = new Set<ControlServer>();
 
@@ -20,8 +21,14 @@ export class ListeningPlace {
     this.server = host.makeServer();
   }
 
+  /** Where it listens now. */
+  get at(): { readonly host: string; readonly port: number } {
+    return this.at_;
+  }
+
   async listen(host: string, port: number): Promise<void> {
     await this.server.listen(host, port);
+    this.at_ = { host, port };
   }
 
   /** The committed configuration has this replica at another address: it listens there from now on. */
@@ -43,6 +50,7 @@ export class ListeningPlace {
     if (this.host.isClosed()) return; // and this server as well
     const former = this.server;
     this.server = server;
+    this.at_ = { host, port };
     this.others.delete(server);
     this.others.add(former);
     // Members dial the new address as soon as they know it; what is under way on the connections gets time to end.

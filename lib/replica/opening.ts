@@ -6,6 +6,8 @@ import { QuorateError } from '../errors.js';
 /** How far a replica got. */
 export interface OpeningView {
   readonly id: number;
+  /** Where it listens. */
+  readonly place: { readonly host: string; readonly port: number };
   /** The latest configuration that it knows. */
   readonly known: Configuration | null;
   readonly isFormed: boolean;
@@ -51,7 +53,19 @@ export class Opening {
   }
 }
 
-function timeoutError({ id, known, isFormed, missing, reasons }: OpeningView, timeoutMs: number): QuorateError {
+/** Others look for a member where the configuration has it. */
+function elsewhere({ id, place, known }: OpeningView): string[] {
+  const listed = known === null ? undefined : memberWithId(known, id);
+  if (listed === undefined || (listed.host === place.host && listed.port === place.port)) return [];
+  const [there, here] = [listed, place].map(({ host, port }) => `${host}:${port}`);
+  return [
+    `configuration ${known?.version} of the cluster lists it at ${there} and it listens at ${here}: start it there, or change ` +
+      'its address at the leader, with changeAddress()',
+  ];
+}
+
+function timeoutError(view: OpeningView, timeoutMs: number): QuorateError {
+  const { id, known, isFormed, missing, reasons } = view;
   const isUnlisted = known !== null && memberWithId(known, id) === undefined;
   const why = isUnlisted
     ? `configuration ${known.version} of the cluster does not list it: add it at the leader, with addLearner()`
@@ -60,7 +74,7 @@ function timeoutError({ id, known, isFormed, missing, reasons }: OpeningView, ti
       : missing.length > 0
         ? `replicas ${missing.join(', ')} could not be reached, and a cluster forms only when all members are there once`
         : 'all members were reached but did not agree on forming a cluster';
-  const last = [...new Set(reasons)];
+  const last = [...new Set([...elsewhere(view), ...reasons])];
   return new QuorateError(
     'QUORATE_OPEN_TIMEOUT',
     `replica ${id} did not become part of a cluster within ${timeoutMs} ms: ${why}` +

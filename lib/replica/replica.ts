@@ -506,6 +506,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     });
     this.opening = new Opening(() => ({
       id: this.id,
+      place: this.place.at,
       known: this.membership.known,
       isFormed: this.formation.genesis !== null,
       missing: this.formation.missing(),

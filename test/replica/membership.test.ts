@@ -364,6 +364,28 @@ describe('membership', () => {
     expect(error).toMatchObject({ code: 'QUORATE_OPEN_TIMEOUT', message: expect.stringContaining('addLearner') });
   });
 
+  it.each(['the list of the founders', 'join'])(
+    'tells a member that has moved, and is started at its former address by %s',
+    async (way) => {
+      const leader = await found(3);
+      const away = [...replicas.values()].find((replica) => replica !== leader) as Replica<number>;
+      await away.close();
+      const { host, port } = place(away.id);
+      const [next] = (await freePorts(1)) as [number];
+      await leader.changeAddress(away.id, { host, port: next });
+      const started =
+        way === 'join'
+          ? join(away.id, { openTimeoutMs: 2000 })
+          : open(away.id, { members: places, openTimeoutMs: 2000 });
+      await expect(started).rejects.toMatchObject({
+        code: 'QUORATE_OPEN_TIMEOUT',
+        message: expect.stringContaining(
+          `lists it at ${host}:${next} and it listens at ${host}:${port}: start it there`,
+        ),
+      });
+    },
+  );
+
   it('tells a member that was cut off when it was removed, as soon as it is back', async () => {
     const leader = await found(3);
     const away = [...replicas.values()].find((replica) => replica !== leader) as Replica<number>;
