@@ -256,6 +256,14 @@ export class VerbsEndpoint {
     return this.isShm ? this.context.openPeerProcess(reply.queuePair.gid) : null;
   }
 
+  /** Whether the memory behind a link's other end is on this host, where this endpoint looks. A device tells when it is used. */
+  finds(reply: LinkReply): boolean {
+    if (!this.isShm) return true;
+    const process = this.peerProcess(reply);
+    process?.close();
+    return process !== null;
+  }
+
   /** Responder: makes and connects the other end of a peer's link. */
   async accept(peer: number, request: LinkRequest): Promise<{ queuePair: QueuePair; reply: LinkReply }> {
     if (request.logBytes !== this.logMemory.length) {

@@ -211,6 +211,15 @@ export class LinkManager {
       const reply = checkLinkReply(
         await connection.request('link', { ...pending.request, clusterId }, REQUEST_TIMEOUT_MS),
       );
+      if (!endpoint.finds(reply)) {
+        // Who closes gives its memory back behind its connections: one that still answers had it.
+        await connection.request('formation', null, REQUEST_TIMEOUT_MS);
+        throw new QuorateError(
+          'QUORATE_CONFIGURATION_MISMATCH',
+          `the memory of replica ${id} is not where this one looks for it: device "shm" is for the processes of one host, all with ` +
+            'one shmDirectory, which containers have to share; between hosts it takes an RDMA device',
+        );
+      }
       await endpoint.complete(pending, reply);
       if (this.closed || links.connection !== connection || connection.peer.processId !== links.processId) {
         pending.queuePair.close();

@@ -1,6 +1,9 @@
 // What the replicas tell each other about their links, when the control connections between two of them are down in that
 // moment. On shm, all members in this process, those two behind gates.
+import { mkdtempSync, rmSync } from 'node:fs';
 import { connect, createServer, type Server, type Socket } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { afterEach, expect, it } from 'vitest';
 import { type MemberAddress, Replica } from '#lib/index.js';
 import { addon } from '#lib/verbs/load-addon.js';
@@ -125,4 +128,21 @@ it('links to a peer that comes back leave nothing behind of those before', async
   const { sharedTokens } = addon.diagnostics();
   for (let count = 0; count < 3; count++) await comeBack();
   await waitFor(() => addon.diagnostics().sharedTokens <= sharedTokens, 'what the links had to be closed');
+});
+
+it('replicas that do not find the memory of each other, as in containers of their own, are told so', async () => {
+  const list = await members(2);
+  const opened = list.map(({ id }) => {
+    const shmDirectory = mkdtempSync(join(tmpdir(), 'quorate-apart-'));
+    closing.push(async () => rmSync(shmDirectory, { recursive: true }));
+    return Replica.open(optionsFor(id, list, { shmDirectory, openTimeoutMs: 3000 }));
+  });
+  for (const [id, result] of (await Promise.allSettled(opened)).entries()) {
+    expect(result).toMatchObject({
+      reason: {
+        code: 'QUORATE_OPEN_TIMEOUT',
+        message: expect.stringContaining(`memory of replica ${1 - id} is not where this one looks for it`),
+      },
+    });
+  }
 });
