@@ -173,6 +173,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   private plane: ReplicationPlane | undefined;
   private requests: MembershipRequests | undefined;
   private readonly membership: KnownMembership;
+  /** The configuration that others told when this replica found its cluster: all that it knows while it recovers. */
+  private found: Configuration | null = null;
   private removal: QuorateError | undefined;
   private lingering: NodeJS.Timeout | undefined;
   private background: BackgroundThread | undefined;
@@ -507,7 +509,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     this.opening = new Opening(() => ({
       id: this.id,
       place: this.place.at,
-      known: this.membership.known,
+      known: this.membership.known ?? this.found,
       isFormed: this.formation.genesis !== null,
       missing: this.formation.missing(),
       reasons: [...this.directory.reasons, ...this.earlyWarnings.messages],
@@ -617,6 +619,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
 
   /** The cluster's first configuration is known. What an earlier process left is used before this one has links. */
   private async formed(genesis: Configuration, current: Configuration): Promise<void> {
+    this.found = current;
     const { survival, origin, durability } = this;
     if (origin !== null && durability === null) {
       this.join(genesis, current, { position: origin.position, configuration: genesis });

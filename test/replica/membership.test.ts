@@ -1,7 +1,10 @@
 // Changes of the membership as a service makes them, through the public API, on shm, all members in this process: what
 // was acknowledged survives every change, and who may not change anything is told why.
 import { once } from 'node:events';
+import { mkdtempSync, rmSync } from 'node:fs';
 import { connect, createServer } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join as pathOf } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import {
   type BackgroundProfile,
@@ -385,6 +388,27 @@ describe('membership', () => {
       });
     },
   );
+
+  it('tells a founder that was removed while it was away that it is no member, also if it has left a region', async () => {
+    const directory = mkdtempSync(pathOf(tmpdir(), 'quorate-membership-'));
+    try {
+      places = await members(3);
+      const options = { members: places, surviveCrash: { directory } };
+      await Promise.all(places.map(({ id }) => open(id, options)));
+      const leader = await steady();
+      const away = [...replicas.values()].find((replica) => replica !== leader) as Replica<number>;
+      await leader.propose(bytes('in the log'));
+      await away.close();
+      await leader.remove(away.id);
+      await expect(open(away.id, { ...options, openTimeoutMs: 2000 })).rejects.toMatchObject({
+        code: 'QUORATE_OPEN_TIMEOUT',
+        message: expect.stringContaining('does not list it'),
+      });
+      await Promise.all([...replicas.values()].map((replica) => replica.close()));
+    } finally {
+      rmSync(directory, { recursive: true });
+    }
+  });
 
   it('tells a member that was cut off when it was removed, as soon as it is back', async () => {
     const leader = await found(3);
