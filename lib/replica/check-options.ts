@@ -57,8 +57,10 @@ export function checkNames<Options extends object>(
   known: Readonly<Record<keyof Options, true>>,
   what: string,
 ): void {
-  const unknown = Object.keys(options).find((name) => !Object.hasOwn(known, name));
-  if (unknown !== undefined) invalid(`${what} has no member '${unknown}'; there are: ${Object.keys(known).join(', ')}`);
+  // Makes no array: proposals come by here.
+  for (const name in options) {
+    if (known[name] !== true) invalid(`${what} has no member '${name}'; there are: ${Object.keys(known).join(', ')}`);
+  }
 }
 
 /** The options of a call, which may be left out: an object, with members that mean something. */

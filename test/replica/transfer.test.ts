@@ -15,6 +15,7 @@ import {
 } from '#lib/index.js';
 import { ControlConnection } from '#lib/replica/control/connection.js';
 import { Mailbox } from '#lib/replica/mailbox/mailbox.js';
+import { Donor } from '#lib/replica/transfer/donor.js';
 import { CHUNK_BYTES, SLOTS, TAKEN_PARTS } from '#lib/replica/transfer/limits.js';
 import { Receiver } from '#lib/replica/transfer/receiver.js';
 import { members, optionsFor, waitFor } from './fixture.js';
@@ -556,6 +557,20 @@ it('hears of a donor that fails before the receiver has heard that it may begin'
   expect(warning).toContain(`(replica ${donor}: no state now; replica ${leader.id}: no state now)`);
   await opening;
   await expectEqual(lost);
+});
+
+it('is not taken for a transfer of the process before', async () => {
+  const asked = vi.spyOn(Donor.prototype, 'open');
+  const { leader, followers } = await found(3, 10);
+  const [lost] = followers as [number];
+  for (const _ of ['one process', 'the next one']) {
+    await lose(lost, leader);
+    await open(lost, Blocks.of(0));
+    await expectEqual(lost);
+  }
+  const numbers = asked.mock.calls.map(([, request]) => (request as { transfer: number }).transfer);
+  expect(numbers.length).toBeGreaterThan(1);
+  expect(new Set(numbers).size).toBe(numbers.length);
 });
 
 it('lets go of the frozen state when the receiver dies', async () => {

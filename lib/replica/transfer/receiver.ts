@@ -3,6 +3,7 @@
 // donor is lost the next one is asked. If that one's snapshot is of the same moment the transfer goes on where it stopped,
 // otherwise it begins anew; what was built until then has had no effect, since the state machine puts it in place only when
 // all of it is there.
+import { randomInt } from 'node:crypto';
 import type { Configuration } from '../../consensus/configuration.js';
 import type { ChainPosition } from '../../consensus/entry.js';
 import { tailBytes } from '../../consensus/surviving-log.js';
@@ -317,7 +318,8 @@ class Run {
 }
 
 export class Receiver {
-  private transfer = 0;
+  /** Of the last transfer. Not from 1 on: what a donor still says of one of the process before is of none of this one's. */
+  private transfer = randomInt(2 ** 47);
   private running: Run | undefined;
   private readonly readers = new Map<number, ChunkReader | EarlyNews>();
   private closedBecause: Error | undefined;
