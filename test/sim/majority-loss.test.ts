@@ -74,19 +74,6 @@ test('acknowledged commands that no survivor held are counted as lost', { timeou
   expect(lost.length).toBeLessThan(SEEDS);
 });
 
-// In both an acknowledged command stands twice in the logs: where it took effect, which no survivor held, and before that, in
-// the end of the survivor's log, which had never been committed.
-test.each([802811282171, 802811282329])(
-  'seed %i: the survivor executes its own copy of a command whose answer is lost',
-  { timeout: SIMULATION_TIMEOUT_MS },
-  (seed) => {
-    const result = runSimulation({ seed, replicas: 3, virtualSeconds: 180 });
-    expect(result.violation).toBeNull();
-    expect(result.forks).toBe(1);
-    expect(result.lost).toBeGreaterThan(0);
-  },
-);
-
 test('some runs draw it, of replicas with disks and of others', () => {
   const drawn = Array.from({ length: 1000 }, (_, seed) =>
     drawOptions(new Random(seed), { replicas: 3, virtualSeconds: 13 }),
