@@ -808,19 +808,23 @@ export class BackgroundPlane {
   private publishGrant(candidate: number, epoch: number, requestSequence: number, writeKey: number): void {
     const { body } = this.grantWriter;
     const position = this.scanPosition;
+    const main = this.ownMain.body;
+    const appliedLsn = readU53(main, MainField.appliedLsn);
     writeU53(body, GrantField.epoch, epoch);
     body[GrantField.candidate] = candidate;
     body[GrantField.requestSequence] = requestSequence;
     writeU53(body, GrantField.bootId, this.options.bootId);
     writeU53(body, GrantField.processId, this.processId);
-    writeU53(body, GrantField.appliedLsn, readU53(this.ownMain.body, MainField.appliedLsn));
+    writeU53(body, GrantField.appliedLsn, appliedLsn);
     writeU53(body, GrantField.tailLsn, position.lsn);
     writeU53(body, GrantField.tailEpoch, position.epoch);
     body[GrantField.tailHashLow] = position.hashLow;
     body[GrantField.tailHashHigh] = position.hashHigh;
     body[GrantField.writeKey] = writeKey;
-    body[GrantField.appliedHashLow] = this.ownMain.body[MainField.appliedHashLow] as number;
-    body[GrantField.appliedHashHigh] = this.ownMain.body[MainField.appliedHashHigh] as number;
+    body[GrantField.appliedHashLow] = main[MainField.appliedHashLow] as number;
+    body[GrantField.appliedHashHigh] = main[MainField.appliedHashHigh] as number;
+    const isSnapshot = appliedLsn > 0 && readU53(main, MainField.foreignBelowLsn) >= appliedLsn;
+    body[GrantField.isSnapshot] = isSnapshot ? 1 : 0;
     body[GrantField.runCount] = this.scanHistory.count;
     for (let run = 0; run < this.scanHistory.count; run++) {
       writeU53(body, GrantField.runs + run * 4, this.scanHistory.epochs[run] as number);

@@ -831,6 +831,12 @@ export class ReplicationPlane implements ConfigurationLog {
       );
       return;
     }
+    // Or its snapshot ends between entries of an earlier epoch, which that leader adopted and this one was not shown.
+    const isSnapshot = grant[GrantField.isSnapshot] === 1;
+    if (isAhead && isSnapshot) {
+      this.deposeForSnapshot(peer);
+      return;
+    }
     if (isAhead) {
       throw new Error(
         `leader completeness: replica ${peer} applied LSN ${follower.grantAppliedLsn}, the log of the leader of ` +
@@ -851,6 +857,10 @@ export class ReplicationPlane implements ConfigurationLog {
       (grant[GrantField.tailHashLow] !== this.noopStartHashLow ||
         grant[GrantField.tailHashHigh] !== this.noopStartHashHigh)
     ) {
+      if (isSnapshot && divergenceLsn === follower.grantAppliedLsn) {
+        this.deposeForSnapshot(peer);
+        return;
+      }
       throw new Error(`log matching: replica ${peer} has other entries below LSN ${divergenceLsn} than the leader`);
     }
     if (this.tail.lsn - this.options.logBytes > follower.grantAppliedLsn || divergenceLsn < this.ring.foreignBelowLsn) {
@@ -872,6 +882,12 @@ export class ReplicationPlane implements ConfigurationLog {
     follower.ackedLsn = divergenceLsn;
     if (divergenceLsn >= this.noopEndLsn) follower.phase = PHASE_ACTIVE;
     this.recycleLsn = 0; // this follower may need more of the ring than those known so far
+  }
+
+  /** The replica's state is not of this log, so that another leader has committed it since. */
+  private deposeForSnapshot(peer: number): void {
+    const { grantAppliedLsn } = this.followers[peer] as Follower;
+    this.depose(`replica ${peer} has a snapshot up to LSN ${grantAppliedLsn}, where this log does not lead`);
   }
 
   /** The follower cannot be repaired from this ring. */

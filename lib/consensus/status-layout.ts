@@ -86,6 +86,8 @@ export const GrantField = {
   processId: 19,
   /** Four words per run: epoch, first LSN. */
   runs: 21,
+  /** 1 if what is applied is the state of a snapshot, and nothing was applied since. */
+  isSnapshot: 21 + EPOCH_RUNS_MAX * 4,
 } as const;
 
 /** A candidate's request in the voter's mailbox. */
@@ -148,6 +150,6 @@ function assertFits(name: string, endIndex: number, words: number): void {
 assertFits('background', BackgroundField.processId + 2, BACKGROUND_BLOCK_WORDS);
 assertFits('main', MainField.syncedEpoch + 2, MAIN_BLOCK_WORDS);
 assertFits('mailbox message', RequestField.linkGeneration + 1, MAILBOX_MESSAGE_WORDS);
-assertFits('grant', GrantField.runs + EPOCH_RUNS_MAX * 4, GRANT_BLOCK_WORDS);
+assertFits('grant', GrantField.isSnapshot + 1, GRANT_BLOCK_WORDS);
 assertFits('to-main', ToMainField.leaseConfigurationVersion + 1, TO_MAIN_WORDS);
 assertFits('to-background', ToBackgroundField.configurationVersion + 1, TO_BACKGROUND_WORDS);

@@ -11,6 +11,7 @@ import { MembershipChanges } from '#lib/consensus/membership-changes.js';
 import { Replacement } from '#lib/consensus/replacement.js';
 import { ReplicationPlane } from '#lib/consensus/replication-plane.js';
 import { readU53 } from '#lib/consensus/sealed-block.js';
+import { GrantField } from '#lib/consensus/status-layout.js';
 import { SimBackgroundFabric } from '#lib/fabric/sim/sim-background-fabric.js';
 import { SimReplicationFabric } from '#lib/fabric/sim/sim-replication-fabric.js';
 import { MUTATIONS, replace } from '#lib/testing/mutations.js';
@@ -357,6 +358,20 @@ export const newerStateUnbelievable: Mutant = {
         function (peer: number) {
           const { grantAppliedLsn } = this.followers[peer];
           if (grantAppliedLsn > this.tail.lsn) throw new Error(`replica ${peer} applied LSN ${grantAppliedLsn}`);
+          original.call(this, peer);
+        },
+    ),
+};
+
+export const snapshotsUnbelievable: Mutant = {
+  name: 'a leader that fails when a voter has applied, by a snapshot, what its own log does not lead to',
+  install: () =>
+    replace(
+      replication,
+      'beginRepair',
+      (original) =>
+        function (peer: number) {
+          this.followers[peer].grant.body[GrantField.isSnapshot] = 0;
           original.call(this, peer);
         },
     ),
