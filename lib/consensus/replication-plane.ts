@@ -729,10 +729,26 @@ export class ReplicationPlane implements ConfigurationLog {
     }
     if (best !== this.readingFrom) {
       this.readingFrom = best;
-      this.forgetTail(); // everything beyond the applied LSN comes from the better log
+      this.forgetTail(); // everything beyond what both logs are known to have comes from the better one
+      this.keepCommonLog(this.followers[best] as Follower);
     }
     this.readTargetLsn = bestLsn;
     this.readNext();
+  }
+
+  /**
+   * If the own log leads to what the other replica has applied, both are the same up to there. What is before need not be
+   * read, and that replica's ring need not hold it: it may have its state by a snapshot.
+   */
+  private keepCommonLog({ grant, grantAppliedLsn }: Follower): void {
+    const walk: ChainPosition = { ...this.tail };
+    let entries = 0;
+    while (walk.lsn < grantAppliedLsn && this.scanner.step(walk, this.epoch) >= 0) entries++;
+    const isSame =
+      walk.lsn === grantAppliedLsn &&
+      walk.hashLow === grant.body[GrantField.appliedHashLow] &&
+      walk.hashHigh === grant.body[GrantField.appliedHashHigh];
+    if (isSame) this.extendTail(this.epoch, entries);
   }
 
   private readNext(): void {

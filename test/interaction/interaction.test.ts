@@ -11,6 +11,7 @@ import { runInteraction } from '#lib/testing/interaction.js';
 import {
   candidatesTooFarBehind,
   commitByEntriesOnly,
+  commonLogForgotten,
   lonelyLeaderGoesOn,
   type Mutant,
   mutation,
@@ -76,6 +77,7 @@ const NOTICED: Readonly<Record<string, readonly Mutant[]>> = {
   'stale-leader-met-a-newer-state.txt': [newerStateUnbelievable],
   'stale-leader-met-a-newer-voter.txt': [newerStateUnbelievable],
   'learner-does-not-count.txt': [mutation('learner-counts'), mutation('promotion-before-catch-up')],
+  'learner-with-a-snapshot.txt': [commonLogForgotten],
   'configuration-overwritten.txt': [mutation('configuration-not-forgotten')],
   'one-change-at-a-time.txt': [mutation('two-concurrent-changes')],
   'change-after-own-noop.txt': [mutation('change-before-own-noop')],

@@ -377,6 +377,11 @@ export const snapshotsUnbelievable: Mutant = {
     ),
 };
 
+export const commonLogForgotten: Mutant = {
+  name: 'a candidate that reads a better log from what it has applied itself, whatever both are known to have',
+  install: () => replace(replication, 'keepCommonLog', () => () => {}),
+};
+
 export const snapshotIsNotNoted: Mutant = {
   name: 'a replica that takes its ring for the log below a snapshot that it installed',
   install: () =>
