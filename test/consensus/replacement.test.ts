@@ -14,7 +14,7 @@ import {
   withMember,
 } from '#lib/consensus/configuration.js';
 import { LEARNER_LAG_BYTES_MAX } from '#lib/consensus/limits.js';
-import { chooseDonors, type LeaderView } from '#lib/consensus/membership.js';
+import { chooseDonors, type LeaderView, planChange } from '#lib/consensus/membership.js';
 import { Replacement, replacementNews } from '#lib/consensus/replacement.js';
 import { type Mutant, placesOfIds } from '../support/mutants.js';
 
@@ -166,6 +166,16 @@ describe('a voter that is gone', () => {
     expect(leader.wait(9)).toEqual([]);
     expect(leader.wait(2)).toEqual(['cancelled 1 by 3', 'begun 1 by 4', 'removed 1 by 4', 'done 1 by 4']);
     expect(leader.roles).toEqual(['voter 0', 'voter 2', 'spare 3', 'voter 4']);
+  });
+
+  test('waits for a spare that is there and does not catch up, until that is removed', () => {
+    const leader = new Leader(cluster(3, 2));
+    leader.away.add(1);
+    leader.inactive.add(3);
+    expect(leader.wait(600)).toEqual(['begun 1 by 3']);
+    const { configuration } = leader;
+    leader.configuration = planChange(configuration, { kind: 'remove', id: 3 }, leader) as Configuration;
+    expect(leader.wait(1)).toEqual(['begun 1 by 4', 'removed 1 by 4', 'done 1 by 4']);
   });
 
   test('is replaced even if the spare dies when the voter was just removed', () => {
