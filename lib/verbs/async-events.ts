@@ -2,7 +2,7 @@
 import { invalidArgument } from '../errors.js';
 import type { Context } from './context.js';
 import { AsyncEventType, type NativeAsyncEvent } from './native.js';
-import { checkAbortable } from './options.js';
+import { checkAbortable, type Members } from './options.js';
 import { faceOf } from './sharing.js';
 import type { VerbsObject } from './verbs-object.js';
 
@@ -41,6 +41,8 @@ export interface AsyncEventsOptions {
   ref?: boolean;
 }
 
+const ASYNC_EVENTS_OPTIONS: Members<AsyncEventsOptions> = { signal: true, ref: true };
+
 /** Events that are kept for an iteration that does not ask for them; beyond that they stay with the device. */
 const MAX_WAITING = 256;
 
@@ -59,7 +61,7 @@ export async function* asyncEvents(
   options: AsyncEventsOptions = {},
 ): AsyncGenerator<AsyncEvent, void, void> {
   if (context?.kind !== 'Context') throw invalidArgument('context must be a Context');
-  checkAbortable(options);
+  checkAbortable(options, ASYNC_EVENTS_OPTIONS);
   const { signal, ref = true } = options;
   const waiting: AsyncEvent[] = [];
   let wake: (() => void) | undefined;

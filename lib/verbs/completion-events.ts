@@ -6,7 +6,7 @@ import { invalidArgument, outOfRange } from '../errors.js';
 import { CompletionChannel } from './completion-channel.js';
 import { CompletionQueue } from './completion-queue.js';
 import type { WorkCompletion } from './native.js';
-import { checkObject } from './options.js';
+import { checkOptions, type Members } from './options.js';
 
 /** Takes completions of a watched queue, oldest first. */
 export type CompletionHandler = (completions: WorkCompletion[], completionQueue: CompletionQueue) => void;
@@ -18,6 +18,8 @@ export interface WatchOptions {
   /** Only solicited receives and errors raise events. Default false. */
   solicitedOnly?: boolean;
 }
+
+const WATCH_OPTIONS: Members<WatchOptions> = { batch: true, solicitedOnly: true };
 
 interface Watched {
   readonly handler: CompletionHandler;
@@ -53,7 +55,7 @@ export class CompletionEvents {
    * RangeError QUORATE_OUT_OF_RANGE
    */
   watch(completionQueue: CompletionQueue, handler: CompletionHandler, options: WatchOptions = {}): void {
-    checkObject('options', options);
+    checkOptions('options', options, WATCH_OPTIONS);
     const { batch = 256, solicitedOnly = false } = options;
     if (!Number.isInteger(batch) || batch < 1 || batch > 65_536) throw outOfRange('batch must be from 1 to 65536');
     if (!(completionQueue instanceof CompletionQueue)) {

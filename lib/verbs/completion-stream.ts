@@ -7,7 +7,7 @@ import { invalidArgument, outOfRange } from '../errors.js';
 import type { CompletionChannel } from './completion-channel.js';
 import type { CompletionQueue } from './completion-queue.js';
 import type { WorkCompletion } from './native.js';
-import { checkAbortable } from './options.js';
+import { checkAbortable, type Members } from './options.js';
 
 /** Options of an iteration over completions. */
 export interface CompletionsOptions {
@@ -21,6 +21,7 @@ export interface CompletionsOptions {
   batch?: number;
 }
 
+const COMPLETIONS_OPTIONS: Members<CompletionsOptions> = { signal: true, ref: true, solicitedOnly: true, batch: true };
 const DEFAULT_BATCH = 64;
 const MAX_BATCH = 65_536;
 
@@ -81,7 +82,7 @@ export async function* completionsOf(
   queue: CompletionQueue,
   options: CompletionsOptions,
 ): AsyncGenerator<WorkCompletion, void, void> {
-  checkAbortable(options);
+  checkAbortable(options, COMPLETIONS_OPTIONS);
   const { signal, ref = true, solicitedOnly = false, batch = DEFAULT_BATCH } = options;
   if (!Number.isInteger(batch) || batch < 1 || batch > MAX_BATCH) {
     throw outOfRange(`batch must be from 1 to ${MAX_BATCH}`);

@@ -16,7 +16,7 @@ import {
   QpType,
   type ReceiveWorkRequest,
 } from './native.js';
-import { checkObject } from './options.js';
+import { checkObject, checkOptions, type Members } from './options.js';
 import type { ProtectionDomain } from './protection-domain.js';
 import { existingFace, nativeOrNull, VerbsObject } from './verbs-object.js';
 
@@ -129,6 +129,35 @@ export interface ToReadyToSendOptions {
   /** Own READs and atomics in flight at once. Default 16, or what the device can take. */
   maxRdAtomic?: number;
 }
+
+const ENDPOINT_OPTIONS: Members<EndpointOptions> = { portNum: true, sgidIndex: true };
+
+const TO_INIT_OPTIONS: Members<ToInitOptions> = { portNum: true, pkeyIndex: true, accessFlags: true, qkey: true };
+
+const TO_READY_TO_RECEIVE_OPTIONS: Members<ToReadyToReceiveOptions> = {
+  ...ENDPOINT_OPTIONS,
+  pathMtuBytes: true,
+  maxDestRdAtomic: true,
+  minRnrTimer: true,
+  hopLimit: true,
+  trafficClass: true,
+  serviceLevel: true,
+};
+
+const TO_READY_TO_SEND_OPTIONS: Members<ToReadyToSendOptions> = {
+  psn: true,
+  timeout: true,
+  retryCnt: true,
+  rnrRetry: true,
+  maxRdAtomic: true,
+};
+
+const TO_DATAGRAMS_OPTIONS: Members<Parameters<QueuePair['toDatagrams']>[0]> = {
+  qkey: true,
+  portNum: true,
+  pkeyIndex: true,
+  psn: true,
+};
 
 function nativeBinding<Binding extends WindowBinding>(binding: Binding) {
   const { region, ...rest } = binding;
@@ -307,7 +336,7 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
    * there is no GID with the index
    */
   endpoint(options: EndpointOptions = {}): QueuePairEndpoint {
-    checkObject('options', options);
+    checkOptions('options', options, ENDPOINT_OPTIONS);
     const { portNum = 1, sgidIndex } = options;
     const context = this.#context('its endpoint');
     const port = context.queryPort(portNum);
@@ -327,7 +356,7 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
 
   /** Attributes of the transition RESET to INIT. */
   initAttributes(options: ToInitOptions = {}): QpAttributes {
-    checkObject('options', options);
+    checkOptions('options', options, TO_INIT_OPTIONS);
     const { portNum = 1, pkeyIndex = 0, accessFlags = 0, qkey = 0 } = options;
     return { state: QpState.INIT, portNum, pkeyIndex, ...(this.type === QpType.UD ? { qkey } : { accessFlags }) };
   }
@@ -346,7 +375,7 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
    */
   readyToReceiveAttributes(remote: QueuePairEndpoint, options: ToReadyToReceiveOptions = {}): QpAttributes {
     checkObject('remote', remote);
-    checkObject('options', options);
+    checkOptions('options', options, TO_READY_TO_RECEIVE_OPTIONS);
     const { portNum = 1 } = options;
     const port = options.pathMtuBytes === undefined ? this.#context('pathMtuBytes').queryPort(portNum) : undefined;
     const context = this.protectionDomain?.context;
@@ -395,7 +424,7 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
 
   /** Attributes of the transition RTR to RTS. */
   readyToSendAttributes(options: ToReadyToSendOptions = {}): QpAttributes {
-    checkObject('options', options);
+    checkOptions('options', options, TO_READY_TO_SEND_OPTIONS);
     const { psn = this.psn, timeout = 14, retryCnt = 7, rnrRetry = 7 } = options;
     if (this.type !== QpType.RC) return { state: QpState.RTS, sqPsn: psn };
     return {
@@ -425,7 +454,7 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
    * @throws QuorateError QUORATE_QP_STATE if it is not a UD queue pair in RESET
    */
   toDatagrams(options: { qkey: number; portNum?: number; pkeyIndex?: number; psn?: number }): void {
-    checkObject('options', options);
+    checkOptions('options', options, TO_DATAGRAMS_OPTIONS);
     const { psn = this.psn, ...init } = options;
     this.modify({ ...this.initAttributes(init), qkey: options.qkey });
     this.modify({ state: QpState.RTR });

@@ -259,6 +259,78 @@ describe('wrong arguments', () => {
     memoryWindow.close();
   });
 
+  // A misspelt option that is ignored is a wish that is not met, without a word.
+  it('of options with a member that there is not: it is named, with those that there are', async () => {
+    const { context, domain, region, queue, queuePair } = end;
+    const remote = queuePair.endpoint();
+    const channel = context.createCompletionChannel();
+    const watchedQueue = context.createCompletionQueue(4, channel);
+    const events = new CompletionEvents(channel);
+    const memoryWindow = domain.allocateMemoryWindow(1);
+    const connections = CmEventChannel.open({ provider: 'shm' });
+    const id = connections.createId();
+    const host = { host: '127.0.0.1', port: 1 };
+    const bind = { memoryWindow, rkey: 1 };
+    // The call, and a member that its options have.
+    const calls: [(options: never) => unknown, string][] = [
+      [(options) => listDevices(options), 'shmDirectory'],
+      [(options) => openDevice('shm', options), 'shmDirectory'],
+      [(options) => context.allocateMemory(options), 'hugePages'],
+      [(options) => context.createCompletionQueue(4, null, options), 'timestamps'],
+      [(options) => domain.createQueuePair({ sendCq: queue, ...(options as object) }), 'recvCq'],
+      [(cap) => domain.createQueuePair({ sendCq: queue, cap }), 'maxSendWr'],
+      [(options) => domain.createAddressHandle(options), 'trafficClass'],
+      [(options) => region.reregister(options), 'protectionDomain'],
+      [(options) => new PostList(queue, options), 'maxCompletions'],
+      [(options) => queuePair.modify(options), 'pkeyIndex'],
+      [(options) => queuePair.modifyAsync(options), 'pkeyIndex'],
+      [(options) => queuePair.endpoint(options), 'sgidIndex'],
+      [(options) => queuePair.initAttributes(options), 'accessFlags'],
+      [(options) => queuePair.toInit(options), 'accessFlags'],
+      [(options) => queuePair.readyToReceiveAttributes(remote, options), 'sgidIndex'],
+      [(options) => queuePair.toReadyToReceive(remote, options), 'hopLimit'],
+      [(options) => queuePair.toReadyToReceiveAsync(remote, options), 'hopLimit'],
+      [(options) => queuePair.readyToSendAttributes(options), 'retryCnt'],
+      [(options) => queuePair.toReadyToSend(options), 'retryCnt'],
+      [(options) => queuePair.toDatagrams({ qkey: 1, ...(options as object) }), 'pkeyIndex'],
+      [(options) => queuePair.postSend([{ opcode: 0, ...(options as object) }]), 'sendFlags'],
+      [(element) => queuePair.postSend([{ opcode: 0, sges: [element] }]), 'lkey'],
+      [(options) => queuePair.postSend([{ opcode: 8, bind: { ...bind, ...(options as object) } }]), 'access'],
+      [(options) => queuePair.postReceive([options]), 'localAddress'],
+      [(options) => queuePair.bindMemoryWindow(memoryWindow, options), 'sendFlags'],
+      [(options) => events.watch(watchedQueue, () => {}, options), 'solicitedOnly'],
+      [(options) => watchedQueue.completions(options).next(), 'solicitedOnly'],
+      [(options) => asyncEvents(context, options).next(), 'ref'],
+      [(options) => CmEventChannel.open(options), 'provider'],
+      [(destination) => id.resolveAddress(destination), 'host'],
+      [(options) => id.resolveAddress(host, options), 'source'],
+      [(source) => id.resolveAddress(host, { source }), 'host'],
+      [(options) => id.resolveRoute(options), 'timeoutMs'],
+      [(options) => id.useQueuePair(queuePair, options), 'accessFlags'],
+      [(options) => id.connect(options), 'retryCount'],
+      [(options) => id.accept(options), 'rnrRetryCount'],
+      [(options) => id.bindAddress(options), 'host'],
+      [(options) => id.listen(options), 'backlog'],
+      [(options) => id.requests(options).next(), 'signal'],
+      [(options) => id.events(options).next(), 'signal'],
+      [(options) => id.disconnected(options), 'timeoutMs'],
+      [(options) => id.disconnect(options), 'timeoutMs'],
+    ];
+    for (const [call, member] of calls) {
+      const refusal = expect.objectContaining({
+        code: 'QUORATE_INVALID_ARGUMENT',
+        message: expect.stringMatching(new RegExp(` has no member 'mispelt'; there are: .*\\b${member}\\b`)),
+      });
+      const outcome = await (async () => call({ mispelt: 1 } as never))().catch((error: unknown) => error);
+      expect(outcome, call.toString()).toEqual(refusal);
+    }
+    expect(queuePair.query().state).toBe(0);
+    events.close();
+    connections.close();
+    memoryWindow.close();
+    channel.close();
+  });
+
   it('of memory windows, re-registration and several elements', () => {
     const { context, domain, memory, queuePair, queue, region } = end;
     const NOT_LISTS = [

@@ -2,7 +2,7 @@
 // through it.
 import { invalidArgument } from '../../errors.js';
 import { addon } from '../load-addon.js';
-import { checkObject } from '../options.js';
+import { checkOptions, type Members } from '../options.js';
 import { VerbsObject } from '../verbs-object.js';
 import { CmId } from './id.js';
 import type { NativeCmEvent, NativeCmEventChannel } from './native.js';
@@ -18,6 +18,8 @@ export interface CmOptions {
   /** shm: as in {@link DeviceOptions}; only processes that use the same folder can connect. */
   shmDirectory?: string;
 }
+
+const CM_OPTIONS: Members<CmOptions> = { provider: true, shmDirectory: true };
 
 /**
  * Where connections are made and accepted, see rdma_create_event_channel(3) and rdma_cm(7). It belongs to the thread that
@@ -51,10 +53,8 @@ export class CmEventChannel extends VerbsObject<NativeCmEventChannel> {
    * connection manager (module rdma_ucm), QUORATE_SYSTEM; TypeError QUORATE_INVALID_ARGUMENT for unknown options
    */
   static open(options: CmOptions = {}): CmEventChannel {
-    checkObject('options', options);
-    const { provider = 'ibverbs', shmDirectory, ...unknown } = options;
-    const [surplus] = Object.keys(unknown);
-    if (surplus !== undefined) throw invalidArgument(`options has no member '${surplus}'`);
+    checkOptions('options', options, CM_OPTIONS);
+    const { provider = 'ibverbs', shmDirectory } = options;
     if (shmDirectory !== undefined && typeof shmDirectory !== 'string') {
       throw invalidArgument('shmDirectory must be a string');
     }

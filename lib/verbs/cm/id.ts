@@ -3,7 +3,7 @@ import { lookup } from 'node:dns/promises';
 import { isIP } from 'node:net';
 import { invalidArgument, outOfRange, QuorateError } from '../../errors.js';
 import { QpState } from '../native.js';
-import { checkAbortable, checkObject } from '../options.js';
+import { checkAbortable, checkObject, checkOptions, type Members } from '../options.js';
 import { ProtectionDomain, type QueuePairOptions } from '../protection-domain.js';
 import { QueuePair } from '../queue-pair.js';
 import { existingFace, VerbsObject } from '../verbs-object.js';
@@ -89,6 +89,22 @@ export interface CmIterationOptions {
   /** Ends the iteration when it aborts. */
   signal?: AbortSignal;
 }
+
+const ADDRESS: Members<CmAddress> = { host: true, port: true };
+const WAIT_OPTIONS: Members<CmWaitOptions> = { timeoutMs: true, signal: true };
+const RESOLVE_ADDRESS_OPTIONS: Members<ResolveAddressOptions> = { ...WAIT_OPTIONS, source: true };
+const LISTEN_OPTIONS: Members<ListenOptions> = { ...ADDRESS, backlog: true };
+const ACCEPT_OPTIONS: Members<CmAcceptOptions> = {
+  ...WAIT_OPTIONS,
+  privateData: true,
+  responderResources: true,
+  initiatorDepth: true,
+  flowControl: true,
+  rnrRetryCount: true,
+};
+const CONNECT_OPTIONS: Members<CmConnectOptions> = { ...ACCEPT_OPTIONS, retryCount: true };
+const QUEUE_PAIR_OPTIONS: Members<CmQueuePairOptions> = { accessFlags: true };
+const ITERATION_OPTIONS: Members<CmIterationOptions> = { signal: true };
 
 const DEFAULT_RESOLVE_TIMEOUT_MS = 2000;
 const DEFAULT_CONNECT_TIMEOUT_MS = 10_000;
@@ -226,10 +242,10 @@ export class CmId extends VerbsObject<NativeCmId> {
     destination: { host: string; port: number },
     options: ResolveAddressOptions = {},
   ): Promise<void> {
-    checkObject('destination', destination);
-    checkAbortable(options);
+    checkOptions('destination', destination, ADDRESS);
+    checkAbortable(options, RESOLVE_ADDRESS_OPTIONS);
     const { source } = options;
-    if (source !== undefined) checkObject('source', source);
+    if (source !== undefined) checkOptions<Partial<CmAddress>>('source', source, ADDRESS);
     const timeoutMs = checkInteger('timeoutMs', options.timeoutMs ?? DEFAULT_RESOLVE_TIMEOUT_MS, 1, MAX_TIMEOUT_MS);
     options.signal?.throwIfAborted();
     const release = this.channel.hold();
@@ -255,7 +271,7 @@ export class CmId extends VerbsObject<NativeCmId> {
    * @throws CmError QUORATE_CM_UNREACHABLE; QuorateError QUORATE_SYSTEM, QUORATE_TIMEOUT
    */
   async resolveRoute(options: CmWaitOptions = {}): Promise<void> {
-    checkAbortable(options);
+    checkAbortable(options, WAIT_OPTIONS);
     const timeoutMs = checkInteger('timeoutMs', options.timeoutMs ?? DEFAULT_RESOLVE_TIMEOUT_MS, 1, MAX_TIMEOUT_MS);
     await this.#perform('resolving the route', [CmEventType.ROUTE_RESOLVED], timeoutMs + GRACE_MS, options.signal, () =>
       this.native.resolveRoute(timeoutMs),
@@ -291,7 +307,7 @@ export class CmId extends VerbsObject<NativeCmId> {
    * @throws QuorateError QUORATE_QP_STATE; TypeError QUORATE_INVALID_ARGUMENT
    */
   useQueuePair(queuePair: QueuePair, options: CmQueuePairOptions = {}, srq = false): void {
-    checkObject('options', options);
+    checkOptions('options', options, QUEUE_PAIR_OPTIONS);
     if (!(queuePair instanceof QueuePair)) throw invalidArgument('queuePair must be a QueuePair');
     if (this.#queuePair !== undefined) throw invalidArgument('this CmId has a queue pair already');
     if (queuePair.protectionDomain === undefined) {
@@ -329,7 +345,7 @@ export class CmId extends VerbsObject<NativeCmId> {
    * QuorateError QUORATE_TIMEOUT, QUORATE_SYSTEM, QUORATE_QP_STATE; RangeError QUORATE_OUT_OF_RANGE
    */
   async connect(options: CmConnectOptions = {}): Promise<CmConnectionParameters> {
-    checkAbortable(options);
+    checkAbortable(options, CONNECT_OPTIONS);
     const queuePair = this.#needQueuePair();
     const timeoutMs = checkInteger('timeoutMs', options.timeoutMs ?? DEFAULT_CONNECT_TIMEOUT_MS, 1, MAX_TIMEOUT_MS);
     const parameters = this.#parameters(queuePair, CONNECT_PRIVATE_DATA_BYTES, options, {
@@ -366,7 +382,7 @@ export class CmId extends VerbsObject<NativeCmId> {
    * QUORATE_TIMEOUT, QUORATE_SYSTEM, QUORATE_QP_STATE; RangeError QUORATE_OUT_OF_RANGE
    */
   async accept(options: CmAcceptOptions = {}): Promise<void> {
-    checkAbortable(options);
+    checkAbortable(options, ACCEPT_OPTIONS);
     const { request } = this;
     if (request === null) throw invalidArgument('accept() is for ids that a listener delivered');
     const queuePair = this.#needQueuePair();
@@ -460,7 +476,7 @@ export class CmId extends VerbsObject<NativeCmId> {
    * @throws QuorateError QUORATE_SYSTEM (EADDRINUSE, ENODEV, ...), QUORATE_CM_UNREACHABLE for a name without address
    */
   async bindAddress(address: { host: string; port?: number }): Promise<void> {
-    checkObject('address', address);
+    checkOptions<Partial<CmAddress>>('address', address, ADDRESS);
     await this.native.bindAddress(await numeric(address.host, address.port ?? 0));
   }
 
@@ -470,7 +486,7 @@ export class CmId extends VerbsObject<NativeCmId> {
    * @throws QuorateError QUORATE_SYSTEM (EADDRINUSE, ENODEV, ...), QUORATE_CM_UNREACHABLE for a name without address
    */
   async listen(options: ListenOptions = {}): Promise<void> {
-    checkObject('options', options);
+    checkOptions('options', options, LISTEN_OPTIONS);
     const { host = '0.0.0.0', port = 0 } = options;
     const backlog = checkInteger('backlog', options.backlog ?? DEFAULT_BACKLOG, 1, 65_535);
     if (this.closed) throw this.#closedError();
@@ -490,7 +506,7 @@ export class CmId extends VerbsObject<NativeCmId> {
    * for await (const id of listener.requests({ signal })) serve(id).catch(report);
    */
   async *requests(options: CmIterationOptions = {}): AsyncGenerator<CmId, void, void> {
-    checkAbortable(options);
+    checkAbortable(options, ITERATION_OPTIONS);
     const { signal } = options;
     let wake: (() => void) | undefined;
     const notify = () => wake?.();
@@ -525,7 +541,7 @@ export class CmId extends VerbsObject<NativeCmId> {
    * @throws QuorateError QUORATE_LIMIT, out of the loop, when 256 events wait to be taken
    */
   events(options: CmIterationOptions = {}): AsyncGenerator<CmEvent, void, void> {
-    checkAbortable(options);
+    checkAbortable(options, ITERATION_OPTIONS);
     const events = this.#events(options.signal);
     // Runs it as far as its first `yield`, so that it listens from now on, and lets go whenever it is ended.
     void events.next();
@@ -581,7 +597,7 @@ export class CmId extends VerbsObject<NativeCmId> {
    * @throws QuorateError QUORATE_TIMEOUT, QUORATE_CLOSED (the id was closed before that); the signal's reason
    */
   async disconnected(options: CmWaitOptions = {}): Promise<void> {
-    checkAbortable(options);
+    checkAbortable(options, WAIT_OPTIONS);
     const { timeoutMs, signal } = options;
     if (timeoutMs !== undefined) checkInteger('timeoutMs', timeoutMs, 1, MAX_TIMEOUT_MS);
     signal?.throwIfAborted();
@@ -626,7 +642,7 @@ export class CmId extends VerbsObject<NativeCmId> {
    * @throws QuorateError QUORATE_TIMEOUT (the id is closed then), QUORATE_SYSTEM if there is no connection
    */
   async disconnect(options: CmWaitOptions = {}): Promise<void> {
-    checkAbortable(options);
+    checkAbortable(options, WAIT_OPTIONS);
     const timeoutMs = checkInteger('timeoutMs', options.timeoutMs ?? DEFAULT_CONNECT_TIMEOUT_MS, 1, MAX_TIMEOUT_MS);
     options.signal?.throwIfAborted();
     if (this.#ended) return;
