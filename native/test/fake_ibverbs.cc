@@ -26,6 +26,7 @@ struct FakeVerbs {
     context->ops.req_notify_cq = [](ibv_cq*, int) { return 0; };
     context->ops.post_send = postSend;
     context->ops.post_recv = postReceive;
+    context->ops.post_srq_recv = postSharedReceive;
     context->ops.alloc_mw = allocMw;
     context->ops.dealloc_mw = deallocMw;
     return context;
@@ -40,6 +41,9 @@ struct FakeVerbs {
     attributes->max_qp_wr = 4096;
     attributes->max_sge = 4;
     attributes->max_cqe = 4096;
+    attributes->max_srq = 16;
+    attributes->max_srq_wr = 4096;
+    attributes->max_srq_sge = 4;
     attributes->max_qp_rd_atom = attributes->max_qp_init_rd_atom = 16;
     attributes->atomic_cap = IBV_ATOMIC_HCA;
     attributes->phys_port_cnt = 1;
@@ -131,6 +135,22 @@ struct FakeVerbs {
     if (g_device->insidePolls != 0) g_device->usedAfterDestroy = true;
     return gone(static_cast<FakeCompletionQueue*>(cq));
   }
+  static ibv_srq* createSrq(ibv_pd* pd, ibv_srq_init_attr* init) {
+    auto* srq = new FakeSharedReceiveQueue();
+    srq->context = pd->context;
+    srq->pd = pd;
+    srq->srq_context = init->srq_context;
+    return made(srq);
+  }
+  static int destroySrq(ibv_srq* srq) { return gone(static_cast<FakeSharedReceiveQueue*>(srq)); }
+  static int postSharedReceive(ibv_srq* base, ibv_recv_wr* wr, ibv_recv_wr** bad) {
+    std::lock_guard<std::mutex> lock(g_device->mutex_);
+    *bad = nullptr;
+    for (; wr != nullptr; wr = wr->next) {
+      static_cast<FakeSharedReceiveQueue*>(base)->receives.push_back({wr->wr_id, true});
+    }
+    return 0;
+  }
   static ibv_qp* createQp(ibv_pd* pd, ibv_qp_init_attr* init) {
     auto owned = std::make_unique<FakeQueuePair>();
     FakeQueuePair* qp = owned.get();
@@ -138,6 +158,7 @@ struct FakeVerbs {
     qp->pd = pd;
     qp->send_cq = init->send_cq;
     qp->recv_cq = init->recv_cq;
+    qp->srq = init->srq;
     qp->qp_type = init->qp_type;
     qp->state = IBV_QPS_RESET;
     std::lock_guard<std::mutex> lock(g_device->mutex_);
@@ -250,6 +271,8 @@ FakeDevice::FakeDevice() {
     return -1;
   };
   library_.ackCqEvents = [](ibv_cq*, unsigned) {};
+  library_.createSrq = FakeVerbs::createSrq;
+  library_.destroySrq = FakeVerbs::destroySrq;
   library_.createQp = FakeVerbs::createQp;
   library_.modifyQp = FakeVerbs::modifyQp;
   library_.queryQp = FakeVerbs::queryQp;
@@ -281,7 +304,9 @@ void FakeDevice::complete(uint32_t qpNumber, bool receive, size_t count, ibv_wc_
   std::lock_guard<std::mutex> lock(mutex_);
   FakeQueuePair* qp = find(qpNumber);
   if (qp == nullptr) return;
-  std::deque<PostedRequest>& queue = receive ? qp->receives : qp->sends;
+  std::deque<PostedRequest>& queue = !receive               ? qp->sends
+                                     : qp->srq != nullptr ? static_cast<FakeSharedReceiveQueue*>(qp->srq)->receives
+                                                          : qp->receives;
   auto* cq = static_cast<FakeCompletionQueue*>(receive ? qp->recv_cq : qp->send_cq);
   for (; count > 0 && !queue.empty(); count--) {
     const PostedRequest request = queue.front();

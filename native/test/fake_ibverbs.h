@@ -31,6 +31,10 @@ struct FakeQueuePair : ibv_qp {
   ibv_qp_attr attributes{};
 };
 
+struct FakeSharedReceiveQueue : ibv_srq {
+  std::deque<PostedRequest> receives;
+};
+
 struct FakeCompletionQueue : ibv_cq {
   std::deque<ibv_wc> completions;
 };
@@ -45,7 +49,8 @@ class FakeDevice {
 
   std::shared_ptr<ibverbs::IbvContext> open();
 
-  // Completes the oldest `count` requests of a queue, unsignaled successful ones without a trace.
+  // Completes the oldest `count` requests of a queue, unsignaled successful ones without a trace. Receives are those of
+  // the shared receive queue, if the queue pair has one.
   void completeSends(uint32_t qpNumber, size_t count, ibv_wc_status status = IBV_WC_SUCCESS);
   void completeReceives(uint32_t qpNumber, size_t count, ibv_wc_status status = IBV_WC_SUCCESS);
   // Puts any completion into the queue that reports the sends of a queue pair.

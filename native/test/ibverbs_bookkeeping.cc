@@ -31,10 +31,12 @@ struct Rig {
     cq = context->createCompletionQueue(cqDepth, nullptr);
     qp = makeQueuePair(type);
   }
-  std::shared_ptr<QueuePair> makeQueuePair(QpType type = QpType::Rc) {
+  std::shared_ptr<QueuePair> makeQueuePair(QpType type = QpType::Rc,
+                                           std::shared_ptr<SharedReceiveQueue> srq = nullptr) {
     QpInit init;
     init.type = type;
     init.sendCq = init.recvCq = cq;
+    init.srq = srq;
     init.cap.maxSendWr = kSendDepth;
     init.cap.maxRecvWr = kReceiveDepth;
     init.cap.maxInlineData = 32;
@@ -71,7 +73,8 @@ size_t postWrites(QueuePair& qp, uint64_t firstWrId, size_t count, int* errnum, 
   return qp.postSend(requests.data(), count, errnum);
 }
 
-size_t postReceives(QueuePair& qp, uint64_t firstWrId, size_t count, int* errnum) {
+template <typename Queue>
+size_t postReceives(Queue& qp, uint64_t firstWrId, size_t count, int* errnum) {
   std::vector<ReceiveWorkRequest> requests(count);
   for (size_t i = 0; i < count; i++) requests[i].wrId = firstWrId + i;
   return qp.postReceive(requests.data(), count, errnum);
@@ -525,6 +528,38 @@ TEST_CASE("completions of a queue pair that ends can still be polled, also of a 
   CHECK(completions[0].wrId == 10);
   CHECK(completions[1].wrId == 11);
   CHECK(completions[2].wrId == 20);
+}
+
+TEST_CASE("a shared receive counts until its completion is polled, whatever queue pairs close meanwhile") {
+  FakeDevice device;
+  Rig rig(device, 16);
+  auto srq = rig.domain->createSharedReceiveQueue(4, 1);
+  int errnum = 0;
+  std::vector<std::shared_ptr<QueuePair>> queuePairs;
+  for (int i = 0; i < 3; i++) queuePairs.push_back(rig.makeQueuePair(QpType::Rc, srq));
+  REQUIRE(postReceives(*srq, 10, 4, &errnum) == 4);
+  for (const auto& queuePair : queuePairs) {
+    device.completeReceives(queuePair->number(), 4);
+    queuePair->close();
+    CHECK(postReceives(*srq, 20, 4, &errnum) == 0);
+    CHECK(errnum == ENOMEM);
+  }
+  SUBCASE("they are polled") {
+    const auto completions = pollAll(*rig.cq);
+    REQUIRE(completions.size() == 4);
+    CHECK(completions[3].wrId == 13);
+  }
+  SUBCASE("nobody can poll them any more") {
+    rig.cq->close();
+  }
+  CHECK(postReceives(*srq, 20, 5, &errnum) == 4);
+  if (rig.cq->closed()) return;
+  // All entries of the completion queue are free again.
+  rig.qp = rig.makeQueuePair();
+  auto second = rig.makeQueuePair();
+  CHECK(postWrites(*rig.qp, 1, 8, &errnum) + postWrites(*second, 1, 8, &errnum) == 16);
+  auto third = rig.makeQueuePair();
+  CHECK(postWrites(*third, 1, 1, &errnum) == 0);
 }
 
 TEST_CASE("RESET gives up what is outstanding, and a late completion of that life is not taken for one of the next") {

@@ -162,6 +162,11 @@ void IbvCompletionQueue::close() {
       throwSystemError("ibv_destroy_cq", errnum, "Closing a completion queue of " + context_->device().name, "");
     }
     usable_ = false;
+    // The shared receives whose completions nobody can poll any more.
+    for (; takenInNext_ < takenIn_.size(); takenInNext_++) {
+      const WorkCompletion& one = takenIn_[takenInNext_];
+      if ((one.wcFlags & kOfSharedQueue) != 0) sharedOf(one).queue->giveBack(1);
+    }
   });
 }
 
@@ -249,6 +254,10 @@ void IbvCompletionQueue::detach(const std::shared_ptr<WorkQueue>& queue) {
   giveUp(queue).queue.reset();
 }
 
+IbvCompletionQueue::Shared& IbvCompletionQueue::sharedOf(const WorkCompletion& completion) {
+  return shared_.at((completion.wcFlags & ~kOfSharedQueue) >> kSharedNumberShift);
+}
+
 int IbvCompletionQueue::poll(WorkCompletion* completions, int max) {
   if (max <= 0) return 0;
   std::lock_guard<AdaptiveMutex> lock(pollMutex_);
@@ -268,7 +277,8 @@ int IbvCompletionQueue::poll(WorkCompletion* completions, int max) {
         credits++;
         continue;
       }
-      Shared& shared = shared_.at((completions[i].wcFlags & ~kOfSharedQueue) >> kSharedNumberShift);
+      Shared& shared = sharedOf(completions[i]);
+      shared.queue->giveBack(1);
       completions[i].wcFlags &= kDeviceFlags;
       if (shared.users == 0 && shared.late > 0) {
         shared.late--;

@@ -86,6 +86,7 @@ class IbvCompletionQueue final : public CompletionQueue {
   // All under pollMutex_.
   Slot& giveUp(const std::shared_ptr<WorkQueue>& queue);
   void takeInLocked();
+  Shared& sharedOf(const WorkCompletion& completion);  // which must be marked as one's
   bool translateShared(const ibv_wc& raw, WorkCompletion* completion);
   int pollDevice(WorkCompletion* completions, int max);
   bool translate(const ibv_wc& raw, WorkCompletion* completion);

@@ -127,6 +127,7 @@ size_t IbvSharedReceiveQueue::postReceive(const ReceiveWorkRequest* requests, si
       posted = bad >= chain && bad < chain + ready ? static_cast<uint32_t>(bad - chain) : 0;
       uint64_t ignored = 0;
       for (uint32_t i = posted; i < ready; i++) queue_->retire(static_cast<uint32_t>(chain[i].wr_id), &ignored);
+      queue_->giveBack(ready - posted);
       *errnum = result;
     }
     accepted += posted;

@@ -16,7 +16,8 @@ constexpr uint32_t kMaxSharedQueueNumber = kSharedSlotBit - 1;
 
 class SharedWorkQueue {
  public:
-  SharedWorkQueue(uint32_t number, uint32_t capacity) : number_(number), wrIds_(capacity), outstanding_(capacity) {
+  SharedWorkQueue(uint32_t number, uint32_t capacity)
+      : number_(number), wrIds_(capacity), outstanding_(capacity), available_(capacity) {
     free_.reserve(capacity);
     for (uint32_t index = capacity; index > 0; index--) free_.push_back(index - 1);
   }
@@ -27,7 +28,8 @@ class SharedWorkQueue {
   // Takes a free entry for a receive and gives its cookie; false if there is none.
   bool take(uint64_t wrId, uint64_t* cookie) {
     std::lock_guard<AdaptiveMutex> lock(mutex_);
-    if (free_.empty()) return false;
+    if (available_ == 0) return false;
+    available_--;
     const uint32_t index = free_.back();
     free_.pop_back();
     wrIds_[index] = wrId;
@@ -35,7 +37,8 @@ class SharedWorkQueue {
     *cookie = static_cast<uint64_t>(kSharedSlotBit | number_) << 32 | index;
     return true;
   }
-  // The entry's receive has completed (or was never posted). False if it is not outstanding.
+  // The entry's receive has completed (or was never posted), and counts until giveBack(). False if it is not
+  // outstanding.
   bool retire(uint32_t index, uint64_t* wrId) {
     std::lock_guard<AdaptiveMutex> lock(mutex_);
     if (index >= outstanding_.size() || !outstanding_[index]) return false;
@@ -44,13 +47,19 @@ class SharedWorkQueue {
     free_.push_back(index);  // within what was reserved
     return true;
   }
+  // As many retired ones can be taken again: their completions were handed out, or never will be.
+  void giveBack(uint32_t count) {
+    std::lock_guard<AdaptiveMutex> lock(mutex_);
+    available_ += count;
+  }
 
  private:
   const uint32_t number_;
   AdaptiveMutex mutex_;
   std::vector<uint64_t> wrIds_;
   std::vector<bool> outstanding_;
-  std::vector<uint32_t> free_;
+  std::vector<uint32_t> free_;  // not outstanding
+  uint32_t available_;          // of those, without the ones whose completion was not handed out yet
 };
 
 }  // namespace quorate::ibverbs
