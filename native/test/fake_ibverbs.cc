@@ -96,6 +96,15 @@ struct FakeVerbs {
     }
     return gone(mr);
   }
+  static int reregMr(ibv_mr* mr, int, ibv_pd*, void* address, size_t length, int) {
+    if (g_device->reregResult != 0) {
+      errno = g_device->reregErrno;
+      return g_device->reregResult;
+    }
+    mr->addr = address;
+    mr->length = length;
+    return 0;
+  }
   static ibv_mw* allocMw(ibv_pd* pd, ibv_mw_type type) {
     auto* mw = new ibv_mw();
     mw->context = pd->context;
@@ -262,6 +271,7 @@ FakeDevice::FakeDevice() {
   library_.deallocPd = FakeVerbs::deallocPd;
   library_.regMr = FakeVerbs::regMr;
   library_.deregMr = FakeVerbs::deregMr;
+  library_.reregMr = FakeVerbs::reregMr;
   library_.createCompChannel = FakeVerbs::createChannel;
   library_.destroyCompChannel = FakeVerbs::destroyChannel;
   library_.createCq = FakeVerbs::createCq;

@@ -65,6 +65,8 @@ class FakeDevice {
   std::atomic<int> destroyCqResult{0};
   std::atomic<int> deallocMwResult{0};
   std::atomic<int> modifyResult{0};
+  std::atomic<int> reregResult{0};  // an ibv_rereg_mr_err_code; errno is then reregErrno
+  std::atomic<int> reregErrno{0};
   std::atomic<int> pollResult{0};         // below 0: the completion queue fails
   std::atomic<int> startSendResult{0};    // requests are queued but the device is not told
   std::atomic<int> acceptSends{1 << 30};  // how many more requests the send queue takes

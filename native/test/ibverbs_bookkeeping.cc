@@ -309,6 +309,27 @@ TEST_CASE("a deregistration that the device refuses is not a revocation, and can
   CHECK(rig.domain->closed());
 }
 
+TEST_CASE("a re-registration that the device did not carry out to the end has revoked nothing") {
+  FakeDevice device;
+  Rig rig(device);
+  auto memory = rig.context->allocateMemory({4096, false, "", false});
+  auto region = rig.domain->registerMemory(memory, 0, 4096, kAccessLocalWrite | kAccessRemoteWrite);
+  MemoryRegion::Changes changes;
+  changes.access = kAccessLocalWrite;
+  const auto result = [&](int code, int errnum) {
+    device.reregResult = code;
+    device.reregErrno = errnum;
+    return codeOf([&] { region->reregister(changes); });
+  };
+  CHECK(result(IBV_REREG_MR_ERR_CMD, EINVAL) == "QUORATE_REVOKE_FAILED");
+  CHECK(result(IBV_REREG_MR_ERR_CMD_AND_DO_FORK_NEW, ENOMEM) == "QUORATE_REVOKE_FAILED");
+  CHECK(result(IBV_REREG_MR_ERR_CMD, EOPNOTSUPP) == "QUORATE_UNSUPPORTED");
+  CHECK(result(IBV_REREG_MR_ERR_INPUT, EINVAL) == "QUORATE_SYSTEM");
+  CHECK(region->access() == (kAccessLocalWrite | kAccessRemoteWrite));
+  CHECK(result(0, 0) == "");
+  CHECK(region->access() == kAccessLocalWrite);
+}
+
 TEST_CASE("a queue pair that the device does not destroy stays open") {
   FakeDevice device;
   Rig rig(device);

@@ -155,10 +155,13 @@ void IbvMemoryRegion::reregister(const Changes& changes) {
                            "). Register another region, then close this one.",
                        errnum, "ibv_rereg_mr");
     }
-    throwPinningError("ibv_rereg_mr", errnum, what, length,
-                      result == IBV_REREG_MR_ERR_INPUT || result == IBV_REREG_MR_ERR_DONT_FORK_NEW
-                          ? "Nothing has changed."
-                          : "The region is of no more use: close it.");
+    if (result != IBV_REREG_MR_ERR_INPUT && result != IBV_REREG_MR_ERR_DONT_FORK_NEW) {
+      throw VerbsError("QUORATE_REVOKE_FAILED",
+                       what + " failed: " + errnoText(errnum) +
+                           ". Peers that know its key may still use it. The region is of no more use: close it.",
+                       errnum, "ibv_rereg_mr");
+    }
+    throwPinningError("ibv_rereg_mr", errnum, what, length, "Nothing has changed.");
   }
   lkey_.store(handle_->lkey);
   rkey_.store(handle_->rkey);
