@@ -328,6 +328,7 @@ void FakeDevice::complete(uint32_t qpNumber, bool receive, size_t count, ibv_wc_
     // Undefined after an error; a misleading value, so that nobody relies on it.
     completion.opcode = (status == IBV_WC_SUCCESS) == receive ? IBV_WC_RECV : IBV_WC_RDMA_WRITE;
     completion.qp_num = qpNumber;
+    completion.src_qp = FakeDevice::kSender;
     cq->completions.push_back(completion);
     largestFill_ = std::max(largestFill_.load(), cq->completions.size());
   }

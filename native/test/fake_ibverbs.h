@@ -53,6 +53,7 @@ class FakeDevice {
   // the shared receive queue, if the queue pair has one.
   void completeSends(uint32_t qpNumber, size_t count, ibv_wc_status status = IBV_WC_SUCCESS);
   void completeReceives(uint32_t qpNumber, size_t count, ibv_wc_status status = IBV_WC_SUCCESS);
+  static constexpr uint32_t kSender = 0x77;  // src_qp of all completions
   // Puts any completion into the queue that reports the sends of a queue pair.
   void injectCompletion(uint32_t qpNumber, uint64_t cookie, ibv_wc_status status);
   std::vector<PostedRequest> postedSends(uint32_t qpNumber);

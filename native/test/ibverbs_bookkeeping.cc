@@ -583,6 +583,26 @@ TEST_CASE("a shared receive counts until its completion is polled, whatever queu
   CHECK(postWrites(*third, 1, 1, &errnum) == 0);
 }
 
+TEST_CASE("the sender of a datagram without a routing header is told, also from a shared receive queue") {
+  FakeDevice device;
+  Rig rig(device, 16);
+  auto srq = rig.domain->createSharedReceiveQueue(4, 1);
+  auto datagrams = rig.makeQueuePair(QpType::Ud);
+  auto sharing = rig.makeQueuePair(QpType::Ud, srq);
+  int errnum = 0;
+  REQUIRE(postReceives(*rig.qp, 1, 1, &errnum) == 1);
+  REQUIRE(postReceives(*datagrams, 2, 1, &errnum) == 1);
+  REQUIRE(postReceives(*srq, 3, 2, &errnum) == 2);
+  for (const auto& queuePair : {rig.qp, datagrams, sharing}) device.completeReceives(queuePair->number(), 1);
+  device.completeReceives(sharing->number(), 1, IBV_WC_WR_FLUSH_ERR);
+  const auto completions = pollAll(*rig.cq);
+  REQUIRE(completions.size() == 4);
+  CHECK(completions[0].srcQpNum == 0);
+  CHECK(completions[1].srcQpNum == FakeDevice::kSender);
+  CHECK(completions[2].srcQpNum == FakeDevice::kSender);
+  CHECK(completions[3].srcQpNum == 0);
+}
+
 TEST_CASE("RESET gives up what is outstanding, and a late completion of that life is not taken for one of the next") {
   FakeDevice device;
   Rig rig(device, 8);

@@ -211,7 +211,7 @@ void IbvCompletionQueue::takeInLocked() {
   }
 }
 
-void IbvCompletionQueue::attachShared(const std::shared_ptr<SharedWorkQueue>& queue) {
+void IbvCompletionQueue::attachShared(const std::shared_ptr<SharedWorkQueue>& queue, bool datagrams) {
   std::lock_guard<AdaptiveMutex> lock(pollMutex_);
   Shared& shared = shared_[queue->number()];
   if (shared.users == 0) {
@@ -228,6 +228,7 @@ void IbvCompletionQueue::attachShared(const std::shared_ptr<SharedWorkQueue>& qu
     shared.late = 0;
   }
   shared.users++;
+  shared.datagrams = shared.datagrams || datagrams;
 }
 
 void IbvCompletionQueue::detachShared(const std::shared_ptr<SharedWorkQueue>& queue) {
@@ -428,7 +429,8 @@ bool IbvCompletionQueue::translateShared(const ibv_wc& raw, WorkCompletion* comp
   completion->wcFlags = succeeded ? flagsOf(raw) : 0;
   completion->immData = extraData(raw, completion->wcFlags);
   completion->qpNum = raw.qp_num;
-  completion->srcQpNum = (completion->wcFlags & kWcGrh) != 0 ? raw.src_qp : 0;
+  const bool datagram = (completion->wcFlags & kWcGrh) != 0 || found->second.datagrams;
+  completion->srcQpNum = succeeded && datagram ? raw.src_qp : 0;
   completion->slid = raw.slid;
   completion->pkeyIndex = raw.pkey_index;
   completion->sl = raw.sl;

@@ -42,7 +42,7 @@ class IbvCompletionQueue final : public CompletionQueue {
 
   // A queue pair with a shared receive queue reports here. Keeps as many entries back as the shared queue has receives,
   // once for all queue pairs; throws QUORATE_LIMIT if there are not as many. Undone when the last of them has gone.
-  void attachShared(const std::shared_ptr<SharedWorkQueue>& queue);
+  void attachShared(const std::shared_ptr<SharedWorkQueue>& queue, bool datagrams);
   void detachShared(const std::shared_ptr<SharedWorkQueue>& queue);
   // Fetches what the device has reported so far, to be polled later.
   void takeIn();
@@ -74,8 +74,9 @@ class IbvCompletionQueue final : public CompletionQueue {
 
   struct Shared {
     std::shared_ptr<SharedWorkQueue> queue;
-    uint32_t users = 0;  // 0: kept for completions that come late
-    uint32_t late = 0;   // entries still kept back without users: completions taken in and not handed out
+    uint32_t users = 0;      // 0: kept for completions that come late
+    bool datagrams = false;  // of UD queue pairs, too
+    uint32_t late = 0;       // entries still kept back without users: completions taken in and not handed out
   };
 
   IbvCompletionQueue(std::shared_ptr<IbvContext> context, std::shared_ptr<IbvCompletionChannel> channel,

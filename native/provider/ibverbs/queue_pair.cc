@@ -181,7 +181,7 @@ std::shared_ptr<IbvQueuePair> IbvQueuePair::create(std::shared_ptr<IbvProtection
   receiveCq->attach(receiveQueue);
   queuePair->receiveQueue_ = std::move(receiveQueue);
   if (srq != nullptr) {
-    receiveCq->attachShared(srq->queue());
+    receiveCq->attachShared(srq->queue(), init.type == QpType::Ud);
     queuePair->sharedAttached_ = true;
     srq->lifecycle().addChild(queuePair);
   }
