@@ -71,6 +71,8 @@ export class BackgroundThread {
     this.worker = new Worker(new URL('./background-worker.js', import.meta.url), {
       workerData: data,
       name: `quorate background ${options.id}`,
+      // It says how the program is to be read that came by standard input or as text, and Node.js refuses it for a file.
+      ...(process.execArgv.some((argument) => argument.startsWith('--input-type')) ? { execArgv: [] } : {}),
       resourceLimits: { maxOldGenerationSizeMb: 64, maxYoungGenerationSizeMb: 16 },
     });
     this.worker.on('message', options.onReport);

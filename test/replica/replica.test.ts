@@ -1,4 +1,5 @@
 // Replica as a service uses it, on shm, all members in this process: what a cluster owes its users.
+import { execFileSync } from 'node:child_process';
 import { once } from 'node:events';
 import { afterEach, describe, expect, it } from 'vitest';
 import { Replica } from '#lib/index.js';
@@ -11,6 +12,21 @@ afterEach(async () => {
 });
 
 const bytes = (text: string) => new Uint8Array(Buffer.from(text));
+
+it('runs in a program that comes by standard input, or from the command line', async () => {
+  const program = `
+    import { Replica } from '#lib/index.js';
+    const stateMachine = { apply: () => 5, snapshot: () => new Uint8Array(0), restore() {} };
+    const members = ${JSON.stringify(await members(1))};
+    const replica = await Replica.open({ id: 0, members, clusterKey: 'a cluster key for tests', stateMachine, device: 'shm' });
+    console.log((await replica.propose(new Uint8Array(1))).result);
+    await replica.close();
+  `;
+  const run = (args: string[], input: string) =>
+    execFileSync(process.execPath, ['--input-type=module', ...args], { input, timeout: 25_000 }).toString();
+  expect(run([], program)).toBe('5\n');
+  expect(run(['--eval', program], '')).toBe('5\n');
+});
 
 describe('while open() is under way', () => {
   it('keeps warnings for who listens when it has resolved', async () => {
