@@ -11,32 +11,63 @@ export interface ListeningPlaceHost {
   onWarning(error: Error): void;
 }
 
+/** A server and where it listens. */
+interface Place {
+  readonly server: ControlServer;
+  readonly host: string;
+  readonly port: number;
+}
+
 export class ListeningPlace {
-  private server: ControlServer;
-  private at_: { readonly host: string; readonly port: number } = { host: '', port: 0 };
-  /** At an address before a change, for a moment still, or at the one after, not yet. */
+  private current: Place;
+  /** At addresses before a change, for a moment still, with what ends that. */
+  private readonly former = new Map<Place, NodeJS.Timeout>();
+  /** Whose ends close() has to wait for, too: at a former address, or at one where none could listen yet. */
   private readonly others = new Set<ControlServer>();
+  /** Changes take effect in their order: the last one counts, however long it takes to look up the name of another. */
+  private moving: Promise<void> = Promise.resolve();
 
   constructor(private readonly host: ListeningPlaceHost) {
-    this.server = host.makeServer();
+    this.current = { server: host.makeServer(), host: '', port: 0 };
   }
 
   /** Where it listens now. */
   get at(): { readonly host: string; readonly port: number } {
-    return this.at_;
+    const { host, port } = this.current;
+    return { host, port };
   }
 
   async listen(host: string, port: number): Promise<void> {
-    await this.server.listen(host, port);
-    this.at_ = { host, port };
+    const { server } = this.current;
+    await server.listen(host, port);
+    this.current = { server, host, port };
   }
 
   /** The committed configuration has this replica at another address: it listens there from now on. */
-  async move(host: string, port: number): Promise<void> {
+  move(host: string, port: number): Promise<void> {
+    this.moving = this.moving.then(() => this.moveOn(host, port));
+    return this.moving;
+  }
+
+  private async moveOn(host: string, port: number): Promise<void> {
+    const isThere = (place: Place) => place.host === host && place.port === port;
+    if (this.host.isClosed() || isThere(this.current)) return;
+    const place = [...this.former.keys()].find(isThere) ?? (await this.begin(host, port));
+    if (place === undefined || this.host.isClosed()) return; // close() sees to the server as well
+    clearTimeout(this.former.get(place));
+    this.former.delete(place);
+    this.leave(this.current);
+    this.current = place;
+    this.others.delete(place.server);
+  }
+
+  /** Undefined if it is impossible. */
+  private async begin(host: string, port: number): Promise<Place | undefined> {
     const server = this.host.makeServer();
     this.others.add(server);
     try {
       await server.listen(host, port);
+      return { server, host, port };
     } catch (error) {
       await server.close();
       this.others.delete(server);
@@ -45,19 +76,22 @@ export class ListeningPlace {
         `the address of this replica was changed to ${host}:${port}, where it cannot listen (${message}); it goes on ` +
         'listening where it did: start it there, or change the address again';
       this.host.onWarning(new QuorateError('QUORATE_ADDRESS_CHANGE', text, { cause: error }));
-      return;
+      return undefined;
     }
-    if (this.host.isClosed()) return; // and this server as well
-    const former = this.server;
-    this.server = server;
-    this.at_ = { host, port };
-    this.others.delete(server);
-    this.others.add(former);
-    // Members dial the new address as soon as they know it; what is under way on the connections gets time to end.
-    setTimeout(() => void former.close().then(() => this.others.delete(former)), REMOVED_GRACE_MS).unref();
+  }
+
+  /** Members dial the new address as soon as they know it; what is under way on the connections gets time to end. */
+  private leave(place: Place): void {
+    const { server } = place;
+    this.others.add(server);
+    const end = () => {
+      this.former.delete(place);
+      void server.close().then(() => this.others.delete(server));
+    };
+    this.former.set(place, setTimeout(end, REMOVED_GRACE_MS).unref());
   }
 
   async close(): Promise<void> {
-    await Promise.all([this.server, ...this.others].map((server) => server.close()));
+    await Promise.all([this.current.server, ...this.others].map((server) => server.close()));
   }
 }

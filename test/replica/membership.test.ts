@@ -28,6 +28,17 @@ const PROFILE: BackgroundProfile = {
 };
 const bytes = (text: string) => new Uint8Array(Buffer.from(text));
 
+/** Whether somebody listens there. */
+function answers(host: string, port: number): Promise<boolean> {
+  return new Promise((resolve) => {
+    const socket = connect(port, host, () => {
+      socket.destroy();
+      resolve(true);
+    });
+    socket.once('error', () => resolve(false));
+  });
+}
+
 /** Replicas that come and go, by id. */
 let replicas: Map<number, Replica<number>>;
 let machines: Map<number, CommandLog>;
@@ -247,15 +258,7 @@ describe('membership', () => {
     const { host, port } = place(0);
     const [next] = (await freePorts(1)) as [number];
     await replica.changeAddress(0, { host, port: next });
-    const answers = () =>
-      new Promise<boolean>((resolve) => {
-        const socket = connect(next, host, () => {
-          socket.destroy();
-          resolve(true);
-        });
-        socket.once('error', () => resolve(false));
-      });
-    while (!(await answers()));
+    while (!(await answers(host, next)));
     await replica.close();
     // Port by port: each can be listened on by somebody else.
     for (const free of [port, next]) {
@@ -264,6 +267,21 @@ describe('membership', () => {
       await once(server, 'listening');
       await new Promise((resolve) => server.close(resolve));
     }
+  });
+
+  it('listens again where it did when its address is changed back at once', async () => {
+    const replica = await found(1);
+    const { host, port } = place(0);
+    const [next] = (await freePorts(1)) as [number];
+    const warnings: unknown[] = [];
+    replica.on('warning', (warning) => warnings.push(warning));
+    await replica.changeAddress(0, { host, port: next });
+    while (!(await answers(host, next)));
+    await replica.changeAddress(0, { host, port });
+    // One of the two is left a moment later.
+    while ((await answers(host, next)) && (await answers(host, port)));
+    expect(await answers(host, port)).toBe(true);
+    expect(warnings).toEqual([]);
   });
 
   it('changes the address of a member that runs, of one that is down, and of the leader', async () => {
