@@ -113,19 +113,33 @@ export function checkAddress(address: { readonly host: string; readonly port: nu
   checkInteger(port, 1, 65535, `${what}: port`);
 }
 
+const MEMBER_ADDRESS: Readonly<Record<keyof MemberAddress, true>> = {
+  id: true,
+  host: true,
+  port: true,
+  priority: true,
+};
+
+/** One that is founded with or added. */
 export function checkMember(member: MemberAddress, what: string): void {
+  checkContact(member, what);
+  checkNames(member, MEMBER_ADDRESS, what);
+}
+
+/** One to ask, which may be as status() has it. */
+function checkContact(member: MemberAddress, what: string): void {
   if (typeof member !== 'object' || member === null) invalid(`${what} must be an object with id, host and port`);
   checkInteger(member.id, 0, MAX_REPLICAS - 1, `${what}: id`);
   checkAddress(member, `${what} (replica ${member.id})`);
   if (member.priority !== undefined) checkInteger(member.priority, 0, PRIORITY_MAX, `${what}: priority`);
 }
 
-function checkList(members: readonly MemberAddress[], what: string): Set<number> {
+function checkList(members: readonly MemberAddress[], what: string, checkOne = checkMember): Set<number> {
   if (!Array.isArray(members) || members.length === 0) invalid(`${what} must list the replicas of the cluster`);
   if (members.length > MAX_REPLICAS) invalid(`${what} lists ${members.length} replicas, more than ${MAX_REPLICAS}`);
   const ids = new Set<number>();
   for (const member of members) {
-    checkMember(member, what);
+    checkOne(member, what);
     if (ids.has(member.id)) invalid(`${what} lists id ${member.id} twice`);
     ids.add(member.id);
   }
@@ -137,7 +151,7 @@ function checkPlace({ id, members, join, address }: ReplicaOptions<never>): Memb
   if (join !== undefined) {
     if (members !== undefined)
       return invalid('members founds a cluster and join joins one that exists: pass one of them');
-    const ids = checkList(join, 'join');
+    const ids = checkList(join, 'join', checkContact);
     if (ids.size === 1 && ids.has(id)) return invalid('join must list a replica other than this one');
     if (address === undefined) return invalid('join needs an address: host and port of this replica');
     checkAddress(address, 'address');

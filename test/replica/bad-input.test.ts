@@ -79,6 +79,12 @@ describe('Replica.open() refuses', () => {
       'QUORATE_INVALID_ARGUMENT',
       /surviveCrash has no/,
     ],
+    [
+      'one of `members`',
+      (list) => ({ members: list.map((member) => ({ ...member, prio: 3 })) }),
+      'QUORATE_INVALID_ARGUMENT',
+      /members has no member 'prio'.*priority/,
+    ],
     ['a cluster key that is none', () => ({ clusterKey: null, surviveCrash: true }), 'QUORATE_CLUSTER_KEY', /neither/],
     ['a profile that is none', () => ({ profile: null }), 'QUORATE_INVALID_ARGUMENT', /profile is neither/],
     ['a profile that every object has', () => ({ profile: 'constructor' }), 'QUORATE_INVALID_ARGUMENT', /constructor/],
@@ -223,6 +229,11 @@ describe('propose() refuses', () => {
         expect((await failure(refused)).code).toBe('QUORATE_INVALID_ARGUMENT');
       }
       expect((await failure(replica.changeAddress(0, undefined as never))).code).toBe('QUORATE_INVALID_ARGUMENT');
+      const misspelt = { id: 1, host: '127.0.0.1', port: 1, prio: 3 };
+      for (const change of [replica.addLearner(misspelt), replica.addSpare(misspelt), replica.replace(0, misspelt)]) {
+        expect((await failure(change)).message).toMatch(/no member 'prio'.*priority/);
+      }
+      expect(replica.status().members).toHaveLength(1);
     } finally {
       await cluster.close();
     }
