@@ -1,5 +1,5 @@
 // Checks of what users pass in: each failure is an error with code QUORATE_INVALID_ARGUMENT that names the option.
-import { types } from 'node:util';
+import { inspect, types } from 'node:util';
 import { hostBytes } from '../consensus/configuration.js';
 import { HOST_BYTES_MAX, LOG_BYTES_MAX, LOG_BYTES_MIN, MAX_REPLICAS, PRIORITY_MAX } from '../consensus/limits.js';
 import { QuorateError } from '../errors.js';
@@ -92,6 +92,13 @@ export function checkNoPromise(returned: unknown, what: string): void {
   if (typeof then !== 'function') return;
   then.call(returned, undefined, () => {}); // what it rejects with nobody waits for
   invalid(`${what} returned a promise: it must have done all when it returns`);
+}
+
+/** What code of users throws, as an Error (perhaps of another realm), which whoever is told of it can go by. */
+export function thrownError(thrown: unknown, what: string): Error {
+  if (thrown instanceof Error || types.isNativeError(thrown)) return thrown;
+  const text = `${what} threw ${inspect(thrown)}, which is no Error: throw one, which has a message and a stack`;
+  return new QuorateError('QUORATE_INVALID_ARGUMENT', text, { cause: thrown });
 }
 
 /** A string, as of an environment variable, would look like the number that it is not. */

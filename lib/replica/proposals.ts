@@ -3,7 +3,7 @@
 import { PROPOSE_LEAVING, PROPOSE_LOG_FULL, PROPOSE_NOT_LEADER } from '../consensus/replication-plane.js';
 import { QuorateError } from '../errors.js';
 import type { SessionTable } from '../rsm/session-table.js';
-import { checkNoPromise } from './check-options.js';
+import { checkNoPromise, thrownError } from './check-options.js';
 import type { FlushSchedule } from './flush-schedule.js';
 import { NotLeaderError } from './not-leader-error.js';
 import { OutcomeUnknownError, PendingProposals } from './pending-proposals.js';
@@ -221,7 +221,12 @@ export class Proposals<Result> {
     const { sessions, stateMachine } = this.host;
     const decision = sessions.begin(origin, sequence);
     if (decision === 'apply') {
-      const result = stateMachine.apply(bytes.subarray(payloadOffset, payloadOffset + payloadBytes), lsn);
+      let result: Result;
+      try {
+        result = stateMachine.apply(bytes.subarray(payloadOffset, payloadOffset + payloadBytes), lsn);
+      } catch (error) {
+        throw thrownError(error, 'apply() of the state machine');
+      }
       checkNoPromise(result, 'apply() of the state machine');
       sessions.finish(origin, sequence, lsn, result);
       // Not before: an error of apply() ends the replica, and with it all that is pending, this one included.

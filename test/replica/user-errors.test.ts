@@ -61,6 +61,27 @@ it.each([undefined, { origin: 5, sequence: 1 }])(
   },
 );
 
+it.each(['a text', undefined, Object.create(null)])('tells of what apply() throws as an Error, %#', async (thrown) => {
+  const machine = new CommandLog();
+  machine.apply = () => {
+    throw thrown;
+  };
+  const replica = await Replica.open(optionsFor(0, await members(1), { stateMachine: machine }));
+  open.push(replica);
+  const fatal = once(replica, 'fatal');
+  await expect(replica.propose(bytes('x'))).rejects.toMatchObject({
+    code: 'QUORATE_OUTCOME_UNKNOWN',
+    message: expect.stringContaining('apply() of the state machine threw'),
+  });
+  const [error] = await fatal;
+  expect(error).toBeInstanceOf(QuorateError);
+  expect(error).toMatchObject({
+    code: 'QUORATE_INVALID_ARGUMENT',
+    message: expect.stringMatching(/apply\(\) of the state machine threw .*, which is no Error/),
+  });
+  expect(error.cause).toBe(thrown);
+});
+
 it('stops at the first command when apply() returns a promise', async () => {
   const machine = new CommandLog();
   machine.apply = () => Promise.resolve(1) as never;
