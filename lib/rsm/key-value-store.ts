@@ -10,7 +10,7 @@
 // collector little, and no sequence of bytes is mapped to another one, as decoding invalid UTF-8 would.
 import { createHash } from 'node:crypto';
 import { PAYLOAD_BYTES_MAX } from '../consensus/limits.js';
-import { outOfRange, QuorateError } from '../errors.js';
+import { invalidArgument, outOfRange, QuorateError } from '../errors.js';
 import type { SnapshotStream, StateMachine } from '../replica/replica-options.js';
 import { ChangesAside, type Values } from './changes-aside.js';
 import { ENTRY_HEADER_BYTES, EntryDecoder, encodeEntries, HEADER_BYTES } from './key-value-snapshot.js';
@@ -54,13 +54,15 @@ export interface KeyValueStoreOptions {
   readonly stateBytesMax?: number;
 }
 
-function bytesOf(text: Text): Uint8Array {
-  return typeof text === 'string' ? Buffer.from(text, 'utf8') : text;
+function bytesOf(text: Text, what: string): Uint8Array {
+  if (typeof text === 'string') return Buffer.from(text, 'utf8');
+  if (!(text instanceof Uint8Array)) throw invalidArgument(`the ${what} is neither a string nor a Uint8Array`);
+  return text;
 }
 
 function encode(opcode: number, key: Text, value: Text): Uint8Array {
-  const keyBytes = bytesOf(key);
-  const valueBytes = bytesOf(value);
+  const keyBytes = bytesOf(key, 'key');
+  const valueBytes = bytesOf(value, 'value');
   if (keyBytes.length === 0 || keyBytes.length > KEY_BYTES_MAX) {
     throw outOfRange(`key of ${keyBytes.length} bytes; a key has 1 to ${KEY_BYTES_MAX} bytes`);
   }
@@ -79,12 +81,12 @@ function encode(opcode: number, key: Text, value: Text): Uint8Array {
   return command;
 }
 
-/** The command that sets `key` to `value`. Throws QUORATE_OUT_OF_RANGE or QUORATE_PAYLOAD_TOO_LARGE. */
+/** The command that sets `key` to `value`. Throws QUORATE_INVALID_ARGUMENT, QUORATE_OUT_OF_RANGE or QUORATE_PAYLOAD_TOO_LARGE. */
 export function encodeSet(key: Text, value: Text): Uint8Array {
   return encode(OPCODE_SET, key, value);
 }
 
-/** The command that removes `key`. Throws QUORATE_OUT_OF_RANGE. */
+/** The command that removes `key`. Throws QUORATE_INVALID_ARGUMENT or QUORATE_OUT_OF_RANGE. */
 export function encodeDelete(key: Text): Uint8Array {
   return encode(OPCODE_DELETE, key, '');
 }
@@ -135,7 +137,7 @@ export class KeyValueStore implements StateMachine<KeyValueResult> {
 
   /** The value as bytes, undefined if there is no such key. */
   get(key: Text): Uint8Array | undefined {
-    const value = this.values.get(Buffer.from(bytesOf(key)).toString('latin1'));
+    const value = this.values.get(Buffer.from(bytesOf(key, 'key')).toString('latin1'));
     return value === undefined ? undefined : Uint8Array.from(Buffer.from(value, 'latin1'));
   }
 
@@ -147,7 +149,7 @@ export class KeyValueStore implements StateMachine<KeyValueResult> {
 
   /** Whether the key has a value. */
   has(key: Text): boolean {
-    return this.values.has(Buffer.from(bytesOf(key)).toString('latin1'));
+    return this.values.has(Buffer.from(bytesOf(key, 'key')).toString('latin1'));
   }
 
   /** All keys and values as bytes. */

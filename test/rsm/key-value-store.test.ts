@@ -132,6 +132,24 @@ test('decoding gives back what was encoded', () => {
   );
 });
 
+test('keys and values that are neither text nor bytes are refused, and named', () => {
+  const store = new KeyValueStore();
+  for (const none of [5, null, undefined, true, [1, 2], {}, new Uint16Array(2)] as never[]) {
+    const calls: [string, () => void][] = [
+      ['key', () => encodeSet(none, 'x')],
+      ['value', () => encodeSet('k', none)],
+      ['key', () => encodeDelete(none)],
+      ['key', () => store.get(none)],
+      ['key', () => store.getText(none)],
+      ['key', () => store.has(none)],
+    ];
+    for (const [what, call] of calls) {
+      expect(code(call)).toBe('QUORATE_INVALID_ARGUMENT');
+      expect(call).toThrow(`the ${what} is neither a string nor a Uint8Array`);
+    }
+  }
+});
+
 test('lengths over the limit are refused with the limit named', () => {
   expect(code(() => encodeSet('', 'x'))).toBe('QUORATE_OUT_OF_RANGE');
   expect(() => encodeSet('k'.repeat(KEY_BYTES_MAX + 1), 'x')).toThrow(`1 to ${KEY_BYTES_MAX} bytes`);
