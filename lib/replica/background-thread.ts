@@ -2,7 +2,7 @@
 import { Worker } from 'node:worker_threads';
 import type { BackgroundProfile } from '../consensus/background-plane.js';
 import type { LeaseSettings } from '../consensus/lease.js';
-import { QuorateError } from '../errors.js';
+import { errorCode, QuorateError } from '../errors.js';
 import { CONTROL_STOP_OFFSET, type VerbsEndpoint } from '../fabric/verbs-endpoint.js';
 import { addWord, Notifier, Waiter } from '../verbs/index.js';
 import type { BackgroundWorkerData, DurableVoter, ToBackground, ToMain } from './background-messages.js';
@@ -22,6 +22,18 @@ export interface BackgroundThreadOptions {
   readonly onReport: (message: ToMain) => void;
   /** The thread ended though it was not told to: without it the replica can neither vote nor lead. */
   readonly onFailure: (error: Error) => void;
+}
+
+/** What the thread has to say itself has a code; anything else is of Node.js, or a defect. */
+function threadError(id: number, thrown: unknown): Error {
+  if (errorCode(thrown) !== undefined) return thrown as Error;
+  const { message = String(thrown), syscall } = (thrown ?? {}) as NodeJS.ErrnoException;
+  const remedy =
+    syscall === 'uv_cwd'
+      ? 'Node.js starts no thread when the working directory of the process was removed: start it in one that is there'
+      : 'start the replica again';
+  const text = `the background thread of replica ${id} failed (${message}): ${remedy}`;
+  return new QuorateError('QUORATE_BACKGROUND_THREAD', text, { cause: thrown });
 }
 
 export class BackgroundThread {
@@ -85,9 +97,7 @@ export class BackgroundThread {
       });
     this.started = told('started');
     this.ready = told('ready');
-    this.worker.on('error', (error: unknown) => {
-      options.onFailure(error instanceof Error ? error : new Error(String(error)));
-    });
+    this.worker.on('error', (error: unknown) => options.onFailure(threadError(options.id, error)));
     this.exited = new Promise((resolve) => {
       this.worker.once('exit', (code) => {
         if (!this.stopping) {

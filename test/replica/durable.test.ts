@@ -212,6 +212,28 @@ describe('the directory of a durable replica', () => {
     expect(stdout.toString().trim()).toBe(option === 'durable' ? 'QUORATE_DISK_FAILED' : 'QUORATE_SYSTEM');
   });
 
+  test('is no relative one where the process has lost its working directory, in which it opens no replica', () => {
+    const [lost, directory] = [folder(), folder()];
+    const program = `
+      import { rmdirSync } from 'node:fs';
+      import { Replica } from '#lib/index.js';
+      process.chdir('${lost}');
+      rmdirSync('${lost}');
+      const stateMachine = { apply() {}, snapshot() {}, restore() {} };
+      const members = [{ id: 0, host: '127.0.0.1', port: 1 }];
+      const options = { id: 0, members, clusterKey: 'a cluster key for tests', stateMachine, device: 'shm' };
+      for (const durable of [{ directory: 'here' }, { directory: '${directory}' }, false]) {
+        await Replica.open({ ...options, durable }).catch(({ code, message }) => console.log(code, message));
+      }
+    `;
+    const { stdout } = spawnSync(process.execPath, ['--input-type=module', '-e', program], { timeout: 20_000 });
+    const [relative, absolute, none] = stdout.toString().split('\n');
+    expect(relative).toMatch(/^QUORATE_SYSTEM the directory here of durable is relative.*absolute path/);
+    for (const said of [absolute, none]) {
+      expect(said).toMatch(/^QUORATE_BACKGROUND_THREAD .*working directory of the process was removed: start it/);
+    }
+  });
+
   test('is refused when the log lost what was synced, and read up to where its end is torn', async () => {
     const [list, directory] = [await members(3), folder()];
     const first = await open(list, directory);

@@ -68,6 +68,20 @@ export interface DurabilityHost {
   onWarning(error: Error): void;
 }
 
+function absolute(directory: string): string {
+  try {
+    return resolve(directory);
+  } catch (error) {
+    const { message, errno = 0, syscall = 'uv_cwd' } = error as NodeJS.ErrnoException;
+    throw new QuorateError(
+      'QUORATE_SYSTEM',
+      `the directory ${directory} of durable is relative, and the working directory of this process is not there any more ` +
+        `(${message}): name it by its absolute path, or start the process where there is one`,
+      { cause: error, errno: Math.abs(errno), syscall },
+    );
+  }
+}
+
 /** The entries of files that were made just now must not vanish with the power, or the replica would be another one. */
 function syncDirectories(directory: string): void {
   for (const path of [join(directory, 'state'), join(directory, 'promise'), directory]) syncPath(path);
@@ -125,8 +139,8 @@ export class Durability {
    * becomes that of the new cluster first: see becomeFork().
    */
   static async open(options: DurabilityOptions, fork: DurableFork | null = null): Promise<Durability> {
-    const directory = resolve(options.directory);
     const { id } = options;
+    const directory = absolute(options.directory);
     const failed = (error: unknown): QuorateError =>
       fork === null ? diskError(id, directory, 'open its store', error) : forkError(id, directory, error);
     let lock = -1;
