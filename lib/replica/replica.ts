@@ -253,9 +253,12 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     return { ...(typeof options.durable === 'object' ? options.durable : {}), directory: durability.directory };
   }
 
-  private static async openAs<Result>(options: ReplicaOptions<Result>, fork: Fork | null): Promise<Replica<Result>> {
-    const { self, logBytes, openTimeoutMs, durable } = checkReplicaOptions(options as unknown as ReplicaOptions<never>);
-    const { id, clusterKey, shmDirectory, surviveCrash } = options;
+  private static async openAs<Result>(given: ReplicaOptions<Result>, fork: Fork | null): Promise<Replica<Result>> {
+    const { self, logBytes, openTimeoutMs, durable } = checkReplicaOptions(given as unknown as ReplicaOptions<never>);
+    const { id, shmDirectory, surviveCrash } = given;
+    // Needed whenever a member is added or moves; whoever passed it may wipe it as soon as open() has returned.
+    const clusterKey = typeof given.clusterKey === 'string' ? given.clusterKey : Uint8Array.from(given.clusterKey);
+    const options = { ...given, clusterKey };
     const durability =
       durable === null
         ? null

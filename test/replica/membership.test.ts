@@ -13,7 +13,7 @@ import {
   Replica,
   type ReplicaOptions,
 } from '#lib/index.js';
-import { CommandLog, freePorts, members, optionsFor, waitFor } from './fixture.js';
+import { CLUSTER_KEY, CommandLog, freePorts, members, optionsFor, waitFor } from './fixture.js';
 
 const LOG_BYTES = 256 * 1024;
 /** Trust comes soon, as these tests wait for it often; silence is suspicious only after 0.4 s, as everything is busy. */
@@ -251,6 +251,19 @@ describe('membership', () => {
     await joining;
     expect(leader.status().voters).toEqual([0, 1, 2, 3].filter((id) => id !== victim));
     await verify(leader.status().voters);
+  });
+
+  it('adds a member when the bytes of the cluster key were wiped after open()', async () => {
+    places = await members(2);
+    const clusterKey = Buffer.from(CLUSTER_KEY);
+    const leader = await open(0, { members: [place(0)], clusterKey });
+    clusterKey.fill(0);
+    const warnings: unknown[] = [];
+    leader.on('warning', (warning) => warnings.push(warning));
+    await leader.addLearner(place(1));
+    await open(1, { join: [place(0)], address: place(1), openTimeoutMs: 10_000 });
+    await leader.promote(1, { timeoutMs: 10_000 });
+    expect(warnings).toEqual([]);
   });
 
   it('listens nowhere any more when a replica closes right after its address was changed', async () => {
