@@ -1,7 +1,8 @@
-// Makes a directory, and those above it that are missing. mkdirSync() of Node.js 20 does so without an end, and nothing else in the
+// Directories that options name. Makes one, and those above it that are missing. mkdirSync() of Node.js 20 does so without an end, and nothing else in the
 // process goes on, where nothing can be made in a directory that is there, and the file system says ENOENT: in /proc, for example.
 import { existsSync, mkdirSync } from 'node:fs';
-import { dirname } from 'node:path';
+import { dirname, resolve } from 'node:path';
+import { QuorateError } from '../errors.js';
 
 /** This user's alone, unless it is there already. Throws the error of the system call. */
 export function makeDirectory(path: string): void {
@@ -13,5 +14,20 @@ export function makeDirectory(path: string): void {
     if (code !== 'ENOENT' || existsSync(dirname(path))) throw error;
     makeDirectory(dirname(path));
     makeDirectory(path);
+  }
+}
+
+/** What an option names, wherever the process is later. Throws QUORATE_SYSTEM. */
+export function absolutePath(path: string, option: string): string {
+  try {
+    return resolve(path);
+  } catch (error) {
+    const { message, errno = 0, syscall = 'uv_cwd' } = error as NodeJS.ErrnoException;
+    throw new QuorateError(
+      'QUORATE_SYSTEM',
+      `${option} ${path} is relative, and the working directory of this process is not there any more (${message}): name the ` +
+        'directory by its absolute path, or start the process where there is one',
+      { cause: error, errno: Math.abs(errno), syscall },
+    );
   }
 }

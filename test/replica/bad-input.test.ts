@@ -85,6 +85,18 @@ describe('Replica.open() refuses', () => {
       'QUORATE_INVALID_ARGUMENT',
       /members has no member 'prio'.*priority/,
     ],
+    [
+      'a region in no directory',
+      () => ({ surviveCrash: true, shmDirectory: '' }),
+      'QUORATE_INVALID_ARGUMENT',
+      /shmDirectory is not/,
+    ],
+    [
+      'a region in a directory that is a number',
+      () => ({ surviveCrash: true, shmDirectory: 5 }),
+      'QUORATE_INVALID_ARGUMENT',
+      /shmDirectory is not/,
+    ],
     ['a cluster key that is none', () => ({ clusterKey: null, surviveCrash: true }), 'QUORATE_CLUSTER_KEY', /neither/],
     ['a profile that is none', () => ({ profile: null }), 'QUORATE_INVALID_ARGUMENT', /profile is neither/],
     ['a profile that every object has', () => ({ profile: 'constructor' }), 'QUORATE_INVALID_ARGUMENT', /constructor/],

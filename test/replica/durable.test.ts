@@ -228,7 +228,7 @@ describe('the directory of a durable replica', () => {
     `;
     const { stdout } = spawnSync(process.execPath, ['--input-type=module', '-e', program], { timeout: 20_000 });
     const [relative, absolute, none] = stdout.toString().split('\n');
-    expect(relative).toMatch(/^QUORATE_SYSTEM the directory here of durable is relative.*absolute path/);
+    expect(relative).toMatch(/^QUORATE_SYSTEM durable.directory here is relative.*absolute path/);
     for (const said of [absolute, none]) {
       expect(said).toMatch(/^QUORATE_BACKGROUND_THREAD .*working directory of the process was removed: start it/);
     }

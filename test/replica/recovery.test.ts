@@ -1,6 +1,8 @@
 // A replica whose process is killed and started again gets most of its state back from what outlived the process, and only
 // the rest from others; whatever is wrong with what outlived it, it comes back all the same. Real processes, on shm.
-import { readdirSync, readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs';
+import { spawnSync } from 'node:child_process';
+import { mkdtempSync, readdirSync, readFileSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, expect, it, vi } from 'vitest';
 import { chainBeginning } from '#lib/consensus/entry.js';
@@ -195,4 +197,35 @@ it('a replica that is closed while nobody could be asked asks no more', async ()
     code: 'QUORATE_CLOSED',
   });
   expect(rounds).toBe(1);
+});
+
+it('a region in a relative directory is kept when its process changes to another one', () => {
+  const folder = mkdtempSync(join(tmpdir(), 'quorate-recovery-'));
+  const program = `
+    import { Replica } from '#lib/index.js';
+    process.chdir('${folder}');
+    const stateMachine = { apply() {}, snapshot: () => new Uint8Array(5), restore() {} };
+    const members = [{ id: 0, host: '127.0.0.1', port: 0 }];
+    const { createServer } = await import('node:net');
+    const server = createServer();
+    await new Promise((resolve) => server.listen(0, '127.0.0.1', resolve));
+    members[0].port = server.address().port;
+    await new Promise((resolve) => server.close(resolve));
+    const replica = await Replica.open({
+      id: 0, members, clusterKey: 'a cluster key for tests', stateMachine, device: 'shm', logBytes: 65536,
+      shmDirectory: 'here', surviveCrash: true,
+    });
+    process.chdir('/');
+    let warning;
+    replica.on('warning', ({ message }) => { warning = message; });
+    while (warning === undefined && replica.status().region.snapshotLsn === 0) await replica.propose(new Uint8Array(1000));
+    console.log(warning ?? replica.status().region.path);
+    await replica.close();
+  `;
+  try {
+    const { stdout } = spawnSync(process.execPath, ['--input-type=module', '-e', program], { timeout: 60_000 });
+    expect(stdout.toString()).toMatch(new RegExp(`^${folder}/here/region-`));
+  } finally {
+    rmSync(folder, { recursive: true, force: true });
+  }
 });

@@ -30,7 +30,7 @@ import type { CommandSink, RecoveredState } from '../../consensus/replication-ho
 import { errorCode, QuorateError } from '../../errors.js';
 import { lockFile } from '../../verbs/file-lock.js';
 import { monotonicNs } from '../../verbs/index.js';
-import { makeDirectory } from '../make-directory.js';
+import { absolutePath, makeDirectory } from '../make-directory.js';
 import type { StateMachine } from '../replica-options.js';
 import type { DonorHost } from '../transfer/donor.js';
 import { PieceReader, SnapshotSink } from '../transfer/snapshot-stream.js';
@@ -66,20 +66,6 @@ export interface DurabilityHost {
   /** The disk failed. */
   onFailure(error: QuorateError): void;
   onWarning(error: Error): void;
-}
-
-function absolute(directory: string): string {
-  try {
-    return resolve(directory);
-  } catch (error) {
-    const { message, errno = 0, syscall = 'uv_cwd' } = error as NodeJS.ErrnoException;
-    throw new QuorateError(
-      'QUORATE_SYSTEM',
-      `the directory ${directory} of durable is relative, and the working directory of this process is not there any more ` +
-        `(${message}): name it by its absolute path, or start the process where there is one`,
-      { cause: error, errno: Math.abs(errno), syscall },
-    );
-  }
 }
 
 /** The entries of files that were made just now must not vanish with the power, or the replica would be another one. */
@@ -140,7 +126,7 @@ export class Durability {
    */
   static async open(options: DurabilityOptions, fork: DurableFork | null = null): Promise<Durability> {
     const { id } = options;
-    const directory = absolute(options.directory);
+    const directory = absolutePath(options.directory, 'durable.directory');
     const failed = (error: unknown): QuorateError =>
       fork === null ? diskError(id, directory, 'open its store', error) : forkError(id, directory, error);
     let lock = -1;

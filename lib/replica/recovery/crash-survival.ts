@@ -5,6 +5,7 @@ import type { Configuration } from '../../consensus/configuration.js';
 import { chainBeginning } from '../../consensus/entry.js';
 import { QuorateError } from '../../errors.js';
 import { checkInteger, checkNames, invalid } from '../check-options.js';
+import { absolutePath } from '../make-directory.js';
 import type { SurviveCrashOptions } from '../replica-options.js';
 import { SNAPSHOT_BYTES_MAX } from '../transfer/limits.js';
 import type { TransferStatus } from '../transfer/progress.js';
@@ -56,7 +57,10 @@ export class CrashSurvival {
     // As the shm provider chooses its own, see native/provider/shm/directory.cc.
     const { QUORATE_SHM_DIR: fromEnvironment } = process.env;
     const base = directory ?? shmDirectory ?? (fromEnvironment || `/dev/shm/quorate-${process.geteuid?.()}`);
-    const region = Region.open(base, id, clusterKey, logBytes, (error) => early.push(error));
+    if (typeof base !== 'string' || base === '') return invalid('shmDirectory is not the path of a directory');
+    const region = Region.open(absolutePath(base, 'shmDirectory'), id, clusterKey, logBytes, (error) =>
+      early.push(error),
+    );
     return new CrashSurvival(region, logBytes, snapshotBytesMax, early);
   }
 
