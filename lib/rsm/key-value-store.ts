@@ -119,10 +119,18 @@ export class KeyValueStore implements StateMachine<KeyValueResult> {
   private source: Buffer = Buffer.alloc(0);
 
   constructor(options: KeyValueStoreOptions = {}) {
-    this.stateBytesMax = options.stateBytesMax ?? STATE_BYTES_MAX;
-    if (!(this.stateBytesMax >= 0 && this.stateBytesMax <= STATE_BYTES_MAX)) {
-      throw outOfRange(`stateBytesMax is ${this.stateBytesMax}; it must be from 0 to ${STATE_BYTES_MAX} bytes`);
+    if (typeof options !== 'object' || options === null)
+      throw invalidArgument('the options of the store are no object');
+    // A replica with another limit than the others comes to another state.
+    const unknown = Object.keys(options).find((name) => name !== 'stateBytesMax');
+    if (unknown !== undefined) {
+      throw invalidArgument(`the options of the store have no member '${unknown}'; there is: stateBytesMax`);
     }
+    const { stateBytesMax = STATE_BYTES_MAX } = options;
+    if (!(typeof stateBytesMax === 'number' && stateBytesMax >= 0 && stateBytesMax <= STATE_BYTES_MAX)) {
+      throw outOfRange(`stateBytesMax is ${stateBytesMax}; it must be a number of bytes from 0 to ${STATE_BYTES_MAX}`);
+    }
+    this.stateBytesMax = stateBytesMax;
   }
 
   /** Number of keys. */

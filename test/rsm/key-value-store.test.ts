@@ -150,6 +150,16 @@ test('keys and values that are neither text nor bytes are refused, and named', (
   }
 });
 
+test('options that are none, misspelt or no numbers are refused: the limit must be the same at every replica', () => {
+  for (const none of [null, 5, 'x'])
+    expect(code(() => new KeyValueStore(none as never))).toBe('QUORATE_INVALID_ARGUMENT');
+  expect(() => new KeyValueStore({ stateBytesMaximum: 5 } as never)).toThrow(
+    /no member 'stateBytesMaximum'.*stateBytesMax/,
+  );
+  expect(code(() => new KeyValueStore({ stateBytesMax: '5' } as never))).toBe('QUORATE_OUT_OF_RANGE');
+  expect(code(() => new KeyValueStore({ stateBytesMax: null } as never))).toBe('QUORATE_OUT_OF_RANGE');
+});
+
 test('lengths over the limit are refused with the limit named', () => {
   expect(code(() => encodeSet('', 'x'))).toBe('QUORATE_OUT_OF_RANGE');
   expect(() => encodeSet('k'.repeat(KEY_BYTES_MAX + 1), 'x')).toThrow(`1 to ${KEY_BYTES_MAX} bytes`);
