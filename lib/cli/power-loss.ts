@@ -84,6 +84,10 @@ export async function main(argv: readonly string[]): Promise<number> {
     (json ? process.stderr : process.stdout).write(`${line}\n`);
   };
   const folder = directory ?? mkdtempSync(join(tmpdir(), 'quorate-power-loss-'));
+  const removeFolder = (): void => {
+    if (directory === undefined) rmSync(folder, { recursive: true, force: true });
+  };
+  process.on('exit', removeFolder); // by a signal; the replicas have been killed then
   const deadline = new Deadline(1000 * (TIMEOUT_BASE_S + TIMEOUT_PER_ROUND_S * rounds));
   const finish = (
     done: readonly Round[],
@@ -105,7 +109,7 @@ export async function main(argv: readonly string[]): Promise<number> {
     for (const problem of problems) process.stderr.write(`FAILED: ${problem}\n`);
     if (problems.length === 0) say('Nothing was lost, nothing was applied twice.');
     else say(`the directories of the replicas are kept: ${folder}`);
-    if (directory === undefined && problems.length === 0) rmSync(folder, { recursive: true, force: true });
+    if (problems.length === 0) removeFolder();
     if (json) process.stdout.write(`${JSON.stringify(summary)}\n`);
     return problems.length === 0 ? 0 : 1;
   };
@@ -142,6 +146,7 @@ export async function main(argv: readonly string[]): Promise<number> {
     return finish(known.rounds, known.acknowledged, undefined, [`${error.message} (seed ${seed})`]);
   } finally {
     deadline.end();
+    process.off('exit', removeFolder);
   }
 }
 

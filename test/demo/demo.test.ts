@@ -1,6 +1,7 @@
 // The demo as a program: clusters of processes on shared memory, killed and stopped leaders and followers, input from
 // files and pipes, options that make no sense, and that no process is left behind.
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { spawnSync } from 'node:child_process';
+import { existsSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, test } from 'vitest';
@@ -126,6 +127,42 @@ describe('nothing is left behind', () => {
       demo.child.kill('SIGINT');
       expect(await demo.ended).toMatchObject({ code: 130 });
       await expectGone(children, 10_000);
+    },
+    TIMEOUT_MS,
+  );
+
+  test(
+    'when the loss of power is interrupted',
+    async () => {
+      const demo = startDemo(['--ops', '100000'], { program: 'power-loss.js', timeoutMs: TIMEOUT_MS });
+      await demo.printed('leads in epoch', TIMEOUT_MS);
+      const [, directory = ''] = /directories below (.+)/.exec(demo.output()) ?? [];
+      expect(readdirSync(directory)).toHaveLength(3);
+      demo.child.kill('SIGINT');
+      expect(await demo.ended).toMatchObject({ code: 130 });
+      expect(existsSync(directory)).toBe(false);
+    },
+    TIMEOUT_MS,
+  );
+
+  test(
+    'the replicas are killed before what is done at the exit besides',
+    () => {
+      const program = join(folder, 'exits.mjs');
+      const parts = new URL('../../dist/cli/demo/', import.meta.url);
+      const text = `
+        import { Cluster } from '${new URL('cluster.js', parts)}';
+        import { Deadline } from '${new URL('deadline.js', parts)}';
+        let cluster;
+        process.on('exit', () => console.log(cluster.replicas.map(({ child }) => child.killed)));
+        cluster = await Cluster.start({
+          replicas: 3, devices: ['shm'], openTimeoutMs: 60_000,
+          random: Math.random, deadline: new Deadline(60_000), say: console.error,
+        });
+        process.exit();`;
+      writeFileSync(program, text);
+      const { stdout, stderr } = spawnSync(process.execPath, [program], { encoding: 'utf8', timeout: TIMEOUT_MS });
+      expect(stdout, stderr).toBe('[ true, true, true ]\n');
     },
     TIMEOUT_MS,
   );

@@ -96,7 +96,7 @@ export class Cluster extends EventEmitter<ClusterEvents> {
     const cluster = new Cluster(options);
     try {
       for (let attempt = 1; ; attempt++) {
-        process.on('exit', cluster.killAll);
+        process.prependListener('exit', cluster.killAll); // before others remove what the replicas write to
         const ports = await freePorts(options.replicas, options.random);
         cluster.members = ports.map((port, id) => ({ id, host: '127.0.0.1', port }));
         const failure = await cluster.startAll();
