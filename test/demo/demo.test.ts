@@ -106,7 +106,8 @@ describe('on shared memory', () => {
   test(
     'commands come from standard input',
     async () => {
-      const input = Array.from({ length: 50 }, (_, index) => `set key${index} value ${index}`).join('\n');
+      const lines = Array.from({ length: 50 }, (_, index) => `set key${index} value ${index}`);
+      const input = `\ufeff${lines.join('\r\n')}`; // as some editors save text
       const args = [...SHM, '--input', '-', '--kill', 'none'];
       const { code, summary, errors } = await runDemo(args, { input, timeoutMs: TIMEOUT_MS });
       expect(summary, errors).toMatchObject({ acknowledged: 50, lost: 0, digestsAgree: true, rounds: 0 });
@@ -186,6 +187,8 @@ describe('nothing is left behind', () => {
 describe('what makes no sense is refused with a reason', () => {
   const file = join(folder, 'bad');
   writeFileSync(file, 'set a 1\nput b 2\n');
+  const latin1 = join(folder, 'latin1');
+  writeFileSync(latin1, 'set a caf\xe9\n', 'latin1');
   test.each<[string[], string]>([
     [['--replicas', '4'], 'Allowed choices are 3, 5, 7'],
     [['--ops', '0'], 'It must be a whole number from 1 to'],
@@ -198,6 +201,7 @@ describe('what makes no sense is refused with a reason', () => {
     [['--device', 'a,,b'], 'It must be a device name, or several with commas'],
     [['--input', join(folder, 'missing')], 'cannot be read: ENOENT'],
     [['--input', file], 'line 2: "put b 2" is neither "set KEY VALUE" nor "del KEY"'],
+    [['--input', latin1], `${latin1} is not UTF-8 text`],
     [['--input', '-'], 'standard input holds no command'],
     [['--nonsense'], "unknown option '--nonsense'"],
   ])('%s', async (args, message) => {

@@ -82,7 +82,12 @@ async function readStream(stream: AsyncIterable<Buffer>, name: string): Promise<
       throw new DemoError(`${name} has more than ${INPUT_BYTES_MAX} bytes, the limit of an input`);
     }
   }
-  return Buffer.concat(chunks).toString('utf8');
+  try {
+    // Whose byte order mark, if there is one, it leaves out.
+    return new TextDecoder('utf-8', { fatal: true }).decode(Buffer.concat(chunks));
+  } catch {
+    throw new DemoError(`${name} is not UTF-8 text`);
+  }
 }
 
 /** Reads the commands of --input, or the default ones. */
