@@ -26,6 +26,15 @@ function runChecked(request: SimulationRequest): SimulationResult {
   return result;
 }
 
+test('a trace has as many lines as were asked for, the last ones', () => {
+  const request = { seed: 4711, replicas: 3, virtualSeconds: 5 };
+  const { trace } = runSimulation({ ...request, traceLines: 1_000_000 });
+  expect(trace.length).toBeGreaterThan(100);
+  for (const traceLines of [1, 7, 64]) {
+    expect(runSimulation({ ...request, traceLines }).trace).toEqual(trace.slice(-traceLines));
+  }
+});
+
 describe('fresh seeds', { timeout: SIMULATION_TIMEOUT_MS }, () => {
   test.each([3, 5, 7] as const)('%i replicas keep every invariant and converge', (replicas) => {
     const first = randomInt(2 ** 40);

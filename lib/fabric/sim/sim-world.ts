@@ -63,7 +63,7 @@ export class SimWorld {
   }
 
   get traceLines(): readonly string[] {
-    return this.lines;
+    return this.lines.slice(-this.traceLinesMax);
   }
 
   /** Callers on hot paths ask isTraced first, so that no text is built for nobody. */
