@@ -3,10 +3,10 @@
 //   node examples/devinfo.mjs [-v] [-d DEVICE] [-i PORT]      -v: all attributes
 //   node examples/devinfo.mjs -l                              names only
 import { readFileSync } from 'node:fs';
-import { parseArgs } from 'node:util';
 import { GidType, gidToIpv4, listDevices, openDevice } from 'quorate/verbs';
+import { readArguments, refuse, wholeNumber } from './support/options.mjs';
 
-const { values } = parseArgs({
+const { values } = readArguments(import.meta.url, {
   options: {
     'ib-dev': { type: 'string', short: 'd' },
     'ib-port': { type: 'string', short: 'i' },
@@ -265,8 +265,9 @@ function printPort(context, portNum) {
 
 const devices = listDevices();
 const wanted = values['ib-dev'];
+const only = values['ib-port'] === undefined ? undefined : wholeNumber('ib-port', values['ib-port'], 1, 255);
 const chosen = wanted === undefined ? devices : devices.filter(({ name }) => name === wanted);
-if (chosen.length === 0) throw new Error(`there is no device ${wanted}; -l lists them`);
+if (chosen.length === 0) refuse(`there is no device ${wanted}; -l lists them`);
 if (values.list) {
   print(`${devices.length} device${devices.length === 1 ? '' : 's'} found:`);
   for (const { name } of devices) print(`\t${name}`);
@@ -286,7 +287,6 @@ if (values.list) {
     if (board !== undefined) field(1, 'board_id', board);
     field(1, 'phys_port_cnt', device.physPortCnt);
     if (values.verbose) printAttributes(context);
-    const only = values['ib-port'] === undefined ? undefined : Number(values['ib-port']);
     for (let port = 1; port <= device.physPortCnt; port++) {
       if (only === undefined || only === port) printPort(context, port);
     }

@@ -7,7 +7,7 @@
 import { QpType } from 'quorate/verbs';
 import { exchange, open, play, postReceives, readOptions } from './support/pingpong.mjs';
 
-const options = readOptions(4096);
+const options = readOptions(import.meta.url, 4096);
 const side = open(options, QpType.RC, 0);
 const { queuePair, context } = side;
 queuePair.toInit();

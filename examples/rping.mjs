@@ -10,7 +10,6 @@
 //   rping -c -a HOST -p 7174 -C 10 -V                 the client
 //
 // Everything is event-driven: this thread sleeps between messages.
-import { parseArgs } from 'node:util';
 import {
   Access,
   CmEventChannel,
@@ -24,6 +23,7 @@ import {
   wcStatusExplanation,
   wcStatusName,
 } from 'quorate/verbs';
+import { readArguments, refuse, wholeNumber } from './support/options.mjs';
 
 /** What the client tells the server: address (8 bytes), rkey (4), length (4), in network byte order. */
 const ADVERT_BYTES = 16;
@@ -38,7 +38,7 @@ const RECEIVE_ID = 1;
 const SEND_ID = 2;
 const DATA_ID = 3;
 
-const { values, positionals } = parseArgs({
+const { values, positionals } = readArguments(import.meta.url, {
   allowPositionals: true,
   options: {
     provider: { type: 'string', default: 'shm' },
@@ -49,17 +49,12 @@ const { values, positionals } = parseArgs({
     verbose: { type: 'boolean', default: false },
   },
 });
-/** @type {(name: 'port' | 'size' | 'count', least: number, most: number) => number} */
-const integer = (name, least, most) => {
-  const value = Number(values[name]);
-  if (Number.isInteger(value) && value >= least && value <= most) return value;
-  throw new Error(`--${name} must be an integer from ${least} to ${most}, got ${values[name]}`);
-};
 const [host] = positionals; // without one this is the server
-const port = integer('port', 1, 65_535);
-const size = integer('size', LEAST_SIZE, MOST_SIZE);
-const count = integer('count', 1, 1e9);
-const provider = values.provider === 'shm' ? 'shm' : 'ibverbs';
+const port = wholeNumber('port', values.port, 1, 65_535);
+const size = wholeNumber('size', values.size, LEAST_SIZE, MOST_SIZE);
+const count = wholeNumber('count', values.count, 1, 1e9);
+const { provider } = values;
+if (provider !== 'shm' && provider !== 'ibverbs') refuse(`--provider is "${provider}"; it must be shm or ibverbs`);
 
 /**
  * What a connection needs, and the completions one after the other.

@@ -12,7 +12,6 @@
 import { fork } from 'node:child_process';
 import { once } from 'node:events';
 import { setImmediate } from 'node:timers/promises';
-import { parseArgs } from 'node:util';
 import {
   Access,
   GRH_BYTES,
@@ -30,6 +29,7 @@ import {
   WrOpcode,
   wcStatusName,
 } from 'quorate/verbs';
+import { readArguments, wholeNumber } from './support/options.mjs';
 
 const QKEY = 0x5e9;
 const CLIENTS_MAX = 32;
@@ -48,7 +48,7 @@ const SPIN_NS = 5_000;
 const SLEEP_NS = 10e6;
 const RUN_TIMEOUT_MS = 120_000;
 
-const { values: options } = parseArgs({
+const { values: options } = readArguments(import.meta.url, {
   options: {
     device: { type: 'string', default: 'shm' },
     clients: { type: 'string', default: '2' },
@@ -56,15 +56,9 @@ const { values: options } = parseArgs({
     requests: { type: 'string', default: '20000' },
   },
 });
-/** @type {(name: 'clients' | 'window' | 'requests', most: number) => number} */
-function integer(name, most) {
-  const value = Number(options[name]);
-  if (Number.isInteger(value) && value >= 1 && value <= most) return value;
-  throw new Error(`--${name} is "${options[name]}"; it must be a whole number from 1 to ${most}`);
-}
-const clientCount = integer('clients', CLIENTS_MAX);
-const window = integer('window', WINDOW_MAX);
-const requestCount = integer('requests', REQUESTS_MAX);
+const clientCount = wholeNumber('clients', options.clients, 1, CLIENTS_MAX);
+const window = wholeNumber('window', options.window, 1, WINDOW_MAX);
+const requestCount = wholeNumber('requests', options.requests, 1, REQUESTS_MAX);
 const [serverDevice = 'shm', ...clientDevices] = options.device.split(',');
 
 /** A UD queue pair on `device`, with `receives` receives of which each has its own place for the routing header. */

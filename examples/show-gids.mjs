@@ -3,8 +3,9 @@
 //
 //   node examples/show-gids.mjs [DEVICE]
 import { GidType, gidToIpv4, listDevices, openDevice } from 'quorate/verbs';
+import { readArguments, refuse } from './support/options.mjs';
 
-const [wanted] = process.argv.slice(2);
+const [wanted] = readArguments(import.meta.url, { allowPositionals: true }).positionals;
 const TYPES = new Map([
   [GidType.IB, 'IB'],
   [GidType.ROCE_V1, 'v1'],
@@ -14,8 +15,7 @@ const TYPES = new Map([
 /** @type {string[][]} */
 const rows = [['DEV', 'PORT', 'INDEX', 'GID', 'IPv4', 'VER', 'DEV', '']];
 const devices = listDevices().filter(({ name }) => wanted === undefined || name === wanted);
-if (devices.length === 0)
-  throw new Error(`there is no device ${wanted}; "node examples/devinfo.mjs --list" names them`);
+if (devices.length === 0) refuse(`there is no device ${wanted}; "node examples/devinfo.mjs --list" names them`);
 let found = 0;
 for (const { name } of devices) {
   const context = openDevice(name);

@@ -9,7 +9,7 @@ import { exchange, open, play, postReceives, readOptions } from './support/pingp
 
 const QKEY = 0x1111_1111; // that of ibv_ud_pingpong
 
-const options = readOptions(1024);
+const options = readOptions(import.meta.url, 1024);
 const side = open(options, QpType.UD, GRH_BYTES);
 const { queuePair, context, domain } = side;
 queuePair.toInit({ qkey: QKEY });

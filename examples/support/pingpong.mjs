@@ -2,7 +2,6 @@
 // ibv_ud_pingpong, whose protocol they speak: over TCP both sides tell each other where their queue pair is, then they
 // send each other a message of fixed size in turn.
 import { createServer, connect as tcpConnect } from 'node:net';
-import { parseArgs } from 'node:util';
 import {
   Access,
   monotonicNs,
@@ -13,6 +12,7 @@ import {
   wcStatusExplanation,
   wcStatusName,
 } from 'quorate/verbs';
+import { readArguments, refuse, wholeNumber } from './options.mjs';
 
 /** lid:qpn:psn:gid in hexadecimal digits, and a NUL. */
 const ADDRESS_BYTES = '0000:000000:000000:00000000000000000000000000000000'.length + 1;
@@ -23,9 +23,12 @@ const PAGE_BYTES = 4096;
 const RECEIVE_ID = 1;
 const SEND_ID = 2;
 
-/** @param {number} defaultSize */
-export function readOptions(defaultSize) {
-  const { values, positionals } = parseArgs({
+/**
+ * @param {string} url of the program
+ * @param {number} defaultSize
+ */
+export function readOptions(url, defaultSize) {
+  const { values, positionals } = readArguments(url, {
     allowPositionals: true,
     options: {
       device: { type: 'string', default: 'shm' },
@@ -37,24 +40,16 @@ export function readOptions(defaultSize) {
       'timeout-ms': { type: 'string', default: '60000' },
     },
   });
-  /** @type {(name: string, text: string | undefined, least: number, most: number) => number} */
-  const integer = (name, text, least, most) => {
-    const value = Number(text);
-    if (!Number.isInteger(value) || value < least || value > most) {
-      throw new Error(`--${name} must be an integer from ${least} to ${most}, got ${text}`);
-    }
-    return value;
-  };
   const gidIndex = values['gid-index'];
   return {
     host: positionals[0], // without one this is the server
     device: values.device,
-    gidIndex: gidIndex === undefined ? undefined : integer('gid-index', gidIndex, 0, 255),
-    port: integer('port', values.port, 1, 65_535),
-    size: integer('size', values.size, 1, 2 ** 24),
-    iterations: integer('iterations', values.iterations, 1, 1e7),
-    mtu: integer('mtu', values.mtu, 256, 4096),
-    timeoutMs: integer('timeout-ms', values['timeout-ms'], 1, 1e7),
+    gidIndex: gidIndex === undefined ? undefined : wholeNumber('gid-index', gidIndex, 0, 255),
+    port: wholeNumber('port', values.port, 1, 65_535),
+    size: wholeNumber('size', values.size, 1, 2 ** 24),
+    iterations: wholeNumber('iterations', values.iterations, 1, 1e7),
+    mtu: wholeNumber('mtu', values.mtu, 256, 4096),
+    timeoutMs: wholeNumber('timeout-ms', values['timeout-ms'], 1, 1e7),
   };
 }
 
@@ -70,7 +65,7 @@ export function open(/** @type {ReturnType<typeof readOptions>} */ options, type
     options.gidIndex === undefined
       ? context.chooseGid()
       : context.queryGids().find((entry) => entry.index === options.gidIndex);
-  if (gid === undefined) throw new Error(`${options.device} has no GID ${options.gidIndex}`);
+  if (gid === undefined) refuse(`${options.device} has no GID ${options.gidIndex}`);
   return { context, domain, memory, region, queue, queuePair, gid, headBytes };
 }
 

@@ -111,6 +111,35 @@ it.each([
   expect(code).toBe(1);
 });
 
+const WITH_OPTIONS = ['devinfo', 'rc-pingpong', 'rping', 'sequencer', 'show-gids', 'ud-pingpong'] as const;
+
+it.each(WITH_OPTIONS)(
+  'examples/%s.mjs tells what it takes, and names an option that it does not know',
+  async (name) => {
+    const { code, output } = await runExample(`${name}.mjs`, ['--help']);
+    expect(output).toContain(`node examples/${name}.mjs [`);
+    expect(output).not.toMatch(/^import /m);
+    expect(code).toBe(0);
+    const unknown = await runExample(`${name}.mjs`, ['--no-such-option']);
+    expect(unknown.output).toMatch(/^Unknown option '--no-such-option'.*\nThe option --help says what there is.\n$/);
+    expect(unknown.code).toBe(1);
+  },
+);
+
+it.each([
+  ['devinfo', ['-d', 'nowhere0'], 'there is no device nowhere0; -l lists them'],
+  ['devinfo', ['-i', 'x'], '--ib-port is "x"; it must be a whole number from 1 to 255'],
+  ['rc-pingpong', ['--size', '0'], '--size is "0"; it must be a whole number from 1 to 16777216'],
+  ['rc-pingpong', ['--gid-index', '9'], 'shm has no GID 9'],
+  ['rping', ['--count', ''], '--count is ""; it must be a whole number from 1 to 1000000000'],
+  ['rping', ['--provider', 'tcp'], '--provider is "tcp"; it must be shm or ibverbs'],
+  ['show-gids', ['nowhere0'], 'there is no device nowhere0; "node examples/devinfo.mjs --list" names them'],
+])('examples/%s.mjs %j says in one line what is wrong', async (name, args, problem) => {
+  const { code, output } = await runExample(`${name}.mjs`, args);
+  expect(output).toBe(`${problem}\nThe option --help says what there is.\n`);
+  expect(code).toBe(1);
+});
+
 it('examples/counters-in-place.mjs transfers a state of 8 MiB without a copy', async () => {
   const ports = await freePorts(3);
   const { code, output } = await start('examples/counters-in-place.mjs', ports.map(String)).ended;
