@@ -2,13 +2,6 @@
 // the bounds is visited (no bitstate hashing, no hash compaction, no partial-order reduction); then the model is broken in
 // one way after another, and each time the checker must find a counterexample, or the model proves nothing.
 //
-//   node scripts/model.mjs [--quick] [--json] [--trace] [--only NAME[,NAME]]
-//
-// --quick    smaller bounds, and the mutations that show within them: a part of `npm test`
-// --trace    print every counterexample, step by step
-// --only     only these mutations, and no exhaustive check
-// --json     last line: {states, depth, seconds, errors, mutations, caught, missed}
-//
 // It installs nothing: `npm run setup -- model` does. One process at a time, on one core.
 import { copyFileSync, existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -18,6 +11,13 @@ import { parseArgs } from 'node:util';
 import { fail, run, runOrThrow } from './tools/child.mjs';
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)));
+const USAGE = `usage: npm run model -- [--quick] [--json] [--trace] [--only NAME[,NAME]]
+
+--quick    smaller bounds, and the mutations that show within them: a part of "npm test"
+--trace    print every counterexample, step by step
+--only     only these mutations, and no exhaustive check
+--json     last line: {states, depth, seconds, errors, mutations, caught, missed}
+`;
 const MODEL = join(root, 'model/takeover.pml');
 
 /** A search that takes longer is ended, which is a failure. The longest takes 1.5 minutes of an idle core; machines are shared. */
@@ -198,8 +198,13 @@ async function main() {
       json: { type: 'boolean', default: false },
       trace: { type: 'boolean', default: false },
       only: { type: 'string' },
+      help: { type: 'boolean', default: false },
     },
   });
+  if (values.help) {
+    process.stdout.write(USAGE);
+    return;
+  }
   const names = values.only?.split(',');
   const unknown = names?.find((name) => !MUTATIONS.some((mutation) => mutation.name === name));
   if (unknown !== undefined) {

@@ -55,3 +55,9 @@ test('a mutation that does not exist is named in the error', async () => {
   expect(code).toBe(1);
   expect(errors).toMatch(/no mutation "no-such-rule"; there are: no-drain/);
 });
+
+test('--help says what there is', async () => {
+  const { code, output, errors } = await runModel('--help');
+  expect(output).toContain('usage: npm run model -- [--quick]');
+  expect(code, errors).toBe(0);
+});
