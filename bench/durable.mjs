@@ -11,7 +11,7 @@ import { join } from 'node:path';
 import { build, decodeFromCompressedBase64 } from 'hdr-histogram-js';
 import { Cluster } from '../dist/cli/demo/cluster.js';
 import { Deadline } from '../dist/cli/demo/deadline.js';
-import { profileName, readOptions, wholeNumber } from './support/options.mjs';
+import { profileName, readOptions, refuse, wholeNumber } from './support/options.mjs';
 
 const TIMEOUT_MS = 300_000;
 const OPEN_TIMEOUT_MS = 60_000;
@@ -26,9 +26,19 @@ const values = readOptions(import.meta.url, {
 });
 const ops = wholeNumber('ops', values.ops, 1, 1_000_000);
 const profile = profileName(values.profile);
-const folder = mkdtempSync(join(values.directory, 'quorate-bench-durable-'));
+const folder = makeFolder();
+process.on('exit', () => rmSync(folder, { recursive: true, force: true }));
+for (const signal of ['SIGINT', 'SIGTERM']) process.on(signal, () => process.exit(1));
 const deadline = new Deadline(TIMEOUT_MS);
 const say = (/** @type {string} */ line) => process.stderr.write(`${line}\n`);
+
+function makeFolder() {
+  try {
+    return mkdtempSync(join(values.directory, 'quorate-bench-durable-'));
+  } catch (error) {
+    return refuse(`--directory ${values.directory}: ${/** @type {Error} */ (error).message}`);
+  }
+}
 
 /** @param {import('hdr-histogram-js').Histogram} histogram of nanoseconds */
 function figures(histogram) {
@@ -84,5 +94,4 @@ try {
   console.log(values.json ? JSON.stringify(summary) : summary);
 } finally {
   deadline.end();
-  rmSync(folder, { recursive: true, force: true });
 }

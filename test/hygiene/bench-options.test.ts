@@ -1,9 +1,11 @@
 // The command lines of the benchmarks, as their users meet them: what there is, and what is wrong with what was given.
-import { spawnSync } from 'node:child_process';
-import { readdirSync } from 'node:fs';
-import { dirname, resolve } from 'node:path';
+import { spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdtempSync, readdirSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { describe, expect, it } from 'vitest';
+import { afterAll, describe, expect, it } from 'vitest';
 
 const root = resolve(dirname(fileURLToPath(import.meta.url)), '../..');
 const TIMEOUT_MS = 20_000;
@@ -46,4 +48,28 @@ it.each([
   const { status, stderr } = run(program, ...args);
   expect(stderr).toBe(`${problem}\nThe option --help says what there is.\n`);
   expect(status).toBe(1);
+});
+
+describe('bench/durable.mjs', () => {
+  const folder = mkdtempSync(join(tmpdir(), 'quorate-bench-test-'));
+  afterAll(() => rmSync(folder, { recursive: true, force: true }));
+
+  it('names a directory that it cannot use', { timeout: TIMEOUT_MS }, () => {
+    const missing = join(folder, 'missing');
+    const { status, stderr } = run('durable.mjs', '--directory', missing);
+    expect(stderr).toContain(`--directory ${missing}: ENOENT`);
+    expect(stderr).not.toMatch(STACK);
+    expect(status).toBe(1);
+  });
+
+  it('leaves nothing in its directory when it is interrupted', { timeout: TIMEOUT_MS }, async () => {
+    const args = ['bench/durable.mjs', '--ops', '10', '--directory', folder];
+    const child = spawn(process.execPath, args, { cwd: root, stdio: ['ignore', 'ignore', 'pipe'] });
+    const ended = once(child, 'close');
+    await once(child.stderr, 'data'); // the time of a sync
+    expect(readdirSync(folder)).toHaveLength(1);
+    child.kill('SIGINT');
+    await ended;
+    expect(readdirSync(folder)).toEqual([]);
+  });
 });
