@@ -9,6 +9,7 @@ import { Command, InvalidArgumentError } from 'commander';
 import { minimize } from '../testing/minimize.js';
 import { LEAVE_OUT, PACE_MAX } from '../testing/sim-options.js';
 import { runSimulation, type SimulationRequest } from '../testing/simulation.js';
+import { endWithReader } from './as-program.js';
 import type { SimWorkerRequest, SimWorkerResult } from './sim-worker.js';
 
 const SEED_MAX = 2 ** 40;
@@ -258,4 +259,5 @@ async function main(): Promise<void> {
   process.exitCode = totals.violations + totals.crashed > 0 ? 1 : 0;
 }
 
+endWithReader();
 await main();

@@ -133,6 +133,19 @@ describe('nothing is left behind', () => {
   );
 
   test(
+    'when its output is not read to the end',
+    async () => {
+      const demo = startDemo([...SHM, '--ops', '500000'], { timeoutMs: TIMEOUT_MS });
+      await demo.printed('commands from', TIMEOUT_MS);
+      demo.child.stdout?.destroy();
+      const { code, errors } = await demo.ended;
+      expect(errors).toBe('');
+      expect(code).toBe(141);
+    },
+    TIMEOUT_MS,
+  );
+
+  test(
     'when the loss of power is interrupted',
     async () => {
       const demo = startDemo(['--ops', '100000'], { program: 'power-loss.js', timeoutMs: TIMEOUT_MS });
