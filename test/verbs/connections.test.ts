@@ -72,6 +72,29 @@ describe('events of an id', () => {
   });
 });
 
+describe('connect()', () => {
+  it('gives up when the signal aborts while its queue pair gets ready, and tells the peer', async () => {
+    const { id: listener, port } = await listening();
+    const calling = await client(port);
+    const { queuePair } = calling;
+    if (queuePair === undefined) throw new Error('it has none');
+    const controller = new AbortController();
+    const modifyAsync = queuePair.modifyAsync.bind(queuePair);
+    queuePair.modifyAsync = async (attributes) => {
+      controller.abort(new Error('no longer wanted'));
+      await modifyAsync(attributes);
+    };
+    const connecting = calling.connect({ signal: controller.signal }).catch((error: Error) => error.message);
+    for await (const request of listener.requests()) {
+      queuePairFor(request);
+      expect(await request.accept().catch(errorCode)).toBe('QUORATE_CM_REJECTED');
+      break;
+    }
+    expect(await connecting).toBe('no longer wanted');
+    expect(calling.closed).toBe(true);
+  });
+});
+
 describe('a name without an address', () => {
   it.each([
     ['resolveAddress', (id: CmId, host: string) => id.resolveAddress({ host, port: 1 })],

@@ -361,6 +361,7 @@ export class CmId extends VerbsObject<NativeCmId> {
       if (answer.parameters === null) throw new QuorateError('QUORATE_CM_FAILED', `${what}: the answer says nothing`);
       try {
         await this.#toReadyToSend(queuePair, parameters);
+        options.signal?.throwIfAborted(); // while that went on
         this.native.establish();
       } catch (error) {
         this.#giveUp();
