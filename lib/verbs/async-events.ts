@@ -43,6 +43,9 @@ export interface AsyncEventsOptions {
 
 const ASYNC_EVENTS_OPTIONS: Members<AsyncEventsOptions> = { signal: true, ref: true };
 
+/** Contexts that are being iterated: their events come to one callback per thread. */
+const iterated = new WeakSet<Context>();
+
 /** Events that are kept for an iteration that does not ask for them; beyond that they stay with the device. */
 const MAX_WAITING = 256;
 
@@ -54,7 +57,7 @@ const MAX_WAITING = 256;
  * for await (const event of asyncEvents(context, { signal })) {
  *   if (event.type === AsyncEventType.SRQ_LIMIT_REACHED) refill(event.object as SharedReceiveQueue);
  * }
- * @throws QuorateError QUORATE_CLOSED; TypeError QUORATE_INVALID_ARGUMENT
+ * @throws QuorateError QUORATE_CLOSED; TypeError QUORATE_INVALID_ARGUMENT, also if the context is being iterated already
  */
 export async function* asyncEvents(
   context: Context,
@@ -62,6 +65,7 @@ export async function* asyncEvents(
 ): AsyncGenerator<AsyncEvent, void, void> {
   if (context?.kind !== 'Context') throw invalidArgument('context must be a Context');
   checkAbortable(options, ASYNC_EVENTS_OPTIONS);
+  if (iterated.has(context)) throw invalidArgument('the events of this context are being iterated already');
   const { signal, ref = true } = options;
   const waiting: AsyncEvent[] = [];
   let wake: (() => void) | undefined;
@@ -74,6 +78,7 @@ export async function* asyncEvents(
     });
     if (ref) context.ref();
   };
+  iterated.add(context);
   const unsubscribe = context.onceClosed(() => wake?.());
   signal?.addEventListener('abort', onAbort);
   try {
@@ -94,6 +99,7 @@ export async function* asyncEvents(
   } finally {
     signal?.removeEventListener('abort', onAbort);
     unsubscribe();
+    iterated.delete(context);
     if (!context.closed) context.onAsyncEvent(null);
   }
 }

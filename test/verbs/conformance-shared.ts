@@ -190,6 +190,17 @@ export function describeShared(devices: readonly [string, string]): void {
       expect(seen).toEqual([]);
     });
 
+    it('have one iteration at a time, which a second one does not disturb', async () => {
+      const { context } = single();
+      const controller = new AbortController();
+      const first = asyncEvents(context, { signal: controller.signal }).next();
+      await expect(asyncEvents(context).next()).rejects.toMatchObject({ code: 'QUORATE_INVALID_ARGUMENT' });
+      controller.abort();
+      expect((await first).done).toBe(true);
+      setImmediate(() => context.close());
+      expect((await asyncEvents(context).next()).done).toBe(true);
+    });
+
     it('end the iteration when the context is closed', async () => {
       const { context } = single();
       setImmediate(() => context.close());
