@@ -54,13 +54,13 @@ class ChannelListeners {
 
   add(queue: CompletionQueue, listener: Listener): void {
     if (this.#listeners.has(queue)) throw invalidArgument('this completion queue is being iterated already');
-    this.#listeners.set(queue, listener);
     this.#channel.onEvent((about) => {
       const found = this.#listeners.get(about);
       if (found === undefined) return;
       found.pending = true;
       found.wake?.();
     });
+    this.#listeners.set(queue, listener);
     this.#hold();
   }
 

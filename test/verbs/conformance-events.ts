@@ -1,6 +1,13 @@
 // Completions and objects in the event loop: iteration over completion queues, and the ends of objects.
-import { describe, expect, it } from 'vitest';
-import { type CompletionQueue, SendFlags, WcStatus, type WorkCompletion, WrOpcode } from '#lib/verbs/index.js';
+import { describe, expect, it, vi } from 'vitest';
+import {
+  type CompletionChannel,
+  type CompletionQueue,
+  SendFlags,
+  WcStatus,
+  type WorkCompletion,
+  WrOpcode,
+} from '#lib/verbs/index.js';
 import { ALL_ACCESS, type End, pollFor, thrownBy } from './support/ends.js';
 import { receive, transfer, usePairs } from './support/pairs.js';
 
@@ -130,6 +137,18 @@ export function describeEvents(devices: readonly [string, string]): void {
         expect(completion).toMatchObject({ wrId: 9, status: WcStatus.WR_FLUSH_ERR });
         break;
       }
+    });
+
+    it('leaves the queue free for the next one if it cannot begin', async () => {
+      const [a] = pair({ withChannel: true });
+      const watch = vi.spyOn(a.channel as CompletionChannel, 'onEvent').mockImplementationOnce(() => {
+        throw new Error('too many open files');
+      });
+      await expect(a.queue.completions().next()).rejects.toThrow('too many open files');
+      watch.mockRestore();
+      a.queuePair.postReceive([receive(a, 9, 0, 8)]);
+      a.queuePair.toError();
+      expect((await a.queue.completions().next()).value).toMatchObject({ wrId: 9 });
     });
 
     it('needs a channel, and a queue that nobody else iterates', async () => {
