@@ -42,9 +42,11 @@ export abstract class VerbsObject<Native extends NativeSharedObject = NativeShar
    * QueuePair); the object then stays open. QUORATE_SYSTEM if the device refused otherwise.
    */
   close(): void {
-    this.native.close();
-    this.#parent?.release(this);
-    this.announceClosed();
+    try {
+      this.native.close();
+    } finally {
+      this.announceClosed(); // of children also where the object itself could not be closed
+    }
   }
 
   /** The same as close(), for `using` declarations. */
@@ -63,11 +65,11 @@ export abstract class VerbsObject<Native extends NativeSharedObject = NativeShar
     return () => this.#closeListeners.delete(listener);
   }
 
-  /** @internal After it was closed: tells whoever waits for that, of this object and of those that went with it. */
+  /** @internal Tells whoever waits for that what is closed of this object and of those that went with it. */
   announceClosed(): void {
-    const children = [...this.#children];
-    this.#children.clear();
-    for (const child of children) child.announceClosed();
+    for (const child of [...this.#children]) child.announceClosed();
+    if (!this.closed) return;
+    this.#parent?.release(this);
     const listeners = [...this.#closeListeners];
     this.#closeListeners.clear();
     for (const listener of listeners) listener();

@@ -37,8 +37,12 @@ Napi::Value getClosed(Environment& environment, const Napi::CallbackInfo&, Wrapp
 
 Napi::Value closeObject(Environment& environment, const Napi::CallbackInfo&, Wrapper& wrapper) {
   const std::shared_ptr<VerbsObject> object = wrapper.object;
-  stopWatching(environment, object.get());
-  object->close();
+  try {
+    object->close();
+  } catch (...) {
+    stopWatchingClosed(environment);  // children that were closed before one refused
+    throw;
+  }
   stopWatchingClosed(environment);
   // Only after a close that succeeded: a MemoryRegion whose right could not be revoked stays usable, and visible.
   if (wrapper.kind == Kind::Memory) environment.detachBuffer(static_cast<const Memory*>(object.get()));

@@ -199,9 +199,7 @@ const std::shared_ptr<T> as(const Wrapper& wrapper) {
   return std::static_pointer_cast<T>(wrapper.object);
 }
 
-// Ends this environment's watching of an object, if it does.
-void stopWatching(Environment& environment, const VerbsObject* source);
-// And of all objects that are closed by now, with a parent for example.
+// Ends this environment's watching of all objects that are closed by now, with a parent for example.
 void stopWatchingClosed(Environment& environment);
 
 // Each file of classes contributes its members. The members of all objects (kind, closed, close, share) come with them.

@@ -116,11 +116,6 @@ class EventWatcher : public LoopHandle {
   Napi::FunctionReference callback_;
 };
 
-void stopWatching(Environment& environment, const VerbsObject* source) {
-  const auto found = environment.watchers.find(source);
-  if (found != environment.watchers.end()) found->second->startClose();
-}
-
 void stopWatchingClosed(Environment& environment) {
   std::vector<EventWatcher*> ended;
   for (const auto& [source, watcher] : environment.watchers) {
@@ -131,12 +126,12 @@ void stopWatchingClosed(Environment& environment) {
 
 void watchEvents(Environment& environment, const std::shared_ptr<VerbsObject>& source, const Napi::Value& callback,
                  const std::function<int()>& descriptor, const TakeEvent& take) {
+  const auto found = environment.watchers.find(source.get());
   if (callback.IsNull()) {
-    stopWatching(environment, source.get());
+    if (found != environment.watchers.end()) found->second->startClose();
     return;
   }
   if (!callback.IsFunction()) throwInvalidArgument("callback must be a function or null");
-  const auto found = environment.watchers.find(source.get());
   EventWatcher* watcher =
       found != environment.watchers.end() ? found->second : EventWatcher::open(environment, source, descriptor(), take);
   watcher->setCallback(callback.As<Napi::Function>());

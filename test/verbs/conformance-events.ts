@@ -151,6 +151,20 @@ export function describeEvents(devices: readonly [string, string]): void {
       expect((await a.queue.completions().next()).value).toMatchObject({ wrId: 9 });
     });
 
+    it('ends with its queue also if that was closed by a parent that could not be closed itself', async () => {
+      const [a] = pair({ withChannel: true });
+      const { native } = a.context;
+      native.close = () => {
+        a.channel?.native.close();
+        throw new Error('a region could not be deregistered');
+      };
+      const iteration = a.queue.completions().next();
+      expect(() => a.context.close()).toThrow('could not be deregistered');
+      expect((await iteration).done).toBe(true);
+      expect(a.context.closed).toBe(false);
+      Reflect.deleteProperty(native, 'close');
+    });
+
     it('needs a channel, and a queue that nobody else iterates', async () => {
       const [a, b] = pair({ withChannel: true });
       const plain = a.context.createCompletionQueue(4);
