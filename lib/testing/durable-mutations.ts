@@ -152,7 +152,7 @@ export const DURABLE_MUTATIONS: readonly Mutation[] = [
     name: 'found-log-not-synced',
     breaks:
       'a process that starts takes what it reads of the log for synced, which may be nowhere but in the memory of the kernel',
-    seedsMax: 60,
+    seedsMax: 240,
     replicas: 3,
     adjust: losingPower,
     install: () => replace(SimDisk.prototype, 'settle', () => () => {}),
