@@ -52,18 +52,18 @@ function built(variant, niceness = 0) {
 }
 
 /**
- * Runs a program of a suite.
+ * Runs a program of a suite for five minutes at most.
  * @param {string[]} command
  * @param {Beside} [beside]
- * @param {{ env?: Record<string, string>, minutesMax?: number, output?: 'tee' | 'inherit' }} [more] `output`: when it runs alone
+ * @param {Record<string, string>} [env]
  */
-async function runProgram(command, beside, { env = {}, minutesMax = 5, output: alone = 'tee' } = {}) {
+async function runProgram(command, beside, env = {}) {
   const [program = '', ...args] = [...(beside?.start ?? []), ...command];
-  const options = { cwd: root, env, timeoutMs: minutesMax * MINUTE_MS };
-  const { code, timedOut, output } = await run(program, args, { ...options, output: beside ? 'capture' : alone });
+  const options = { cwd: root, env, timeoutMs: 5 * MINUTE_MS };
+  const { code, timedOut, output } = await run(program, args, { ...options, output: beside ? 'capture' : 'tee' });
   beside?.printed.push(output);
   if (timedOut) {
-    const text = `stopped after ${minutesMax} minutes: ${command.join(' ')}`;
+    const text = `stopped after 5 minutes: ${command.join(' ')}`;
     if (beside) beside.printed.push(`${text}\n`);
     else console.log(text);
   }
@@ -114,11 +114,9 @@ function failedOnce(why) {
  */
 async function nativeTests(variant, beside) {
   const { code, output } = await runProgram([await built(variant)], beside, {
-    env: {
-      ASAN_OPTIONS: 'detect_leaks=1:check_initialization_order=1:strict_init_order=1:detect_stack_use_after_return=1',
-      UBSAN_OPTIONS: 'print_stacktrace=1',
-      TSAN_OPTIONS: 'halt_on_error=0:second_deadlock_stack=1',
-    },
+    ASAN_OPTIONS: 'detect_leaks=1:check_initialization_order=1:strict_init_order=1:detect_stack_use_after_return=1',
+    UBSAN_OPTIONS: 'print_stacktrace=1',
+    TSAN_OPTIONS: 'halt_on_error=0:second_deadlock_stack=1',
   });
   const counts = /test cases:\s*(\d+) \|\s*(\d+) passed \|\s*(\d+) failed \|\s*(\d+) skipped/.exec(output);
   if (counts === null) return failedOnce(`ended with ${code} before its summary`);
@@ -134,15 +132,15 @@ async function nativeTests(variant, beside) {
  * Tests of vitest on this machine.
  * @param {string} name names the file of results
  * @param {string[]} selection
- * @param {Record<string, string>} [env]
- * @param {Beside} [beside]
+ * @param {Record<string, string>} env
  * @returns {Promise<Counts>}
  */
-async function vitestTests(name, selection, env = {}, beside = undefined) {
+async function vitestTests(name, selection, env = {}) {
   const file = `${name}.json`;
   rmSync(join(RESULTS, file), { force: true });
-  const command = [process.execPath, ...VITEST, `--outputFile.json=${join(RESULTS, file)}`, ...selection];
-  const { code } = await runProgram(command, beside, { env, minutesMax: 15, output: 'inherit' });
+  const args = [...VITEST, `--outputFile.json=${join(RESULTS, file)}`, ...selection];
+  const { code, timedOut } = await run(process.execPath, args, { cwd: root, env, timeoutMs: 15 * MINUTE_MS });
+  if (timedOut) console.log('stopped after 15 minutes');
   return readVitestCounts(RESULTS, file, code);
 }
 
@@ -220,18 +218,7 @@ const SUITES = [
     name: 'unit',
     title: 'tests on this machine',
     needs: 'build',
-    run: () => vitestTests('unit', ['--exclude=test/rxe/**', '--exclude=test/sim/**']),
-  },
-  {
-    name: 'simulation',
-    title: 'simulated clusters under faults, of fresh seeds among others',
-    needs: 'build',
-    beside: 'rxe', // nothing in them takes real time for virtual time
-    run: (beside) => {
-      // One that runs beside others gets what they leave.
-      const slowly = beside === undefined ? [] : ['--maxWorkers=1', '--testTimeout=600000'];
-      return vitestTests('simulation', ['test/sim', ...slowly], {}, beside);
-    },
+    run: () => vitestTests('unit', ['--exclude=test/rxe/**']),
   },
   {
     name: 'native',
