@@ -16,7 +16,7 @@ import {
 import { LEARNER_LAG_BYTES_MAX } from '#lib/consensus/limits.js';
 import { chooseDonors, type LeaderView, planChange } from '#lib/consensus/membership.js';
 import { Replacement, replacementNews } from '#lib/consensus/replacement.js';
-import { type Mutant, placesOfIds } from '../support/mutants.js';
+import { placesOfIds, under } from '../support/mutants.js';
 
 const SECOND = 1e9;
 const AFTER = 10 * SECOND;
@@ -106,16 +106,6 @@ class Leader implements LeaderView {
     return this.configuration.members.map(({ id, role, replaces }) => {
       return `${role} ${id}${replaces === undefined ? '' : ` for ${replaces}`}`;
     });
-  }
-}
-
-/** What comes of it in broken code. */
-function under<Value>(mutant: Mutant, run: () => Value): Value {
-  const mend = mutant.install();
-  try {
-    return run();
-  } finally {
-    mend();
   }
 }
 

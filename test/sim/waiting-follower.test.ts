@@ -3,7 +3,7 @@
 // take its log for committed by the word of the leader before.
 import { expect, test, vi } from 'vitest';
 import { ScriptedCluster } from '#lib/testing/scripted-cluster.js';
-import { forgetsWhatHasNotChanged, wakesForWhatWasCutOff } from '../support/mutants.js';
+import { forgetsWhatHasNotChanged, under, wakesForWhatWasCutOff } from '../support/mutants.js';
 
 /** Replica 0, whose log ends in a configuration that it could not commit as leader, has granted it to replica 1, which is held. */
 function waitingForSuccessor() {
@@ -41,14 +41,8 @@ function eventsWhileWaiting(): number {
 }
 
 test('a follower whose log ends in a configuration of a deposed leader does nothing while nothing is written', () => {
-  const events = eventsWhileWaiting();
-  const mend = forgetsWhatHasNotChanged.install();
-  try {
-    expect(eventsWhileWaiting).toThrow(/a loop/);
-  } finally {
-    mend();
-  }
-  expect(events).toBeLessThan(1000);
+  expect(eventsWhileWaiting()).toBeLessThan(1000);
+  expect(() => under(forgetsWhatHasNotChanged, eventsWhileWaiting)).toThrow(/a loop/);
 });
 
 test('a follower takes only the leader that it has promised at its word for what is committed', () => {
@@ -82,10 +76,5 @@ function looksAfterCut(): number {
 
 test('a follower is not woken by what was cut off behind the end of its log', () => {
   const looks = looksAfterCut();
-  const mend = wakesForWhatWasCutOff.install();
-  try {
-    expect(looksAfterCut()).toBeGreaterThan(5 * looks);
-  } finally {
-    mend();
-  }
+  expect(under(wakesForWhatWasCutOff, looksAfterCut)).toBeGreaterThan(5 * looks);
 });

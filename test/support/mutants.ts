@@ -22,6 +22,16 @@ export interface Mutant {
   readonly install: () => () => void;
 }
 
+/** What comes of it in broken code. */
+export function under<Value>(mutant: Mutant, run: () => Value): Value {
+  const mend = mutant.install();
+  try {
+    return run();
+  } finally {
+    mend();
+  }
+}
+
 /** A mutation of lib/testing/mutations.ts by its name. */
 export function mutation(name: string): Mutant {
   const found = MUTATIONS.find((candidate) => candidate.name === name);
