@@ -46,6 +46,23 @@ export function outOfRange(message: string): RangeError & { code: string } {
   return Object.assign(new RangeError(message), { code: 'QUORATE_OUT_OF_RANGE' });
 }
 
+/** All members that an object may have; the compiler sees to it that none is left out. */
+export type Members<Value> = { readonly [Name in keyof Value]-?: true };
+
+/** What is wrong with an object that has another member than these: a misspelt option would be one that is left out. */
+export function unknownMember<Value extends object>(
+  what: string,
+  value: Value,
+  members: Members<Value>,
+): string | undefined {
+  // Makes no array: the options of proposals come by here.
+  for (const name in value) {
+    if (Object.hasOwn(members, name)) continue;
+    return `${what} has no member '${name.slice(0, 100)}'; there are: ${Object.keys(members).join(', ')}`;
+  }
+  return undefined;
+}
+
 /** The `code` of an error of this project (of any class), undefined for anything else. */
 export function errorCode(error: unknown): string | undefined {
   if (!(error instanceof Error)) return undefined;

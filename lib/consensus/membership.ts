@@ -292,9 +292,9 @@ export class MembershipWatch {
       return null;
     }
     // It was removed and added again before it knew. Should that not be committed, a later configuration will say so.
-    const { version, members } = latest();
-    const isBack = members.some(({ id, bootId }) => id === this.id && bootId === this.bootId);
-    return version > configuration.version && isBack ? null : reason;
+    const last = latest();
+    const isBack = last.version > configuration.version && memberWithId(last, this.id)?.bootId === this.bootId;
+    return isBack ? null : reason;
   }
 
   private whyOut(configuration: Configuration): string | null {

@@ -2,7 +2,7 @@
 import { inspect, types } from 'node:util';
 import { hostBytes } from '../consensus/configuration.js';
 import { HOST_BYTES_MAX, LOG_BYTES_MAX, LOG_BYTES_MIN, MAX_REPLICAS, PRIORITY_MAX } from '../consensus/limits.js';
-import { QuorateError } from '../errors.js';
+import { type Members, QuorateError, unknownMember } from '../errors.js';
 import { checkClusterKey } from './control-channel.js';
 import { SNAPSHOT_AFTER_BYTES_DEFAULT, SNAPSHOT_AFTER_BYTES_MAX, SNAPSHOT_AFTER_BYTES_MIN } from './durable/limits.js';
 import type {
@@ -21,7 +21,7 @@ export function invalid(message: string): never {
 }
 
 /** Every option of a replica. */
-const REPLICA_OPTIONS: Readonly<Record<keyof ReplicaOptions, true>> = {
+const REPLICA_OPTIONS: Members<ReplicaOptions> = {
   id: true,
   members: true,
   join: true,
@@ -48,32 +48,38 @@ const REPLICA_OPTIONS: Readonly<Record<keyof ReplicaOptions, true>> = {
   keepCompiledCode: true,
 };
 
-/**
- * A misspelt option would be one that is left out: `durable`, say. `known` has every one of them: the compiler notices one
- * that is missing.
- */
-export function checkNames<Options extends object>(
-  options: Options,
-  known: Readonly<Record<keyof Options, true>>,
-  what: string,
-): void {
-  // Makes no array: proposals come by here.
-  for (const name in options) {
-    if (known[name] !== true) invalid(`${what} has no member '${name}'; there are: ${Object.keys(known).join(', ')}`);
-  }
+/** A misspelt option would be one that is left out: `durable`, say. */
+export function checkNames<Options extends object>(options: Options, known: Members<Options>, what: string): void {
+  const problem = unknownMember(what, options, known);
+  if (problem !== undefined) invalid(problem);
 }
 
 /** The options of a call, which may be left out: an object, with members that mean something. */
 export function checkCallOptions<Options extends object>(
   options: Options,
-  known: Readonly<Record<keyof Options, true>>,
+  known: Members<Options>,
   call: string,
 ): void {
   if (typeof options !== 'object' || options === null) invalid(`the options of ${call} are no object`);
   checkNames(options, known, `${call}: options`);
 }
 
-const PROPOSE_OPTIONS: Readonly<Record<keyof ProposeOptions, true>> = { session: true, forward: true, timeoutMs: true };
+const PROPOSE_OPTIONS: Members<ProposeOptions> = { session: true, forward: true, timeoutMs: true };
+
+const TIMEOUT_ONLY = { timeoutMs: true } as const;
+
+/** The time limit of a call that has no other option. */
+export function checkTimeout(
+  options: { readonly timeoutMs?: number },
+  call: string,
+  defaultMs: number,
+  minMs = 1,
+  maxMs = 2 ** 31 - 1,
+): number {
+  checkCallOptions(options, TIMEOUT_ONLY, call);
+  const { timeoutMs = defaultMs } = options;
+  return checkInteger(timeoutMs, minMs, maxMs, 'timeoutMs');
+}
 
 export function checkProposeOptions(options: ProposeOptions): void {
   checkCallOptions(options, PROPOSE_OPTIONS, 'propose()');
@@ -120,7 +126,7 @@ export function checkAddress(address: { readonly host: string; readonly port: nu
   checkInteger(port, 1, 65535, `${what}: port`);
 }
 
-const MEMBER_ADDRESS: Readonly<Record<keyof MemberAddress, true>> = {
+const MEMBER_ADDRESS: Members<MemberAddress> = {
   id: true,
   host: true,
   port: true,

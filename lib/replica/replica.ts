@@ -22,7 +22,6 @@ import type { DurableVoter, ToMain } from './background-messages.js';
 import { BackgroundThread } from './background-thread.js';
 import {
   checkAddress,
-  checkCallOptions,
   checkInteger,
   checkMember,
   checkNoPromise,
@@ -30,6 +29,7 @@ import {
   checkReplaceAfter,
   checkReplicaOptions,
   checkScheduling,
+  checkTimeout,
   invalid,
 } from './check-options.js';
 import { compileAtFirstCall, keepCompiledCode } from './compiled-code.js';
@@ -103,8 +103,6 @@ const LAG_TIMEOUT_NS = 1_000_000_000;
  */
 const SCHEDULING_SLICE_NS = 100_000;
 const READ_TIMEOUT_DEFAULT_MS = 5_000;
-/** The options of most calls. */
-const TIMEOUT_ONLY = { timeoutMs: true } as const;
 /** A leader that was removed stays for so long, or until another leads, so that others read that it ceded. */
 const REMOVED_LINGER_MS = 2_000;
 /** Any replica may introduce itself; what it may ask for depends on whether it is a member. */
@@ -1230,9 +1228,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
    */
   async read<Value>(read: () => Value, options: ReadOptions = {}): Promise<Value> {
     if (typeof read !== 'function') invalid('read() takes a function that reads the state');
-    checkCallOptions(options, TIMEOUT_ONLY, 'read()');
-    const { timeoutMs = READ_TIMEOUT_DEFAULT_MS } = options;
-    checkInteger(timeoutMs, 1, 2 ** 31 - 1, 'timeoutMs');
+    const timeoutMs = checkTimeout(options, 'read()', READ_TIMEOUT_DEFAULT_MS);
     const value = this.leasedRead(read);
     if (value !== undefined) return value;
     if (this.closing === undefined && this.plane?.role === 'leader') await this.readAsLeader(options.timeoutMs);
@@ -1360,9 +1356,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
    */
   async promote(id: number, options: { readonly timeoutMs?: number } = {}): Promise<void> {
     checkInteger(id, 0, MAX_REPLICAS - 1, 'id');
-    checkCallOptions(options, TIMEOUT_ONLY, 'promote()');
-    const { timeoutMs = 0 } = options;
-    checkInteger(timeoutMs, 0, 2 ** 31 - 1, 'timeoutMs');
+    const timeoutMs = checkTimeout(options, 'promote()', 0, 0);
     await (await this.leading()).promote(id, timeoutMs);
   }
 
@@ -1388,9 +1382,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     if (member.id === id) {
       invalid(`replica ${id} cannot replace itself: change its address, and start it there with the same id`);
     }
-    checkCallOptions(options, TIMEOUT_ONLY, 'replace()');
-    const { timeoutMs = CATCH_UP_TIMEOUT_DEFAULT_MS } = options;
-    checkInteger(timeoutMs, 1, 2 ** 31 - 1, 'timeoutMs');
+    const timeoutMs = checkTimeout(options, 'replace()', CATCH_UP_TIMEOUT_DEFAULT_MS);
     await (await this.leading()).replace(id, member, timeoutMs);
   }
 
@@ -1424,9 +1416,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
    */
   async transferLeadership(id?: number, options: { readonly timeoutMs?: number } = {}): Promise<number> {
     if (id !== undefined) checkInteger(id, 0, MAX_REPLICAS - 1, 'id');
-    checkCallOptions(options, TIMEOUT_ONLY, 'transferLeadership()');
-    const { timeoutMs = TRANSFER_TIMEOUT_DEFAULT_MS } = options;
-    checkInteger(timeoutMs, 1, 2 ** 30, 'timeoutMs');
+    const timeoutMs = checkTimeout(options, 'transferLeadership()', TRANSFER_TIMEOUT_DEFAULT_MS, 1, 2 ** 30);
     return await (await this.leading()).transferLeadership(id, timeoutMs);
   }
 

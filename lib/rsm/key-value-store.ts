@@ -10,7 +10,7 @@
 // collector little, and no sequence of bytes is mapped to another one, as decoding invalid UTF-8 would.
 import { createHash } from 'node:crypto';
 import { PAYLOAD_BYTES_MAX } from '../consensus/limits.js';
-import { invalidArgument, outOfRange, QuorateError } from '../errors.js';
+import { invalidArgument, outOfRange, QuorateError, unknownMember } from '../errors.js';
 import type { SnapshotStream, StateMachine } from '../replica/replica-options.js';
 import { ChangesAside, type Values } from './changes-aside.js';
 import { ENTRY_HEADER_BYTES, EntryDecoder, encodeEntries, HEADER_BYTES } from './key-value-snapshot.js';
@@ -122,10 +122,8 @@ export class KeyValueStore implements StateMachine<KeyValueResult> {
     if (typeof options !== 'object' || options === null)
       throw invalidArgument('the options of the store are no object');
     // A replica with another limit than the others comes to another state.
-    const unknown = Object.keys(options).find((name) => name !== 'stateBytesMax');
-    if (unknown !== undefined) {
-      throw invalidArgument(`the options of the store have no member '${unknown}'; there is: stateBytesMax`);
-    }
+    const problem = unknownMember('KeyValueStore: options', options, { stateBytesMax: true });
+    if (problem !== undefined) throw invalidArgument(problem);
     const { stateBytesMax = STATE_BYTES_MAX } = options;
     if (!(typeof stateBytesMax === 'number' && stateBytesMax >= 0 && stateBytesMax <= STATE_BYTES_MAX)) {
       throw outOfRange(`stateBytesMax is ${stateBytesMax}; it must be a number of bytes from 0 to ${STATE_BYTES_MAX}`);

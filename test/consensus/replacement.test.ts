@@ -109,6 +109,18 @@ class Leader implements LeaderView {
   }
 }
 
+/** Voter 1 was just removed, and replica 3, of spares 3 and more, has not taken its place yet. */
+function voterRemoved(spares: number): Leader {
+  const leader = new Leader(cluster(3, spares));
+  leader.away.add(1);
+  leader.inactive.add(3);
+  leader.wait(11);
+  leader.inactive.delete(3);
+  leader.now += SECOND / 10;
+  leader.configuration = leader.look() as Configuration;
+  return leader;
+}
+
 describe('a voter that is gone', () => {
   test('is replaced by a spare: called up, caught up, voter removed, spare promoted', () => {
     const leader = new Leader(cluster(3, 2));
@@ -169,13 +181,7 @@ describe('a voter that is gone', () => {
   });
 
   test('is replaced even if the spare dies when the voter was just removed', () => {
-    const leader = new Leader(cluster(3, 2));
-    leader.away.add(1);
-    leader.inactive.add(3);
-    leader.wait(11);
-    leader.inactive.delete(3);
-    leader.now += SECOND / 10;
-    leader.configuration = leader.look() as Configuration;
+    const leader = voterRemoved(2);
     expect(leader.roles).toEqual(['voter 0', 'voter 2', 'learner 3 for 1', 'spare 4']);
     leader.away.add(3);
     expect(leader.wait(11)).toEqual(['cancelled 1 by 3', 'begun 1 by 4', 'done 1 by 4']);
@@ -207,13 +213,7 @@ describe('a voter that is gone', () => {
 
   /** Voter 1 was removed and its id is used anew, for a spare, before replica 3, of spares 3 and more, could take its place. */
   function removedAndAddedAgain(spares: number): Leader {
-    const leader = new Leader(cluster(3, spares));
-    leader.away.add(1);
-    leader.inactive.add(3);
-    leader.wait(11);
-    leader.inactive.delete(3);
-    leader.now += SECOND / 10;
-    leader.configuration = leader.look() as Configuration;
+    const leader = voterRemoved(spares);
     leader.away.delete(1);
     const { nextIncarnation } = leader.configuration;
     const rest = { role: 'spare', priority: 0, host: 'other', port: 9, returning: false } as const;

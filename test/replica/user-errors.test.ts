@@ -42,16 +42,20 @@ async function uncaughtBy(action: () => Promise<void>): Promise<unknown[]> {
 
 const bytes = (text: string) => new Uint8Array(Buffer.from(text));
 
+/** A cluster of one, whose state machine applies commands so, and what ends it. */
+async function applying(apply: () => number): Promise<{ replica: Replica<number>; fatal: Promise<unknown[]> }> {
+  const stateMachine = Object.assign(new CommandLog(), { apply });
+  const replica = await Replica.open(optionsFor(0, await members(1), { stateMachine }));
+  open.push(replica);
+  return { replica, fatal: once(replica, 'fatal') };
+}
+
 it.each([undefined, { origin: 5, sequence: 1 }])(
   'settles the proposal of the command that apply() throws on, with session %j',
   async (session) => {
-    const machine = new CommandLog();
-    machine.apply = () => {
+    const { replica, fatal } = await applying(() => {
       throw new Error('a command too much');
-    };
-    const replica = await Replica.open(optionsFor(0, await members(1), { stateMachine: machine }));
-    open.push(replica);
-    const fatal = once(replica, 'fatal');
+    });
     const proposal = replica.propose(bytes('x'), session === undefined ? undefined : { session });
     await expect(proposal).rejects.toMatchObject({
       code: 'QUORATE_OUTCOME_UNKNOWN',
@@ -62,18 +66,14 @@ it.each([undefined, { origin: 5, sequence: 1 }])(
 );
 
 it.each(['a text', undefined, Object.create(null)])('tells of what apply() throws as an Error, %#', async (thrown) => {
-  const machine = new CommandLog();
-  machine.apply = () => {
+  const { replica, fatal } = await applying(() => {
     throw thrown;
-  };
-  const replica = await Replica.open(optionsFor(0, await members(1), { stateMachine: machine }));
-  open.push(replica);
-  const fatal = once(replica, 'fatal');
+  });
   await expect(replica.propose(bytes('x'))).rejects.toMatchObject({
     code: 'QUORATE_OUTCOME_UNKNOWN',
     message: expect.stringContaining('apply() of the state machine threw'),
   });
-  const [error] = await fatal;
+  const [error] = (await fatal) as [QuorateError];
   expect(error).toBeInstanceOf(QuorateError);
   expect(error).toMatchObject({
     code: 'QUORATE_INVALID_ARGUMENT',
@@ -83,11 +83,7 @@ it.each(['a text', undefined, Object.create(null)])('tells of what apply() throw
 });
 
 it('stops at the first command when apply() returns a promise', async () => {
-  const machine = new CommandLog();
-  machine.apply = () => Promise.resolve(1) as never;
-  const replica = await Replica.open(optionsFor(0, await members(1), { stateMachine: machine }));
-  open.push(replica);
-  const fatal = once(replica, 'fatal');
+  const { replica, fatal } = await applying(() => Promise.resolve(1) as never);
   await expect(replica.propose(bytes('x'))).rejects.toMatchObject({
     code: 'QUORATE_OUTCOME_UNKNOWN',
     message: expect.stringContaining('apply() of the state machine returned a promise'),

@@ -30,7 +30,7 @@ import type { CommandSink, RecoveredState } from '../../consensus/replication-ho
 import { errorCode, QuorateError } from '../../errors.js';
 import { lockFile } from '../../verbs/file-lock.js';
 import { monotonicNs } from '../../verbs/index.js';
-import { absolutePath, makeDirectory } from '../make-directory.js';
+import { absolutePath, makeDirectory } from '../directories.js';
 import type { StateMachine } from '../replica-options.js';
 import type { DonorHost } from '../transfer/donor.js';
 import { PieceReader, SnapshotSink } from '../transfer/snapshot-stream.js';

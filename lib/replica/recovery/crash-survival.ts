@@ -5,7 +5,7 @@ import type { Configuration } from '../../consensus/configuration.js';
 import { chainBeginning } from '../../consensus/entry.js';
 import { QuorateError } from '../../errors.js';
 import { checkInteger, checkNames, invalid } from '../check-options.js';
-import { absolutePath } from '../make-directory.js';
+import { absolutePath } from '../directories.js';
 import type { SurviveCrashOptions } from '../replica-options.js';
 import { SNAPSHOT_BYTES_MAX } from '../transfer/limits.js';
 import type { TransferStatus } from '../transfer/progress.js';

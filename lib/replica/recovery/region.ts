@@ -27,7 +27,7 @@ import type { ChainPosition } from '../../consensus/entry.js';
 import { ENTRY_ALIGNMENT_BYTES } from '../../consensus/limits.js';
 import { QuorateError } from '../../errors.js';
 import { checksum } from '../../verbs/checksum.js';
-import { makeDirectory } from '../make-directory.js';
+import { makeDirectory } from '../directories.js';
 import { SESSIONS_BYTES_MAX, SNAPSHOT_BYTES_MAX } from '../transfer/limits.js';
 import { ANCHOR_BYTES_MAX, PIECE_BYTES } from './limits.js';
 

@@ -1,10 +1,10 @@
-// Directories that options name. Makes one, and those above it that are missing. mkdirSync() of Node.js 20 does so without an end, and nothing else in the
-// process goes on, where nothing can be made in a directory that is there, and the file system says ENOENT: in /proc, for example.
+// Directories that options name. mkdirSync() of Node.js 20 with `recursive` goes on without an end, and nothing else in the
+// process does, where nothing can be made in a directory that is there and the file system says ENOENT: in /proc, for example.
 import { existsSync, mkdirSync } from 'node:fs';
 import { dirname, resolve } from 'node:path';
 import { QuorateError } from '../errors.js';
 
-/** This user's alone, unless it is there already. Throws the error of the system call. */
+/** Makes it, and those above it that are missing: this user's alone, unless they are there. Throws the error of the system call. */
 export function makeDirectory(path: string): void {
   try {
     mkdirSync(path, { mode: 0o700 });
