@@ -9,6 +9,7 @@ import { closeSync, fdatasyncSync, mkdtempSync, openSync, rmSync, writeSync } fr
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { build, decodeFromCompressedBase64 } from 'hdr-histogram-js';
+import { endWithSignals } from '../dist/cli/as-program.js';
 import { Cluster } from '../dist/cli/demo/cluster.js';
 import { Deadline } from '../dist/cli/demo/deadline.js';
 import { profileName, readOptions, refuse, wholeNumber } from './support/options.mjs';
@@ -28,7 +29,7 @@ const ops = wholeNumber('ops', values.ops, 1, 1_000_000);
 const profile = profileName(values.profile);
 const folder = makeFolder();
 process.on('exit', () => rmSync(folder, { recursive: true, force: true }));
-for (const signal of ['SIGINT', 'SIGTERM']) process.on(signal, () => process.exit(1));
+endWithSignals();
 const deadline = new Deadline(TIMEOUT_MS);
 const say = (/** @type {string} */ line) => process.stderr.write(`${line}\n`);
 

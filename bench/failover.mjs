@@ -21,6 +21,7 @@ import { randomBytes } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { cpus, release } from 'node:os';
 import { fileURLToPath } from 'node:url';
+import { endWithSignals } from '#lib/cli/as-program.js';
 import { percentile } from '#lib/cli/demo/figures.js';
 import { freePorts } from '#lib/cli/demo/ports.js';
 import { monotonicNs } from '#lib/verbs/index.js';
@@ -89,7 +90,7 @@ let leaderChanges = 0;
 process.on('exit', () => {
   for (const child of living) child.kill('SIGKILL');
 });
-for (const name of ['SIGINT', 'SIGTERM']) process.on(name, () => process.exit(1));
+endWithSignals();
 
 /**
  * The first message for which `test` gives something.

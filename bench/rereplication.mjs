@@ -16,6 +16,7 @@ import { fork } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { cpus, release } from 'node:os';
 import { fileURLToPath } from 'node:url';
+import { endWithSignals } from '#lib/cli/as-program.js';
 import { percentile } from '#lib/cli/demo/figures.js';
 import { freePorts } from '#lib/cli/demo/ports.js';
 import { CHUNK_BYTES, CHUNK_READS_MAX } from '#lib/replica/transfer/limits.js';
@@ -64,7 +65,7 @@ const living = new Set();
 process.on('exit', () => {
   for (const child of living) child.kill('SIGKILL');
 });
-for (const name of ['SIGINT', 'SIGTERM']) process.on(name, () => process.exit(1));
+endWithSignals();
 
 /**
  * @param {string} program

@@ -16,6 +16,7 @@ import { cpus, release } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { decodeFromCompressedBase64 } from 'hdr-histogram-js';
+import { endWithSignals } from '#lib/cli/as-program.js';
 import { Cluster } from '#lib/cli/demo/cluster.js';
 import { Deadline } from '#lib/cli/demo/deadline.js';
 import { formatUs, percentile } from '#lib/cli/demo/figures.js';
@@ -283,7 +284,7 @@ const common = {
   deadline,
   say,
 };
-for (const signal of ['SIGINT', 'SIGTERM']) process.on(signal, () => process.exit(1));
+endWithSignals();
 
 say(
   `${cpus()[0]?.model.trim() ?? 'unknown processor'}, ${cpus().length} processors, Linux ${release()}, Node.js ${process.version}, seed ${seed}`,

@@ -1,18 +1,21 @@
 // The command line of a benchmark: that of an example, and what benchmarks have besides. Examples are in the package, which
 // has no benchmarks, so what both need is there.
+import { endWithReader } from '#lib/cli/as-program.js';
 import { PROFILES } from '#lib/replica/profiles.js';
 import { readArguments, refuse } from '../../examples/support/options.mjs';
 
 export { refuse, wholeNumber } from '../../examples/support/options.mjs';
 
 /**
- * The options of the program with this `import.meta.url`, which are described as for util.parseArgs().
+ * The options of the program with this `import.meta.url`, which are described as for util.parseArgs(). From then on the
+ * program ends when nobody reads its output.
  * @template {NonNullable<import('node:util').ParseArgsConfig['options']>} Options
  * @param {string} url
  * @param {Options} options
  * @returns {ReturnType<typeof import('node:util').parseArgs<{ options: Options }>>['values']}
  */
 export function readOptions(url, options) {
+  endWithReader();
   return readArguments(url, { options }).values;
 }
 

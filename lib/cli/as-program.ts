@@ -10,13 +10,17 @@ export function endWithReader(): void {
   });
 }
 
-/** Runs `main` if the module at `moduleUrl` is the program; its result is the exit code. */
-export async function runAsProgram(moduleUrl: string, main: (argv: string[]) => Promise<number>): Promise<void> {
-  if (process.argv[1] === undefined || process.argv[1] !== fileURLToPath(moduleUrl)) return;
-  // process.exit runs the handlers that end the children and heal the network.
+/** Ends this program when it is asked to, as process.exit() does: its handlers end the children and heal the network. */
+export function endWithSignals(): void {
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
     process.on(signal, () => process.exit(128 + constants.signals[signal]));
   }
+}
+
+/** Runs `main` if the module at `moduleUrl` is the program; its result is the exit code. */
+export async function runAsProgram(moduleUrl: string, main: (argv: string[]) => Promise<number>): Promise<void> {
+  if (process.argv[1] === undefined || process.argv[1] !== fileURLToPath(moduleUrl)) return;
+  endWithSignals();
   endWithReader();
   process.exitCode = await main(process.argv.slice(2));
 }

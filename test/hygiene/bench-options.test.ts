@@ -2,13 +2,15 @@
 import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdtempSync, readdirSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { constants, tmpdir } from 'node:os';
 import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, describe, expect, it } from 'vitest';
 
 const root = resolve(dirname(fileURLToPath(import.meta.url)), '../..');
 const TIMEOUT_MS = 20_000;
+const INTERRUPTED = 128 + constants.signals.SIGINT;
+const NOT_READ = 128 + constants.signals.SIGPIPE;
 const STACK = /^ {4}at /m;
 
 function run(program: string, ...args: string[]) {
@@ -50,6 +52,33 @@ it.each([
   expect(status).toBe(1);
 });
 
+it.each([
+  ['failover.mjs', ['--rounds', '10000', '--quiet-seconds', '0']],
+  ['smoke.mjs', ['--rounds', '1']],
+  ['rereplication.mjs', ['--sizes', '1']],
+])('bench/%s ends as interrupted when it is', { timeout: TIMEOUT_MS }, async (program, args) => {
+  const child = spawn(process.execPath, [`bench/${program}`, ...args], {
+    cwd: root,
+    stdio: ['ignore', 'pipe', 'ignore'],
+  });
+  const ended = once(child, 'close'); // its replicas have the same output, and so have ended as well then
+  await once(child.stdout, 'data');
+  child.kill('SIGINT');
+  expect(await ended).toEqual([INTERRUPTED, null]);
+});
+
+it('bench/smoke.mjs ends without a word when its output is not read any more', { timeout: TIMEOUT_MS }, async () => {
+  const args = ['bench/smoke.mjs', '--rounds', '0'];
+  const child = spawn(process.execPath, args, { cwd: root, stdio: ['ignore', 'pipe', 'pipe'] });
+  const ended = once(child, 'exit');
+  const told: Buffer[] = [];
+  child.stderr.on('data', (part: Buffer) => told.push(part));
+  await once(child.stdout, 'data');
+  child.stdout.destroy();
+  expect(await ended).toEqual([NOT_READ, null]);
+  expect(Buffer.concat(told).toString()).toBe('');
+});
+
 describe('bench/durable.mjs', () => {
   const folder = mkdtempSync(join(tmpdir(), 'quorate-bench-test-'));
   afterAll(() => rmSync(folder, { recursive: true, force: true }));
@@ -69,7 +98,8 @@ describe('bench/durable.mjs', () => {
     await once(child.stderr, 'data'); // the time of a sync
     expect(readdirSync(folder)).toHaveLength(1);
     child.kill('SIGINT');
-    await ended;
+    const [status] = await ended;
+    expect(status).toBe(INTERRUPTED);
     expect(readdirSync(folder)).toEqual([]);
   });
 });
