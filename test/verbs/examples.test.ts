@@ -147,3 +147,20 @@ it('examples/counters-in-place.mjs transfers a state of 8 MiB without a copy', a
   expect(output).toMatch(/replica \d READ 83886\d\d bytes where they lie, \d+ MB\/s/);
   expect(output).toMatch(/counter 1046651 is 2999 at replica \d/);
 });
+
+it.each([
+  ['rc-pingpong.mjs', ['--device', 'nosuch'], "QUORATE_NO_DEVICE: there is no device named 'nosuch'; there are: "],
+  ['rc-pingpong.mjs', ['127.0.0.1', '--port', '1'], 'connect ECONNREFUSED 127.0.0.1:1'],
+  ['rping.mjs', ['127.0.0.1', '--port', '1'], 'QUORATE_CM_REJECTED: connecting to 127.0.0.1:1 failed: '],
+])('examples/%s %j says in one line what it meets', async (program, args, said) => {
+  const child = spawn(process.execPath, [`examples/${program}`, ...args], { stdio: ['ignore', 'ignore', 'pipe'] });
+  running.push(child);
+  let told = '';
+  child.stderr.on('data', (part) => {
+    told += part;
+  });
+  const [status] = await once(child, 'close');
+  expect(told).toMatch(/^.+\n$/);
+  expect(told.slice(0, said.length)).toBe(said);
+  expect(status).toBe(1);
+});
