@@ -4,6 +4,9 @@
 import { invalidArgument } from '../errors.js';
 import type { NativeKind, NativeObject, NativeSharedObject } from './native.js';
 
+/** So many children, at least, are kept before those that are closed are looked for. */
+const CHILDREN_UNSEEN = 32;
+
 const faces = new WeakMap<NativeObject, VerbsObject>();
 
 /** Base class of all objects that are made by a device, of Fence and of Notifier. */
@@ -12,6 +15,7 @@ export abstract class VerbsObject<Native extends NativeSharedObject = NativeShar
   readonly native: Native;
   #parent: VerbsObject | undefined;
   readonly #children = new Set<VerbsObject>();
+  #childrenUnseen = CHILDREN_UNSEEN;
   readonly #closeListeners = new Set<() => void>();
 
   /** @internal Objects are made by openDevice(), by methods of their parent, and by adopt(). */
@@ -93,8 +97,15 @@ export abstract class VerbsObject<Native extends NativeSharedObject = NativeShar
 
   /** @internal */
   retain<Child extends VerbsObject>(child: Child): Child {
+    if (this.#children.size >= this.#childrenUnseen) this.#releaseClosed();
     this.#children.add(child);
     return child;
+  }
+
+  /** Nobody tells of a child that another thread closed, or another object that it needs, such as its completion queue. */
+  #releaseClosed(): void {
+    for (const child of [...this.#children]) if (child.closed) child.announceClosed();
+    this.#childrenUnseen = Math.max(CHILDREN_UNSEEN, 2 * this.#children.size);
   }
 
   /** @internal Another parent keeps it from now on. */
