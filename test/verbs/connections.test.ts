@@ -95,6 +95,23 @@ describe('connect()', () => {
   });
 });
 
+describe('an operation that is given up', () => {
+  it.each(['signal', 'timeoutMs'] as const)('(%s) ends also if the id cannot be closed, and says so', async (how) => {
+    const { port } = await listening();
+    const id = await client(port);
+    const { native } = id;
+    native.close = () => {
+      throw new Error('the id could not be destroyed');
+    };
+    const controller = new AbortController();
+    const connecting = id.connect(how === 'signal' ? { signal: controller.signal } : { timeoutMs: 1 });
+    controller.abort(new Error('no longer wanted'));
+    await expect(connecting).rejects.toThrow('could not be destroyed');
+    expect(id.closed).toBe(false);
+    Reflect.deleteProperty(native, 'close');
+  });
+});
+
 describe('a name without an address', () => {
   it.each([
     ['resolveAddress', (id: CmId, host: string) => id.resolveAddress({ host, port: 1 })],

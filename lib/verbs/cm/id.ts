@@ -734,11 +734,16 @@ export class CmId extends VerbsObject<NativeCmId> {
     try {
       return await new Promise<CmEvent>((resolve, reject) => {
         let timer: NodeJS.Timeout | undefined;
-        const onAbort = () => {
+        const giveUp = (reason: unknown) => {
           finish();
-          this.close();
-          reject(signal?.reason);
+          try {
+            this.close();
+            reject(reason);
+          } catch (error) {
+            reject(error);
+          }
         };
+        const onAbort = () => giveUp(signal?.reason);
         const finish = () => {
           clearTimeout(timer);
           signal?.removeEventListener('abort', onAbort);
@@ -766,9 +771,7 @@ export class CmId extends VerbsObject<NativeCmId> {
         }
         signal?.addEventListener('abort', onAbort);
         timer = setTimeout(() => {
-          finish();
-          this.close();
-          reject(new QuorateError('QUORATE_TIMEOUT', `${what} took longer than ${timeoutMs} ms; the id was closed`));
+          giveUp(new QuorateError('QUORATE_TIMEOUT', `${what} took longer than ${timeoutMs} ms; the id was closed`));
         }, timeoutMs);
         timer.unref(); // whether the event loop is held is the channel's decision
       });
