@@ -95,6 +95,25 @@ describe('connect()', () => {
   });
 });
 
+describe('resolveAddress()', () => {
+  it('gives up when the signal aborts while the name is looked up, and closes the id', async () => {
+    const id = channel().createId();
+    const controller = new AbortController();
+    const resolving = id.resolveAddress({ host: 'localhost', port: 1 }, { signal: controller.signal });
+    controller.abort(new Error('no longer wanted'));
+    expect(id.closed).toBe(true);
+    await expect(resolving).rejects.toThrow('no longer wanted');
+  });
+
+  it('counts as under way while the name is looked up', async () => {
+    const id = channel().createId();
+    const resolving = id.resolveAddress({ host: 'localhost', port: 1 });
+    expect(await id.resolveAddress({ host: HOST, port: 2 }).catch(errorCode)).toBe('QUORATE_INVALID_ARGUMENT');
+    await resolving;
+    expect(id.peerAddress?.port).toBe(1);
+  });
+});
+
 describe('an operation that is given up', () => {
   it.each(['signal', 'timeoutMs'] as const)('(%s) ends also if the id cannot be closed, and says so', async (how) => {
     const { port } = await listening();

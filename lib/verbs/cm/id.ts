@@ -26,7 +26,7 @@ export { ACCEPT_PRIVATE_DATA_BYTES, CONNECT_PRIVATE_DATA_BYTES, REJECT_PRIVATE_D
 export interface CmWaitOptions {
   /** Gives up after this time, in milliseconds, 1 .. 600,000. The id is closed then: what is under way cannot be undone. */
   timeoutMs?: number;
-  /** Gives up when it aborts, with its reason. The id is closed then. */
+  /** Gives up when it aborts, with its reason. The id is closed then, unless it had aborted before the call. */
   signal?: AbortSignal;
 }
 
@@ -155,10 +155,14 @@ function checkPrivateData(bytes: Uint8Array | undefined, most: number): Uint8Arr
   return Uint8Array.from(bytes);
 }
 
-/** A name becomes an address without blocking the thread; addresses stay what they are. */
-async function numeric(host: string, port: number): Promise<CmAddress> {
+function checkAddress({ host, port }: CmAddress): void {
   if (typeof host !== 'string' || host === '') throw invalidArgument('host must be an address or a name');
   checkInteger('port', port, 0, 65_535);
+}
+
+/** A name becomes an address without blocking the thread; addresses stay what they are. */
+async function numeric(host: string, port: number): Promise<CmAddress> {
+  checkAddress({ host, port });
   if (isIP(host) !== 0) return { host, port };
   try {
     return { host: (await lookup(host)).address, port };
@@ -247,21 +251,18 @@ export class CmId extends VerbsObject<NativeCmId> {
     const { source } = options;
     if (source !== undefined) checkOptions<Partial<CmAddress>>('source', source, ADDRESS);
     const timeoutMs = checkInteger('timeoutMs', options.timeoutMs ?? DEFAULT_RESOLVE_TIMEOUT_MS, 1, MAX_TIMEOUT_MS);
-    options.signal?.throwIfAborted();
-    const release = this.channel.hold();
-    try {
-      const to = await numeric(destination.host, destination.port);
-      const from = source === undefined ? null : await numeric(source.host, source.port ?? 0);
-      await this.#perform(
-        `resolving ${show(to)}`,
-        [CmEventType.ADDR_RESOLVED],
-        timeoutMs + GRACE_MS,
-        options.signal,
-        () => this.native.resolveAddress(from, to, timeoutMs),
-      );
-    } finally {
-      release();
-    }
+    checkAddress(destination);
+    await this.#perform(
+      `resolving ${show(destination)}`,
+      [CmEventType.ADDR_RESOLVED],
+      timeoutMs + GRACE_MS,
+      options.signal,
+      async () => {
+        const to = await numeric(destination.host, destination.port);
+        const from = source === undefined ? null : await numeric(source.host, source.port ?? 0);
+        await this.native.resolveAddress(from, to, timeoutMs); // refused if the id was closed meanwhile
+      },
+    );
   }
 
   /**
