@@ -232,9 +232,9 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
     this.native.modify(attributes);
   }
 
-  /** The same without blocking this thread. */
-  modifyAsync(attributes: QpAttributes): Promise<void> {
-    return this.native.modifyAsync(attributes);
+  /** The same without blocking this thread; what is wrong is said by the promise. */
+  async modifyAsync(attributes: QpAttributes): Promise<void> {
+    await this.native.modifyAsync(attributes);
   }
 
   /**

@@ -4,6 +4,7 @@ import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import {
   Access,
   CompletionEvents,
+  errorCode,
   FENCED,
   Fence,
   isCanonicalGid,
@@ -176,6 +177,15 @@ export function describeVerbs(devices: readonly [string, string]): void {
         await expect(a.queuePair.modifyAsync({ state: QpState.INIT })).rejects.toMatchObject({
           code: 'QUORATE_QP_STATE',
         });
+      });
+
+      it('say whatever is wrong with a modifyAsync() by its promise', async () => {
+        const { queuePair } = single();
+        const outcome = (attributes: unknown) => queuePair.modifyAsync(attributes as never).catch(errorCode);
+        expect(await outcome('INIT')).toBe('QUORATE_INVALID_ARGUMENT');
+        expect(await outcome({ state: 99 })).toBe('QUORATE_OUT_OF_RANGE');
+        queuePair.close();
+        expect(await outcome({ state: QpState.INIT })).toBe('QUORATE_CLOSED');
       });
 
       it('refuse a transition that skips a state and say where the pair is', () => {
