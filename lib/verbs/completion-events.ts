@@ -2,11 +2,11 @@
 // for completions that arrive after the queue was armed, so a queue must be armed first and drained after that, at the
 // start and after every event; draining first loses the completion that arrives in between, and with it the last
 // wake-up.
-import { invalidArgument, outOfRange } from '../errors.js';
+import { invalidArgument } from '../errors.js';
 import { CompletionChannel } from './completion-channel.js';
 import { CompletionQueue } from './completion-queue.js';
 import type { WorkCompletion } from './native.js';
-import { checkOptions, type Members } from './options.js';
+import { checkInteger, checkOptions, type Members } from './options.js';
 
 /** Takes completions of a watched queue, oldest first. */
 export type CompletionHandler = (completions: WorkCompletion[], completionQueue: CompletionQueue) => void;
@@ -57,7 +57,7 @@ export class CompletionEvents {
   watch(completionQueue: CompletionQueue, handler: CompletionHandler, options: WatchOptions = {}): void {
     checkOptions('options', options, WATCH_OPTIONS);
     const { batch = 256, solicitedOnly = false } = options;
-    if (!Number.isInteger(batch) || batch < 1 || batch > 65_536) throw outOfRange('batch must be from 1 to 65536');
+    checkInteger('batch', batch, 1, 65_536);
     if (!(completionQueue instanceof CompletionQueue)) {
       throw invalidArgument('completionQueue must be a CompletionQueue');
     }

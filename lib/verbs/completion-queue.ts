@@ -1,9 +1,9 @@
 // Where the outcome of work requests arrives.
-import { invalidArgument, outOfRange } from '../errors.js';
+import { invalidArgument } from '../errors.js';
 import type { CompletionChannel } from './completion-channel.js';
 import { type CompletionsOptions, completionsOf } from './completion-stream.js';
 import type { NativeCompletionQueue, WorkCompletion } from './native.js';
-import { checkObject } from './options.js';
+import { checkInteger, checkObject } from './options.js';
 import { existingFace, VerbsObject } from './verbs-object.js';
 
 export type { CompletionsOptions } from './completion-stream.js';
@@ -71,8 +71,7 @@ export class CompletionQueue extends VerbsObject<NativeCompletionQueue> {
     const left = this.#leftOver;
     if (left.length === 0) return this.native.poll(max);
     // What is refused, here or by the native queue, must not cost what is left over.
-    if (typeof max !== 'number') throw invalidArgument('max must be a number');
-    if (!Number.isInteger(max) || max < 1 || max > MAX_POLL) throw outOfRange(`max must be from 1 to ${MAX_POLL}`);
+    checkInteger('max', max, 1, MAX_POLL);
     if (max <= left.length) return left.splice(0, max);
     const more = this.native.poll(max - left.length);
     return left.splice(0).concat(more);

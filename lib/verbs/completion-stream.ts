@@ -3,11 +3,11 @@
 // pace: nothing is taken from the queue before what was taken has been handed out.
 //
 // The events of a channel come to one callback per thread, so all iterations over queues of one channel share it.
-import { invalidArgument, outOfRange } from '../errors.js';
+import { invalidArgument } from '../errors.js';
 import type { CompletionChannel } from './completion-channel.js';
 import type { CompletionQueue } from './completion-queue.js';
 import type { WorkCompletion } from './native.js';
-import { checkAbortable, type Members } from './options.js';
+import { checkAbortable, checkInteger, type Members } from './options.js';
 
 /** Options of an iteration over completions. */
 export interface CompletionsOptions {
@@ -84,9 +84,7 @@ export async function* completionsOf(
 ): AsyncGenerator<WorkCompletion, void, void> {
   checkAbortable(options, COMPLETIONS_OPTIONS);
   const { signal, ref = true, solicitedOnly = false, batch = DEFAULT_BATCH } = options;
-  if (!Number.isInteger(batch) || batch < 1 || batch > MAX_BATCH) {
-    throw outOfRange(`batch must be from 1 to ${MAX_BATCH}`);
-  }
+  checkInteger('batch', batch, 1, MAX_BATCH);
   const { channel } = queue;
   if (channel === undefined) {
     throw invalidArgument(

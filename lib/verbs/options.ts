@@ -1,6 +1,6 @@
 // Checks of what calls are given before they take it apart: destructuring null, and a signal that is none, would give
 // errors without a code.
-import { invalidArgument, type Members, unknownMember } from '../errors.js';
+import { invalidArgument, type Members, outOfRange, unknownMember } from '../errors.js';
 
 export type { Members } from '../errors.js';
 
@@ -27,4 +27,13 @@ export function checkAbortable<Options extends { signal?: AbortSignal }>(
   if (signal !== undefined && (typeof signal !== 'object' || signal === null || !('aborted' in signal))) {
     throw invalidArgument('signal must be an AbortSignal');
   }
+}
+
+/** @internal As the addon tells of integers that it reads itself (arguments.cc): a wrong type is no number out of range. */
+export function checkInteger(name: string, value: number, least: number, most: number): number {
+  if (typeof value !== 'number') throw invalidArgument(`${name} must be a number`);
+  if (!Number.isInteger(value) || value < least || value > most) {
+    throw outOfRange(`${name} must be an integer from ${least} to ${most}, got ${value}`);
+  }
+  return value;
 }

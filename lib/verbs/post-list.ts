@@ -6,7 +6,7 @@ import type { Fence } from './fence.js';
 import { addon } from './load-addon.js';
 import type { Memory } from './memory.js';
 import { CALL, type NativePostList, type PostListOptions, WC, WC_STRIDE, WR, WR_STRIDE } from './native.js';
-import { checkObject } from './options.js';
+import { checkInteger, checkObject } from './options.js';
 import type { QueuePair } from './queue-pair.js';
 
 export type { PostListOptions } from './native.js';
@@ -121,10 +121,7 @@ export class PostList {
 
   /** Writes request number `index` by field names; for code that is not hot. */
   setWorkRequest(index: number, fields: WorkRequestFields): void {
-    const at = index * WR_STRIDE;
-    if (!Number.isInteger(index) || index < 0 || at + WR_STRIDE > this.workRequests.length) {
-      throw Object.assign(new RangeError(`there is no work request ${index}`), { code: 'QUORATE_OUT_OF_RANGE' });
-    }
+    const at = checkInteger('index', index, 0, this.workRequests.length / WR_STRIDE - 1) * WR_STRIDE;
     checkObject('fields', fields);
     this.workRequests.fill(0, at, at + WR_STRIDE);
     for (const [name, value] of Object.entries(fields)) {
@@ -136,10 +133,7 @@ export class PostList {
 
   /** Completion number `index` of the last submit by field names; for code that is not hot. */
   completion(index: number): CompletionFields {
-    const at = index * WC_STRIDE;
-    if (!Number.isInteger(index) || index < 0 || at + WC_STRIDE > this.completions.length) {
-      throw Object.assign(new RangeError(`there is no completion ${index}`), { code: 'QUORATE_OUT_OF_RANGE' });
-    }
+    const at = checkInteger('index', index, 0, this.completions.length / WC_STRIDE - 1) * WC_STRIDE;
     const entries = Object.entries(WC).map(([name, offset]) => [name, this.completions[at + offset]]);
     return Object.fromEntries(entries) as CompletionFields;
   }

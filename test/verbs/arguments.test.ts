@@ -331,6 +331,32 @@ describe('wrong arguments', () => {
     channel.close();
   });
 
+  it('of numbers by their type, and by their range only if they are numbers', async () => {
+    const { context } = end;
+    const channel = context.createCompletionChannel();
+    const queue = context.createCompletionQueue(4, channel);
+    const events = new CompletionEvents(channel);
+    const calls: ((value: never) => unknown)[] = [
+      (max) => queue.poll(max),
+      (batch) => queue.completions({ batch }).next(),
+      (batch) => events.watch(queue, () => {}, { batch }),
+      (index) => list.setWorkRequest(index, {}),
+      (index) => list.completion(index),
+    ];
+    const outcome = (call: (value: never) => unknown, value: unknown) =>
+      (async () => call(value as never))().catch((error: unknown) => error);
+    for (const call of calls) {
+      for (const value of ['1', null, {}, 1n, [1]]) {
+        expect(await outcome(call, value), call.toString()).toMatchObject({ code: 'QUORATE_INVALID_ARGUMENT' });
+      }
+      for (const value of [-1, 0.5, NaN, 65_537]) {
+        expect(await outcome(call, value), call.toString()).toMatchObject({ code: 'QUORATE_OUT_OF_RANGE' });
+      }
+    }
+    events.close();
+    channel.close();
+  });
+
   it('of memory windows, re-registration and several elements', () => {
     const { context, domain, memory, queuePair, queue, region } = end;
     const NOT_LISTS = [

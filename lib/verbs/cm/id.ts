@@ -3,7 +3,7 @@ import { lookup } from 'node:dns/promises';
 import { isIP } from 'node:net';
 import { invalidArgument, outOfRange, QuorateError } from '../../errors.js';
 import { QpState } from '../native.js';
-import { checkAbortable, checkObject, checkOptions, type Members } from '../options.js';
+import { checkAbortable, checkInteger, checkObject, checkOptions, type Members } from '../options.js';
 import { ProtectionDomain, type QueuePairOptions } from '../protection-domain.js';
 import { QueuePair } from '../queue-pair.js';
 import { existingFace, VerbsObject } from '../verbs-object.js';
@@ -135,14 +135,6 @@ const FAILURES: readonly number[] = [
 
 function show({ host, port }: CmAddress): string {
   return host.includes(':') ? `[${host}]:${port}` : `${host}:${port}`;
-}
-
-function checkInteger(name: string, value: number, least: number, most: number): number {
-  if (typeof value !== 'number') throw invalidArgument(`${name} must be a number`);
-  if (!Number.isInteger(value) || value < least || value > most) {
-    throw outOfRange(`${name} must be an integer from ${least} to ${most}, got ${value}`);
-  }
-  return value;
 }
 
 function checkPrivateData(bytes: Uint8Array | undefined, most: number): Uint8Array {
