@@ -141,7 +141,8 @@ export class Context extends VerbsObject<NativeContext> {
    * Page-aligned, pre-faulted memory that can be registered, see {@link Memory}. It is not kept by the context: it
    * lives while it, its `buffer` or a memory region over it is referenced.
    *
-   * @throws QuorateError QUORATE_SYSTEM (no memory, /dev/shm full, no huge pages)
+   * @throws QuorateError QUORATE_SYSTEM (no memory, /dev/shm full, no huge pages), QUORATE_UNSUPPORTED (huge pages on shm);
+   * RangeError QUORATE_OUT_OF_RANGE; TypeError QUORATE_INVALID_ARGUMENT
    */
   allocateMemory(options: MemoryOptions): Memory {
     return Memory.of(this.native.allocateMemory(options));

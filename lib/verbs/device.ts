@@ -40,7 +40,8 @@ export function ibverbsStatus(): IbverbsStatus {
  * Opens a device by its name ("shm", "rxe0", "mlx5_0"), see ibv_open_device(3). The context lives until it is closed
  * or no longer referenced.
  *
- * @throws QuorateError QUORATE_NO_DEVICE (the message names the devices there are), QUORATE_NO_LIBRARY, QUORATE_SYSTEM
+ * @throws QuorateError QUORATE_NO_DEVICE (the message names the devices there are), QUORATE_NO_LIBRARY, QUORATE_SYSTEM;
+ * TypeError QUORATE_INVALID_ARGUMENT, also for unknown options
  */
 export function openDevice(name: string, options: DeviceOptions = {}): Context {
   return Context.of(addon.openDevice(name, options));

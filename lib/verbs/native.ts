@@ -579,7 +579,7 @@ export interface MemoryOptions {
   shared?: boolean;
   /** With `shared`: the file, created with mode 0600. Does not apply to shm, whose memory is always shared. */
   sharedPath?: string;
-  /** Ask for huge pages; QUORATE_SYSTEM if none are to be had. Default false. */
+  /** Ask for huge pages; QUORATE_SYSTEM if none are to be had, QUORATE_UNSUPPORTED on shm. Default false. */
   hugePages?: boolean;
 }
 

@@ -72,7 +72,7 @@ export class PostList {
 
   /**
    * @param completionQueue the send queue of the queue pairs that will be bound
-   * @throws RangeError QUORATE_OUT_OF_RANGE
+   * @throws RangeError QUORATE_OUT_OF_RANGE; TypeError QUORATE_INVALID_ARGUMENT; QuorateError QUORATE_CLOSED
    */
   constructor(completionQueue: CompletionQueue, options: PostListOptions) {
     if (!(completionQueue instanceof CompletionQueue)) {

@@ -54,7 +54,8 @@ export class ProtectionDomain extends VerbsObject<NativeProtectionDomain> {
    *
    * @param access bits of Access; 0 lets the device read locally only
    * @throws RangeError QUORATE_OUT_OF_RANGE if the range is not inside the memory; QuorateError QUORATE_MEMLOCK if the
-   * limit on locked memory is too small, QUORATE_LIMIT if the device has no more regions
+   * limit on locked memory is too small, QUORATE_LIMIT if the device has no more regions; TypeError
+   * QUORATE_INVALID_ARGUMENT, also for rights that do not go together
    */
   registerMemory(memory: Memory, offset: number, length: number, access: number): MemoryRegion {
     if (!(memory instanceof Memory)) throw invalidArgument('memory must be a Memory');
@@ -65,7 +66,7 @@ export class ProtectionDomain extends VerbsObject<NativeProtectionDomain> {
    * A new queue pair in state RESET, see ibv_create_qp(3).
    *
    * @throws QuorateError QUORATE_MEMLOCK, QUORATE_LIMIT, QUORATE_UNSUPPORTED (type not offered by the device),
-   * QUORATE_SYSTEM
+   * QUORATE_SYSTEM; RangeError QUORATE_OUT_OF_RANGE if the device has none as large; TypeError QUORATE_INVALID_ARGUMENT
    */
   createQueuePair(options: QueuePairOptions): QueuePair {
     checkObject('options', options);
@@ -113,7 +114,8 @@ export class ProtectionDomain extends VerbsObject<NativeProtectionDomain> {
    * block for about a second.
    *
    * @param av `dgid` and `sgidIndex` on Ethernet and shm, `dlid` on InfiniBand; see Context.addressVectorFor()
-   * @throws QuorateError QUORATE_SYSTEM (address cannot be resolved, no such GID); TypeError QUORATE_INVALID_ARGUMENT
+   * @throws QuorateError QUORATE_SYSTEM (address cannot be resolved, no such GID); RangeError QUORATE_OUT_OF_RANGE;
+   * TypeError QUORATE_INVALID_ARGUMENT, on shm also for a GID or port that is not there
    */
   createAddressHandle(av: AddressVector): AddressHandle {
     return this.retain(AddressHandle.of(this.native.createAddressHandle(av), this));

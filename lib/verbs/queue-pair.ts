@@ -226,7 +226,8 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
    * on a thread that must not wait.
    *
    * @throws QuorateError QUORATE_QP_STATE: the message names the state the pair is in, the transition, and the
-   * attributes that are missing, surplus or out of range
+   * attributes that are missing, surplus or beyond what the device takes; RangeError QUORATE_OUT_OF_RANGE, TypeError
+   * QUORATE_INVALID_ARGUMENT for what no device takes
    */
   modify(attributes: QpAttributes): void {
     this.native.modify(attributes);
@@ -244,7 +245,7 @@ export class QueuePair extends VerbsObject<NativeQueuePair> {
    *
    * @param accessFlags bits of Access
    * @throws QuorateError QUORATE_QP_STATE if the pair is in no state that leads to RTS with these attributes (RTS itself, and
-   * SQD and SQE, which it leaves by this call), QUORATE_OUT_OF_RANGE
+   * SQD and SQE, which it leaves by this call); RangeError QUORATE_OUT_OF_RANGE
    */
   setAccessFlags(accessFlags: number): void {
     this.native.setAccessFlags(accessFlags);

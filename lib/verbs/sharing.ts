@@ -81,7 +81,8 @@ export function faceOf(native: NativeSharedObject): VerbsObject {
  * object, which lives until it is closed or the last thread lets go of it. Adopting again gives the same object.
  *
  * @param token what share() gave
- * @throws TypeError QUORATE_INVALID_ARGUMENT for an unknown token; QuorateError QUORATE_CLOSED
+ * @throws TypeError QUORATE_INVALID_ARGUMENT for an unknown token; RangeError QUORATE_OUT_OF_RANGE for what can be none;
+ * QuorateError QUORATE_CLOSED
  */
 export function adopt(token: number): VerbsObject;
 /**
@@ -89,7 +90,8 @@ export function adopt(token: number): VerbsObject;
  *
  * @param token what share() gave
  * @param expected the class that the object must be of
- * @throws TypeError QUORATE_INVALID_ARGUMENT for an unknown token or another class; QuorateError QUORATE_CLOSED
+ * @throws TypeError QUORATE_INVALID_ARGUMENT for an unknown token or another class; RangeError QUORATE_OUT_OF_RANGE for
+ * what can be none; QuorateError QUORATE_CLOSED
  */
 export function adopt<Class extends VerbsObject>(
   token: number,

@@ -232,7 +232,8 @@ export class CmId extends VerbsObject<NativeCmId> {
    * rdma_resolve_addr(3).
    *
    * @param options `timeoutMs` default 2000
-   * @throws CmError QUORATE_CM_UNREACHABLE; QuorateError QUORATE_SYSTEM (no RDMA device leads there), QUORATE_TIMEOUT
+   * @throws CmError QUORATE_CM_UNREACHABLE; QuorateError QUORATE_SYSTEM (no RDMA device leads there), QUORATE_TIMEOUT,
+   * QUORATE_CM_UNREACHABLE for a name without address
    */
   async resolveAddress(
     destination: { host: string; port: number },
@@ -297,7 +298,7 @@ export class CmId extends VerbsObject<NativeCmId> {
    * The same with a queue pair that exists: RC, in state RESET; it goes to INIT.
    *
    * @param srq whether it has a shared receive queue
-   * @throws QuorateError QUORATE_QP_STATE; TypeError QUORATE_INVALID_ARGUMENT
+   * @throws QuorateError QUORATE_QP_STATE; TypeError QUORATE_INVALID_ARGUMENT; RangeError QUORATE_OUT_OF_RANGE
    */
   useQueuePair(queuePair: QueuePair, options: CmQueuePairOptions = {}, srq = false): void {
     checkOptions('options', options, QUEUE_PAIR_OPTIONS);
