@@ -25,6 +25,8 @@ interface Watched {
   readonly handler: CompletionHandler;
   readonly batch: number;
   readonly solicitedOnly: boolean;
+  /** Undoes that the queue's end is waited for. */
+  readonly forget: () => void;
 }
 
 /**
@@ -67,12 +69,15 @@ export class CompletionEvents {
       throw invalidArgument('the events of this completion queue go to another channel');
     }
     void completionQueue.depth; // throws if the queue is closed
-    this.#watched.set(completionQueue, { handler, batch, solicitedOnly });
+    this.unwatch(completionQueue);
+    const forget = completionQueue.onceClosed(() => this.#watched.delete(completionQueue));
+    this.#watched.set(completionQueue, { handler, batch, solicitedOnly, forget });
     this.#armAndDrain(completionQueue);
   }
 
   /** No more completions of this queue are taken. */
   unwatch(completionQueue: CompletionQueue): void {
+    this.#watched.get(completionQueue)?.forget();
     this.#watched.delete(completionQueue);
   }
 
@@ -93,7 +98,7 @@ export class CompletionEvents {
 
   /** Stops watching all queues. The channel and the queues stay open. */
   close(): void {
-    this.#watched.clear();
+    for (const completionQueue of this.#watched.keys()) this.unwatch(completionQueue);
     if (!this.#channel.closed) this.#channel.onEvent(null);
   }
 

@@ -44,14 +44,14 @@ describe('the process', () => {
     rmSync(directory, { recursive: true });
   });
 
-  it('keeps no objects that were closed by another one, or by another thread, in a domain that stays open', async () => {
+  it('keeps no objects that were closed by another one, by another thread, or while they were watched', async () => {
     const directory = ownDirectory();
     const child = startChild('closed-by-others.mjs', [String(ROUNDS)], ['--expose-gc'], { QUORATE_SHM_DIR: directory });
     const { code, stdout, stderr } = await child.exited();
     expect(stderr).toBe('');
     expect(code).toBe(0);
     const { before, ...after } = JSON.parse(stdout);
-    expect(Object.keys(after)).toEqual(['queue', 'channel', 'sharedReceiveQueue', 'thread']);
+    expect(Object.keys(after)).toEqual(['queue', 'channel', 'sharedReceiveQueue', 'watchedQueue', 'thread']);
     // The context and the domain look for closed ones only when they have some dozens.
     for (const [way, wrappers] of Object.entries(after)) expect(wrappers, way).toBeLessThan(before + ROUNDS / 3);
     rmSync(directory, { recursive: true });
