@@ -120,6 +120,14 @@ struct Diagnostics {
 };
 Diagnostics& diagnostics();
 
+// What no provider throws by intention, as an error with a code.
+inline VerbsError unexpected(const std::exception& error) {
+  if (dynamic_cast<const std::bad_alloc*>(&error) != nullptr) {
+    return VerbsError("QUORATE_SYSTEM", "out of memory in the addon", ENOMEM);
+  }
+  return VerbsError("QUORATE_SYSTEM", std::string("unexpected failure: ") + error.what());
+}
+
 // Runs a body that may throw and turns what it throws into a JavaScript exception. Nothing escapes into the engine.
 template <typename Body>
 napi_value guarded(napi_env env, Environment* environment, Body&& body) noexcept {
@@ -130,10 +138,8 @@ napi_value guarded(napi_env env, Environment* environment, Body&& body) noexcept
       environment->throwError(error);
     } catch (const Napi::Error& error) {
       error.ThrowAsJavaScriptException();
-    } catch (const std::bad_alloc&) {
-      environment->throwError(VerbsError("QUORATE_SYSTEM", "out of memory in the addon", ENOMEM));
     } catch (const std::exception& error) {
-      environment->throwError(VerbsError("QUORATE_SYSTEM", std::string("unexpected failure: ") + error.what()));
+      environment->throwError(unexpected(error));
     }
   } catch (...) {
     // Making the JavaScript error failed: the environment is being torn down. There is nobody left to tell.

@@ -13,7 +13,7 @@ namespace quorate::addon {
 
 class PromiseWorker : public Napi::AsyncWorker {
  public:
-  // Runs `work`, which holds what it needs and may throw a VerbsError; what it holds is let go on the calling thread.
+  // Runs `work`, which holds what it needs and may throw; what it holds is let go on the calling thread.
   static Napi::Promise start(Environment& environment, const char* name, std::function<void()> work) {
     auto* worker = new PromiseWorker(environment, name, std::move(work));
     const Napi::Promise promise = worker->deferred_.Promise();
@@ -26,7 +26,9 @@ class PromiseWorker : public Napi::AsyncWorker {
     try {
       work_();
     } catch (const VerbsError& error) {
-      failure_ = std::make_unique<VerbsError>(error.code, error.what(), error.errnum, error.syscall);
+      failure_ = std::make_unique<VerbsError>(error);
+    } catch (const std::exception& error) {
+      failure_ = std::make_unique<VerbsError>(unexpected(error));
     }
   }
   void OnOK() override {

@@ -40,7 +40,7 @@ size_t takeRun(std::vector<bool>* used, size_t units) {
 
 void requirePort(int portNum) {
   if (portNum != 1) {
-    throw VerbsError("QUORATE_INVALID_ARGUMENT",
+    throw VerbsError("QUORATE_OUT_OF_RANGE",
                      "Device shm has no port " + std::to_string(portNum) + "; its only port is 1");
   }
 }
