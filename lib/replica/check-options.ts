@@ -107,6 +107,24 @@ export function thrownError(thrown: unknown, what: string): Error {
   return new QuorateError('QUORATE_INVALID_ARGUMENT', text, { cause: thrown });
 }
 
+/** Calls code of users. What it throws, or what a promise that it returns rejects with, is an Error then. */
+export function callUser<Returned>(what: string, call: () => Returned): Returned {
+  try {
+    const returned = call();
+    if (!(returned instanceof Promise)) return returned;
+    return returned.catch((error: unknown) => {
+      throw thrownError(error, what);
+    }) as Returned;
+  } catch (error) {
+    throw thrownError(error, what);
+  }
+}
+
+/** The same for code that must have done all when it returns. */
+export function callUserAtOnce(what: string, call: () => unknown): void {
+  checkNoPromise(callUser(what, call), what);
+}
+
 /** A string, as of an environment variable, would look like the number that it is not. */
 function shown(value: unknown): string {
   return typeof value === 'string' ? JSON.stringify(value) : String(value);

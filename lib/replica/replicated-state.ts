@@ -5,7 +5,7 @@ import type { ChainPosition } from '../consensus/entry.js';
 import type { ReplicationPlane } from '../consensus/replication-plane.js';
 import { QuorateError } from '../errors.js';
 import { SessionTable } from '../rsm/session-table.js';
-import { checkNoPromise } from './check-options.js';
+import { callUser, callUserAtOnce } from './check-options.js';
 import type { logAfter } from './recovery/log-source.js';
 import type { StateMachine } from './replica-options.js';
 import { decodeSnapshot, encodeSnapshot } from './snapshot-transfer.js';
@@ -49,7 +49,8 @@ export class ReplicatedState {
   /** The state of this moment, as a whole. */
   encode(plane: ReplicationPlane): Uint8Array {
     const { sessions, stateMachine } = this.host;
-    return encodeSnapshot({ ...plane.snapshotPlace, sessions: sessions.snapshot(), state: stateMachine.snapshot() });
+    const state = callUser('snapshot() of the state machine', () => stateMachine.snapshot());
+    return encodeSnapshot({ ...plane.snapshotPlace, sessions: sessions.snapshot(), state });
   }
 
   /** The log that leads to it. */
@@ -67,7 +68,7 @@ export class ReplicatedState {
       throw new QuorateError('QUORATE_NOT_FOLLOWER', `replica ${id} leads and takes no snapshot from replica ${peer}`);
     }
     this.put(position, configuration, sessions, () =>
-      checkNoPromise(stateMachine.restore(state), 'restore() of the state machine'),
+      callUserAtOnce('restore() of the state machine', () => stateMachine.restore(state)),
     );
   }
 

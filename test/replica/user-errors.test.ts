@@ -3,6 +3,7 @@ import { once } from 'node:events';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { inspect } from 'node:util';
 import { afterEach, expect, it } from 'vitest';
 import { type MemberAddress, QuorateError, Replica } from '#lib/index.js';
 import { ControlClient } from '#lib/replica/control-channel.js';
@@ -106,6 +107,87 @@ it.each([
     code: 'QUORATE_INVALID_ARGUMENT',
     message: `${what} returned a promise: it must have done all when it returns`,
   });
+});
+
+const THROWN = [['a text'], [undefined], [Object.create(null)]];
+
+/** State machines whose snapshot throws so. */
+const failingSnapshots = (thrown: unknown): [string, object][] => [
+  [
+    'snapshot',
+    {
+      snapshot: () => {
+        throw thrown;
+      },
+    },
+  ],
+  [
+    'snapshotChunks',
+    { snapshotChunks: () => ({ [Symbol.asyncIterator]: () => ({ next: () => Promise.reject(thrown) }) }) },
+  ],
+];
+
+it.each(
+  [
+    ['QUORATE_SNAPSHOT_FAILED', (directory: string) => ({ durable: { directory, snapshotAfterBytes: 64 * 1024 } })],
+    ['QUORATE_INVALID_ARGUMENT', (directory: string) => ({ surviveCrash: { directory } })],
+  ].flatMap(([code, options]) =>
+    THROWN.flatMap(([thrown]) =>
+      failingSnapshots(thrown).map(([method, machine]) => ({ code, options, method, machine, thrown })),
+    ),
+  ),
+)(
+  'goes on and warns, $code, of what $method() throws that is no Error, %#',
+  async ({ code, options, method, machine, thrown }) => {
+    const stateMachine = Object.assign(new CommandLog(), machine);
+    const more = { ...(options as (directory: string) => object)(folder()), stateMachine, logBytes: 64 * 1024 };
+    const replica = await Replica.open(optionsFor(0, await members(1), more));
+    open.push(replica);
+    const warned = once(replica, 'warning');
+    const fatal: unknown[] = [];
+    replica.on('fatal', (error) => fatal.push(error));
+    for (let count = 0; count < 100; count++) await replica.propose(new Uint8Array(1000));
+    const [warning] = (await warned) as [QuorateError];
+    expect(warning).toMatchObject({
+      code,
+      message: expect.stringContaining(`${method}() of the state machine threw ${inspect(thrown)}, which is no Error`),
+    });
+    expect((warning.cause as Error).cause).toBe(thrown);
+    expect(await replica.propose(bytes('x'))).toMatchObject({ result: 101 });
+    expect(fatal).toEqual([]);
+  },
+);
+
+it.each(
+  THROWN.flatMap(([thrown]) => {
+    const fails = () => {
+      throw thrown;
+    };
+    return [
+      { what: 'restore() of the state machine', thrown, machine: { restore: fails } },
+      {
+        what: 'restoreChunks() of the state machine',
+        thrown,
+        machine: { restoreChunks: () => Promise.reject(thrown) },
+      },
+      { what: 'what puts the state of a snapshot in place', thrown, machine: { restoreChunks: async () => fails } },
+      { what: 'restoreInPlace() of the state machine', thrown, machine: { restoreInPlace: fails } },
+    ];
+  }),
+)('is not opened, and says why, when $what throws what is no Error, %#', async ({ what, machine, thrown }) => {
+  const durable = { directory: folder(), snapshotAfterBytes: 64 * 1024 };
+  const list = await members(1);
+  const first = await Replica.open(optionsFor(0, list, { durable }));
+  open.push(first);
+  while (first.status().durable?.snapshotLsn === 0) await first.propose(new Uint8Array(10_000));
+  await first.close();
+  const stateMachine = Object.assign(new CommandLog(), machine);
+  const error = await Replica.open(optionsFor(0, list, { durable, stateMachine })).catch((reason: unknown) => reason);
+  expect(error).toMatchObject({
+    code: 'QUORATE_INVALID_ARGUMENT',
+    message: expect.stringContaining(`${what} threw ${inspect(thrown)}, which is no Error`),
+  });
+  expect((error as Error).cause).toBe(thrown);
 });
 
 it('proposes nothing again once it closes', async () => {

@@ -3,12 +3,16 @@
 // only when all of it is there. Neither holds more than a piece, except for state machines that know nothing but whole
 // snapshots.
 import { QuorateError } from '../../errors.js';
-import { checkNoPromise } from '../check-options.js';
+import { callUser, callUserAtOnce } from '../check-options.js';
 import type { RestoreInPlace, SnapshotStream, StateMachine } from '../replica-options.js';
 import { PIECE_TIMEOUT_MS, RESTORE_WHOLE_BYTES_MAX, SESSIONS_BYTES_MAX } from './limits.js';
 
 type Pieces = Iterator<Uint8Array> | AsyncIterator<Uint8Array>;
 type Step = IteratorResult<Uint8Array> | Promise<IteratorResult<Uint8Array>>;
+
+const SNAPSHOT = 'snapshot() of the state machine';
+const SNAPSHOT_CHUNKS = 'snapshotChunks() of the state machine';
+const RESTORE_IN_PLACE = 'restoreInPlace() of the state machine';
 
 function noBytes(what: string): QuorateError {
   return new QuorateError('QUORATE_INVALID_ARGUMENT', `${what} something else than a Uint8Array`);
@@ -48,21 +52,22 @@ export class SnapshotSource implements PieceSource {
     this.sessions = sessions;
     this.sessionsBytes = sessions.length;
     if (stateMachine.snapshotChunks === undefined) {
-      this.whole = stateMachine.snapshot();
+      this.whole = callUser(SNAPSHOT, () => stateMachine.snapshot());
       // A string, say, has a length too, and would be copied as zeros.
-      if (!(this.whole instanceof Uint8Array)) throw noBytes('snapshot() of the state machine returned');
+      if (!(this.whole instanceof Uint8Array)) throw noBytes(`${SNAPSHOT} returned`);
       this.pieces = null;
       this.stream = null;
       this.staysUntilTaken = false;
       this.bytesTotal = sessions.length + this.whole.length;
       return;
     }
-    const stream = stateMachine.snapshotChunks();
+    const stream = callUser(SNAPSHOT_CHUNKS, () => stateMachine.snapshotChunks?.() as SnapshotStream);
     this.stream = stream;
     this.staysUntilTaken = typeof stream.taken === 'function';
     const isAsync = Symbol.asyncIterator in stream;
-    this.pieces = isAsync ? stream[Symbol.asyncIterator]() : stream[Symbol.iterator]();
-    this.first = this.pieces.next();
+    const pieces: Pieces = isAsync ? stream[Symbol.asyncIterator]() : stream[Symbol.iterator]();
+    this.pieces = pieces;
+    this.first = callUser(SNAPSHOT_CHUNKS, () => pieces.next());
     // Whoever asks for it hears of the error; nobody may before the transfer ends.
     if (this.first instanceof Promise) this.first.catch(() => {});
     const { lengthBytes } = stream;
@@ -80,20 +85,21 @@ export class SnapshotSource implements PieceSource {
       this.whole = null;
       return whole;
     }
-    const step = this.first ?? pieces.next();
+    const step = this.first ?? callUser(SNAPSHOT_CHUNKS, () => pieces.next());
     this.first = null;
     return step instanceof Promise ? step.then((result) => this.piece(result)) : this.piece(step);
   }
 
   private piece(step: IteratorResult<Uint8Array>): Uint8Array | null {
     if (step.done === true) return null;
-    if (!(step.value instanceof Uint8Array)) throw noBytes('snapshotChunks() of the state machine yields');
+    if (!(step.value instanceof Uint8Array)) throw noBytes(`${SNAPSHOT_CHUNKS} yields`);
     this.given += step.value.length;
     return step.value;
   }
 
   taken(bytes: number): void {
-    if (bytes > this.sessionsBytes) this.stream?.taken?.(bytes - this.sessionsBytes);
+    if (bytes <= this.sessionsBytes) return;
+    callUser('taken() of what snapshotChunks() returned', () => this.stream?.taken?.(bytes - this.sessionsBytes));
   }
 
   /** The state machine need not keep the view any more. */
@@ -143,7 +149,7 @@ export class PieceReader {
     return new Promise((resolve, reject) => {
       const { pieceTimeoutMs } = this;
       const stalled = (): void => {
-        const text = `snapshotChunks() of the state machine gave neither a piece nor its end for ${pieceTimeoutMs} ms`;
+        const text = `${SNAPSHOT_CHUNKS} gave neither a piece nor its end for ${pieceTimeoutMs} ms`;
         this.interrupt(new QuorateError('QUORATE_TIMEOUT', text));
       };
       const timer = setTimeout(stalled, pieceTimeoutMs);
@@ -254,7 +260,7 @@ async function restoreWhole(stateMachine: StateMachine<never>, pieces: AsyncIter
   }
   const whole = Buffer.concat(kept, lengthBytes);
   kept.length = 0;
-  return () => checkNoPromise(stateMachine.restore(whole), 'restore() of the state machine');
+  return () => callUserAtOnce('restore() of the state machine', () => stateMachine.restore(whole));
 }
 
 /** Where the bytes of a stream go: into the session table, then into memory that the state machine names. */
@@ -275,7 +281,7 @@ class Places {
     if (!(place instanceof Uint8Array) || place.length === 0) {
       throw new QuorateError(
         'QUORATE_INVALID_ARGUMENT',
-        'next() of what restoreInPlace() of the state machine returned gives something else than bytes to be filled',
+        `next() of what ${RESTORE_IN_PLACE} returned gives something else than bytes to be filled`,
       );
     }
     this.places.push(place);
@@ -287,7 +293,8 @@ class Places {
    * are asked for again.
    */
   of(offset: number, lengthBytes: number): Uint8Array[] {
-    while (this.end < offset + lengthBytes) this.add(this.restore.next());
+    while (this.end < offset + lengthBytes)
+      this.add(callUser(`next() of what ${RESTORE_IN_PLACE} returned`, () => this.restore.next()));
     const found: Uint8Array[] = [];
     let at = this.begin;
     for (const place of this.places) {
@@ -343,7 +350,7 @@ export class SnapshotSink {
     }
     this.sessions = new Uint8Array(sessionsBytes);
     if (stateMachine.restoreInPlace !== undefined) {
-      const restore = stateMachine.restoreInPlace(stateBytes);
+      const restore = callUser(RESTORE_IN_PLACE, () => stateMachine.restoreInPlace?.(stateBytes) as RestoreInPlace);
       this.inPlace = { restore, places: new Places(restore, this.sessions) };
       this.restored = new Promise(() => {});
       return;
@@ -351,7 +358,9 @@ export class SnapshotSink {
     this.restored = (
       stateMachine.restoreChunks === undefined
         ? restoreWhole(stateMachine, this.pieces)
-        : Promise.resolve(this.pieces).then((pieces) => stateMachine.restoreChunks?.(pieces) as Promise<() => void>)
+        : callUser('restoreChunks() of the state machine', () =>
+            Promise.resolve(this.pieces).then((pieces) => stateMachine.restoreChunks?.(pieces) as Promise<() => void>),
+          )
     ).finally(() => this.pieces.leave());
     this.restored.catch((error: Error) => {
       this.failure = error;
@@ -401,12 +410,14 @@ export class SnapshotSink {
       throw new QuorateError('QUORATE_SNAPSHOT_INVALID', `the snapshot cannot be used: ${text}`);
     }
     this.pieces.end();
-    const put = await (inPlace === null ? this.restored : inPlace.restore.finish(filledBytes - sessions.length));
+    const method = inPlace === null ? 'restoreChunks()' : 'finish() of what restoreInPlace() returned';
+    const put = await (inPlace === null
+      ? this.restored
+      : callUser(method, async () => inPlace.restore.finish(filledBytes - sessions.length)));
     if (typeof put !== 'function') {
-      const method = inPlace === null ? 'restoreChunks()' : 'finish() of what restoreInPlace() returned';
       throw new QuorateError('QUORATE_INVALID_ARGUMENT', `${method} of the state machine did not return a function`);
     }
-    return { sessions, put: () => checkNoPromise(put(), 'what puts the state of a snapshot in place') };
+    return { sessions, put: () => callUserAtOnce('what puts the state of a snapshot in place', put) };
   }
 
   /** Nothing of it will be used: a state machine that waits for bytes is told at once. abort() must follow. */
