@@ -4,6 +4,7 @@ import { hostBytes } from '../consensus/configuration.js';
 import { HOST_BYTES_MAX, LOG_BYTES_MAX, LOG_BYTES_MIN, MAX_REPLICAS, PRIORITY_MAX } from '../consensus/limits.js';
 import { type Members, QuorateError, unknownMember } from '../errors.js';
 import { checkClusterKey } from './control-channel.js';
+import { absolutePath } from './directories.js';
 import { SNAPSHOT_AFTER_BYTES_DEFAULT, SNAPSHOT_AFTER_BYTES_MAX, SNAPSHOT_AFTER_BYTES_MIN } from './durable/limits.js';
 import type {
   BackgroundScheduling,
@@ -228,7 +229,7 @@ function checkDurable(
   const { directory, snapshotAfterBytes = SNAPSHOT_AFTER_BYTES_DEFAULT } = options as DurableOptions;
   if (typeof directory !== 'string' || directory === '') invalid('durable.directory is not the path of a directory');
   checkInteger(snapshotAfterBytes, SNAPSHOT_AFTER_BYTES_MIN, SNAPSHOT_AFTER_BYTES_MAX, 'durable.snapshotAfterBytes');
-  return { directory, snapshotAfterBytes };
+  return { directory: absolutePath(directory, 'durable.directory'), snapshotAfterBytes };
 }
 
 /** Of CPU_SET(3). */

@@ -34,6 +34,7 @@ import {
 } from './check-options.js';
 import { compileAtFirstCall, keepCompiledCode } from './compiled-code.js';
 import { type ControlConnection, ControlServer } from './control-channel.js';
+import { absolutePath } from './directories.js';
 import type { Durability } from './durable/durability.js';
 import { TAKEOVER_EXTRA_NS } from './durable/limits.js';
 import { EarlyWarnings } from './early-warnings.js';
@@ -253,10 +254,13 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
 
   private static async openAs<Result>(given: ReplicaOptions<Result>, fork: Fork | null): Promise<Replica<Result>> {
     const { self, logBytes, openTimeoutMs, durable } = checkReplicaOptions(given as unknown as ReplicaOptions<never>);
-    const { id, shmDirectory, surviveCrash } = given;
+    const { id, surviveCrash } = given;
+    // The rehearsal uses it again, and so does the new cluster that is forced from this replica.
+    const { shmDirectory: named } = given;
+    const shmDirectory = typeof named === 'string' && named !== '' ? absolutePath(named, 'shmDirectory') : named;
     // Needed whenever a member is added or moves; whoever passed it may wipe it as soon as open() has returned.
     const clusterKey = typeof given.clusterKey === 'string' ? given.clusterKey : Uint8Array.from(given.clusterKey);
-    const options = { ...given, clusterKey };
+    const options = { ...given, clusterKey, ...(shmDirectory === undefined ? {} : { shmDirectory }) };
     const durability =
       durable === null
         ? null

@@ -1,5 +1,9 @@
 // When a majority is lost a survivor can be made the only voter of a new cluster, if that is asked for in so many words and
 // nobody else can lead; members of the old cluster take no part in it. Real processes, on shm.
+import { spawnSync } from 'node:child_process';
+import { mkdtempSync, readdirSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { afterEach, expect, it, vi } from 'vitest';
 import { genesisConfiguration } from '#lib/consensus/configuration.js';
 import { makeEpoch } from '#lib/consensus/epoch.js';
@@ -211,3 +215,53 @@ it('goes on with a state that lies in memory for transfers, which is not attache
     await Promise.all([...replicas, survivor].map((replica) => replica?.close()));
   }
 });
+
+it.each([
+  ['shmDirectory', '', []],
+  ['durable.directory', "durable: { directory: 'store-' + id },", ['store-0', 'store-1']],
+])(
+  'a relative %s is the one that it was when the survivor was opened, wherever its process goes',
+  (_, more, stores) => {
+    const [before, after] = ['before', 'after'].map((name) => mkdtempSync(join(tmpdir(), `quorate-${name}-`))) as [
+      string,
+      string,
+    ];
+    const program = `
+    import { createServer } from 'node:net';
+    import { setTimeout } from 'node:timers/promises';
+    import { Replica } from '#lib/index.js';
+    process.chdir('${before}');
+    const servers = [createServer(), createServer()];
+    await Promise.all(servers.map((server) => new Promise((resolve) => server.listen(0, '127.0.0.1', resolve))));
+    const members = servers.map((server, id) => ({ id, host: '127.0.0.1', port: server.address().port }));
+    await Promise.all(servers.map((server) => new Promise((resolve) => server.close(resolve))));
+    const opening = members.map(({ id }) => Replica.open({
+      id, members, clusterKey: 'a cluster key for tests', device: 'shm', logBytes: 65536, shmDirectory: 'here', ${more}
+      stateMachine: { apply() {}, snapshot: () => new Uint8Array(5), restore() {} },
+    }));
+    process.chdir('${after}');
+    const [survivor, lost] = await Promise.all(opening);
+    await lost.close();
+    let forced;
+    while (forced === undefined) {
+      forced = await Replica.forceNewCluster(survivor, { iUnderstandThatAcknowledgedCommandsMayBeLost: true }).catch((error) => {
+        if (!['QUORATE_LEADER_EXISTS', 'QUORATE_QUORUM_REACHABLE'].includes(error.code)) throw error;
+      });
+      await setTimeout(10);
+    }
+    console.log(forced.status().role);
+    await forced.close();
+  `;
+    try {
+      const { stdout, stderr } = spawnSync(process.execPath, ['--input-type=module', '-e', program], {
+        timeout: 60_000,
+      });
+      expect(stderr.toString()).toBe('');
+      expect(stdout.toString()).toBe('leader\n');
+      expect(readdirSync(before)).toEqual(['here', ...stores]);
+      expect(readdirSync(after)).toEqual([]);
+    } finally {
+      for (const path of [before, after]) rmSync(path, { recursive: true, force: true });
+    }
+  },
+);
