@@ -1075,6 +1075,22 @@ describe('a dialer', () => {
     expect(codes).toEqual(['QUORATE_CLUSTER_KEY']);
   });
 
+  it('warns once of each of two reasons that alternate', async () => {
+    let attempts = 0;
+    const hello = () => ({
+      bootId: 1000,
+      ...(attempts % 2 === 0 ? { id: 2, clusterId: null } : { id: 0, clusterId: 5 }),
+    });
+    const { port } = await startServer({ hello });
+    const dialer = makeDialer(port, identity(1, { clusterId: 6 }));
+    const codes: string[] = [];
+    dialer.on('warning', (error) => codes.push(error.code));
+    dialer.on('failed', () => attempts++);
+    dialer.start();
+    await until(() => attempts >= 6);
+    expect(codes).toEqual(['QUORATE_UNEXPECTED_ID', 'QUORATE_CLUSTER_MISMATCH']);
+  });
+
   it('accepts nobody but the peer it was told', async () => {
     const { port } = await startServer({ ...identity(2) });
     const dialer = makeDialer(port, { peerId: 0 });

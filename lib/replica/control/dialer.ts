@@ -4,7 +4,7 @@ import { EventEmitter } from 'node:events';
 import type { QuorateError } from '../../errors.js';
 import { ControlClient, type ControlClientOptions } from './client.js';
 import type { ControlConnection } from './connection.js';
-import { DIAL_DELAY_MAX_MS, DIAL_DELAY_MIN_MS, DIAL_STABLE_MS } from './limits.js';
+import { DIAL_DELAY_MAX_MS, DIAL_DELAY_MIN_MS, DIAL_STABLE_MS, WARNING_CODES_MAX } from './limits.js';
 
 export interface DialerOptions extends ControlClientOptions {
   readonly peerId: number;
@@ -19,7 +19,7 @@ export interface DialerOptions extends ControlClientOptions {
 /**
  * "connected" and "disconnected" alternate; the error says why the connection ended, or is absent if close() ended it.
  * "failed": an attempt failed, each time. "warning": attempts fail for a reason that will not pass by itself (another
- * cluster key, another version ...), once until the reason changes or the peer is reached.
+ * cluster key, another version ...), once for each reason until the peer is reached.
  */
 export interface DialerEvents {
   connected: [connection: ControlConnection];
@@ -49,8 +49,8 @@ export class Dialer extends EventEmitter<DialerEvents> {
   private connection_: ControlConnection | undefined;
   private lastError_: QuorateError | undefined;
   private lastFault: QuorateError | undefined;
-  /** Code of the last "warning". */
-  private warnedCode: string | undefined;
+  /** Codes of the "warning"s since the peer was last reached for long enough; peers can name codes of their own. */
+  private readonly warnedCodes = new Set<string>();
   /** Attempts since the peer was last reached for long enough. */
   private failures = 0;
   private timer: NodeJS.Timeout | undefined;
@@ -124,8 +124,8 @@ export class Dialer extends EventEmitter<DialerEvents> {
     const { code } = error;
     if (!PASSING_CODES.has(code)) {
       this.lastFault = error;
-      if (code !== this.warnedCode) {
-        this.warnedCode = code;
+      if (!this.warnedCodes.has(code) && this.warnedCodes.size < WARNING_CODES_MAX) {
+        this.warnedCodes.add(code);
         this.emit('warning', error);
       }
     }
@@ -145,7 +145,7 @@ export class Dialer extends EventEmitter<DialerEvents> {
       // A peer that accepts and drops us at once is not dialed in a tight loop.
       if (performance.now() - since_ms >= DIAL_STABLE_MS) {
         this.failures = 0;
-        this.warnedCode = undefined;
+        this.warnedCodes.clear();
       }
       this.failures++;
       this.emit('disconnected', error);
