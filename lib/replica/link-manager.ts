@@ -56,6 +56,8 @@ class PeerLinks {
   readonly making = { probe: false, log: false, message: false };
   /** What keeps links from being made, a wrong option at the peer, does so at each retry. */
   readonly warnings = new WarningLimit();
+  /** What makes those that could not be made another time. */
+  readonly retries: { [Kind in LinkKind]?: NodeJS.Timeout | undefined } = {};
   readonly retryDelayMs = { probe: RETRY_DELAY_MIN_MS, log: RETRY_DELAY_MIN_MS, message: RETRY_DELAY_MIN_MS };
 }
 
@@ -179,6 +181,7 @@ export class LinkManager {
     const links = this.peer(id);
     if (this.closed || links.live[kind] || links.making[kind] || links.connection === undefined) return;
     links.making[kind] = true;
+    this.cancel(links.retries[kind]); // of a connection before
     void this.make(id, kind, links.connection).then((made) => {
       links.making[kind] = false;
       if (this.closed) return;
@@ -187,18 +190,25 @@ export class LinkManager {
         return;
       }
       // The peer may not be formed yet, or has just gone: try again, ever less eagerly, while it is connected.
-      this.later(links.retryDelayMs[kind], () => this.ensure(id, kind));
+      links.retries[kind] = this.later(links.retryDelayMs[kind], () => this.ensure(id, kind));
       links.retryDelayMs[kind] = Math.min(links.retryDelayMs[kind] * 2, RETRY_DELAY_MAX_MS);
     });
   }
 
-  private later(delayMs: number, action: () => void): void {
-    if (this.closed) return;
+  private later(delayMs: number, action: () => void): NodeJS.Timeout | undefined {
+    if (this.closed) return undefined;
     const timer = setTimeout(() => {
       this.timers.delete(timer);
       action();
     }, delayMs);
     this.timers.add(timer);
+    return timer;
+  }
+
+  private cancel(timer: NodeJS.Timeout | undefined): void {
+    if (timer === undefined) return;
+    clearTimeout(timer);
+    this.timers.delete(timer);
   }
 
   private async make(id: number, kind: LinkKind, connection: ControlConnection): Promise<boolean> {

@@ -4,8 +4,10 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { connect, createServer, type Server, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterEach, expect, it } from 'vitest';
-import { type MemberAddress, Replica } from '#lib/index.js';
+import { afterEach, expect, it, onTestFinished, vi } from 'vitest';
+import { type MemberAddress, QuorateError, Replica } from '#lib/index.js';
+import type { ControlConnection } from '#lib/replica/control-channel.js';
+import { LinkManager, type LinkManagerOptions } from '#lib/replica/link-manager.js';
 import { addon } from '#lib/verbs/load-addon.js';
 import { CommandLog, members, openCluster, optionsFor, waitFor } from './fixture.js';
 
@@ -145,4 +147,38 @@ it('replicas that do not find the memory of each other, as in containers of thei
       },
     });
   }
+});
+
+it('a peer that is connected again, and not ready still, is asked for each link by one chain of retries', async () => {
+  vi.useFakeTimers();
+  onTestFinished(() => void vi.useRealTimers());
+  const initiate = () => ({ request: {}, queuePair: { close: () => {} } });
+  const manager = new LinkManager({
+    clusterId: 5,
+    endpoint: { initiate },
+    messages: { initiate, restart: () => {} },
+    background: { send: () => {} },
+  } as unknown as LinkManagerOptions);
+  let asked = 0;
+  const connect = async () => {
+    manager.connected(1, {
+      peer: { bootId: 1, processId: 1 },
+      request: () => {
+        asked++;
+        return Promise.reject(new QuorateError('QUORATE_NOT_READY', 'it is not formed yet'));
+      },
+    } as unknown as ControlConnection);
+    await vi.advanceTimersByTimeAsync(0);
+  };
+  await connect();
+  expect([asked, vi.getTimerCount()]).toEqual([3, 3]); // of as many links
+  for (let count = 0; count < 5; count++) {
+    manager.disconnected(1);
+    await connect();
+  }
+  expect([asked, vi.getTimerCount()]).toEqual([18, 3]);
+  await vi.advanceTimersToNextTimerAsync();
+  expect([asked, vi.getTimerCount()]).toEqual([21, 3]);
+  manager.close();
+  expect(vi.getTimerCount()).toBe(0);
 });
