@@ -56,6 +56,8 @@ export interface FormationOptions {
 export class Formation {
   private genesis_: Configuration | null = null;
   private readonly freshBootIds = new Map<number, number>();
+  /** Why members that are connected have given no answer that can be used. */
+  private readonly failures = new Map<number, Error>();
   private timer: NodeJS.Timeout | undefined;
   private polling = false;
   private closed = false;
@@ -70,6 +72,14 @@ export class Formation {
   missing(): number[] {
     const ids = this.options.members.map(({ id }) => id);
     return ids.filter((id) => id !== this.options.id && this.options.connectionTo(id) === undefined);
+  }
+
+  /** What is wrong with the answers of members that have been reached, for the same error. */
+  get reasons(): string[] {
+    if (this.genesis_ !== null) return []; // nobody is asked any more
+    return [...this.failures].map(
+      ([id, { message }]) => `replica ${id} did not say what it knows of the cluster: ${message}`,
+    );
   }
 
   start(): void {
@@ -129,12 +139,17 @@ export class Formation {
     if (id === this.options.id) return;
     this.freshBootIds.delete(id);
     const connection = this.options.connectionTo(id);
-    if (connection === undefined) return;
+    if (connection === undefined) {
+      this.failures.delete(id); // why there is none, others know
+      return;
+    }
     try {
       const reply = checkReply(await connection.request('formation', null, REQUEST_TIMEOUT_MS));
+      this.failures.delete(id);
       if (reply.genesis !== null) this.adopt(reply.genesis, reply.current ?? reply.genesis);
       else this.freshBootIds.set(id, reply.bootId);
     } catch (error) {
+      this.failures.set(id, error as Error);
       // A member that vanished is asked again at the next round; one that refuses us says so.
       if (error instanceof QuorateError && error.code === 'QUORATE_DUPLICATE_ID') this.options.onRefused(error);
     }

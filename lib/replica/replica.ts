@@ -517,7 +517,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       known: this.membership.known ?? this.found,
       isFormed: this.formation.genesis !== null,
       missing: this.formation.missing(),
-      reasons: [...this.directory.reasons, ...this.earlyWarnings.messages],
+      reasons: [...this.directory.reasons, ...this.formation.reasons, ...this.earlyWarnings.messages],
     }));
   }
 

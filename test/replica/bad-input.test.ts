@@ -3,7 +3,8 @@ import { mkdtempSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
-import { PROFILES, Replica } from '#lib/index.js';
+import { PROFILES, QuorateError, Replica } from '#lib/index.js';
+import { ControlServer } from '#lib/replica/control-channel.js';
 import { CLUSTER_KEY, members, openCluster, optionsFor } from './fixture.js';
 
 async function failure(promise: Promise<unknown>): Promise<{ code?: string; message: string }> {
@@ -212,6 +213,32 @@ describe('Replica.open() refuses', () => {
     const error = await failure(Replica.open(optionsFor(0, list, { openTimeoutMs: 300 })));
     expect(error.code).toBe('QUORATE_OPEN_TIMEOUT');
     expect(error.message).toMatch(/replicas 1, 2 could not be reached/);
+  });
+
+  it.each([
+    ['what is no answer', () => 'garbage', /replica 1 .*formation reply without a bootId/],
+    ['no cluster', () => ({ bootId: 5, genesis: 'garbage' }), /replica 1 .*invalid configuration: not an object/],
+    [
+      'a failure',
+      () => {
+        throw new QuorateError('QUORATE_NOT_READY', 'a bad day');
+      },
+      /replica 1 .*a bad day/,
+    ],
+  ])('to wait for ever for a member that answers with %s, and says so', async (_, answer, reason) => {
+    const list = await members(2);
+    const hello = () => ({ id: 1, bootId: 77, clusterId: null });
+    const server = new ControlServer({ clusterKey: CLUSTER_KEY, memberIds: [0, 1], hello });
+    server.on('connection', (connection) => connection.onRequest('formation', answer));
+    await server.listen('127.0.0.1', list[1]?.port ?? 0);
+    try {
+      const error = await failure(Replica.open(optionsFor(0, list, { openTimeoutMs: 1_000 })));
+      expect(error.code).toBe('QUORATE_OPEN_TIMEOUT');
+      expect(error.message).toMatch(/all members were reached but did not agree/);
+      expect(error.message).toMatch(reason);
+    } finally {
+      await server.close();
+    }
   });
 
   it('a segment directory that others may read', async () => {
