@@ -286,7 +286,10 @@ export interface ReplicaOptions<Result = unknown> {
 export interface SurviveCrashOptions {
   /** A directory on tmpfs, this user's alone (0700); made if it is not there. Default: as for `shmDirectory`. */
   readonly directory?: string;
-  /** Largest snapshot that is kept, in bytes. Default 1 GiB. With a larger state nothing is kept, which is told as a warning. */
+  /**
+   * Largest snapshot that is kept, in bytes. Default 1 GiB. With a larger state nothing is kept, which is told as a warning;
+   * when it has become smaller, it is kept within ten minutes.
+   */
   readonly snapshotBytesMax?: number;
 }
 

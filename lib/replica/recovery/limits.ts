@@ -13,6 +13,8 @@ export const SNAPSHOT_PAUSE_FACTOR = 7;
 export const SNAPSHOT_PAUSE_MIN_MS = 100;
 /** After a failure, as when the file system is full. */
 export const SNAPSHOT_RETRY_MS = 10_000;
+/** Doubled each time that the state is too large to be kept, up to this. */
+export const SNAPSHOT_RETRY_MAX_MS = 10 * 60_000;
 /** A process that was killed may still be on its way out, and hold its region. */
 export const REGION_BUSY_WAIT_MS = 3_000;
 export const REGION_BUSY_POLL_MS = 20;

@@ -11,6 +11,7 @@ import {
   SNAPSHOT_DUE_FRACTION,
   SNAPSHOT_PAUSE_FACTOR,
   SNAPSHOT_PAUSE_MIN_MS,
+  SNAPSHOT_RETRY_MAX_MS,
   SNAPSHOT_RETRY_MS,
 } from './limits.js';
 import type { Anchor, KeptSnapshot, Region } from './region.js';
@@ -47,6 +48,8 @@ export class RegionKeeper {
   private isWriting = false;
   private isClosed = false;
   private notBefore_ms = 0;
+  /** After the next failure. */
+  private retryMs = SNAPSHOT_RETRY_MS;
   /** A limit that does not go away by itself was met: one warning is enough. */
   private isWarned = false;
   private writing: Promise<void> = Promise.resolve();
@@ -91,11 +94,15 @@ export class RegionKeeper {
         const took_ms = performance.now() - begun_ms;
         this.notBefore_ms = performance.now() + Math.max(SNAPSHOT_PAUSE_MIN_MS, took_ms * SNAPSHOT_PAUSE_FACTOR);
         this.isWarned = false;
+        this.retryMs = SNAPSHOT_RETRY_MS;
       })
       .catch((error: Error) => {
         const isPassing = this.isInterrupted;
-        this.notBefore_ms = performance.now() + (isPassing ? SNAPSHOT_PAUSE_MIN_MS : SNAPSHOT_RETRY_MS);
-        if (!isPassing) this.warn(error);
+        this.notBefore_ms = performance.now() + (isPassing ? SNAPSHOT_PAUSE_MIN_MS : this.retryMs);
+        if (isPassing) return;
+        // A state that is too large will hardly be smaller soon, and to find that out may take all of it.
+        if (errorCode(error) === 'QUORATE_LIMIT') this.retryMs = Math.min(this.retryMs * 2, SNAPSHOT_RETRY_MAX_MS);
+        this.warn(error);
       })
       .finally(() => {
         this.isWriting = false;
@@ -135,6 +142,7 @@ export class RegionKeeper {
     this.pieces = pieces;
     let file: string | undefined;
     try {
+      if (source.bytesTotal !== undefined && source.bytesTotal > snapshotBytesMax) throw tooLarge(snapshotBytesMax);
       const created = await region.createSnapshot();
       file = created.file;
       let kept: Omit<KeptSnapshot, 'file'>;
@@ -178,6 +186,13 @@ export class RegionKeeper {
   }
 }
 
+function tooLarge(bytesMax: number): QuorateError {
+  return new QuorateError(
+    'QUORATE_LIMIT',
+    `the state has more than ${bytesMax} bytes: raise snapshotBytesMax, and see that /dev/shm has room for twice that`,
+  );
+}
+
 /** Bytes of any length into pieces of one size. */
 class PieceWriter {
   bytes = 0;
@@ -205,12 +220,7 @@ class PieceWriter {
   async end(): Promise<void> {
     if (this.filled === 0) return;
     const { piece, filled, bytes } = this;
-    if (bytes + filled > this.bytesMax) {
-      throw new QuorateError(
-        'QUORATE_LIMIT',
-        `the state has more than ${this.bytesMax} bytes: raise snapshotBytesMax, and see that /dev/shm has room for twice that`,
-      );
-    }
+    if (bytes + filled > this.bytesMax) throw tooLarge(this.bytesMax);
     const whole = piece.subarray(0, filled);
     this.sum = checksum(whole, this.sum);
     const { bytesWritten } = await this.put(whole, bytes);
