@@ -21,6 +21,7 @@ import { Admission, answerPings } from './admission.js';
 import type { DurableVoter, ToMain } from './background-messages.js';
 import { BackgroundThread } from './background-thread.js';
 import {
+  callUser,
   checkAddress,
   checkInteger,
   checkMember,
@@ -85,6 +86,7 @@ import type {
   ReplicaStatus,
   SessionCommand,
   StateMachine,
+  StateMemory,
 } from './replica-options.js';
 import { ReplicatedState } from './replicated-state.js';
 import { SnapshotSender } from './snapshot-sender.js';
@@ -320,10 +322,11 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     // What a new cluster begins with lies where it lay before.
     if (origin === null) {
       const { stateMemory } = endpoint;
-      this.stateMachine.attachMemory?.({
+      const memory: StateMemory = {
         allocate: (lengthBytes) => stateMemory.allocate(lengthBytes),
         release: (bytes) => stateMemory.release(bytes),
-      });
+      };
+      callUser('attachMemory() of the state machine', () => this.stateMachine.attachMemory?.(memory));
     }
     this.logBytes = logBytes;
     this.payloadBytesMax = payloadBytesMax(logBytes);

@@ -190,6 +190,20 @@ it.each(
   expect((error as Error).cause).toBe(thrown);
 });
 
+it.each(THROWN)('is not opened, and says why, when attachMemory() throws what is no Error, %#', async (thrown) => {
+  const attachMemory = () => {
+    throw thrown;
+  };
+  const stateMachine = Object.assign(new CommandLog(), { attachMemory });
+  const options = optionsFor(0, await members(1), { stateMachine });
+  const error = await Replica.open(options).catch((reason: unknown) => reason);
+  expect(error).toMatchObject({
+    code: 'QUORATE_INVALID_ARGUMENT',
+    message: expect.stringContaining(`attachMemory() of the state machine threw ${inspect(thrown)}, which is no Error`),
+  });
+  expect((error as Error).cause).toBe(thrown);
+});
+
 it('proposes nothing again once it closes', async () => {
   const replica = await Replica.open(optionsFor(0, await members(1)));
   open.push(replica);
