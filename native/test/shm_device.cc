@@ -38,7 +38,7 @@ TEST_CASE("shm: one device with one port and one GID") {
   CHECK(port.state == PortState::Active);
   CHECK(port.activeMtuBytes == 4096);
   CHECK(port.lid == 0);
-  CHECK(codeOf([&] { context->queryPort(2); }) == "QUORATE_INVALID_ARGUMENT");
+  CHECK(codeOf([&] { context->queryPort(2); }) == "QUORATE_OUT_OF_RANGE");
   const auto gids = context->queryGids(1);
   REQUIRE(gids.size() == 1);
   CHECK(gids[0].type == GidType::Shm);
