@@ -92,18 +92,23 @@ it('stops at the first command when apply() returns a promise', async () => {
   expect((await fatal)[0]).toMatchObject({ code: 'QUORATE_INVALID_ARGUMENT' });
 });
 
-it.each([
-  ['restore() of the state machine', { restore: () => Promise.resolve() }],
-  ['what puts the state of a snapshot in place', { restoreChunks: async () => () => Promise.resolve() }],
-])('is not opened when %s returns a promise', async (what, later) => {
+/** To open a durable replica again, with this state machine, that has left a snapshot. */
+async function leftSnapshot(stateMachine: CommandLog) {
   const durable = { directory: folder(), snapshotAfterBytes: 64 * 1024 };
   const list = await members(1);
   const first = await Replica.open(optionsFor(0, list, { durable }));
   open.push(first);
   while (first.status().durable?.snapshotLsn === 0) await first.propose(new Uint8Array(10_000));
   await first.close();
+  return optionsFor(0, list, { durable, stateMachine });
+}
+
+it.each([
+  ['restore() of the state machine', { restore: () => Promise.resolve() }],
+  ['what puts the state of a snapshot in place', { restoreChunks: async () => () => Promise.resolve() }],
+])('is not opened when %s returns a promise', async (what, later) => {
   const stateMachine = Object.assign(new CommandLog(), later);
-  await expect(Replica.open(optionsFor(0, list, { durable, stateMachine }))).rejects.toMatchObject({
+  await expect(Replica.open(await leftSnapshot(stateMachine))).rejects.toMatchObject({
     code: 'QUORATE_INVALID_ARGUMENT',
     message: `${what} returned a promise: it must have done all when it returns`,
   });
@@ -175,14 +180,8 @@ it.each(
     ];
   }),
 )('is not opened, and says why, when $what throws what is no Error, %#', async ({ what, machine, thrown }) => {
-  const durable = { directory: folder(), snapshotAfterBytes: 64 * 1024 };
-  const list = await members(1);
-  const first = await Replica.open(optionsFor(0, list, { durable }));
-  open.push(first);
-  while (first.status().durable?.snapshotLsn === 0) await first.propose(new Uint8Array(10_000));
-  await first.close();
   const stateMachine = Object.assign(new CommandLog(), machine);
-  const error = await Replica.open(optionsFor(0, list, { durable, stateMachine })).catch((reason: unknown) => reason);
+  const error = await Replica.open(await leftSnapshot(stateMachine)).catch((reason: unknown) => reason);
   expect(error).toMatchObject({
     code: 'QUORATE_INVALID_ARGUMENT',
     message: expect.stringContaining(`${what} threw ${inspect(thrown)}, which is no Error`),
