@@ -248,13 +248,21 @@ export function checkScheduling(scheduling: BackgroundScheduling | undefined): B
   return scheduling;
 }
 
+/** What is no path is refused where it is used. */
+function absoluteShmDirectory(path: string | undefined): string | undefined {
+  return typeof path === 'string' && path !== '' ? absolutePath(path, 'shmDirectory') : path;
+}
+
 /** Of the options of a replica, those that are known before it has a device; with the defaults in place. */
 export interface CheckedReplicaOptions {
   /** Where it listens. */
   readonly self: MemberAddress;
   readonly logBytes: number;
   readonly openTimeoutMs: number;
+  /** With the directory's absolute path. */
   readonly durable: ReturnType<typeof checkDurable>;
+  /** Absolute. */
+  readonly shmDirectory: string | undefined;
 }
 
 /** Throws besides QUORATE_CLUSTER_KEY. */
@@ -291,5 +299,6 @@ export function checkReplicaOptions(options: ReplicaOptions<never>): CheckedRepl
   for (const name of ['waitForLeader', 'keepCompiledCode'] as const) {
     if (!['undefined', 'boolean'].includes(typeof options[name])) return invalid(`${name} is not a boolean`);
   }
-  return { self, logBytes, openTimeoutMs, durable: checkDurable(options.durable, options.id, options.surviveCrash) };
+  const durable = checkDurable(options.durable, options.id, options.surviveCrash);
+  return { self, logBytes, openTimeoutMs, durable, shmDirectory: absoluteShmDirectory(options.shmDirectory) };
 }

@@ -35,7 +35,6 @@ import {
 } from './check-options.js';
 import { compileAtFirstCall, keepCompiledCode } from './compiled-code.js';
 import { type ControlConnection, ControlServer } from './control-channel.js';
-import { absolutePath } from './directories.js';
 import type { Durability } from './durable/durability.js';
 import { TAKEOVER_EXTRA_NS } from './durable/limits.js';
 import { EarlyWarnings } from './early-warnings.js';
@@ -75,7 +74,6 @@ import type { Recovered } from './recovery/recovery.js';
 import { rehearseOnce } from './rehearsal.js';
 import type {
   BackgroundScheduling,
-  DurableOptions,
   MemberAddress,
   NewMember,
   ProposeOptions,
@@ -243,26 +241,23 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     await survivor.close();
     survivor.durability?.checkQuiet();
     const { members: _, join: __, address: ___, ...rest } = survivor.options;
-    const durable = survivor.durableOptions;
-    return await Replica.openAs<Result>({ ...rest, durable, members: [fork.place], waitForLeader: true }, fork);
-  }
-
-  /** As they were given, but with the directory that it has: the process may be in another one by now. */
-  private get durableOptions(): boolean | DurableOptions {
-    const { durability, options } = this;
-    if (durability === null) return false;
-    return { ...(typeof options.durable === 'object' ? options.durable : {}), directory: durability.directory };
+    return await Replica.openAs<Result>({ ...rest, members: [fork.place], waitForLeader: true }, fork);
   }
 
   private static async openAs<Result>(given: ReplicaOptions<Result>, fork: Fork | null): Promise<Replica<Result>> {
-    const { self, logBytes, openTimeoutMs, durable } = checkReplicaOptions(given as unknown as ReplicaOptions<never>);
+    const { self, logBytes, openTimeoutMs, durable, shmDirectory } = checkReplicaOptions(
+      given as unknown as ReplicaOptions<never>,
+    );
     const { id, surviveCrash } = given;
-    // The rehearsal uses it again, and so does the new cluster that is forced from this replica.
-    const { shmDirectory: named } = given;
-    const shmDirectory = typeof named === 'string' && named !== '' ? absolutePath(named, 'shmDirectory') : named;
     // Needed whenever a member is added or moves; whoever passed it may wipe it as soon as open() has returned.
     const clusterKey = typeof given.clusterKey === 'string' ? given.clusterKey : Uint8Array.from(given.clusterKey);
-    const options = { ...given, clusterKey, ...(shmDirectory === undefined ? {} : { shmDirectory }) };
+    // Directories are needed again, too, by the rehearsal and by a new cluster that is forced from this replica.
+    const options = {
+      ...given,
+      clusterKey,
+      durable: durable ?? false,
+      ...(shmDirectory === undefined ? {} : { shmDirectory }),
+    };
     const durability =
       durable === null
         ? null

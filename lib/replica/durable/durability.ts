@@ -30,7 +30,7 @@ import type { CommandSink, RecoveredState } from '../../consensus/replication-ho
 import { errorCode, QuorateError } from '../../errors.js';
 import { lockFile } from '../../verbs/file-lock.js';
 import { monotonicNs } from '../../verbs/index.js';
-import { absolutePath, makeDirectory } from '../directories.js';
+import { makeDirectory } from '../directories.js';
 import type { StateMachine } from '../replica-options.js';
 import type { DonorHost } from '../transfer/donor.js';
 import { PieceReader, SnapshotSink } from '../transfer/snapshot-stream.js';
@@ -44,6 +44,7 @@ import { fromSource, SourceError, writePieces } from './snapshot-pieces.js';
 import { type Identity, StateStore, type StoredSnapshot } from './state-store.js';
 
 export interface DurabilityOptions {
+  /** Its absolute path. */
   readonly directory: string;
   readonly id: number;
   readonly logBytes: number;
@@ -125,8 +126,7 @@ export class Durability {
    * becomes that of the new cluster first: see becomeFork().
    */
   static async open(options: DurabilityOptions, fork: DurableFork | null = null): Promise<Durability> {
-    const { id } = options;
-    const directory = absolutePath(options.directory, 'durable.directory');
+    const { id, directory } = options;
     const failed = (error: unknown): QuorateError =>
       fork === null ? diskError(id, directory, 'open its store', error) : forkError(id, directory, error);
     let lock = -1;
@@ -148,10 +148,10 @@ export class Durability {
       syncFound(directory);
       state = await StateStore.open(join(directory, 'state'));
       const promise = Durability.findPromise(directory);
-      if (fork !== null) await becomeFork(state, promise, { ...options, directory }, fork);
+      if (fork !== null) await becomeFork(state, promise, options, fork);
       const identity = await Durability.identify(state, directory, options, promise);
       syncDirectories(directory);
-      return new Durability(options, directory, lock, state, identity, promise);
+      return new Durability(options, lock, state, identity, promise);
     } catch (error) {
       await state?.close();
       closeSync(lock);
@@ -205,7 +205,6 @@ export class Durability {
 
   private constructor(
     private readonly options: DurabilityOptions,
-    readonly directory: string,
     private readonly lock: number,
     private readonly state: StateStore,
     identity: Identity,
@@ -216,7 +215,11 @@ export class Durability {
     // One that reaches no further was made in the cluster that this one was forked off, and is no vote here.
     this.promise = promise.epoch > identity.epochFloor ? promise : NO_PROMISE;
     this.snapshot = state.snapshot();
-    this.files = new SegmentFiles(join(directory, 'log'));
+    this.files = new SegmentFiles(join(options.directory, 'log'));
+  }
+
+  get directory(): string {
+    return this.options.directory;
   }
 
   /** First configuration of the cluster that this replica is part of, null if it is part of none. */
