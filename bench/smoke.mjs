@@ -7,8 +7,9 @@
 // 1. propose: from the call of propose() to its settled promise, one after the other, at the leader of three processes; then
 //    at a follower, which forwards.
 // 2. failover: SIGKILL of the leader under load to the first commit of the next one, by the machinery of the demo.
-// 3. with RDMA devices, the ratio of 1 to a C loop that posts the same two WRITEs and polls (bench/native), in one run: both
-//    take turns while the cluster is up, so that a drift of the machine and what the cluster takes itself weigh on both.
+// 3. with RDMA devices, the ratio of 1 to a C loop that posts the two WRITEs that an entry takes and polls for both (bench/native),
+//    in one run: both take turns while the cluster is up, so that a drift of the machine and what the cluster takes itself
+//    weigh on both. A commit needs one of the two; on software devices the other one is posted after it.
 import { execFile } from 'node:child_process';
 import { randomInt } from 'node:crypto';
 import { existsSync, readFileSync } from 'node:fs';
@@ -303,7 +304,7 @@ const propose = await measurePropose(common, proposals, payloadBytes, isRdma && 
 if (propose.fanout !== undefined) {
   const { writesUs, ratio, ratioMin, ratioMax } = propose.fanout;
   say(
-    `the same WRITEs (${REPLICAS - 1} of ${size} bytes) in C, in turns with it: p50 ${writesUs.map(formatUs).join(', ')}; a commit ` +
+    `the WRITEs of an entry (${REPLICAS - 1} of ${size} bytes) in C, in turns with it: p50 ${writesUs.map(formatUs).join(', ')}; a commit ` +
       `takes ${ratio} times that (${ratioMin} to ${ratioMax})   [${propose.fabric}, ${propose.profile}]`,
   );
 }

@@ -67,6 +67,12 @@ export interface ReplicationOptions {
   /** How long one submit may spin for completions before the host waits for an event instead. */
   readonly spin_ns: number;
   /**
+   * For so long flush() waits for as many followers as a commit takes before it WRITEs to the others, too. If those answer, the
+   * others get theirs with the next flush or poll. For devices on which a WRITE takes its time in the call that posts it;
+   * 0, the default: all are written at once. Without effect in durable mode.
+   */
+  readonly majorityFirst_ns?: number;
+  /**
    * A leader's patience: a follower that blocks recycling of the ring for so long is dropped, and a leader that does not see
    * a majority of the voters for so long leads no more.
    */

@@ -95,6 +95,8 @@ export const PROPOSE_LEAVING = -3;
 const ENTRIES_PER_POLL_MAX = 4096;
 /** A flush spins for completions at most so often; what is late then is left to poll(). */
 const SPIN_ROUNDS_MAX = 4;
+/** A follower that lacks more is not left out. */
+const DEFERRED_BYTES_MAX = 64 * 1024;
 const TOKEN_APPEND = 0;
 const TOKEN_READ = 1;
 const HISTORY_RUNS = 1024;
@@ -118,6 +120,7 @@ export class ReplicationPlane implements ConfigurationLog {
   private readonly replacement: Replacement;
   private readonly processId: number;
   private readonly durableLog: DurableLog | null;
+  private readonly majorityFirst_ns: number;
   /** Changes whenever what lies between the applied LSN and the tail may have become another log. */
   private tailVersion = 0;
   private diskFailure: string | null = null;
@@ -196,6 +199,7 @@ export class ReplicationPlane implements ConfigurationLog {
     this.applyEntriesMax = options.applyEntriesMax ?? ENTRIES_PER_POLL_MAX;
     this.processId = options.processId ?? options.bootId;
     this.durableLog = options.durableLog ?? null;
+    this.majorityFirst_ns = this.durableLog === null ? (options.majorityFirst_ns ?? 0) : 0;
     this.leaseRecalls = new LeaseRecalls(mailboxWords);
     this.mainWriter = new SealedBlockWriter(statusWords, MAIN_BLOCK_OFFSET_WORDS, MAIN_BLOCK_WORDS);
     this.toBackgroundWriter = new SealedBlockWriter(exchange.words, exchange.toBackgroundOffset, TO_BACKGROUND_WORDS);
@@ -467,14 +471,15 @@ export class ReplicationPlane implements ConfigurationLog {
       this.relieve(now_ns);
       this.changes.maintain();
       if (this.replacement.isWanted) this.changes.replaceTheGone(now_ns);
-      this.flush();
+      this.stampProgress();
+      this.flushRounds(false);
       this.advanceTransfer(now_ns);
       this.leaveIfRemoved();
       if (this.role_ === 'leader') this.leaveIfAlone(now_ns);
       // Not before the takeover is complete: until then what follows the applied LSN may have to be repaired here, too.
       more = this.role_ === 'leader' && this.applied.lsn < this.commitLsn_ && this.applyCommitted();
       this.advanceReadRound();
-      if (this.reads.isDue) this.flush(); // what was applied ended a round, and the next one is waited for already
+      if (this.reads.isDue) this.flushRounds(false); // what was applied ended a round, and the next one is waited for already
     }
     this.publish();
     return more;
@@ -1034,26 +1039,38 @@ export class ReplicationPlane implements ConfigurationLog {
    */
   flush(): boolean {
     this.stampProgress();
-    this.flushOnce();
-    // A round that has just ended made way for the next one, which others wait for already.
-    if (this.reads.isDue) this.flushOnce();
-    return this.role_ === 'leader' && this.hasMoreToApply;
+    this.flushRounds(this.majorityFirst_ns > 0);
+    return this.role_ === 'leader' && (this.hasMoreToApply || this.areWritesDeferred);
   }
 
-  private flushOnce(): void {
+  private flushRounds(mayDefer: boolean): void {
+    this.flushOnce(mayDefer);
+    // A round that has just ended made way for the next one, which others wait for already.
+    if (this.reads.isDue) this.flushOnce(mayDefer);
+  }
+
+  private flushOnce(mayDefer: boolean): void {
     if (this.role_ === 'follower') return;
     if (this.reads.isDue) this.openReadRound();
     this.endRun();
     // In front of all WRITEs of this submit, which are not posted then if the fence refuses.
     if (this.reads.isOpen) this.proveOwnFence();
-    this.pumpAll();
+    // A read round asks for proofs of all followers, and what they are sent is one.
+    if (mayDefer && this.role_ === 'leader' && !this.reads.isOpen) this.pumpMajority();
+    else this.pumpAll();
     if (this.reads.isOpen) this.provePermissions();
     // One call posts and waits, where there is something to wait for.
     let isPosted = this.appendsOutstanding === 0 && !this.hasQueuedWrites;
     for (let round = 0; round < SPIN_ROUNDS_MAX; round++) {
       const isWorthWaiting = (this.commitLsn_ < this.tail.lsn || this.reads.isOpen) && this.anyWriteInFlight();
       if (isPosted && !isWorthWaiting) break;
-      const hasNews = this.submit(isWorthWaiting ? 1 : 0);
+      const spin_ns = this.areWritesDeferred ? this.majorityFirst_ns : this.options.spin_ns;
+      const hasNews = this.submit(isWorthWaiting ? 1 : 0, spin_ns);
+      if (!hasNews && this.areWritesDeferred && this.role_ === 'leader') {
+        this.tryOthers();
+        isPosted = !this.hasQueuedWrites;
+        continue;
+      }
       if (isPosted && !hasNews) break;
       isPosted = true;
     }
@@ -1087,33 +1104,87 @@ export class ReplicationPlane implements ConfigurationLog {
   }
 
   private pumpAll(): void {
-    for (let index = 0; index < this.peerIds.length; index++) {
-      const peer = this.peerIds[index] as number;
-      const follower = this.followers[peer] as Follower;
-      if (follower.phase !== PHASE_ACTIVE && follower.phase !== PHASE_REPAIRING) continue;
-      const endLsn = this.tail.lsn;
-      while (follower.sentLsn < endLsn && follower.writesInFlight < REPLICATION_WINDOW_WRITES) {
-        const sendableLsn = Math.min(endLsn, this.ring.sendableLsn(peer, follower.sentLsn, this.epoch));
-        if (sendableLsn === follower.sentLsn) {
-          this.leaveBehind(peer);
-          break;
-        }
-        const offset = this.scanner.physical(follower.sentLsn);
-        const lengthBytes = Math.min(
-          sendableLsn - follower.sentLsn,
-          REPLICATION_BATCH_BYTES_MAX,
-          this.options.logBytes - offset,
-        );
-        follower.sentLsn += lengthBytes;
-        if (follower.sentLsn - this.options.logBytes > follower.appliedLsn) {
-          throw new Error(
-            `ring recycling: a WRITE up to LSN ${follower.sentLsn} would overwrite what replica ${peer} has not applied`,
-          );
-        }
-        follower.writesInFlight++;
-        this.hasQueuedWrites = true;
-        this.fabric.queueWrite(peer, offset, lengthBytes, follower.sentLsn);
+    this.areWritesDeferred = false;
+    for (let index = 0; index < this.peerIds.length; index++) this.pump(this.peerIds[index] as number);
+  }
+
+  /** Followers that were left out of a flush lack entries that others have; the next flush or poll sends them. */
+  private areWritesDeferred = false;
+
+  /**
+   * To as many voters as a commit takes, those that lack most, so that it is another one's turn each time; and to who lacks
+   * much. To all where fewer voters are idle than it takes.
+   */
+  private pumpMajority(): void {
+    const { configuration, followers, options, peerIds, tail } = this;
+    const { voters } = configuration;
+    let wanted = majority(configuration);
+    for (let index = 0; index < voters.length; index++) {
+      const { id, bootId } = voters[index] as { id: number; bootId: number };
+      if (id === options.id && bootId === options.bootId) wanted--;
+    }
+    let chosen = 0;
+    for (; wanted > 0; wanted--) {
+      let next = -1;
+      let leastLsn = Number.POSITIVE_INFINITY;
+      for (let index = 0; index < voters.length; index++) {
+        const { id, bootId } = voters[index] as { id: number; bootId: number };
+        const { phase, linkBootId, writesInFlight, sentLsn } = followers[id] as Follower;
+        const isIdle = phase === PHASE_ACTIVE && linkBootId === bootId && writesInFlight === 0;
+        if (!isIdle || (chosen & (1 << id)) !== 0 || sentLsn >= leastLsn) continue;
+        next = id;
+        leastLsn = sentLsn;
       }
+      if (next < 0) {
+        this.pumpAll();
+        return;
+      }
+      chosen |= 1 << next;
+    }
+    this.areWritesDeferred = false;
+    for (let index = 0; index < peerIds.length; index++) {
+      const peer = peerIds[index] as number;
+      const follower = followers[peer] as Follower;
+      if ((chosen & (1 << peer)) !== 0 || !this.mayBeLeftOut(follower)) this.pump(peer);
+      else if (follower.sentLsn < tail.lsn) this.areWritesDeferred = true;
+    }
+  }
+
+  private mayBeLeftOut({ phase, sentLsn }: Follower): boolean {
+    return phase === PHASE_ACTIVE && this.tail.lsn - sentLsn <= DEFERRED_BYTES_MAX;
+  }
+
+  /** Those that were to be enough for a commit have not answered in time: others may. */
+  private tryOthers(): void {
+    this.pumpAll();
+  }
+
+  /** Queues WRITEs of what the follower was not sent yet. */
+  private pump(peer: number): void {
+    const follower = this.followers[peer] as Follower;
+    if (follower.phase !== PHASE_ACTIVE && follower.phase !== PHASE_REPAIRING) return;
+    const endLsn = this.tail.lsn;
+    while (follower.sentLsn < endLsn && follower.writesInFlight < REPLICATION_WINDOW_WRITES) {
+      const sendableLsn = Math.min(endLsn, this.ring.sendableLsn(peer, follower.sentLsn, this.epoch));
+      if (sendableLsn === follower.sentLsn) {
+        this.leaveBehind(peer);
+        break;
+      }
+      const offset = this.scanner.physical(follower.sentLsn);
+      const lengthBytes = Math.min(
+        sendableLsn - follower.sentLsn,
+        REPLICATION_BATCH_BYTES_MAX,
+        this.options.logBytes - offset,
+      );
+      follower.sentLsn += lengthBytes;
+      if (follower.sentLsn - this.options.logBytes > follower.appliedLsn) {
+        throw new Error(
+          `ring recycling: a WRITE up to LSN ${follower.sentLsn} would overwrite what replica ${peer} has not applied`,
+        );
+      }
+      follower.writesInFlight++;
+      this.hasQueuedWrites = true;
+      this.fabric.queueWrite(peer, offset, lengthBytes, follower.sentLsn);
     }
   }
 
@@ -1248,9 +1319,9 @@ export class ReplicationPlane implements ConfigurationLog {
   // -- completions -------------------------------------------------------------------------------------------------
 
   /** Posts what is queued and handles completions. Returns whether there were any. */
-  private submit(wanted: number): boolean {
+  private submit(wanted: number, spin_ns = 0): boolean {
     this.hasQueuedWrites = false;
-    const count = this.fabric.submit(wanted > 0 ? this.options.spin_ns : 0, wanted);
+    const count = this.fabric.submit(wanted > 0 ? spin_ns : 0, wanted);
     this.handleCompletions(count);
     return count > 0;
   }

@@ -96,6 +96,8 @@ const PENDING_READ_BARRIERS_DEFAULT = 65_536;
 /** How long one flush may busy-poll for completions before the completion channel takes over. */
 const SPIN_NS = 100_000;
 const SPIN_SOFTWARE_DEVICE_NS = 2_000_000;
+/** Their WRITEs are mostly through, acknowledgement and all, when the call that posts them returns. */
+const MAJORITY_FIRST_SOFTWARE_DEVICE_NS = 200_000;
 /** See ReplicationOptions.lagTimeout_ns. */
 const LAG_TIMEOUT_NS = 1_000_000_000;
 /**
@@ -656,6 +658,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
           logBytes: this.logBytes,
           genesis,
           spin_ns: this.endpoint.isSoftware ? SPIN_SOFTWARE_DEVICE_NS : SPIN_NS,
+          majorityFirst_ns: this.endpoint.isSoftware ? MAJORITY_FIRST_SOFTWARE_DEVICE_NS : 0,
           lagTimeout_ns: LAG_TIMEOUT_NS,
           replaceAfter_ns: this.replaceAfterMs * 1e6,
         },

@@ -2,11 +2,12 @@
 // can read. A script is a text of comments (#) and blocks; a block is one or more commands, a line "----", and what they
 // said, up to the next empty line. Running a script gives the same text with what the commands say now; a test compares.
 //
-//   cluster REPLICAS [joiners=N] [log=KIB] [tear=US] [apply=US] [lease=MS] [replace=MS] [seed=N]    a cluster, all of it started, and
+//   cluster REPLICAS [joiners=N] [log=KIB] [tear=US] [apply=US] [first=US] [lease=MS] [replace=MS] [seed=N]    a cluster, all of it started, and
 //                                            so many processes that may be added; the first command of a script. With
 //                                            tear, messages are placed in pieces, in any order, up to so far apart; with
-//                                            apply, a command takes up to so long to apply; with lease, leaders read by
-//                                            leases of that length, and followers with the leader's help; with replace,
+//                                            apply, a command takes up to so long to apply; with first, leaders wait so
+//                                            long for a majority before they write to the others; with lease, leaders read
+//                                            by leases of that length, and followers with the leader's help; with replace,
 //                                            spares take the places of voters that are gone for so long
 //   trace all | elections | none             what is told from here on
 //   run DURATION                             such as 20us, 5ms, 1s of virtual time
@@ -248,6 +249,7 @@ class Interpreter {
     }
     const seed = this.setting(words, 'seed', 1);
     const tearGapMax_ns = this.setting(words, 'tear', 0) * 1e3;
+    const majorityFirst_ns = this.setting(words, 'first', 0) * 1e3;
     const applyTimeMax_ns = this.setting(words, 'apply', 0) * 1e3;
     const lease_ns = this.setting(words, 'lease', 0) * 1e6;
     const replaceAfter_ns = this.setting(words, 'replace', 0) * 1e6;
@@ -261,6 +263,7 @@ class Interpreter {
       adjust: (options) => ({
         ...options,
         logBytes,
+        majorityFirst_ns,
         applyEntriesMax: applyTimeMax_ns > 0 ? 1 : options.applyEntriesMax,
         applyTimeMax_ns,
         replaceAfter_ns,

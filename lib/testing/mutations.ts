@@ -312,6 +312,22 @@ export const MUTATIONS: readonly Mutation[] = [
       ),
   },
   {
+    name: 'left-out-follower-forgotten',
+    breaks: 'a follower that was not needed for a commit is not sent what it was left out of',
+    seedsMax: 20,
+    replicas: 3,
+    adjust: (options) => ({ ...options, disk: null, majorityFirst_ns: 3 * options.network.latencyMax_ns }),
+    install: () =>
+      replace(
+        replication,
+        'pumpAll',
+        (original) =>
+          function () {
+            if (!this.areWritesDeferred) original.call(this);
+          },
+      ),
+  },
+  {
     name: 'repair-from-overwritten-ring',
     breaks:
       'a leader repairs others from its ring as it is: over what a truncated suffix overwrote, or below a snapshot',

@@ -3,7 +3,7 @@
 // in random simulations; a violation ends the script.
 import { payloadBytesMax } from '../consensus/limits.js';
 import { SimWorld } from '../fabric/sim/sim-world.js';
-import { createCheckedCluster } from './checked-cluster.js';
+import { type CheckedCluster, createCheckedCluster } from './checked-cluster.js';
 import type { SimCluster, SimClusterObserver } from './sim-cluster.js';
 import type { ProposalOutcome, SimLife } from './sim-life.js';
 import type { SimOptions } from './sim-options.js';
@@ -59,6 +59,7 @@ function calmOptions(replicas: number, founders: number, logBytes: number): SimO
     replaceAfter_ns: 0,
     regionSurvives: 0,
     spin_ns: 0,
+    majorityFirst_ns: 0,
     mainLatencyMax_ns: 1,
     tickJitter: 0,
     preemptProbability: 0,
@@ -175,6 +176,7 @@ export function parseCommand(text: string): Command {
 
 export class ScriptedCluster {
   readonly world: SimWorld;
+  readonly checked: CheckedCluster;
   readonly cluster: SimCluster;
   readonly options: SimOptions;
   readonly proposals: Proposal[] = [];
@@ -187,7 +189,8 @@ export class ScriptedCluster {
     const calm = calmOptions(request.replicas + (request.joiners ?? 0), request.replicas, 64 * 1024);
     this.options = request.adjust?.(calm) ?? calm;
     this.world = new SimWorld(request.seed ?? 1);
-    this.cluster = createCheckedCluster(this.world, this.options, request.observers ?? []).cluster;
+    this.checked = createCheckedCluster(this.world, this.options, request.observers ?? []);
+    this.cluster = this.checked.cluster;
   }
 
   /** The current life of a replica, which must be up. */

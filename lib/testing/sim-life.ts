@@ -195,6 +195,7 @@ export class SimLife {
         logBytes: options.logBytes,
         genesis,
         spin_ns: options.spin_ns,
+        majorityFirst_ns: options.majorityFirst_ns,
         lagTimeout_ns: options.lagTimeout_ns,
         replaceAfter_ns: options.replaceAfter_ns,
         applyEntriesMax: options.applyEntriesMax,
@@ -680,7 +681,11 @@ export class SimLife {
     let more = false;
     this.guarded(() => {
       if (options.forwarding > 0) this.messages.turn();
-      for (let task = this.mainTasks.shift(); task !== undefined; task = this.mainTasks.shift()) task();
+      for (let task = this.mainTasks.shift(); task !== undefined; task = this.mainTasks.shift()) {
+        task();
+        // Several in a row leave out another follower each time.
+        if (options.majorityFirst_ns > 0) replication.flush();
+      }
       replication.flush();
       more = true;
       // Between two commands that take their time whatever else arrived gets its turn.

@@ -50,8 +50,11 @@ export interface Forked {
 export class MajorityLoss {
   /** Once it has come to that. */
   forked: Forked | null = null;
-  /** Changes that were on their way removed all survivors before the others died, and they have ended as no members. */
-  isNobodyLeft = false;
+  /**
+   * Changes of the membership were on their way when the others died, and there is no cluster to be forced: they removed all
+   * survivors, which have ended as no members; or the lost ones, and the survivors go on by themselves.
+   */
+  isOver = false;
   /** Why the last attempt was refused. */
   refusal = 'the survivors were not asked yet';
 
@@ -110,7 +113,7 @@ export class MajorityLoss {
     const lives = cluster.lives.filter((life): life is SimLife => life !== null);
     const survivors: Survivor[] = [];
     const isMember = (id: number): boolean => cluster.inForce.some((one) => memberWithId(one, id) !== undefined);
-    this.isNobodyLeft = lives.length === 0 && ![...asked].some(isMember);
+    this.isOver = lives.length === 0 && ![...asked].some(isMember);
     for (const life of lives) {
       life.postToMain(() => {
         const { tailEpoch, tailLsn } = life.replication;
@@ -149,6 +152,7 @@ export class MajorityLoss {
         false,
       );
       if (refusal === null) this.fork(life, chosen, survivors);
+      else if (this.leadsMajority(life)) this.isOver = true;
       else {
         this.refusal = `${refusal.code}: ${refusal.why}`;
         // It leads and has had nothing to write since the others died, or no room for it: a change tells it that they did.
@@ -156,6 +160,15 @@ export class MajorityLoss {
         world.schedule(RETRY_NS * options.pace, () => this.force(life, chosen, survivors));
       }
     });
+  }
+
+  /** Those that live are enough to commit what it proposes, by the only configuration there is. */
+  private leadsMajority({ id, replication }: SimLife): boolean {
+    const { lives } = this.checked.cluster;
+    const { configuration } = replication;
+    const living = configuration.voters.filter((voter) => lives[voter.id]?.bootId === voter.bootId);
+    const isOnlyOne = configuration === replication.appliedConfiguration;
+    return replication.leader === id && isOnlyOne && living.length >= majority(configuration);
   }
 
   /** As Replica.forceNewCluster() does, in one turn. */

@@ -81,6 +81,8 @@ export interface SimOptions {
   readonly replaceAfter_ns: number;
   /** How long a flush busy-polls for completions. */
   readonly spin_ns: number;
+  /** How long a flush waits for the followers that a commit takes before it writes to the others; 0: not at all. */
+  readonly majorityFirst_ns: number;
   /** How long after a wake-up the main plane runs, at most. */
   readonly mainLatencyMax_ns: number;
   /** Ticks come late by up to this fraction. */
@@ -170,7 +172,14 @@ const FULL_PACE_PROBABILITY = 0.01;
 
 /** Draws the options of a run. */
 export function drawOptions(random: Random, request: SimRequest): SimOptions {
-  return withLateVisibility(random, drawKind(random, request));
+  return withMajorityFirst(withLateVisibility(random, drawKind(random, request)));
+}
+
+/** Devices that take their time to post a WRITE. Drawn apart: the other runs stay what they were before there was this. */
+function withMajorityFirst(options: SimOptions): SimOptions {
+  const apart = new Random(Math.floor(options.mainLatencyMax_ns));
+  if (!apart.chance(MAJORITY_FIRST_PROBABILITY)) return options;
+  return { ...options, majorityFirst_ns: options.network.latencyMax_ns * apart.between(1, 3) };
 }
 
 /** Devices that are slow to show what was written, in two thirds of the runs. */
@@ -205,6 +214,7 @@ function drawKind(random: Random, request: SimRequest): SimOptions {
 
 const DURABLE_PROBABILITY = 0.25;
 const MAJORITY_LOSS_PROBABILITY = 0.15;
+const MAJORITY_FIRST_PROBABILITY = 0.25;
 /** What was on its way when the majority died has arrived by then, at pace 1. */
 const MAJORITY_LOSS_WAIT_MIN_NS = 500 * MS;
 const MAJORITY_LOSS_WAIT_MAX_NS = 2000 * MS;
@@ -355,6 +365,7 @@ function drawAtFullPace(random: Random, replicas: number): SimOptions {
     lagTimeout_ns: random.between(100, 600) * MS,
     replaceAfter_ns: 0,
     spin_ns: random.chance(0.3) ? random.logBetween(10 * US, 500 * US) : 0,
+    majorityFirst_ns: 0,
     mainLatencyMax_ns: random.logBetween(10 * US, 5 * MS),
     tickJitter: random.pick([0, 0.05, 0.3]),
     preemptProbability: random.chance(0.3) ? 0 : random.logBetween(0.0005, 0.02),

@@ -129,8 +129,8 @@ class Simulation {
   private returnsFailed = 0;
   private diskFailures = 0;
   private fork: ForkHistory | null = null;
-  /** Nobody is left from whom a new cluster could be forced: the run ends. */
-  private isClusterLost = false;
+  /** A majority was to be lost, and there is no new cluster to go on with: the run ends. */
+  private isOver = false;
   private lost = 0;
   /** Commands that the cluster before had answered. */
   private acknowledgedBefore = 0;
@@ -149,7 +149,7 @@ class Simulation {
   run(): SimulationResult {
     const { world, options } = this;
     this.loseMajority();
-    if (!this.isClusterLost) {
+    if (!this.isOver) {
       if (world.violation === null) world.run(options.faultyTime_ns);
       if (world.violation === null) this.converge();
       if (world.violation === null) this.judgeState();
@@ -168,11 +168,11 @@ class Simulation {
     if (!loss.strike()) return;
     this.faults.halt();
     const deadline_ns = world.now_ns + options.majorityLoss.wait_ns + options.convergenceTime_ns;
-    while (loss.forked === null && !loss.isNobodyLeft && world.violation === null && world.now_ns < deadline_ns) {
+    while (loss.forked === null && !loss.isOver && world.violation === null && world.now_ns < deadline_ns) {
       world.run(world.now_ns + FORK_STEP_NS * options.pace);
     }
-    this.isClusterLost = loss.isNobodyLeft;
-    if (world.violation !== null || this.isClusterLost) return;
+    this.isOver = loss.isOver;
+    if (world.violation !== null || this.isOver) return;
     if (loss.forked === null) {
       const waited = `${(options.convergenceTime_ns / 1e9).toFixed(1)} s`;
       world.fail('liveness', `no new cluster could be forced within ${waited}: ${loss.refusal}`);

@@ -3,6 +3,8 @@
 import { expect, test } from 'vitest';
 import { Random } from '#lib/fabric/sim/random.js';
 import { losingDirectories, losingMajority } from '#lib/testing/fork-mutations.js';
+import { ScriptedCluster } from '#lib/testing/scripted-cluster.js';
+import { MajorityLoss } from '#lib/testing/sim-majority-loss.js';
 import { drawOptions } from '#lib/testing/sim-options.js';
 import { runSimulation } from '#lib/testing/simulation.js';
 
@@ -52,14 +54,48 @@ test('durable replicas go on with the directory of one that is left, whenever it
   expect(starts).toBeGreaterThan(forks);
 });
 
-test('a run ends where a change of the membership that was on its way removes the only survivor', {
-  timeout: 60_000,
-}, () => {
-  const { violation, forks, trace } = runSimulation({ seed: 7001, replicas: 3, virtualSeconds: 60, traceLines: 1000 });
-  const text = trace.join('\n');
-  // The seed has it so: whoever changes what runs draw has to find another one.
-  expect(text).toMatch(/all but \{2\} are lost for ever[\s\S]*r2\/\d+ +was removed/);
-  expect([violation, forks]).toEqual([null, 0]);
+/** All voters but this one die, 10 ms later. */
+function strike(cluster: ScriptedCluster, survivor: number): MajorityLoss {
+  const voters = cluster.cluster.inForce[0]?.voters.map(({ id }) => id) ?? [];
+  const drawn = { next: () => (voters.shift() === survivor ? 0 : 1), integer: () => 10e6, chance: () => false };
+  const loss = new MajorityLoss(cluster.world, cluster.checked, cluster.options, drawn as unknown as Random);
+  expect(loss.strike()).toBe(true);
+  return loss;
+}
+
+/** Removes a member, and waits for that to be committed, or does not. */
+function remove(cluster: ScriptedCluster, id: number, isCommitted: boolean): void {
+  const leader = cluster.life(0);
+  expect(leader.changeMembership({ kind: 'remove', id })).toBe('');
+  if (!isCommitted) return;
+  cluster.runUntil('the change', () =>
+    leader.replication.appliedConfiguration.voters.every((voter) => voter.id !== id),
+  );
+  cluster.run(500e6);
+}
+
+test('a loss is over where a change of the membership that was on its way removes the only survivor, or all others', () => {
+  const lost = (removedBefore: readonly number[], removed: number, survivor: number) => {
+    const cluster = new ScriptedCluster({
+      replicas: 3,
+      adjust: (options) => ({ ...options, majorityLoss: { after: 0, wait_ns: 500e6 } }),
+    });
+    cluster.cluster.startAll();
+    cluster.runUntilLeader(0);
+    cluster.runUntilConverged();
+    cluster.run(200e6);
+    for (const id of removedBefore) remove(cluster, id, true);
+    const loss = strike(cluster, survivor);
+    remove(cluster, removed, false);
+    cluster.runUntil('the end of it', () => loss.isOver || loss.forked !== null, 5e9);
+    const { lives } = cluster.cluster;
+    return { isForked: loss.forked !== null, alive: lives.flatMap((life) => (life === null ? [] : [life.id])) };
+  };
+  expect(lost([], 2, 2)).toEqual({ isForked: false, alive: [] });
+  expect(lost([2], 0, 1)).toEqual({ isForked: false, alive: [1] });
+  expect(lost([2], 1, 1)).toEqual({ isForked: false, alive: [] });
+  // A change that does not help the survivor leaves it in need of a new cluster.
+  expect(lost([], 2, 1)).toEqual({ isForked: true, alive: [] });
 });
 
 test('acknowledged commands that no survivor held are counted as lost', { timeout: 120_000 }, () => {

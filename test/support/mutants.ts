@@ -47,6 +47,16 @@ export const stallUnnoticed: Mutant = {
   install: () => replace(background, 'watchProgress', () => () => {}),
 };
 
+export const otherNotTried: Mutant = {
+  name: 'a leader that waits for the followers it chose, whether they answer or not',
+  install: () => replace(replication, 'tryOthers', () => () => {}),
+};
+
+export const leftOutHoweverMuchItLacks: Mutant = {
+  name: 'a leader that leaves a follower out of flushes, however much it lacks',
+  install: () => replace(replication, 'mayBeLeftOut', () => () => true),
+};
+
 export const stallAtOnce: Mutant = {
   name: 'a background plane that takes every pause of the event loop for a blocked one',
   install: () =>
