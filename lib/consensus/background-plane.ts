@@ -166,6 +166,8 @@ export class BackgroundPlane {
   private promisedEpoch = EPOCH_NONE;
   private promisedTo = -1;
   private promisedAt_ns = 0;
+  /** The one that was promised has not been trusted since. */
+  private isPromisedUnseen = false;
   /** Peer that can write the own log now, -1 if none can. */
   private logWriter = -1;
   private candidateEpoch = EPOCH_NONE;
@@ -280,6 +282,7 @@ export class BackgroundPlane {
     if (options.durable != null) this.watchDisks(now_ns);
     if (this.detector.trustedMask !== this.lastTrustedMask) {
       this.lastTrustedMask = this.detector.trustedMask;
+      if (this.detector.trusts(this.promisedTo)) this.isPromisedUnseen = false; // from now on the detector tells
       this.publishToMain();
       this.noticeLater(now_ns);
     }
@@ -666,6 +669,14 @@ export class BackgroundPlane {
     return false;
   }
 
+  /**
+   * The candidate that was granted last has not been trusted here since: links to it are still to be made, say, after it was
+   * started. That is no sign of its end, and it gets the time to complete its takeover, too.
+   */
+  private isUnseenCandidateInTime(now_ns: number): boolean {
+    return this.isPromisedUnseen && now_ns - this.promisedAt_ns < this.options.profile.takeoverTimeout_ns;
+  }
+
   /** The peer gave up the leadership that this replica promised last. */
   private hasCeded(watch: PeerWatch): boolean {
     return this.promisedEpoch !== EPOCH_NONE && readU53(watch.main.body, MainField.cededEpoch) === this.promisedEpoch;
@@ -732,6 +743,7 @@ export class BackgroundPlane {
     this.promisedEpoch = epoch;
     this.promisedTo = candidate;
     this.promisedAt_ns = now_ns;
+    this.isPromisedUnseen = candidate !== options.id && !this.detector.trusts(candidate);
     if (candidate !== options.id) {
       this.endCandidacy();
       // It stood back for a successor, and there is one.
@@ -913,6 +925,7 @@ export class BackgroundPlane {
       return;
     }
     if (!this.eligible(now_ns) || this.liveLeader(now_ns, options.id) || this.newLeader()) return;
+    if (this.isUnseenCandidateInTime(now_ns)) return;
     const successor = this.successor(now_ns);
     if (successor >= 0 ? successor !== options.id : this.mustWaitForAnother(now_ns)) return;
     if (!this.majorityTrusted() || this.isHeldUp(this.ownIncarnation(), now_ns)) return;

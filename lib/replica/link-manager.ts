@@ -195,6 +195,17 @@ export class LinkManager {
     });
   }
 
+  /** The peer makes links, so it can be linked with: those that could not be made are not waited for any longer. */
+  private hurry(id: number): void {
+    const links = this.peer(id);
+    for (const kind of KINDS) {
+      const retry = links.retries[kind];
+      if (retry === undefined || !this.timers.has(retry)) continue;
+      links.retryDelayMs[kind] = RETRY_DELAY_MIN_MS;
+      this.ensure(id, kind);
+    }
+  }
+
   private later(delayMs: number, action: () => void): NodeJS.Timeout | undefined {
     if (this.closed) return undefined;
     const timer = setTimeout(() => {
@@ -300,6 +311,7 @@ export class LinkManager {
     const { endpoint, messages, background } = this.options;
     const request = checkLinkRequest(value);
     this.checkCluster(id, value);
+    this.hurry(id);
     if (request.kind === 'message') return messages.accept(id, request);
     const { queuePair, reply } = await endpoint.accept(id, request);
     if (request.kind === 'probe') {

@@ -57,6 +57,11 @@ export class MemberDirectory {
     for (const { dialer } of this.places.values()) dialer.start();
   }
 
+  /** The member has been heard of just now: it is dialed at once, if it is not connected. */
+  hurry(id: number): void {
+    this.places.get(id)?.dialer.hurry();
+  }
+
   private place(id: number, host: string, port: number): void {
     const { identity, onConnected, onDisconnected, onWarning } = this.options;
     const dialer = new Dialer({ ...identity, peerId: id, host, port });

@@ -870,6 +870,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
 
   private serve(connection: ControlConnection): void {
     const { id: peer } = connection.peer;
+    // It may have been away for long, and the next attempt to reach it would come late.
+    this.directory.hurry(peer);
     connection.on('warning', (error) => this.warn(error));
     this.transfers.serve(connection);
     this.membership.serve(connection);

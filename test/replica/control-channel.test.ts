@@ -3,7 +3,7 @@
 import { once } from 'node:events';
 import { createServer, type Socket } from 'node:net';
 import { type ConnectionOptions, connect as connectTls } from 'node:tls';
-import { describe, expect, it } from 'vitest';
+import { describe, expect, it, onTestFinished, vi } from 'vitest';
 import { LAYOUT_VERSION } from '#lib/consensus/limits.js';
 import { QuorateError } from '#lib/errors.js';
 import { isLoopback } from '#lib/replica/control/address.js';
@@ -1061,6 +1061,37 @@ describe('a dialer', () => {
       expect(dialer.connection).toBeUndefined();
     }
     expect(warnings).toEqual([]);
+  });
+
+  it('that waits before its next attempt makes it at once when the peer has been heard of', async () => {
+    const reserved = new ControlServer(identity(0));
+    const { port } = await reserved.listen(HOST_OF_DIALERS, 0);
+    await reserved.close();
+    // No time passes for it.
+    vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] });
+    onTestFinished(() => void vi.useRealTimers());
+    const dialer = makeDialer(port, { host: HOST_OF_DIALERS });
+    let attempts = 0;
+    dialer.on('failed', () => attempts++);
+    dialer.hurry(); // it was not started yet
+    const failure = once(dialer, 'failed');
+    dialer.start();
+    await failure;
+    const again = once(dialer, 'failed');
+    dialer.hurry();
+    dialer.hurry(); // an attempt is under way
+    await again;
+    expect(attempts).toBe(2);
+    const server = new ControlServer(identity(0));
+    onTestFinished(() => server.close());
+    await server.listen(HOST_OF_DIALERS, port);
+    const connected = once(dialer, 'connected');
+    dialer.hurry();
+    await connected;
+    const { connection } = dialer;
+    dialer.hurry(); // it is connected
+    await new Promise(setImmediate);
+    expect(dialer.connection).toBe(connection);
   });
 
   it('warns once of a reason that will not pass by itself, and goes on trying', async () => {

@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, expect, it, onTestFinished, vi } from 'vitest';
 import { type MemberAddress, QuorateError, Replica } from '#lib/index.js';
-import type { ControlConnection } from '#lib/replica/control-channel.js';
+import { type ControlConnection, Dialer } from '#lib/replica/control-channel.js';
 import { LinkManager, type LinkManagerOptions } from '#lib/replica/link-manager.js';
 import { addon } from '#lib/verbs/load-addon.js';
 import { CommandLog, members, openCluster, optionsFor, waitFor } from './fixture.js';
@@ -147,6 +147,48 @@ it('replicas that do not find the memory of each other, as in containers of thei
       },
     });
   }
+});
+
+it('a peer that was started again is dialed at once by those that it has dialed', async () => {
+  const cluster = await openCluster(3, { profile: 'balanced' });
+  const replicas = [...cluster.replicas];
+  closing.push(() => Promise.all(replicas.map((replica) => replica.close())));
+  await replicas[2]?.close();
+  const hurry = vi.spyOn(Dialer.prototype, 'hurry');
+  onTestFinished(() => hurry.mockRestore());
+  replicas[2] = await Replica.open(optionsFor(2, cluster.members, { profile: 'balanced' }));
+  const dialed = () => hurry.mock.contexts.filter((dialer) => (dialer as Dialer).peerId === 2).length;
+  await waitFor(() => dialed() >= 2, 'both others to dial it');
+});
+
+it('a peer that makes links is asked for those that it was not ready for before, at once', async () => {
+  vi.useFakeTimers();
+  onTestFinished(() => void vi.useRealTimers());
+  const initiate = () => ({ request: {}, queuePair: { close: () => {} } });
+  const share = () => ({});
+  const manager = new LinkManager({
+    clusterId: 5,
+    endpoint: { initiate, accept: async () => ({ queuePair: { share }, reply: {} }) },
+    messages: { initiate, restart: () => {} },
+    background: { send: () => {} },
+  } as unknown as LinkManagerOptions);
+  let asked = 0;
+  const notReady = () => {
+    asked++;
+    return Promise.reject(new QuorateError('QUORATE_NOT_READY', 'it is not formed yet'));
+  };
+  const connection = { peer: { bootId: 1, processId: 1 }, request: notReady } as unknown as ControlConnection;
+  manager.connected(1, connection);
+  await vi.advanceTimersByTimeAsync(5_000);
+  const before = asked;
+  const gid = 'fe80:0000:0000:0000:0000:0000:0000:0001';
+  const queuePair = { qpNum: 1, psn: 1, gid, lid: 0, mtuBytes: 1024 };
+  await manager.accept(1, { kind: 'probe', generation: 1, queuePair, logBytes: 65536, stream: 1, clusterId: 5 });
+  await vi.advanceTimersByTimeAsync(0);
+  expect([asked - before, vi.getTimerCount()]).toEqual([3, 3]); // of as many links
+  await vi.advanceTimersToNextTimerAsync();
+  expect([asked - before, vi.getTimerCount()]).toEqual([6, 3]);
+  manager.close();
 });
 
 it('a peer that is connected again, and not ready still, is asked for each link by one chain of retries', async () => {

@@ -57,6 +57,11 @@ export const leftOutHoweverMuchItLacks: Mutant = {
   install: () => replace(replication, 'mayBeLeftOut', () => () => true),
 };
 
+export const standsBehindItsGrant: Mutant = {
+  name: 'a voter that grants a candidate which it cannot read, and stands itself',
+  install: () => replace(background, 'isUnseenCandidateInTime', () => () => false),
+};
+
 export const stallAtOnce: Mutant = {
   name: 'a background plane that takes every pause of the event loop for a blocked one',
   install: () =>

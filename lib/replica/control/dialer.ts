@@ -154,6 +154,14 @@ export class Dialer extends EventEmitter<DialerEvents> {
     this.emit('connected', connection);
   }
 
+  /** The peer has been heard of just now: an attempt that waits for its time is made at once. */
+  hurry(): void {
+    if (this.timer === undefined || this.closing !== undefined) return;
+    clearTimeout(this.timer);
+    this.failures = 0;
+    this.dial();
+  }
+
   private retry(): void {
     // A listener may have closed the dialer.
     if (this.closing !== undefined) return;
