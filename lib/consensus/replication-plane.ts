@@ -1065,7 +1065,8 @@ export class ReplicationPlane implements ConfigurationLog {
       const isWorthWaiting = (this.commitLsn_ < this.tail.lsn || this.reads.isOpen) && this.anyWriteInFlight();
       if (isPosted && !isWorthWaiting) break;
       const spin_ns = this.areWritesDeferred ? this.majorityFirst_ns : this.options.spin_ns;
-      const hasNews = this.submit(isWorthWaiting ? 1 : 0, spin_ns);
+      this.submit(isWorthWaiting ? 1 : 0, spin_ns);
+      const hasNews = this.hasNewsOfPeers;
       if (!hasNews && this.areWritesDeferred && this.role_ === 'leader') {
         this.tryOthers();
         isPosted = !this.hasQueuedWrites;
@@ -1318,9 +1319,13 @@ export class ReplicationPlane implements ConfigurationLog {
 
   // -- completions -------------------------------------------------------------------------------------------------
 
+  /** The last submit() brought completions of others than the own appends, which complete whoever answers. */
+  private hasNewsOfPeers = false;
+
   /** Posts what is queued and handles completions. Returns whether there were any. */
   private submit(wanted: number, spin_ns = 0): boolean {
     this.hasQueuedWrites = false;
+    this.hasNewsOfPeers = false;
     const count = this.fabric.submit(wanted > 0 ? spin_ns : 0, wanted);
     this.handleCompletions(count);
     return count > 0;
@@ -1351,6 +1356,7 @@ export class ReplicationPlane implements ConfigurationLog {
         }
         continue;
       }
+      this.hasNewsOfPeers = true;
       const follower = this.followers[peer] as Follower;
       if (token === TOKEN_READ) {
         this.readOutstanding = false;

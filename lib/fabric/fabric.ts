@@ -57,8 +57,9 @@ export interface ReplicationFabric extends Completions {
   /** Queues a READ of the peer's log into the workspace. */
   queueRead(peer: number, logOffset: number, lengthBytes: number, workspaceOffset: number, token: number): void;
   /**
-   * Posts what was queued, in order, then polls for completions until `wanted` arrived or `spin_ns` passed. Returns how
-   * many completions the arrays hold; the core calls again until it gets 0 when it must see all.
+   * Posts what was queued, in order, then polls for completions until `wanted` arrived, not counting those of appends, which
+   * complete at once, or `spin_ns` passed. Returns how many completions the arrays hold; the core calls again until it gets 0
+   * when it must see all.
    */
   submit(spin_ns: number, wanted: number): number;
   /** Whether there is a log link to the peer on which operations can be posted. */

@@ -92,9 +92,9 @@ export class SimReplicationFabric implements ReplicationFabric {
     const { list, node } = this;
     node.preempt('main');
     list.begin();
-    this.post();
+    const appends = this.post();
     this.collect();
-    if (list.count < wanted && spin_ns > 0) {
+    if (list.count - appends < wanted && spin_ns > 0) {
       node.world.interleave(spin_ns);
       if (!node.alive) node.preempt('main');
       this.collect();
@@ -102,12 +102,15 @@ export class SimReplicationFabric implements ReplicationFabric {
     return list.end();
   }
 
-  private post(): void {
+  /** Returns how many appends there were; they have completed. */
+  private post(): number {
     const { node, list } = this;
-    if (this.queue.length === 0) return;
+    if (this.queue.length === 0) return 0;
     let isFenced = false;
+    let appends = 0;
     for (const operation of this.queue.splice(0)) {
       const { token, lengthBytes, logOffset } = operation;
+      if (operation.kind === 'append') appends++;
       if (isFenced) {
         list.add(operation.kind === 'append' ? node.id : operation.peer, token, FabricStatus.fenced);
         continue;
@@ -134,6 +137,7 @@ export class SimReplicationFabric implements ReplicationFabric {
       }
       node.preempt('main');
     }
+    return appends;
   }
 
   /** The short critical section of an append: the check of the fence and the copy are one. */
