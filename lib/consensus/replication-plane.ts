@@ -1075,6 +1075,7 @@ export class ReplicationPlane implements ConfigurationLog {
       if (isPosted && !hasNews) break;
       isPosted = true;
     }
+    if (!isPosted) this.submit(0); // what the last round queued for the others
   }
 
   /** Shows the background plane that this plane's event loop turns. */
