@@ -95,8 +95,6 @@ export const PROPOSE_LEAVING = -3;
 const ENTRIES_PER_POLL_MAX = 4096;
 /** A flush spins for completions at most so often; what is late then is left to poll(). */
 const SPIN_ROUNDS_MAX = 4;
-/** A follower that lacks more is not left out. */
-const DEFERRED_BYTES_MAX = 64 * 1024;
 const TOKEN_APPEND = 0;
 const TOKEN_READ = 1;
 const HISTORY_RUNS = 1024;
@@ -1152,8 +1150,9 @@ export class ReplicationPlane implements ConfigurationLog {
     }
   }
 
+  /** A learner that is left out has caught up all the same; and much of the ring would wait for a follower that lacks it. */
   private mayBeLeftOut({ phase, sentLsn }: Follower): boolean {
-    return phase === PHASE_ACTIVE && this.tail.lsn - sentLsn <= DEFERRED_BYTES_MAX;
+    return phase === PHASE_ACTIVE && this.tail.lsn - sentLsn <= this.view.lagBytesMax;
   }
 
   /** Those that were to be enough for a commit have not answered in time: others may. */

@@ -6,23 +6,31 @@ import { encodeCommand } from '#lib/testing/sim-state-machine.js';
 
 const US = 1e3;
 const MS = 1e6;
+const LOG_BYTES = 256 * 1024;
 
-/** A cluster with a leader, replica 0, whose main plane does what the test does and nothing else. */
-function heldLeader(replicas: number) {
+/** A cluster with a leader, replica 0, and learners, whose main plane does what the test does and nothing else. */
+function heldLeader(replicas: number, learners: readonly number[] = []) {
   const cluster = new ScriptedCluster({
     replicas,
-    adjust: (options) => ({ ...options, majorityFirst_ns: 50 * US }),
+    joiners: learners.length,
+    adjust: (options) => ({ ...options, majorityFirst_ns: 50 * US, logBytes: LOG_BYTES }),
   });
   cluster.cluster.startAll();
   cluster.runUntilLeader(0);
   cluster.runUntilConverged();
+  const life = cluster.life(0);
+  const { replication } = life;
+  for (const id of learners) {
+    expect(life.changeMembership({ kind: 'addLearner', id, host: `r${id}`, port: 1, priority: 0 })).toBe('');
+    cluster.runUntil('the learner to catch up', () => replication.isCaughtUp(id));
+  }
   cluster.run(200 * MS);
   cluster.hold(0, 'main stalled');
   cluster.run(1 * MS);
-  const { replication } = cluster.life(0);
   let sequence = 0;
-  const propose = (): void => {
-    expect(replication.propose(1000, ++sequence, encodeCommand(parseCommand('x=1'), 0))).toBeGreaterThan(0);
+  const propose = (fillerBytes = 0): void => {
+    const command = encodeCommand(parseCommand('x=1'), fillerBytes);
+    expect(replication.propose(1000, ++sequence, command)).toBeGreaterThan(0);
   };
   return { cluster, replication, propose };
 }
@@ -47,4 +55,18 @@ test('those that are tried last of all, too, have been written to when flush() r
   expect(replication.commitLsn).toBeLessThan(replication.tailLsn);
   cluster.run(10 * MS);
   expect(cluster.life(4).replication.tailLsn).toBe(replication.tailLsn);
+});
+
+test('a learner that is left out has caught up all the same, also in small rings', () => {
+  const { replication, propose } = heldLeader(3, [3]);
+  const isCaughtUp: boolean[] = [];
+  let leftOut = 0;
+  for (let flushes = 0; flushes < 20; flushes++) {
+    propose(4000);
+    replication.flush();
+    isCaughtUp.push(replication.isCaughtUp(3));
+    if (replication.peerAckedLsn(3) < replication.commitLsn) leftOut++;
+  }
+  expect(isCaughtUp).not.toContain(false);
+  expect(leftOut).toBeGreaterThan(10);
 });
