@@ -41,6 +41,8 @@ export class Follower {
   ackedLsn = 0;
   appliedLsn = 0;
   writesInFlight = 0;
+  /** For so many flushes it is not one of those that a commit waits for, since one has waited for it in vain. */
+  flushesPassedOver = 0;
   /** Request sequence of the grant that was used last. */
   usedGrant = 0;
   hasGrant = false;
@@ -57,6 +59,7 @@ export class Follower {
     this.phase = PHASE_NONE;
     this.hasGrant = false;
     this.ackedLsn = 0;
+    this.flushesPassedOver = 0;
     this.main.reset();
   }
 

@@ -95,6 +95,8 @@ export const PROPOSE_LEAVING = -3;
 const ENTRIES_PER_POLL_MAX = 4096;
 /** A flush spins for completions at most so often; what is late then is left to poll(). */
 const SPIN_ROUNDS_MAX = 4;
+/** One flush in so many, at most, waits in vain for a follower that always answers late. */
+const FLUSHES_PASSED_OVER = 32;
 const TOKEN_APPEND = 0;
 const TOKEN_READ = 1;
 const HISTORY_RUNS = 1024;
@@ -1065,7 +1067,7 @@ export class ReplicationPlane implements ConfigurationLog {
       const spin_ns = this.areWritesDeferred ? this.majorityFirst_ns : this.options.spin_ns;
       this.submit(isWorthWaiting ? 1 : 0, spin_ns);
       const hasNews = this.hasNewsOfPeers;
-      if (!hasNews && this.areWritesDeferred && this.role_ === 'leader') {
+      if (isWorthWaiting && !hasNews && this.areWritesDeferred && this.role_ === 'leader') {
         this.tryOthers();
         isPosted = !this.hasQueuedWrites;
         continue;
@@ -1113,11 +1115,15 @@ export class ReplicationPlane implements ConfigurationLog {
 
   /**
    * To as many voters as a commit takes, those that lack most, so that it is another one's turn each time; and to who lacks
-   * much. To all where fewer voters are idle than it takes.
+   * much. To all where fewer voters are idle, and answer in time, than it takes.
    */
   private pumpMajority(): void {
     const { configuration, followers, options, peerIds, tail } = this;
     const { voters } = configuration;
+    for (let index = 0; index < peerIds.length; index++) {
+      const follower = followers[peerIds[index] as number] as Follower;
+      if (follower.flushesPassedOver > 0) follower.flushesPassedOver--;
+    }
     let wanted = majority(configuration);
     for (let index = 0; index < voters.length; index++) {
       const { id, bootId } = voters[index] as { id: number; bootId: number };
@@ -1129,9 +1135,9 @@ export class ReplicationPlane implements ConfigurationLog {
       let leastLsn = Number.POSITIVE_INFINITY;
       for (let index = 0; index < voters.length; index++) {
         const { id, bootId } = voters[index] as { id: number; bootId: number };
-        const { phase, linkBootId, writesInFlight, sentLsn } = followers[id] as Follower;
+        const { phase, linkBootId, writesInFlight, flushesPassedOver, sentLsn } = followers[id] as Follower;
         const isIdle = phase === PHASE_ACTIVE && linkBootId === bootId && writesInFlight === 0;
-        if (!isIdle || (chosen & (1 << id)) !== 0 || sentLsn >= leastLsn) continue;
+        if (!isIdle || flushesPassedOver > 0 || (chosen & (1 << id)) !== 0 || sentLsn >= leastLsn) continue;
         next = id;
         leastLsn = sentLsn;
       }
@@ -1155,8 +1161,12 @@ export class ReplicationPlane implements ConfigurationLog {
     return phase === PHASE_ACTIVE && this.tail.lsn - sentLsn <= this.view.lagBytesMax;
   }
 
-  /** Those that were to be enough for a commit have not answered in time: others may. */
+  /** Those that were to be enough for a commit have not answered in time: others may, now and in the next flushes. */
   private tryOthers(): void {
+    for (let index = 0; index < this.peerIds.length; index++) {
+      const follower = this.followers[this.peerIds[index] as number] as Follower;
+      if (follower.writesInFlight > 0) follower.flushesPassedOver = FLUSHES_PASSED_OVER;
+    }
     this.pumpAll();
   }
 

@@ -1,6 +1,9 @@
 // What a flush does that writes to a majority first (ReplicationOptions.majorityFirst_ns), where no script can say it: how
 // much of it is done when flush() returns, before anything else has its turn.
 import { expect, test } from 'vitest';
+import { ReplicationPlane } from '#lib/consensus/replication-plane.js';
+import { SimLink } from '#lib/fabric/sim/sim-link.js';
+import { replace } from '#lib/testing/replace-method.js';
 import { parseCommand, ScriptedCluster } from '#lib/testing/scripted-cluster.js';
 import { encodeCommand } from '#lib/testing/sim-state-machine.js';
 
@@ -13,7 +16,7 @@ function heldLeader(replicas: number, learners: readonly number[] = []) {
   const cluster = new ScriptedCluster({
     replicas,
     joiners: learners.length,
-    adjust: (options) => ({ ...options, majorityFirst_ns: 50 * US, logBytes: LOG_BYTES }),
+    adjust: (options) => ({ ...options, majorityFirst_ns: 50 * US, spin_ns: 50 * US, logBytes: LOG_BYTES }),
   });
   cluster.cluster.startAll();
   cluster.runUntilLeader(0);
@@ -69,4 +72,43 @@ test('a learner that is left out has caught up all the same, also in small rings
   }
   expect(isCaughtUp).not.toContain(false);
   expect(leftOut).toBeGreaterThan(10);
+});
+
+/** All that is sent to the replica's log takes so many times as long; the function returned ends that. */
+function slowLog(cluster: ScriptedCluster, id: number, factor: number): () => void {
+  return replace(
+    SimLink.prototype,
+    'post',
+    (original) =>
+      function (request: unknown) {
+        cluster.slowDown(this.kind === 'log' && this.responder.id === id ? factor : 1);
+        original.call(this, request);
+        cluster.slowDown(1);
+      },
+  );
+}
+
+test('a follower that always answers late is not waited for in vain again and again', () => {
+  const { cluster, replication, propose } = heldLeader(3);
+  let inVain = 0;
+  const mend = [
+    slowLog(cluster, 1, 12),
+    replace(
+      ReplicationPlane.prototype,
+      'tryOthers',
+      (original) =>
+        function () {
+          inVain++;
+          original.call(this);
+        },
+    ),
+  ];
+  for (let flushes = 0; flushes < 128; flushes++) {
+    propose();
+    replication.flush();
+    expect(replication.commitLsn).toBe(replication.tailLsn);
+  }
+  for (const undo of mend) undo();
+  expect(inVain).toBeGreaterThan(0);
+  expect(inVain).toBeLessThan(8);
 });
