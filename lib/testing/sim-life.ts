@@ -87,6 +87,8 @@ export interface ReadIndex {
 /** The host calls poll() at least this often at pace 1, for what only time brings about. */
 const IDLE_POLL_NS = 50e6;
 const POLLS_PER_RUN_MAX = 8;
+/** How often a poll that serves followers that were left out is a turn of its own. */
+const POLL_LATER_PROBABILITY = 0.5;
 /** Between two looks whether the log on disk reaches the place of a snapshot. */
 const SNAPSHOT_LOOK_NS = 1e6;
 /** A wake-up this close before one that is scheduled is joined with it. */
@@ -117,6 +119,8 @@ export class SimLife {
   backgroundStalledUntil_ns = 0;
   private isMainRunning = false;
   private mustRunAgain = false;
+  /** The last run left the poll to the next one. */
+  private isPollDue = false;
   private lastWake_ns = -1;
   private backgroundDue_ns = Number.NaN;
   private isBackgroundRunning = false;
@@ -681,16 +685,11 @@ export class SimLife {
     let more = false;
     this.guarded(() => {
       if (options.forwarding > 0) this.messages.turn();
-      for (let task = this.mainTasks.shift(); task !== undefined; task = this.mainTasks.shift()) {
-        task();
-        // Several in a row leave out another follower each time.
-        if (options.majorityFirst_ns > 0) replication.flush();
-      }
-      replication.flush();
+      const isTurnOver = this.runTasks();
       more = true;
       // Between two commands that take their time whatever else arrived gets its turn.
       const pollsMax = options.applyTimeMax_ns > 0 ? 1 : POLLS_PER_RUN_MAX;
-      for (let polls = 0; more && polls < pollsMax; polls++) more = replication.poll(this.clock_ns());
+      for (let polls = 0; isTurnOver && more && polls < pollsMax; polls++) more = replication.poll(this.clock_ns());
       this.answerIndexedReads();
       this.lookAtDisk();
       if (options.forwarding > 0) {
@@ -704,6 +703,24 @@ export class SimLife {
     this.events.afterMain(this);
     if (this.answers.length > 0) for (const { answer, outcome } of this.answers.splice(0)) answer(outcome);
     if (more || this.mustRunAgain || this.mainTasks.length > 0) this.wakeMain(world.now_ns);
+  }
+
+  /**
+   * Tasks, and the flush that they end with. Returns whether the poll comes in the same run: not always where a flush has left
+   * followers out, as in the host, whose event loop has other things to do between the two.
+   */
+  private runTasks(): boolean {
+    const { world, replication, options, mainTasks } = this;
+    const flushesEach = options.majorityFirst_ns > 0;
+    let isLeftOut = false;
+    for (let task = mainTasks.shift(); task !== undefined; task = mainTasks.shift()) {
+      task();
+      // Several in a row leave out another follower each time.
+      if (flushesEach) isLeftOut = replication.flush();
+    }
+    if (!flushesEach) replication.flush();
+    this.isPollDue = isLeftOut && !this.isPollDue && world.random.chance(POLL_LATER_PROBABILITY);
+    return !this.isPollDue;
   }
 
   /** A peer's message, the death of one or the main thread ends the background thread's sleep. */
