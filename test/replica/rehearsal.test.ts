@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { Replica, type ReplicaOptions } from '#lib/index.js';
 import { LeasePromise } from '../../dist/consensus/lease.js';
+import { ReplicationPlane } from '../../dist/consensus/replication-plane.js';
 import { VerbsBackgroundFabric } from '../../dist/fabric/verbs-background-fabric.js';
 import { VerbsEndpoint } from '../../dist/fabric/verbs-endpoint.js';
 import { LeaderWatch } from '../../dist/replica/leader-watch.js';
@@ -89,6 +90,23 @@ describe('a rehearsal', () => {
     }
     expect(seen).toBe(1 << (leaders.at(-2) as number));
   });
+});
+
+it("a rehearsal gives its replication planes options of the shape of a replica's own, for which V8 compiles", async () => {
+  const shapes = new Map<ReplicationPlane, string>();
+  const { poll: original } = ReplicationPlane.prototype;
+  const poll = vi.spyOn(ReplicationPlane.prototype, 'poll').mockImplementation(function (
+    this: ReplicationPlane,
+    now_ns: number,
+  ) {
+    shapes.set(this, Object.keys(this['options']).join(' '));
+    return original.call(this, now_ns);
+  });
+  const replica = await Replica.open(optionsFor(0, await members(1), { shmDirectory, keepCompiledCode: false }));
+  poll.mockRestore();
+  await replica.close();
+  expect(shapes.size).toBe(3 + 1);
+  expect([...new Set(shapes.values())]).toHaveLength(1);
 });
 
 it('is made by the first replica of a thread for all that follow, once V8 keeps what it compiled', async () => {
