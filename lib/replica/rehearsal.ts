@@ -169,7 +169,7 @@ class RehearsedReplica implements ReplicationHost {
         logBytes: logMemory.length,
         genesis,
         spin_ns: 0,
-        majorityFirst_ns: 1, // the way of software devices; poll() goes the other one
+        majorityFirst_ns: 0,
         lagTimeout_ns: SCENE_TICKS_MAX * profile.tick_ns,
         replaceAfter_ns: 0,
       },
