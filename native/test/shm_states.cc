@@ -9,6 +9,7 @@
 #include <random>
 #include <thread>
 
+#include "provider/shm/completion.h"
 #include "provider/shm/layout.h"
 #include "test/child_process.h"
 #include "test/shm_fixture.h"
@@ -190,6 +191,36 @@ TEST_CASE("shm: an armed CQ wakes its channel once, for what it was armed for") 
     CHECK(a.channel->getEvent() == a.cq);
     CHECK(a.wait().status == 0);
   }
+}
+
+TEST_CASE("shm: a completion queue is let go of while another thread reads old events of it, and that thread goes on") {
+  ShmTestDirectory directory;
+  // In a process of its own: a thread that waits for itself can only be killed.
+  const pid_t child = forkChild([&] {
+    constexpr int kRounds = 20'000;
+    constexpr int kEvents = 16;
+    EndpointOptions options;
+    options.withChannel = true;
+    Endpoint end(directory, options);
+    auto& channel = static_cast<shm::ShmCompletionChannel&>(*end.channel);
+    const shm::ControlSegment& control = *end.internals().control();
+    std::atomic<bool> ended{false};
+    std::thread reader([&] {
+      while (!ended.load()) channel.getEvent();
+    });
+    for (int round = 0; round < kRounds; round++) {
+      auto queue = end.context->createCompletionQueue(1, end.channel);
+      const uint32_t index = static_cast<shm::ShmCompletionQueue&>(*queue).index();
+      const uint32_t arming = shm::armingOf(control.completionQueues[index].armed.load());
+      for (int i = 0; i < kEvents; i++) channel.write(index, arming);
+      for (int spin = 0; spin < round % 32; spin++) shm::pauseCpu();
+      queue.reset();
+    }
+    ended = true;
+    reader.join();
+    return 0;
+  });
+  CHECK(waitForChild(child) == 0);
 }
 
 TEST_CASE("shm: a process asleep on its channel is woken by another process, every time") {

@@ -50,17 +50,21 @@ int ShmCompletionChannel::fd() const {
 
 std::shared_ptr<CompletionQueue> ShmCompletionChannel::getEvent() {
   context_->requireOpen(kind());
-  const std::lock_guard<std::mutex> guard(mutex_);
-  if (closed()) throw VerbsError("QUORATE_CLOSED", "This CompletionChannel was closed");
   for (int i = 0; i < kMaxStaleEvents; i++) {
     ChannelEvent event;
-    const ssize_t length = read(fifo_.get(), &event, sizeof(event));
-    if (length < 0 && errno == EINTR) continue;
-    if (length < 0 && errno != EAGAIN) throw systemError("read", errno, "the FIFO of a completion channel");
-    if (length != static_cast<ssize_t>(sizeof(event))) return nullptr;
-    const auto entry = completionQueues_.find(event.completionQueue);
-    if (entry == completionQueues_.end()) continue;
-    const std::shared_ptr<ShmCompletionQueue> completionQueue = entry->second.lock();
+    std::shared_ptr<ShmCompletionQueue> completionQueue;
+    {
+      const std::lock_guard<std::mutex> guard(mutex_);
+      if (closed()) throw VerbsError("QUORATE_CLOSED", "This CompletionChannel was closed");
+      const ssize_t length = read(fifo_.get(), &event, sizeof(event));
+      if (length < 0 && errno == EINTR) continue;
+      if (length < 0 && errno != EAGAIN) throw systemError("read", errno, "the FIFO of a completion channel");
+      if (length != static_cast<ssize_t>(sizeof(event))) return nullptr;
+      const auto entry = completionQueues_.find(event.completionQueue);
+      if (entry == completionQueues_.end()) continue;
+      completionQueue = entry->second.lock();
+    }
+    // Without the mutex: its last reference may be this one by now, and its end takes that.
     if (completionQueue != nullptr && completionQueue->takeEvent(event.arming)) return completionQueue;
   }
   return nullptr;  // the descriptor stays readable: the rest comes with the next call
@@ -296,6 +300,7 @@ bool ShmCompletionQueue::wake(uint32_t arming) {
 
 bool ShmCompletionQueue::takeEvent(uint32_t arming) {
   const std::lock_guard<SpinLock> guard(lock_);
+  if (closed()) return false;  // the slot may be another queue's
   uint32_t armed = slot().armed.load(std::memory_order_seq_cst);
   if (!isLaterArming(arming, takenArming_) || isLaterArming(arming, armingOf(armed))) return false;
   takenArming_ = arming;
