@@ -4,6 +4,7 @@
 #include <thread>
 
 #include "provider/shm/shared_receive_queue.h"
+#include "test/child_process.h"
 #include "test/shm_fixture.h"
 #include "test/shm_held_copy.h"
 
@@ -117,6 +118,35 @@ TEST_CASE("shm: a receive that was claimed for a queue pair and never filled is 
     rig.b.qp->close();
   }
   CHECK(rig.post(9, 1) == 1);
+}
+
+TEST_CASE("shm: a queue pair is let go of while another thread polls its last receive, and that thread goes on") {
+  ShmTestDirectory directory;
+  // In a process of its own: a thread that waits for itself can only be killed.
+  const pid_t child = forkChild([&] {
+    constexpr int kRounds = 20'000;
+    Endpoint end(directory);
+    end.context->asyncFd();  // the event goes through a FIFO, which takes its time
+    QpInit init;
+    init.sendCq = init.recvCq = end.cq;
+    init.srq = end.domain->createSharedReceiveQueue(4);
+    std::atomic<bool> ended{false};
+    std::thread poller([&] {
+      WorkCompletion completion;
+      while (!ended.load()) end.cq->poll(&completion, 1);
+    });
+    for (int round = 0; round < kRounds; round++) {
+      auto queuePair = end.domain->createQueuePair(init);
+      queuePair->modify(initAttributes(0));
+      queuePair->modify(stateAttributes(QpState::Err));
+      for (int spin = 0; spin < round % 32; spin++) shm::pauseCpu();
+      queuePair.reset();
+    }
+    ended = true;
+    poller.join();
+    return 0;
+  });
+  CHECK(waitForChild(child) == 0);
 }
 
 TEST_CASE("shm: no byte of a SEND lands in a shared receive after it was revoked") {

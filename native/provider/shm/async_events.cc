@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <utility>
 
 #include "provider/shm/context.h"
 #include "provider/shm/peer_hca.h"
@@ -79,11 +80,11 @@ bool AsyncEvents::get(AsyncEvent* event) {
   return false;
 }
 
-void AsyncEvents::post(AsyncEventType type, const std::shared_ptr<VerbsObject>& object) {
+void AsyncEvents::post(AsyncEventType type, std::weak_ptr<VerbsObject> object) {
   const std::lock_guard<std::mutex> guard(mutex_);
-  if (closed_ || object == nullptr) return;
+  if (closed_ || object.expired()) return;
   if (pending_.size() >= kMaxPendingEvents) pending_.pop_front();
-  pending_.push_back({type, object});
+  pending_.push_back({type, std::move(object)});
   wake();
 }
 

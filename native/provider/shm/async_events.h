@@ -27,7 +27,8 @@ class AsyncEvents {
   bool get(AsyncEvent* event);
   void close();
 
-  void post(AsyncEventType type, const std::shared_ptr<VerbsObject>& object);
+  // Holds no reference: who calls may hold locks that the end of the object takes.
+  void post(AsyncEventType type, std::weak_ptr<VerbsObject> object);
   void watch(const std::shared_ptr<ShmSharedReceiveQueue>& queue);
 
  private:

@@ -572,7 +572,7 @@ int ShmQueuePair::flushShared(WorkCompletion* completions, int max) {
   });
   if (taken < max && !lastReceiveTold_) {
     lastReceiveTold_ = true;
-    context_.asyncEvents().post(AsyncEventType::QpLastWqeReached, weak_from_this().lock());
+    context_.asyncEvents().post(AsyncEventType::QpLastWqeReached, weak_from_this());
   }
   return taken;
 }
