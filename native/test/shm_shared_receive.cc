@@ -1,5 +1,11 @@
 // Shared receive queues on shared memory: claims of many requesters at once, and receives that a requester claimed and
 // never filled.
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <time.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <thread>
 
@@ -39,6 +45,12 @@ struct Shared {
   Endpoint a, b;
   std::shared_ptr<SharedReceiveQueue> srq;
 };
+
+int64_t threadTime_ns() {
+  timespec time{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return time.tv_sec * int64_t{1'000'000'000} + time.tv_nsec;
+}
 
 }  // namespace
 
@@ -147,6 +159,57 @@ TEST_CASE("shm: a queue pair is let go of while another thread polls its last re
     return 0;
   });
   CHECK(waitForChild(child) == 0);
+}
+
+TEST_CASE("shm: a process that wakes the reader of asynchronous events without end does not hold it up") {
+  ShmTestDirectory directory;
+  const pid_t child = forkChild([&] {
+    Endpoint end(directory);
+    pollfd readable{end.context->asyncFd(), POLLIN, 0};
+    const std::string fifo = directory.path() + "/" + directory.names(".ch-").at(0);
+    const pid_t flooder = forkChild([&] {
+      const std::vector<uint8_t> wakeUps(4096);
+      const int fd = ::open(fifo.c_str(), O_RDWR | O_CLOEXEC);
+      while (write(fd, wakeUps.data(), wakeUps.size()) > 0) {
+      }
+      return 0;
+    });
+    int64_t most_ns = 0;  // of processor time, which no other process has a part in
+    for (int i = 0; i < 300; i++) {
+      AsyncEvent event;
+      if (poll(&readable, 1, 10'000) != 1) return 1;
+      const int64_t before_ns = threadTime_ns();
+      end.context->getAsyncEvent(&event);
+      most_ns = std::max(most_ns, threadTime_ns() - before_ns);
+    }
+    kill(flooder, SIGKILL);
+    waitForChild(flooder);
+    return most_ns < 5'000'000 ? 0 : 2;
+  });
+  CHECK(waitForChild(child) == 0);
+}
+
+TEST_CASE("shm: limits that peers report without end take no more memory than other events") {
+  ShmTestDirectory directory;
+  Endpoint end(directory);
+  std::vector<std::shared_ptr<SharedReceiveQueue>> queues;
+  for (uint32_t i = 0; i < shm::kMaxSharedReceiveQueues; i++) {
+    queues.push_back(end.domain->createSharedReceiveQueue(1));
+  }
+  const auto report = [&] {
+    for (const auto& queue : queues) {
+      const uint32_t index = static_cast<shm::ShmSharedReceiveQueue&>(*queue).index();
+      end.internals().control()->sharedQueues[index].limitReached.store(1);
+    }
+  };
+  AsyncEvent event;
+  for (int i = 0; i < 200; i++) {
+    report();
+    REQUIRE(end.context->getAsyncEvent(&event));
+  }
+  size_t pending = 0;
+  while (end.context->getAsyncEvent(&event)) pending++;
+  CHECK(pending <= 4 * shm::kMaxQueuePairs);
 }
 
 TEST_CASE("shm: no byte of a SEND lands in a shared receive after it was revoked") {

@@ -17,6 +17,8 @@ namespace {
 
 // Beyond that the oldest event goes: nobody has read any for long. Queue pairs are the most there can be of one kind.
 constexpr size_t kMaxPendingEvents = 4 * kMaxQueuePairs;
+// In one getAsyncEvent(): as many as a FIFO holds. Peers write to it, and one may do so without end.
+constexpr int kMaxReads = 128;
 
 }  // namespace
 
@@ -54,16 +56,16 @@ void AsyncEvents::collectLimits() {
   std::erase_if(queues_, [](const auto& entry) { return entry.expired(); });
   for (const auto& entry : queues_) {
     const auto queue = entry.lock();
-    if (queue != nullptr && queue->takeLimitReached()) pending_.push_back({AsyncEventType::SrqLimitReached, queue});
+    if (queue != nullptr && queue->takeLimitReached()) append({AsyncEventType::SrqLimitReached, queue});
   }
 }
 
 bool AsyncEvents::get(AsyncEvent* event) {
   const std::lock_guard<std::mutex> guard(mutex_);
   if (closed_) throw VerbsError("QUORATE_CLOSED", "The context was closed");
-  // First empty the FIFO, then look: what comes later leaves something in it again.
+  // First empty the FIFO, then look: what comes later leaves something in it again, or finds something left in it.
   ChannelEvent wakeUps[64];
-  while (fifo_ && read(fifo_.get(), wakeUps, sizeof(wakeUps)) > 0) {
+  for (int i = 0; i < kMaxReads && fifo_ && read(fifo_.get(), wakeUps, sizeof(wakeUps)) > 0; i++) {
   }
   collectLimits();
   while (!pending_.empty()) {
@@ -80,11 +82,15 @@ bool AsyncEvents::get(AsyncEvent* event) {
   return false;
 }
 
+void AsyncEvents::append(Pending event) {
+  if (pending_.size() >= kMaxPendingEvents) pending_.pop_front();
+  pending_.push_back(std::move(event));
+}
+
 void AsyncEvents::post(AsyncEventType type, std::weak_ptr<VerbsObject> object) {
   const std::lock_guard<std::mutex> guard(mutex_);
   if (closed_ || object.expired()) return;
-  if (pending_.size() >= kMaxPendingEvents) pending_.pop_front();
-  pending_.push_back({type, std::move(object)});
+  append({type, std::move(object)});
   wake();
 }
 

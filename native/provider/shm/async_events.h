@@ -38,6 +38,7 @@ class AsyncEvents {
   };
   void wake();
   void collectLimits();
+  void append(Pending event);
 
   ShmContext& context_;
   std::mutex mutex_;
