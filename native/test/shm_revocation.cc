@@ -444,6 +444,47 @@ TEST_CASE("shm: a revocation that cannot move the memory says so, and can be rep
   CHECK(target.unchanged());
 }
 
+TEST_CASE("shm: a memory that cannot be moved keeps no other one from being moved later") {
+  ShmTestDirectory directory;
+  const std::string path = directory.path() + "/replica.log";
+  WriterFactory toFirst(directory), toSecond(directory);
+  Target first(directory, path);
+  Endpoint second(first.endpoint.context, Target::options({}));
+  const auto stopInMidCopy = [](WriterFactory& writers, Endpoint& end) {
+    writers.pid();
+    writers.orders().stopAt = static_cast<int>(HookPoint::MidCopy);
+    writers.orders().stopChunk = 1;
+    const Coordinates writer = writers.offer(WriterOrders::Single, WrOpcode::RdmaWrite, 4096);
+    end.newQueuePair();
+    end.connect(writer);
+    writers.start(end.coordinates());
+    REQUIRE(writers.waitStopped());
+  };
+  stopInMidCopy(toFirst, first.endpoint);
+  stopInMidCopy(toSecond, second);
+  // The fresh segment can be made, but not take the place of the old one: a directory is there.
+  std::filesystem::remove(path);
+  std::filesystem::create_directory(path);
+  CHECK(codeOf([&] { first.endpoint.region->close(); }) == "QUORATE_REVOKE_FAILED");
+  CHECK(codeOf([&] { second.region->close(); }) == "QUORATE_REVOKE_FAILED");  // the first still has to move
+  const size_t files = directory.names("seg-").size();
+  CHECK(codeOf([&] { second.region->close(); }) == "QUORATE_REVOKE_FAILED");
+  CHECK(directory.names("seg-").size() == files);
+  std::filesystem::remove(path);
+  second.region->close();
+  first.endpoint.region->close();
+  CHECK(first.counts().moves == 2);
+  std::vector<uint8_t> before(second.bytes(), second.bytes() + kTargetBytes);
+  first.snapshot();
+  for (WriterFactory* writers : {&toFirst, &toSecond}) {
+    writers->resume();
+    REQUIRE(writers->waitFinished());
+    CHECK(writers->orders().status.load() != static_cast<int>(WcStatus::Success));
+  }
+  CHECK(first.unchanged());
+  CHECK(std::equal(before.begin(), before.end(), second.bytes()));
+}
+
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // they need mappings of their own
 
 TEST_CASE("shm: memory that could not be moved is not left on the way, although its writer has ended by itself") {

@@ -266,11 +266,14 @@ void ShmMemory::finishMove() {
     } else if (rename(next_.name.c_str(), sharedPath_.c_str()) != 0) {
       // The bytes are safe in this process, but a restart would find the old file.
       const int errnum = errno;
+      unlink(next_.name.c_str());
+      flock(next_.fd.get(), LOCK_UN);  // the mapping, which stays, would hold it: no other file could be made here
       segment_.id = next_.id;
       next_ = Segment();
       throw VerbsError("QUORATE_REVOKE_FAILED",
                        "The moved segment could not take its place at " + sharedPath_ +
-                           ": what is written from now on would not outlive this process. End it and start again.",
+                           ": what is written from now on would not outlive this process. See to that place and close "
+                           "the object again, or end this process and start again.",
                        errnum, "rename");
     } else {
       segment_.fd = std::move(next_.fd);

@@ -154,7 +154,12 @@ void Revoker::move(const std::vector<ShmMemory*>& memories) {
     if (testHooks.skipMove.load(std::memory_order_relaxed)) {
       memory->abandonMove();
     } else {
-      memory->finishMove();
+      try {
+        memory->finishMove();
+      } catch (...) {
+        for (ShmMemory* other : memories) other->abandonMove();  // they still owe it, and begin anew
+        throw;
+      }
       counts_.moves++;
     }
     memory->moveOwed = false;
