@@ -3,12 +3,14 @@
 
 #include <poll.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <cstdio>
 #include <exception>
+#include <stdexcept>
 
 namespace quorate::test {
 
@@ -37,6 +39,17 @@ int waitForChild(pid_t pid, int limitMs) {
   int status = 0;
   if (waitpid(pid, &status, 0) != pid) return -1;
   return WIFEXITED(status) ? WEXITSTATUS(status) : 256 + WTERMSIG(status);
+}
+
+void limitAddressSpace(size_t moreBytes) {
+  size_t pages = 0;
+  if (FILE* sizes = std::fopen("/proc/self/statm", "re")) {
+    if (std::fscanf(sizes, "%zu", &pages) != 1) pages = 0;
+    std::fclose(sizes);
+  }
+  const rlim_t limit = pages * static_cast<size_t>(sysconf(_SC_PAGESIZE)) + moreBytes;
+  const rlimit limits{limit, limit};
+  if (pages == 0 || setrlimit(RLIMIT_AS, &limits) != 0) throw std::runtime_error("no limit of the address space");
 }
 
 }  // namespace quorate::test

@@ -3,6 +3,7 @@
 
 #include <sys/types.h>
 
+#include <cstddef>
 #include <functional>
 
 namespace quorate::test {
@@ -13,5 +14,8 @@ pid_t forkChild(const std::function<int()>& body);
 
 // Waits for the child; its exit status, or 256 + the number of the signal that ended it. Kills it after `limitMs`.
 int waitForChild(pid_t pid, int limitMs = 30000);
+
+// From here on this process can map about so many bytes more. For a child: there is no way back.
+void limitAddressSpace(size_t moreBytes);
 
 }  // namespace quorate::test

@@ -171,6 +171,27 @@ TEST_CASE("a shared file that does not fit is an error and not a crash, and leav
   }
 }
 
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // they need address space of their own
+
+TEST_CASE("a new shared file that cannot be mapped is not left behind, one that was there is") {
+  const ShmFile file("-unmapped");
+  const size_t bytes = size_t{64} << 20;
+  const auto codeWithoutRoom = [&] {
+    const pid_t child = test::forkChild([&] {
+      test::limitAddressSpace(bytes / 2);
+      return codeOfMap(fileOptions(file.path, bytes)) == "QUORATE_SYSTEM" ? 0 : 1;
+    });
+    return test::waitForChild(child);
+  };
+  CHECK(codeWithoutRoom() == 0);
+  CHECK(access(file.path.c_str(), F_OK) != 0);
+  MappedMemory::map(fileOptions(file.path, bytes));
+  CHECK(codeWithoutRoom() == 0);
+  CHECK(access(file.path.c_str(), F_OK) == 0);
+}
+
+#endif
+
 TEST_CASE("huge pages that are not to be had are an error that says how to get them") {
   MemoryOptions options;
   options.lengthBytes = size_t{1} << 38;

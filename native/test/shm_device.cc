@@ -143,6 +143,33 @@ TEST_CASE("shm: memory that does not fit is a coded error and leaves nothing beh
   CHECK(codeOf([&] { endpoint.context->allocateMemory(options); }) == "QUORATE_UNSUPPORTED");
 }
 
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // they need address space of their own
+
+TEST_CASE("shm: shared memory that cannot be taken over for lack of address space leaves nothing behind") {
+  ShmTestDirectory directory;
+  const std::string path = directory.path() + "/replica.log";
+  MemoryOptions options;
+  options.lengthBytes = size_t{64} << 20;
+  options.shared = true;
+  options.sharedPath = path;
+  open(directory.path())->allocateMemory(options);
+  const pid_t child = forkChild([&] {
+    const auto context = open(directory.path());
+    // Room for the fresh file, and not for the one that is there.
+    limitAddressSpace(options.lengthBytes * 3 / 2);
+    try {
+      context->allocateMemory(options);
+      return 1;
+    } catch (const VerbsError& error) {
+      if (error.code != "QUORATE_SYSTEM" || error.syscall != "mmap") return 2;
+    }
+    return directory.names("replica").size() == 1 ? 0 : 3;
+  });
+  CHECK(waitForChild(child) == 0);
+}
+
+#endif
+
 TEST_CASE("shm: memory can be had while signals come all the time") {
   ShmTestDirectory directory;
   const pid_t child = forkChild([&] {

@@ -169,7 +169,9 @@ void MappedMemory::mapFile(const MemoryOptions& options) {
   }
   void* address = mmap(nullptr, mappedLength_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, file.get(), 0);
   if (address == MAP_FAILED) {
-    throwSystemError("mmap", errno, "Mapping " + std::to_string(mappedLength_) + " bytes of " + path, "");
+    const int mapErrnum = errno;
+    if (status.st_size == 0) unlink(path.c_str());
+    throwSystemError("mmap", mapErrnum, "Mapping " + std::to_string(mappedLength_) + " bytes of " + path, "");
   }
   data_ = static_cast<uint8_t*>(address);
   file_ = file.release();

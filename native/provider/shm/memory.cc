@@ -215,8 +215,13 @@ void ShmMemory::openShared() {
     }
     removeLeftovers(*context_->directory());
     segment_ = makeSharedSegment();
-    const Mapping content = Mapping::ofFile(old.get(), mappedBytes_, Mapping::Pages::Present, sharedPath_);
-    std::memcpy(segment_.mapping.data(), content.data(), mappedBytes_);
+    try {
+      const Mapping content = Mapping::ofFile(old.get(), mappedBytes_, Mapping::Pages::Present, sharedPath_);
+      std::memcpy(segment_.mapping.data(), content.data(), mappedBytes_);
+    } catch (...) {
+      unlink(segment_.name.c_str());
+      throw;
+    }
     if (rename(segment_.name.c_str(), sharedPath_.c_str()) != 0) {
       const int errnum = errno;
       unlink(segment_.name.c_str());
