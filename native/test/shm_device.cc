@@ -10,7 +10,9 @@
 #include <cstdlib>
 #include <thread>
 
+#include "provider/shm/leftovers.h"
 #include "provider/shm/liveness.h"
+#include "provider/shm/process_identity.h"
 #include "test/child_process.h"
 #include "test/shm_fixture.h"
 
@@ -307,6 +309,22 @@ TEST_CASE("shm: files of dead processes are removed by the next open, those of s
   CHECK(waitForChild(stopped) == 256 + SIGKILL);
   const auto context = open(directory.path());
   CHECK(directory.names().size() == 1);
+}
+
+TEST_CASE("shm: a context that a process of another PID namespace is opening is left alone") {
+  ShmTestDirectory directory;
+  const pid_t gone = forkChild([] { return 0; });
+  REQUIRE(waitForChild(gone) == 0);
+  shm::ProcessIdentity opener{gone, 1, shm::thisProcess().pidNamespace};
+  const auto isLeftAlone = [&] {
+    const std::string path = directory.path() + "/" + shm::unreadyName(1, opener);
+    ::close(::open(path.c_str(), O_CREAT | O_WRONLY | O_CLOEXEC, 0600));
+    open(directory.path());
+    return access(path.c_str(), F_OK) == 0;
+  };
+  CHECK_FALSE(isLeftAlone());
+  opener.pidNamespace++;  // there the number is another process's
+  CHECK(isLeftAlone());
 }
 
 TEST_CASE("shm: shared memory outlives its process and belongs to one context at a time") {

@@ -156,8 +156,7 @@ std::shared_ptr<ShmContext> ShmContext::open(const std::string& directory) {
   const ProcessIdentity self = context->self_ = thisProcess();
   const int at = context->directory_->fd();
   const std::string name = ShmDirectory::controlName(context->hcaId_);
-  const std::string unready =
-      name.substr(0, name.find('.')) + ".new-" + std::to_string(self.pid) + "-" + std::to_string(self.startTime);
+  const std::string unready = unreadyName(context->hcaId_, self);
   const FileDescriptor fd = createSegment(at, unready, sizeof(ControlSegment), "the control segment of a context");
   try {
     context->controlMapping_ =

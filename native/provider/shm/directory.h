@@ -2,8 +2,8 @@
 // must be ours alone (0700, no symbolic link) and every file is created exclusively with mode 0600.
 //
 // Names: <hca>.ctl control segment, <hca>.seg-<n> memory segment, <hca>.ch-<n> FIFO of a completion channel, where
-// <hca> is the HCA's 64-bit id in 16 hexadecimal digits; <hca>.new-<pid>-<start time> is a control segment that is not
-// ready yet.
+// <hca> is the HCA's 64-bit id in 16 hexadecimal digits; <hca>.new-<pid>-<start time>-<PID namespace> is a control
+// segment that is not ready yet.
 #pragma once
 
 #include <sys/types.h>

@@ -76,15 +76,21 @@ bool fenceIfDead(const ShmDirectory& directory, const std::string& name) {
   return true;
 }
 
-// <hca>.new-<pid>-<start time>: made, not yet ready.
-bool isAbandoned(const std::string& suffix, uint64_t pidNamespace) {
-  int pid = 0;
-  uint64_t startTime = 0;
-  if (std::sscanf(suffix.c_str(), "new-%d-%" SCNu64, &pid, &startTime) != 2) return false;
-  return !mayBeRunning(ProcessIdentity{pid, startTime, pidNamespace});
+// See unreadyName(): made, not yet ready. Earlier versions left the namespace out: it counts as ours then.
+bool isAbandoned(const std::string& suffix, uint64_t pidNamespaceHere) {
+  ProcessIdentity opener{0, 0, pidNamespaceHere};
+  return std::sscanf(suffix.c_str(), "new-%d-%" SCNu64 "-%" SCNu64, &opener.pid, &opener.startTime,
+                     &opener.pidNamespace) >= 2 &&
+         !mayBeRunning(opener);
 }
 
 }  // namespace
+
+std::string unreadyName(uint64_t hcaId, const ProcessIdentity& opener) {
+  const std::string name = ShmDirectory::controlName(hcaId);
+  return name.substr(0, name.find('.')) + ".new-" + std::to_string(opener.pid) + "-" +
+         std::to_string(opener.startTime) + "-" + std::to_string(opener.pidNamespace);
+}
 
 std::vector<uint64_t> instancesIn(const ShmDirectory& directory) {
   std::vector<uint64_t> instances;

@@ -2,13 +2,18 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "provider/shm/directory.h"
+#include "provider/shm/process_identity.h"
 
 namespace quorate::shm {
 
 struct QueuePairSlot;
+
+// The name of a control segment that `opener` is about to make.
+std::string unreadyName(uint64_t hcaId, const ProcessIdentity& opener);
 
 // The HCA instances that have files here, alive or not.
 std::vector<uint64_t> instancesIn(const ShmDirectory& directory);
