@@ -19,6 +19,15 @@
 #include <string>
 #include <system_error>
 
+#ifdef __SANITIZE_THREAD__
+// What the sanitizer puts in the place of clone(3) is made for copies of the memory: the new process reads what was on
+// the stack of its caller, which has returned by then.
+extern "C" int __clone(int (*function)(void*), void* stack, int flags, void* argument, ...) noexcept;
+#define QUORATE_CLONE ::__clone
+#else
+#define QUORATE_CLONE ::clone
+#endif
+
 namespace quorate {
 
 namespace {
@@ -148,7 +157,7 @@ void startKeeper(Keeper& keeper) {
   ::sigfillset(&all);
   ::pthread_sigmask(SIG_SETMASK, &all, &before);
   // Without a signal at its end it is nobody's business: wait(2) for any child does not see it.
-  const int pid = ::clone(keep, static_cast<char*>(stack) + kStackBytes, CLONE_VM | CLONE_FILES, &keeper.order);
+  const int pid = QUORATE_CLONE(keep, static_cast<char*>(stack) + kStackBytes, CLONE_VM | CLONE_FILES, &keeper.order);
   const int errnum = errno;
   ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
   if (pid < 0) {
