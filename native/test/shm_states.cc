@@ -193,6 +193,30 @@ TEST_CASE("shm: an armed CQ wakes its channel once, for what it was armed for") 
   }
 }
 
+TEST_CASE("shm: a channel that is closed while another thread asks for its descriptor gives that, or says so") {
+  ShmTestDirectory directory;
+  Endpoint end(directory);
+  for (int round = 0; round < 200; round++) {
+    const auto channel = end.context->createCompletionChannel();
+    const int descriptor = channel->fd();
+    std::atomic<bool> asking{false};
+    std::atomic<bool> another{false};
+    std::thread asker([&] {
+      const std::string code = codeOf([&] {
+        for (;;) {
+          if (channel->fd() != descriptor) another = true;
+          asking = true;
+        }
+      });
+      if (code != "QUORATE_CLOSED") another = true;
+    });
+    REQUIRE(waitUntil([&] { return asking.load(); }));
+    channel->close();
+    asker.join();
+    CHECK_FALSE(another.load());
+  }
+}
+
 TEST_CASE("shm: a completion queue is let go of while another thread reads old events of it, and that thread goes on") {
   ShmTestDirectory directory;
   // In a process of its own: a thread that waits for itself can only be killed.

@@ -44,6 +44,7 @@ ShmCompletionChannel::~ShmCompletionChannel() {
 }
 
 int ShmCompletionChannel::fd() const {
+  const std::lock_guard<std::mutex> guard(mutex_);
   if (closed()) throw VerbsError("QUORATE_CLOSED", "This CompletionChannel was closed");
   return fifo_.get();
 }

@@ -41,7 +41,7 @@ class ShmCompletionChannel final : public CompletionChannel {
   const std::shared_ptr<ShmContext> context_;
   const uint32_t number_;
   Children children_;
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   FileDescriptor fifo_;
   std::unordered_map<uint32_t, std::weak_ptr<ShmCompletionQueue>> completionQueues_;
   std::atomic<bool> closed_{false};
