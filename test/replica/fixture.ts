@@ -1,7 +1,7 @@
 // What tests of Replica share: free ports, a small state machine, and clusters of replicas inside the test's process,
 // which close with the test.
-import { createServer } from 'node:net';
 import { vi } from 'vitest';
+import { freePorts as freePortsOf } from '#lib/cli/demo/ports.js';
 import { type MemberAddress, Replica, type ReplicaOptions, type StateMachine } from '#lib/index.js';
 import { PIECE_TIMEOUT_MS } from '#lib/replica/transfer/limits.js';
 
@@ -41,18 +41,13 @@ export function waitForPiecesBriefly(): void {
   vi.spyOn(globalThis, 'setTimeout').mockImplementation(brief as typeof setTimeout);
 }
 
-/** Ports that were free a moment ago. */
-export async function freePorts(count: number): Promise<number[]> {
-  const servers = await Promise.all(
-    Array.from({ length: count }, async () => {
-      const server = createServer();
-      await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
-      return server;
-    }),
-  );
-  const ports = servers.map((server) => (server.address() as { port: number }).port);
-  await Promise.all(servers.map((server) => new Promise((resolve) => server.close(resolve))));
-  return ports;
+/** Test files that run at the same time take their ports from different parts of the range. */
+const POOLS = 4;
+
+/** Ports that were free a moment ago, and that the kernel gives to no outgoing connection while nobody listens on them. */
+export function freePorts(count: number): Promise<number[]> {
+  const pool = Number(process.env['VITEST_POOL_ID'] ?? 1) % POOLS;
+  return freePortsOf(count, () => (pool + Math.random()) / POOLS);
 }
 
 export async function members(count: number): Promise<MemberAddress[]> {
