@@ -700,6 +700,13 @@ export class BackgroundPlane {
     return isEligible && this.detector.trusts(to) ? to : -1;
   }
 
+  /** The election that this replica stood back in is over: another one leads, by this replica's promise too. */
+  private followsLeader(): boolean {
+    const { promisedTo, options } = this;
+    if (promisedTo < 0 || promisedTo === options.id || !this.detector.trusts(promisedTo)) return false;
+    return (this.peers[promisedTo] as PeerWatch).leaderEpoch() === this.promisedEpoch;
+  }
+
   /** The own replication plane is the active leader of the epoch promised last. */
   private leads(): boolean {
     return (
@@ -896,6 +903,7 @@ export class BackgroundPlane {
     const { options, fromMain } = this;
     if (this.liveLeader(now_ns, -1)) this.leaderLostAt_ns = Number.NaN;
     else if (Number.isNaN(this.leaderLostAt_ns)) this.leaderLostAt_ns = now_ns;
+    if (this.standBackUntil_ns > now_ns && this.followsLeader()) this.standBackUntil_ns = now_ns;
     if (this.candidateEpoch !== EPOCH_NONE) {
       if (readU53(fromMain.body, ToBackgroundField.endedEpoch) >= this.candidateEpoch) {
         // The replication plane gave this leadership or takeover up.

@@ -57,6 +57,11 @@ export const leftOutHoweverMuchItLacks: Mutant = {
   install: () => replace(replication, 'mayBeLeftOut', () => () => true),
 };
 
+export const standsBackForALeader: Mutant = {
+  name: 'a replica that stands back from elections for all of its time, although another one leads by now',
+  install: () => replace(background, 'followsLeader', () => () => false),
+};
+
 export const standsBehindItsGrant: Mutant = {
   name: 'a voter that grants a candidate which it cannot read, and stands itself',
   install: () => replace(background, 'isUnseenCandidateInTime', () => () => false),
