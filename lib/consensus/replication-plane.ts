@@ -1035,7 +1035,7 @@ export class ReplicationPlane implements ConfigurationLog {
   /**
    * Appends what was staged, writes it to the followers, spins briefly for the majority, applies what committed. Opens
    * the read round that was asked for, if none is open. Returns true if poll() should be called soon: there is more to
-   * apply, and nothing else may announce it.
+   * apply, or followers were left out, and nothing else may announce it.
    */
   flush(): boolean {
     this.stampProgress();
