@@ -559,9 +559,8 @@ export class BackgroundPlane {
   }
 
   private leaderCommitLsn(): number {
-    if (this.promisedTo < 0 || this.promisedTo === this.options.id) return 0;
-    const leader = this.peers[this.promisedTo] as PeerWatch;
-    return leader.leaderEpoch() === this.promisedEpoch ? readU53(leader.main.body, MainField.commitLsn) : 0;
+    const leader = this.followedLeader();
+    return leader === null ? 0 : readU53(leader.main.body, MainField.commitLsn);
   }
 
   // -- voter: grants -----------------------------------------------------------------------------------------------
@@ -702,9 +701,15 @@ export class BackgroundPlane {
 
   /** The election that this replica stood back in is over: another one leads, by this replica's promise too. */
   private followsLeader(): boolean {
+    return this.followedLeader() !== null && this.detector.trusts(this.promisedTo);
+  }
+
+  /** The one that was promised last, once it says that it leads in that epoch; null while nobody does, or this replica. */
+  private followedLeader(): PeerWatch | null {
     const { promisedTo, options } = this;
-    if (promisedTo < 0 || promisedTo === options.id || !this.detector.trusts(promisedTo)) return false;
-    return (this.peers[promisedTo] as PeerWatch).leaderEpoch() === this.promisedEpoch;
+    if (promisedTo < 0 || promisedTo === options.id) return null;
+    const leader = this.peers[promisedTo] as PeerWatch;
+    return leader.leaderEpoch() === this.promisedEpoch ? leader : null;
   }
 
   /** The own replication plane is the active leader of the epoch promised last. */
