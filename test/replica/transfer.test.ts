@@ -16,7 +16,7 @@ import {
 import { ControlConnection } from '#lib/replica/control/connection.js';
 import { Mailbox } from '#lib/replica/mailbox/mailbox.js';
 import { Donor } from '#lib/replica/transfer/donor.js';
-import { CHUNK_BYTES, SLOTS, TAKEN_PARTS } from '#lib/replica/transfer/limits.js';
+import { CHUNK_BYTES, CHUNKS_AHEAD, SLOTS, TAKEN_PARTS } from '#lib/replica/transfer/limits.js';
 import { Receiver } from '#lib/replica/transfer/receiver.js';
 import { members, optionsFor, waitFor } from './fixture.js';
 
@@ -647,6 +647,44 @@ it('READs the state from where the donor keeps it to where the receiver wants it
   expect(machine.takenBytes).toBe(0);
   expect(warnings).toEqual([]);
 });
+
+it.each([
+  ['lies where it is READ', inPlace, CHUNKS_AHEAD],
+  ['has to be copied', Blocks.of, SLOTS],
+])(
+  'a donor whose state %s is ahead of the receiver by as many chunks as it may, and no more',
+  async (_, make, ahead) => {
+    const { leader, followers } = await found(3, (CHUNKS_AHEAD + 4) * CHUNK_BLOCKS, make);
+    const [lost] = followers as [number, number];
+    await lose(lost, leader);
+    const { ready } = Receiver.prototype;
+    const told = vi.spyOn(Mailbox.prototype, 'tell');
+    let announced = 0;
+    let most = 0;
+    vi.spyOn(Receiver.prototype, 'ready').mockImplementation(function (this: Receiver, news) {
+      const acknowledged = told.mock.calls.flatMap(([, type, body]) =>
+        type === 'transferTaken' ? (body as { count: number }).count : [],
+      );
+      announced = news.first + news.parts.length;
+      most = Math.max(most, announced - Math.max(0, ...acknowledged));
+      ready.call(this, news);
+    });
+    const held = gate();
+    const { connect } = TransferSink.prototype;
+    vi.spyOn(TransferSink.prototype, 'connect').mockImplementation(async function (this: TransferSink, ...parameters) {
+      await connect.apply(this, parameters);
+      await held.opened;
+    });
+    const opening = open(lost, Blocks.of(0));
+    await waitFor(() => announced >= ahead, 'the donor to be ahead');
+    held.open();
+    await opening;
+    await expectEqual(lost);
+    expect(most).toBe(ahead);
+    expect(received(lost).at(-1)?.status).toMatchObject({ donorsLost: 0, state: 'done' });
+    expect(warnings).toEqual([]);
+  },
+);
 
 it('reads a state in place as it was, whatever commands change while it is read', async () => {
   const { leader, followers } = await found(3, 100, inPlace);

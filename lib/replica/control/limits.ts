@@ -2,7 +2,7 @@
 import { LAYOUT_VERSION } from '../../consensus/limits.js';
 
 /** Version of the control protocol (wire); replicas with different versions refuse each other. */
-export const PROTOCOL_VERSION = 3;
+export const PROTOCOL_VERSION = 4;
 export { LAYOUT_VERSION };
 
 export const CLUSTER_KEY_BYTES_MIN = 16;

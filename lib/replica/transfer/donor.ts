@@ -17,7 +17,7 @@ import { checksum } from '../../verbs/checksum.js';
 import type { ControlConnection } from '../control-channel.js';
 import { inTime } from '../in-time.js';
 import { turn } from '../turn.js';
-import { transferGeometry } from './geometry.js';
+import { chunksAhead, transferGeometry } from './geometry.js';
 import { CHUNKS_ANNOUNCED, DONATIONS_MAX, IDLE_TIMEOUT_MS, OPEN_TIMEOUT_MS } from './limits.js';
 import { checkOpen, type ResumePoint, type TransferOpen, type TransferOpened, type TransferReady } from './messages.js';
 import { TransferProgress, type TransferStatus } from './progress.js';
@@ -53,8 +53,9 @@ class Chunker {
   /** Of all chunks so far. */
   sum = 0;
   isEnd = false;
-  /** Where the last chunk lies. */
+  /** Where the last chunk lies, and whether some of that is staging memory. */
   parts: number[] = [];
+  isStaged = false;
   private rest: Uint8Array | null = null;
   /** Of the rest, as of the piece that it is of. */
   private area = 0;
@@ -73,6 +74,7 @@ class Chunker {
     const { source, link, chunkBytes } = this;
     const slotOffset = slot * chunkBytes;
     this.parts = [];
+    this.isStaged = false;
     let filled = 0;
     while (filled < chunkBytes) {
       let piece = this.rest;
@@ -92,7 +94,10 @@ class Chunker {
       if (area > 0) this.add(area, piece.byteOffset, length);
       else {
         link.bytes.set(length === piece.length ? piece : piece.subarray(0, length), slotOffset + filled);
-        if (length > 0) this.add(0, slotOffset + filled, length);
+        if (length > 0) {
+          this.add(0, slotOffset + filled, length);
+          this.isStaged = true;
+        }
       }
       if (length < piece.length) this.rest = piece.subarray(length);
       filled += length;
@@ -120,14 +125,22 @@ class Chunker {
   }
 }
 
+/** Of a chunk of which nothing is in staging memory. */
+const NO_SLOT = -1;
+
 class Donation {
   readonly progress: TransferProgress;
   private sequence = 0;
   private taken = 0;
-  /** Bytes up to the end of each chunk that may not have been taken yet, by slot. */
+  /** Most chunks that may not have been taken yet. */
+  private readonly ahead: number;
+  /** Bytes up to the end of each of them, and its slot of the staging memory, or NO_SLOT; by sequence modulo `ahead`. */
   private readonly endBytes: Float64Array;
+  private readonly slotOf: Int32Array;
+  /** Slots that hold nothing. */
+  private readonly freeSlots: number[];
   private isOver = false;
-  private slotFree: (() => void) | undefined;
+  private placeFree: (() => void) | undefined;
   private idle: NodeJS.Timeout | undefined;
   private first = 0;
   private parts: ChunkParts[] = [];
@@ -138,12 +151,15 @@ class Donation {
     private readonly transfer: number,
     private readonly link: TransferSource,
     private readonly state: DonorState,
-    private readonly slots: number,
+    slots: number,
     private readonly host: DonorHost,
     private readonly onOver: () => void,
     private readonly chunks: Chunker,
   ) {
-    this.endBytes = new Float64Array(slots);
+    this.ahead = chunksAhead(slots);
+    this.endBytes = new Float64Array(this.ahead);
+    this.slotOf = new Int32Array(this.ahead);
+    this.freeSlots = Array.from({ length: slots }, (_, slot) => slot);
     this.progress = new TransferProgress('donor', connection.peer.id, host.onProgress);
     this.progress.begin(host.id, state.position.lsn, state.source.bytesTotal, chunks.bytes);
     this.watchIdle();
@@ -165,9 +181,12 @@ class Donation {
       return;
     }
     if (count === this.taken) return;
-    this.taken = count;
+    for (; this.taken < count; this.taken++) {
+      const slot = this.slotOf[this.taken % this.ahead] as number;
+      if (slot !== NO_SLOT) this.freeSlots.push(slot);
+    }
     this.watchIdle();
-    const bytes = this.endBytes[(count - 1) % this.slots] as number;
+    const bytes = this.endBytes[(count - 1) % this.ahead] as number;
     this.progress.advance(bytes);
     if (this.isOver) return;
     try {
@@ -176,17 +195,17 @@ class Donation {
     } catch (error) {
       this.end(error as Error);
     }
-    this.slotFree?.();
+    this.placeFree?.();
   }
 
-  /** Fills slots until the snapshot is through or the transfer ends. */
+  /** Makes chunks until the snapshot is through or the transfer ends. */
   async run(): Promise<void> {
     try {
       for (let isEnd = false; !isEnd && !this.isOver; ) {
-        while (this.sequence - this.taken === this.slots && !this.isOver) {
+        while ((this.sequence - this.taken === this.ahead || this.freeSlots.length === 0) && !this.isOver) {
           this.announce(false);
           await new Promise<void>((resolve) => {
-            this.slotFree = resolve;
+            this.placeFree = resolve;
           });
         }
         if (this.isOver) return;
@@ -202,11 +221,14 @@ class Donation {
 
   /** Returns whether it was the last. */
   private async fill(): Promise<boolean> {
-    const { slots, chunks } = this;
-    const slot = this.sequence % slots;
+    const { ahead, chunks, freeSlots } = this;
+    // It is known only afterwards whether the chunk needed it.
+    const slot = freeSlots.shift() as number;
     const filled = await chunks.next(slot);
     if (filled === 0 || this.isOver) return true;
-    this.endBytes[slot] = chunks.bytes;
+    if (!chunks.isStaged) freeSlots.unshift(slot);
+    this.slotOf[this.sequence % ahead] = chunks.isStaged ? slot : NO_SLOT;
+    this.endBytes[this.sequence % ahead] = chunks.bytes;
     this.sequence++;
     this.parts.push(chunks.parts);
     this.checksums.push(chunks.sum);
@@ -236,7 +258,7 @@ class Donation {
     if (this.isOver) return;
     this.isOver = true;
     clearTimeout(this.idle);
-    this.slotFree?.();
+    this.placeFree?.();
     if (error !== undefined && !this.connection.isClosed) {
       const body = {
         transfer: this.transfer,

@@ -11,9 +11,14 @@ export const CHUNK_SOFTWARE_BYTES = 64 * 1024;
 export const SLOTS = 4;
 /** Of devices whose protocol runs on the host's processors: their chunks are smaller. */
 export const SLOTS_SOFTWARE = 32;
+/**
+ * Chunks that were announced and not taken yet, where no staging memory is needed for them (no fewer than there are slots):
+ * so many that neither end waits for the other when one of them has to wait for a processor.
+ */
+export const CHUNKS_AHEAD = 16;
 /** Chunks that a donor announces at a time to a receiver that has some to READ: what is said about chunks costs both event loops a turn. */
 export const CHUNKS_ANNOUNCED = 4;
-/** For the same reason the receiver says what it took by so many parts of the slots. */
+/** For the same reason the receiver says what it took by so many parts of the slots, or of the chunks ahead. */
 export const TAKEN_PARTS = 2;
 /** READs of whole chunks in flight; more would only push each other out of the processor's cache. */
 export const CHUNK_READS_MAX = 4;

@@ -14,6 +14,7 @@ import { checksum } from '../../verbs/checksum.js';
 import type { ControlConnection } from '../control-channel.js';
 import type { StateMachine } from '../replica-options.js';
 import { turn } from '../turn.js';
+import { chunksAhead } from './geometry.js';
 import { CHUNK_READS_MAX, OPEN_TIMEOUT_MS, SNAPSHOT_BYTES_MAX, STALL_TIMEOUT_MS, TAKEN_PARTS } from './limits.js';
 import {
   checkOpened,
@@ -96,6 +97,12 @@ function settle({ views, places }: Landing): void {
   }
 }
 
+/** Whether something of the chunk is in the donor's staging memory. */
+function isStaged(parts: ChunkParts): boolean {
+  for (let at = 0; at < parts.length; at += PART_NUMBERS) if (parts[at] === 0) return true;
+  return false;
+}
+
 /** The log of another replica, in private memory: untrusted until it has been found to chain. */
 export interface ReceivedLog {
   readonly words: Uint32Array;
@@ -143,9 +150,13 @@ class ChunkReader {
   private isEnded = false;
   private failure: Error | undefined;
   private changed: (() => void) | undefined;
-  /** By slot. */
+  /** Most chunks that are announced and not taken yet. */
+  private readonly ahead: number;
+  /** Of these, by number modulo `ahead`. */
   private readonly parts: ChunkParts[];
   private readonly checksums: number[];
+  /** How many chunks of which something is in the donor's staging memory were taken since it was told. */
+  private stagedTaken = 0;
   private readonly landings: Landing[] = [];
   /** Bytes of the stream before the next chunk to be READ. */
   private postedBytes = 0;
@@ -158,8 +169,9 @@ class ChunkReader {
     /** Tells the donor how many chunks were taken. */
     private readonly tellTaken: (count: number) => void,
   ) {
-    this.parts = new Array<ChunkParts>(opened.slots).fill([]);
-    this.checksums = new Array<number>(opened.slots).fill(0);
+    this.ahead = chunksAhead(opened.slots);
+    this.parts = new Array<ChunkParts>(this.ahead).fill([]);
+    this.checksums = new Array<number>(this.ahead).fill(0);
     link.onArrived = (error) => {
       if (error !== undefined) this.fail(error);
       else {
@@ -192,15 +204,15 @@ class ChunkReader {
   }
 
   ready({ first, parts, checksums, isEnd }: TransferReady): void {
-    const { slots } = this.opened;
-    const isInOrder = first === this.announced && !this.isEnded && first + parts.length - this.told <= slots;
+    const { ahead } = this;
+    const isInOrder = first === this.announced && !this.isEnded && first + parts.length - this.told <= ahead;
     if (!isInOrder || !parts.every((chunk) => this.isWithin(chunk))) {
       this.fail(new QuorateError('QUORATE_PROTOCOL', 'the donor announced chunks that it has no place for'));
       return;
     }
     for (let index = 0; index < parts.length; index++) {
-      this.parts[this.announced % slots] = parts[index] as ChunkParts;
-      this.checksums[this.announced % slots] = checksums[index] as number;
+      this.parts[this.announced % ahead] = parts[index] as ChunkParts;
+      this.checksums[this.announced % ahead] = checksums[index] as number;
       this.announced++;
     }
     this.isEnded = isEnd;
@@ -220,9 +232,9 @@ class ChunkReader {
 
   private post({ bytes, sink }: ChunkTarget): void {
     const { link, opened } = this;
-    while (this.posted < this.announced && this.posted - this.used < CHUNK_READS_MAX && this.failure === undefined) {
-      const slot = this.posted % opened.slots;
-      const parts = this.parts[slot] as ChunkParts;
+    const readsMax = Math.min(CHUNK_READS_MAX, opened.slots);
+    while (this.posted < this.announced && this.posted - this.used < readsMax && this.failure === undefined) {
+      const parts = this.parts[this.posted % this.ahead] as ChunkParts;
       const length = chunkLength(parts);
       if (this.posted === this.used) this.postedBytes = bytes;
       if (this.postedBytes + length > SNAPSHOT_BYTES_MAX) {
@@ -230,7 +242,7 @@ class ChunkReader {
         return;
       }
       const places = sink.places?.(this.postedBytes, length) ?? null;
-      const views = link.read(slot, parts, places);
+      const views = link.read(this.posted % opened.slots, parts, places);
       if (views === null) return; // when another one has come
       this.landings.push({ length, places, views });
       this.posted++;
@@ -242,12 +254,14 @@ class ChunkReader {
   /** These chunks were taken, and their places at the donor are free. */
   private tell(count: number): void {
     this.told = count;
+    this.stagedTaken = 0;
     this.tellTaken(count);
   }
 
   /** Reads all that this donor has. `onChunk` is told after each. */
   async run(target: ChunkTarget, onChunk: () => void): Promise<void> {
-    const { opened } = this;
+    const { opened, ahead } = this;
+    const isDue = (chunks: number, of: number): boolean => chunks >= Math.max(1, Math.floor(of / TAKEN_PARTS));
     for (;;) {
       if (this.failure !== undefined) throw this.failure;
       this.post(target);
@@ -263,14 +277,15 @@ class ChunkReader {
       }
       const landing = this.landings.shift() as Landing;
       const sum = checksum(landing.views, target.sum);
-      if (sum !== this.checksums[this.used % opened.slots]) {
+      if (sum !== this.checksums[this.used % ahead]) {
         const text = `chunk ${this.used}, ${landing.length} bytes behind byte ${target.bytes} of the snapshot, is not what the donor announced`;
         throw new QuorateError('QUORATE_TRANSFER_CORRUPT', text);
       }
       target.sum = sum;
       target.bytes += landing.length;
       // The place here is still in use, the one at the donor is not.
-      if (this.used + 1 - this.told >= Math.max(1, Math.floor(opened.slots / TAKEN_PARTS))) {
+      if (isStaged(this.parts[this.used % ahead] as ChunkParts)) this.stagedTaken++;
+      if (isDue(this.used + 1 - this.told, ahead) || isDue(this.stagedTaken, opened.slots)) {
         this.tell(this.used + 1);
         // So that it goes out, and the donor's news come in, while there are chunks to be read.
         await turn();
