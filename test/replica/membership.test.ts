@@ -409,8 +409,8 @@ describe('membership', () => {
       await leader.changeAddress(away.id, { host, port: next });
       const started =
         way === 'join'
-          ? join(away.id, { openTimeoutMs: 2000 })
-          : open(away.id, { members: places, openTimeoutMs: 2000 });
+          ? join(away.id, { openTimeoutMs: 5000 })
+          : open(away.id, { members: places, openTimeoutMs: 5000 });
       await expect(started).rejects.toMatchObject({
         code: 'QUORATE_OPEN_TIMEOUT',
         message: expect.stringContaining(
