@@ -504,19 +504,24 @@ TEST_CASE("shm: memory that could not be moved is not left on the way, although 
       waitUntil([] { return (slot.load()->tag.load() & shm::region_tag::kMoving) != 0; });
     };
     WcStatus status = WcStatus::GeneralErr;
+    // As many mappings as the process may have: the fresh segment can still be mapped, but not put in place. Nearly all of
+    // them before the writer begins, which does not wait for the rest for ever.
+    std::vector<void*> mappings;
+    const auto mapAllBut = [&](size_t left) {
+      for (int protection = PROT_READ;; protection ^= PROT_READ) {
+        void* page = mmap(nullptr, 1, protection, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (page == MAP_FAILED) break;
+        mappings.push_back(page);
+      }
+      for (; left > 0; left--) {
+        munmap(mappings.back(), 1);
+        mappings.pop_back();
+      }
+    };
+    mapAllBut(100);
     std::thread writing([&] { status = writer.run(writer.request(WrOpcode::RdmaWrite, 0, 4096, toTarget)); });
     if (!waitUntil([] { return reached.load(); })) return 1;
-    // As many mappings as the process may have: the fresh segment can still be mapped, but not put in place.
-    std::vector<void*> mappings;
-    for (int protection = PROT_READ;; protection ^= PROT_READ) {
-      void* page = mmap(nullptr, 1, protection, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-      if (page == MAP_FAILED) break;
-      mappings.push_back(page);
-    }
-    for (int i = 0; i < 2; i++) {
-      munmap(mappings.back(), 1);
-      mappings.pop_back();
-    }
+    mapAllBut(2);
     const std::string code = codeOf([&] { target.region->close(); });
     writing.join();
     for (void* page : mappings) munmap(page, 1);
