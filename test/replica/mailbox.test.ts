@@ -18,6 +18,7 @@ import {
   MessageKind,
 } from '#lib/replica/mailbox/messages.js';
 import { NotLeaderError } from '#lib/replica/not-leader-error.js';
+import { OutcomeUnknownError } from '#lib/replica/pending-proposals.js';
 
 const tag = { asker: 2 ** 47 + 1, number: 7 };
 
@@ -85,7 +86,7 @@ interface Sent {
 }
 
 /** Replica 0, which forwards; a test plays the leaders. */
-function forwarding() {
+function forwarding(proposeHere: () => Promise<never> = () => Promise.reject(new NotLeaderError(undefined))) {
   const sent: Sent[] = [];
   const withdrawable = new Set<Question>();
   const state = { leader: 1 as number | undefined, trusted: new Set([1, 2]) };
@@ -94,7 +95,7 @@ function forwarding() {
     id: 0,
     leaderId: () => state.leader,
     trusts: (peer) => state.trusted.has(peer),
-    proposeHere: () => Promise.reject(new NotLeaderError(undefined)),
+    proposeHere,
     send: (leader, command, _session, settle) => {
       const question = new Question(leader, ++number, new OutgoingMessage(command), settle);
       sent.push({ to: leader, text: Buffer.from(command).toString(), question });
@@ -234,6 +235,23 @@ describe('a forwarded proposal', () => {
     expect(f.texts().slice(2)).toEqual(['b@2']);
     f.answer(2, f.done(64));
     expect(await withSession).toMatchObject({ lsn: 64 });
+  });
+
+  it.each([
+    ['another leads', new NotLeaderError(undefined), 0],
+    ['nobody knows what became of it', new OutcomeUnknownError('leadership ended'), 9],
+  ])('is sent at once when one here, whose time was over, has ended because %s', async (_why, end, origin) => {
+    let endHere: (error: Error) => void = () => {};
+    const f = forwarding(() => new Promise((_resolve, reject) => (endHere = reject)));
+    f.change(0, [1, 2]);
+    expect(await f.propose('a', origin, Math.min(origin, 1), 1)).toMatchObject({ code: 'QUORATE_OUTCOME_UNKNOWN' });
+    endHere(end);
+    await new Promise(setImmediate);
+    f.change(1, [1, 2]);
+    const next = f.propose('b');
+    expect(f.texts()).toEqual(['b@1']);
+    f.answer(0, f.done(64));
+    expect(await next).toMatchObject({ lsn: 64 });
   });
 
   it('that is left when its replica closes is unknown if it has left', async () => {

@@ -117,7 +117,8 @@ export class ForwardedProposals {
           if (forwarded.attempt === attempt) this.settle(forwarded, () => forwarded.proposal.resolve(result));
         },
         (error: Error) => {
-          if (forwarded.attempt === attempt) this.refused(forwarded, (error as QuorateError).code, error);
+          if (forwarded.attempt !== attempt || forwarded.isSettled) return; // its time was over before
+          this.refused(forwarded, (error as QuorateError).code, error);
         },
       );
       return true;
