@@ -29,7 +29,10 @@ export interface FollowerReadsOptions {
 export class FollowerReads {
   /** Those that no question was sent for yet. */
   private next = new Set<WaitingRead>();
+  /** Those that a question is under way for; none of them may be left to wait for its answer. */
   private asking: Set<WaitingRead> | null = null;
+  /** The question is asked within this turn. */
+  private isAboutToAsk = false;
   /** Those whose LSN is known and not applied yet. */
   private readonly indexed = new Set<WaitingRead>();
   /** Number of the question under way; the answer to an earlier one comes too late. */
@@ -74,12 +77,14 @@ export class FollowerReads {
 
   private ask(): void {
     this.asking = new Set();
+    this.isAboutToAsk = true;
     // All reads of this turn share the question.
     queueMicrotask(() => void this.askNow());
   }
 
   private async askNow(): Promise<void> {
     const question = ++this.question;
+    this.isAboutToAsk = false;
     this.asking = this.next;
     this.next = new Set();
     try {
@@ -105,10 +110,11 @@ export class FollowerReads {
   /** Somebody else leads now: whoever waits for the answer of the leader before asks that one instead. */
   leaderChanged(): void {
     const { asking } = this;
-    if (asking === null || asking.size === 0) return; // or the question is only about to be asked
+    if (asking === null || this.isAboutToAsk) return;
     this.question++;
+    this.asking = null;
     this.next = new Set([...asking, ...this.next]);
-    this.ask();
+    if (this.next.size > 0) this.ask();
   }
 
   /** Something may have been applied. */

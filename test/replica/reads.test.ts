@@ -309,3 +309,21 @@ it('ends as many reads as may wait, when their time is up, in one go', async () 
   expect(ends.every((end) => end.status === 'rejected' && end.reason.code === 'QUORATE_TIMEOUT')).toBe(true);
   expect(reads.size).toBe(0);
 });
+
+it('asks the next leader at once, though nobody waits any more for what the one before was asked', async () => {
+  const questions: ((index: { epoch: number; lsn: number }) => void)[] = [];
+  const reads = new FollowerReads({
+    ask: () => new Promise((resolve) => questions.push(resolve)),
+    onAnswer: () => {},
+    appliedLsn: () => 100,
+  });
+  await expect(reads.join(1)).rejects.toMatchObject({ code: 'QUORATE_TIMEOUT' });
+  expect(questions.length).toBe(1); // the leader does not answer
+  const read = reads.join(20_000);
+  reads.leaderChanged();
+  await new Promise(setImmediate);
+  expect(questions.length).toBe(2);
+  questions[1]?.({ epoch: 2, lsn: 100 });
+  await read;
+  expect(reads.size).toBe(0);
+});
