@@ -846,10 +846,10 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     const message = `replica ${this.id} was removed from the cluster: ${reason}; it is closed`;
     this.removal = new QuorateError('QUORATE_REMOVED', message);
     this.opening.reject(this.removal);
-    this.announce('removed', this.removal);
     // Not inside the plane's own call; and a leader has to cede first, and to be seen to.
     if (this.plane?.role === 'follower') setImmediate(() => void this.close());
     else this.lingering = setTimeout(() => void this.close(), REMOVED_LINGER_MS);
+    this.announce('removed', this.removal); // behind that: who hears of it may close at once
   }
 
   /** Best effort: what a peer must know is said again when there is a connection to it again. */

@@ -5,7 +5,7 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { connect, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join as pathOf } from 'node:path';
-import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import {
   type BackgroundProfile,
   type MemberAddress,
@@ -200,6 +200,33 @@ describe('membership', () => {
     const next = await waitFor(() => leading() !== leader && leading(), 'another leader');
     expect(next.status().voters).toEqual([0, 1, 2].filter((id) => id !== leader.id));
     await verify(next.status().voters);
+  });
+
+  it('leaves nothing that runs when a leader that was removed is closed by a listener of "removed"', async () => {
+    const leader = await found(3);
+    const running = new Map<NodeJS.Timeout, number | undefined>();
+    const { setTimeout: set, clearTimeout: clear } = globalThis;
+    vi.spyOn(globalThis, 'setTimeout').mockImplementation(((call: () => void, timeoutMs?: number) => {
+      const timer = set(() => {
+        running.delete(timer);
+        call();
+      }, timeoutMs);
+      running.set(timer, timeoutMs);
+      return timer;
+    }) as typeof setTimeout);
+    vi.spyOn(globalThis, 'clearTimeout').mockImplementation((timer) => {
+      running.delete(timer as NodeJS.Timeout);
+      clear(timer);
+    });
+    try {
+      const closed = new Promise<void>((resolve) => leader.once('removed', () => resolve(leader.close())));
+      await leader.remove(leader.id);
+      await closed;
+      await Promise.all([...replicas.values()].map((replica) => replica.close()));
+    } finally {
+      vi.restoreAllMocks();
+    }
+    expect([...running].filter(([timer]) => timer.hasRef()).map(([, timeoutMs]) => timeoutMs)).toEqual([]);
   });
 
   it('transfers leadership under load, and no command is left in doubt', async () => {
