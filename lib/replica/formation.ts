@@ -10,6 +10,7 @@ import {
   genesisConfiguration,
   voterWithId,
 } from '../consensus/configuration.js';
+import { BOOT_ID_MAX } from '../consensus/limits.js';
 import { QuorateError } from '../errors.js';
 import type { ControlConnection } from './control-channel.js';
 import type { MemberAddress } from './replica-options.js';
@@ -26,7 +27,7 @@ interface FormationReply {
 
 export function checkReply(value: unknown): FormationReply {
   const { bootId, genesis, current } = (value ?? {}) as Record<string, unknown>;
-  if (typeof bootId !== 'number' || !Number.isSafeInteger(bootId) || bootId <= 0) {
+  if (typeof bootId !== 'number' || !Number.isInteger(bootId) || bootId <= 0 || bootId > BOOT_ID_MAX) {
     throw new QuorateError('QUORATE_PROTOCOL', 'formation reply without a bootId');
   }
   const checked = (one: unknown): Configuration | null =>

@@ -217,6 +217,7 @@ describe('Replica.open() refuses', () => {
 
   it.each([
     ['what is no answer', () => 'garbage', /replica 1 .*formation reply without a bootId/],
+    ['a number that no life has', () => ({ bootId: 2 ** 48, genesis: null }), /replica 1 .*without a bootId/],
     ['no cluster', () => ({ bootId: 5, genesis: 'garbage' }), /replica 1 .*invalid configuration: not an object/],
     [
       'a failure',

@@ -449,6 +449,13 @@ describe('the hello', () => {
       'a hello with a fractional boot id',
       [0, { protocolVersion: PROTOCOL_VERSION, layoutVersion: LAYOUT_VERSION, id: 1, bootId: 0.5, clusterId: null }],
     ],
+    [
+      'a hello with a boot id that no configuration may have',
+      [
+        0,
+        { protocolVersion: PROTOCOL_VERSION, layoutVersion: LAYOUT_VERSION, id: 1, bootId: 2 ** 48, clusterId: null },
+      ],
+    ],
     ['a hello that is text', [0, 'hello']],
     ['a hello larger than the limit', [0, { padding: 'x'.repeat(20_000) }]],
   ])('refuses %s', async (_what, frame) => {

@@ -1,6 +1,6 @@
 // Who speaks: the first frame of both ends once the transport has proven the cluster key. Each side checks the other's
 // hello and answers with an accept or with a farewell that carries the reason, so a refusal has the same code at both.
-import { MAX_REPLICAS } from '../../consensus/limits.js';
+import { BOOT_ID_MAX, MAX_REPLICAS } from '../../consensus/limits.js';
 import { QuorateError } from '../../errors.js';
 import { Deadline } from './deadline.js';
 import type { FrameTransport } from './frame-transport.js';
@@ -12,7 +12,7 @@ import { badShape, checkInteger, checkRecord } from './shape.js';
 export interface Hello {
   /** 0 .. MAX_REPLICAS - 1. */
   readonly id: number;
-  /** Random number of this life of the process, 1 .. 2^53 - 1. */
+  /** Random number of this life of the process, 1 .. BOOT_ID_MAX. */
   readonly bootId: number;
   /** Random number of this process; a durable life has one after the other. Default: its bootId. */
   readonly processId?: number;
@@ -57,7 +57,7 @@ function checkHello(
     );
   }
   const id = checkInteger(from['id'], 0, MAX_REPLICAS - 1, 'id');
-  const bootId = checkInteger(from['bootId'], 1, Number.MAX_SAFE_INTEGER, 'bootId');
+  const bootId = checkInteger(from['bootId'], 1, BOOT_ID_MAX, 'bootId');
   const processId =
     from['processId'] === undefined ? bootId : checkInteger(from['processId'], 1, Number.MAX_SAFE_INTEGER, 'processId');
   const isDurable = from['isDurable'] === true;
