@@ -243,7 +243,9 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     await survivor.close();
     survivor.durability?.checkQuiet();
     const { members: _, join: __, address: ___, ...rest } = survivor.options;
-    return await Replica.openAs<Result>({ ...rest, members: [fork.place], waitForLeader: true }, fork);
+    const replica = await Replica.openAs<Result>({ ...rest, members: [fork.place], waitForLeader: true }, fork);
+    survivor.fork = null; // the state machine goes on with this one: no other cluster can begin at that place any more
+    return replica;
   }
 
   private static async openAs<Result>(given: ReplicaOptions<Result>, fork: Fork | null): Promise<Replica<Result>> {

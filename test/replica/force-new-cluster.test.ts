@@ -10,7 +10,7 @@ import { makeEpoch } from '#lib/consensus/epoch.js';
 import { forkPosition, type SurvivorView } from '#lib/consensus/fork.js';
 import { bestSurvivor, type MemberAddress, Replica, type StateMemory } from '#lib/index.js';
 import { whyNotForced } from '#lib/replica/force-new-cluster.js';
-import { CommandLog, members, optionsFor, waitFor } from './fixture.js';
+import { CommandLog, members, openCluster, optionsFor, waitFor } from './fixture.js';
 import { Processes, type Report } from './processes.js';
 
 const ACCEPTED = { iUnderstandThatAcknowledgedCommandsMayBeLost: true } as const;
@@ -265,3 +265,25 @@ it.each([
     }
   },
 );
+
+it('is begun once from a survivor: its state machine has gone on with the new cluster', async () => {
+  const [survivor, other] = (await openCluster(2)).replicas as [Replica<number>, Replica<number>];
+  const session = { origin: 5, sequence: 1 };
+  let forced: Replica<number> | undefined;
+  try {
+    await survivor.propose(Buffer.from('a'), { session });
+    await other.close();
+    await waitFor(() => {
+      const { leader, peers } = survivor.status();
+      return leader === undefined && peers.every(({ trusted }) => !trusted);
+    }, 'the loss of the majority');
+    forced = await Replica.forceNewCluster(survivor, ACCEPTED);
+    await forced.propose(Buffer.from('b'), { session: { ...session, sequence: 2 } });
+    await forced.close();
+    await expect(Replica.forceNewCluster(survivor, ACCEPTED).then((again) => again.close())).rejects.toMatchObject({
+      code: 'QUORATE_CLOSED',
+    });
+  } finally {
+    await Promise.all([survivor, other, forced].map((replica) => replica?.close()));
+  }
+});
