@@ -1,5 +1,6 @@
 // Where a replica listens for control connections. When the membership changes its address it listens at the new one, and
 // for a moment still at the former one, so that what is under way there gets time to end.
+import { lookup } from 'node:dns/promises';
 import { QuorateError } from '../errors.js';
 import type { ControlServer } from './control-channel.js';
 import { REMOVED_GRACE_MS } from './member-directory.js';
@@ -16,6 +17,8 @@ interface Place {
   readonly server: ControlServer;
   readonly host: string;
   readonly port: number;
+  /** What `host` stood for when it began to. */
+  readonly address: string;
 }
 
 export class ListeningPlace {
@@ -28,7 +31,7 @@ export class ListeningPlace {
   private moving: Promise<void> = Promise.resolve();
 
   constructor(private readonly host: ListeningPlaceHost) {
-    this.current = { server: host.makeServer(), host: '', port: 0 };
+    this.current = { server: host.makeServer(), host: '', port: 0, address: '' };
   }
 
   /** Where it listens now. */
@@ -39,8 +42,8 @@ export class ListeningPlace {
 
   async listen(host: string, port: number): Promise<void> {
     const { server } = this.current;
-    await server.listen(host, port);
-    this.current = { server, host, port };
+    const { address } = await server.listen(host, port);
+    this.current = { server, host, port, address };
   }
 
   /** The committed configuration has this replica at another address: it listens there from now on. */
@@ -56,9 +59,15 @@ export class ListeningPlace {
     if (place === undefined || this.host.isClosed()) return; // close() sees to the server as well
     clearTimeout(this.former.get(place));
     this.former.delete(place);
-    this.leave(this.current);
-    this.current = place;
+    if (place !== this.current) this.leave(this.current);
+    this.current = { ...place, host, port };
     this.others.delete(place.server);
+  }
+
+  /** One where it listens already, under another name of the same address. */
+  private async underAnotherName(host: string, port: number): Promise<Place | undefined> {
+    const { address } = await lookup(host);
+    return [this.current, ...this.former.keys()].find((place) => place.address === address && place.port === port);
   }
 
   /** Undefined if it is impossible. */
@@ -66,11 +75,14 @@ export class ListeningPlace {
     const server = this.host.makeServer();
     this.others.add(server);
     try {
-      await server.listen(host, port);
-      return { server, host, port };
+      const { address } = await server.listen(host, port);
+      return { server, host, port, address };
     } catch (error) {
       await server.close();
       this.others.delete(server);
+      const isInUse = (error as QuorateError).code === 'QUORATE_ADDRESS_IN_USE';
+      const here = isInUse ? await this.underAnotherName(host, port).catch(() => undefined) : undefined;
+      if (here !== undefined) return here;
       const { message } = error as Error;
       const text =
         `the address of this replica was changed to ${host}:${port}, where it cannot listen (${message}); it goes on ` +

@@ -83,3 +83,19 @@ it('is told of no failure when the address becomes again the one where it still 
   expect(place.at).toEqual({ host: HOST, port: first });
   expect(await answers(first)).toBe(true);
 });
+
+it('stays as it is when the change is to another name of the same address', async () => {
+  const [first, second] = (await freePorts(2)) as [number, number];
+  const otherName = '127.1'; // as inet_aton(3) reads it, 127.0.0.1
+  const place = makePlace();
+  await place.listen(HOST, first);
+  await place.move(otherName, first);
+  expect(warnings).toEqual([]);
+  expect(place.at).toEqual({ host: otherName, port: first });
+  // Nor is it left when it was about to be.
+  await place.move(HOST, second);
+  await place.move(HOST, first);
+  expect(warnings).toEqual([]);
+  expect(place.at).toEqual({ host: HOST, port: first });
+  expect(await answers(first)).toBe(true);
+});
