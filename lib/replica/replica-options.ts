@@ -321,7 +321,8 @@ export interface ProposeOptions {
   readonly forward?: boolean;
   /**
    * How long a proposal that is forwarded, or has a session, waits for a leader and its answer, 1 .. 2^31 - 1, default
-   * 5000 ms. A leader's own proposals without a session are settled by commit or by the end of its leadership.
+   * 5000 ms. A leader's own proposals are settled by commit or by the end of its leadership, without a session whatever
+   * is given here, and with one if nothing is.
    */
   readonly timeoutMs?: number;
 }

@@ -55,7 +55,7 @@ import { LeaderWatch } from './leader-watch.js';
 import { resolveLease } from './lease-options.js';
 import { LinkManager } from './link-manager.js';
 import { ListeningPlace } from './listening-place.js';
-import { ForwardedProposals } from './mailbox/forwarded-proposals.js';
+import { ForwardedProposals, unknownWithin } from './mailbox/forwarded-proposals.js';
 import { FORWARD_TIMEOUT_DEFAULT_MS, READ_INDEX_TIMEOUT_MS } from './mailbox/limits.js';
 import { Mailbox } from './mailbox/mailbox.js';
 import { askReadIndex } from './mailbox/read-index.js';
@@ -1123,7 +1123,11 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     if (log !== undefined && options === undefined) return this.proposals.propose(log, command, undefined, undefined);
     try {
       if (options !== undefined) checkProposeOptions(options);
-      return this.proposals.propose(log, command, options?.session, this.elsewhere(options ?? {}));
+      const settled = this.proposals.propose(log, command, options?.session, this.elsewhere(options ?? {}));
+      const { session, timeoutMs } = options ?? {};
+      // What goes elsewhere has a limit there. A timer for each command here only where it is asked for.
+      if (log === undefined || session === undefined || timeoutMs === undefined) return settled;
+      return inTime(settled, timeoutMs, () => new OutcomeUnknownError(unknownWithin(timeoutMs)));
     } catch (error) {
       return Promise.reject(error as Error);
     }

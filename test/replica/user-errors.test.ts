@@ -216,6 +216,24 @@ it('proposes nothing again once it closes', async () => {
   expect(replica.status()).toMatchObject({ tailLsn, pendingProposals: 0 });
 });
 
+it('tells the leader, too, when the time of a command with a session is over, which may still be applied, once', async () => {
+  const replica = await Replica.open(optionsFor(0, await members(1)));
+  open.push(replica);
+  const session = { origin: 5, sequence: 1 };
+  // It leads, and nothing is committed, as while the disk of a durable replica does not answer.
+  Object.assign(replica, { poll: () => {}, flush: () => {} });
+  await expect(replica.propose(bytes('x'), { session, timeoutMs: 20 })).rejects.toMatchObject({
+    code: 'QUORATE_OUTCOME_UNKNOWN',
+    message: expect.stringContaining('within 20 ms'),
+  });
+  expect(replica.status()).toMatchObject({ role: 'leader', pendingProposals: 1 });
+  for (const name of ['poll', 'flush']) delete (replica as unknown as Record<string, unknown>)[name];
+  expect(await replica.propose(bytes('x'), { session, timeoutMs: 60_000 })).toMatchObject({
+    duplicate: true,
+    result: 1,
+  });
+});
+
 const give = (command: Uint8Array<ArrayBuffer>) => void structuredClone(command.buffer, { transfer: [command.buffer] });
 
 it('refuses a command whose buffer has gone elsewhere, before propose() or while it waited, and goes on', async () => {

@@ -48,6 +48,10 @@ const NOT_HERE = new Set(['QUORATE_NOT_LEADER', 'QUORATE_CLOSED', 'QUORATE_REMOV
 /** The command was applied, whatever else happened. */
 const APPLIED = new Set(['QUORATE_RESULT_TOO_LARGE', 'QUORATE_RESULT_NOT_SENDABLE']);
 
+export function unknownWithin(timeoutMs: number): string {
+  return `the outcome was not known within ${timeoutMs} ms: the command may or may not take effect`;
+}
+
 class Forwarded {
   timer: NodeJS.Timeout | undefined;
   /** Where it is under way, -1 while it waits for a leader. */
@@ -271,8 +275,7 @@ export class ForwardedProposals {
     const { proposal } = forwarded;
     const { timeoutMs } = proposal;
     if (this.isUnderWay(forwarded) || forwarded.mayHaveHappened) {
-      const text = `the outcome was not known within ${timeoutMs} ms: the command may or may not take effect`;
-      this.settle(forwarded, () => proposal.reject(new OutcomeUnknownError(text)));
+      this.settle(forwarded, () => proposal.reject(new OutcomeUnknownError(unknownWithin(timeoutMs))));
       return;
     }
     const leader = this.host.leaderId();
