@@ -1,5 +1,6 @@
 // The donor of a state transfer whose state machine gives no more of its state: nobody who asks for it later is turned away
-// for that.
+// for that, and nobody takes what there was until then for all of it.
+import { EventEmitter } from 'node:events';
 import { afterEach, expect, it, vi } from 'vitest';
 import { chainBeginning } from '#lib/consensus/entry.js';
 import { TransferSource } from '#lib/fabric/transfer-link.js';
@@ -7,7 +8,7 @@ import type { ControlConnection } from '#lib/replica/control-channel.js';
 import { Donor, type DonorHost } from '#lib/replica/transfer/donor.js';
 import { DONATIONS_MAX, OPEN_TIMEOUT_MS } from '#lib/replica/transfer/limits.js';
 import { SnapshotSource } from '#lib/replica/transfer/snapshot-stream.js';
-import { SilentLog } from './fixture.js';
+import { CommandLog, SilentLog, waitFor } from './fixture.js';
 
 afterEach(() => {
   vi.useRealTimers();
@@ -42,4 +43,69 @@ it('waits no longer for the bytes behind which a transfer is to go on than its r
     expect(link.close).toHaveBeenCalledTimes(transfer);
     expect(closed).toHaveBeenCalledTimes(transfer);
   }
+});
+
+/** A piece, and then nothing until the stream is abandoned: then it is at its end, as that of a queue is which somebody closes. */
+class WaitingLog extends CommandLog {
+  isWaiting = false;
+  snapshotChunks(): AsyncIterable<Uint8Array> {
+    let count = 0;
+    let end = (_step: IteratorReturnResult<undefined>): void => {};
+    const done = { done: true, value: undefined } as const;
+    const iterator: AsyncIterator<Uint8Array> = {
+      next: () => {
+        if (count++ === 0) return Promise.resolve({ done: false, value: new Uint8Array(4 * 1024 * 1024) });
+        this.isWaiting = true;
+        return new Promise((resolve) => {
+          end = resolve;
+        });
+      },
+      return: () => {
+        end(done);
+        return Promise.resolve(done);
+      },
+    };
+    return { [Symbol.asyncIterator]: () => iterator };
+  }
+}
+
+it('does not tell that a state is complete whose stream ended because the transfer did', async () => {
+  const link = {
+    bytes: new Uint8Array(4 * 1024 * 1024),
+    close: vi.fn(),
+    views: () => [],
+    state: { indexOf: () => -1 },
+  };
+  vi.spyOn(TransferSource, 'open').mockResolvedValue(link as unknown as TransferSource);
+  const machine = new WaitingLog();
+  const told: { type: string; isEnd?: boolean }[] = [];
+  const states: string[] = [];
+  const donor = new Donor({
+    id: 1,
+    endpoint: { isSoftware: true },
+    appliedLsn: () => 0,
+    freeze: () => ({
+      position: chainBeginning(7),
+      sessionsBytes: 0,
+      source: new SnapshotSource(machine as never, new Uint8Array(0)),
+    }),
+    tell: (_connection: ControlConnection, type: string, body: { isEnd?: boolean }) => told.push({ type, ...body }),
+    onProgress: ({ state }: { state: string }) => states.push(state),
+  } as unknown as DonorHost);
+  const connection = Object.assign(new EventEmitter(), { isClosed: false, peer: { id: 2 } });
+  const queuePair = { qpNum: 1, psn: 0, gid: '', lid: 1, mtuBytes: 1024 };
+  const request = { transfer: 1, minLsn: 0, queuePair, resume: null, logAfter: null };
+  await donor.open(connection as unknown as ControlConnection, request);
+  // The receiver takes all that it is told of, until the state machine gives no more.
+  await waitFor(() => {
+    const ready = told.filter(({ type }) => type === 'transferReady') as unknown as { first: number; parts: [] }[];
+    const count = Math.max(0, ...ready.map(({ first, parts }) => first + parts.length));
+    donor.tookAt(2, { transfer: 1, count });
+    return machine.isWaiting;
+  }, 'the donor to wait for a piece');
+  connection.isClosed = true;
+  connection.emit('close');
+  expect(states.at(-1)).toBe('failed');
+  await new Promise((resolve) => setImmediate(resolve));
+  expect(told.filter(({ isEnd }) => isEnd)).toEqual([]);
 });

@@ -210,6 +210,8 @@ class Donation {
         }
         if (this.isOver) return;
         isEnd = await this.fill();
+        // A stream that was closed meanwhile ends as one that is complete.
+        if (this.isOver) return;
         if (isEnd) this.announce(true);
         else this.announceIfDue();
         await turn();
@@ -225,7 +227,7 @@ class Donation {
     // It is known only afterwards whether the chunk needed it.
     const slot = freeSlots.shift() as number;
     const filled = await chunks.next(slot);
-    if (filled === 0 || this.isOver) return true;
+    if (filled === 0) return true;
     if (!chunks.isStaged) freeSlots.unshift(slot);
     this.slotOf[this.sequence % ahead] = chunks.isStaged ? slot : NO_SLOT;
     this.endBytes[this.sequence % ahead] = chunks.bytes;
