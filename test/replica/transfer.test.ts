@@ -787,6 +787,32 @@ it('ends a transfer with the error of a machine that has no place for it, and tr
   await expectEqual(lost);
 });
 
+it.each([
+  [
+    'throws',
+    (): void => {
+      throw new Error('nothing can be given back');
+    },
+  ],
+  ['rejects', (): Promise<void> => Promise.reject(new Error('nothing can be given back'))],
+])('tells why a transfer failed, also where the machine that is told so %s', async (_how, abort) => {
+  const { leader, followers } = await found(3, 30, inPlace);
+  const [lost] = followers as [number, number];
+  await lose(lost, leader);
+  const machine = new BlocksInPlace(20, 0);
+  const restoreInPlace = machine.restoreInPlace.bind(machine);
+  machine.restoreInPlace = (lengthBytes) => ({ ...restoreInPlace(lengthBytes), abort });
+  const opening = open(lost, machine, { openTimeoutMs: 60_000 });
+  opening.catch(() => {});
+  await waitFor(
+    () => warnings.some((text) => text.includes('the machine has no memory left')),
+    'the leader to be told',
+  );
+  machine.free.push(...Array.from({ length: 100 }, () => new Uint8Array(BLOCK_BYTES)));
+  await opening;
+  await expectEqual(lost);
+});
+
 it('says what is wrong with memory that is asked for or given back, and leaves it readable behind a replica', async () => {
   const { leader } = await found(1, 2, inPlace);
   const machine = machines.get(leader.id) as BlocksInPlace;

@@ -404,9 +404,18 @@ export class Receiver {
       throw new QuorateError(code, `no donor gave replica ${host.id} its state (${reasons.join('; ')})`);
     } catch (error) {
       run.cancel(error as Error);
-      run.snapshot?.sink.abort(error as Error);
+      if (run.snapshot !== undefined) this.abort(run.snapshot.sink, error as Error);
       progress.change('failed');
       throw error;
+    }
+  }
+
+  /** The state machine is told that nothing of it is used: what it makes of that changes nothing. */
+  private abort(sink: SnapshotSink, error: Error): void {
+    try {
+      sink.abort(error);
+    } catch (failure) {
+      this.host.onWarning(failure as Error);
     }
   }
 
@@ -422,7 +431,10 @@ export class Receiver {
       }
       let snapshot = before;
       if (snapshot === undefined || !opened.isResumed) {
-        snapshot?.sink.abort(new QuorateError('QUORATE_CANCELLED', 'the transfer begins anew with another donor'));
+        if (snapshot !== undefined) {
+          const text = 'the transfer begins anew with another donor';
+          this.abort(snapshot.sink, new QuorateError('QUORATE_CANCELLED', text));
+        }
         const { bytesTotal, sessionsBytes } = opened;
         const stateBytes = bytesTotal === null ? undefined : Math.max(0, bytesTotal - sessionsBytes);
         const sink = new SnapshotSink(host.stateMachine, sessionsBytes, stateBytes);

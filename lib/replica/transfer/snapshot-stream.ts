@@ -426,11 +426,11 @@ export class SnapshotSink {
     this.pieces.fail(error);
   }
 
-  /** Nothing of it is used, and nothing is written to its places any more. */
+  /** Nothing of it is used, and nothing is written to its places any more. Throws what the state machine throws. */
   abort(error: Error): void {
     this.interrupt(error);
     if (this.isAborted) return;
     this.isAborted = true;
-    this.inPlace?.restore.abort?.(error);
+    callUserAtOnce(`abort() of what ${RESTORE_IN_PLACE} returned`, () => this.inPlace?.restore.abort?.(error));
   }
 }
