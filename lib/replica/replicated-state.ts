@@ -72,15 +72,15 @@ export class ReplicatedState {
     );
   }
 
-  /** State, sessions and place in the log change over together. Without effect if this replica has applied as much by now. */
-  put(position: ChainPosition, configuration: Configuration, sessions: Uint8Array, putState: () => void): void {
+  /** State, sessions and place in the log change over together. False, without effect, if this replica has applied as much by now. */
+  put(position: ChainPosition, configuration: Configuration, sessions: Uint8Array, putState: () => void): boolean {
     const { host } = this;
     const plane = host.plane();
     if (plane === undefined || host.isClosed()) throw host.closedError();
     if (configuration.clusterId !== plane.configuration.clusterId) {
       throw new QuorateError('QUORATE_SNAPSHOT_INVALID', 'the snapshot is of another cluster');
     }
-    if (!plane.isSnapshotNews(position)) return;
+    if (!plane.isSnapshotNews(position)) return false;
     const table = new SessionTable();
     table.restore(sessions); // refused before anything has changed
     host.guard(() => {
@@ -89,5 +89,6 @@ export class ReplicatedState {
       plane.installSnapshot(position, configuration);
       host.onInstalled(configuration);
     });
+    return true;
   }
 }

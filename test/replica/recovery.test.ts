@@ -199,6 +199,40 @@ it('a replica that is closed while nobody could be asked asks no more', async ()
   expect(rounds).toBe(1);
 });
 
+it('a state that cannot be compared is not put in place, and its places are given back', async () => {
+  const ends: string[] = [];
+  const host: Partial<RecoveryHost> = {
+    id: 0,
+    logBytes: LOG_BYTES,
+    region: {
+      path: 'a region',
+      readSnapshot: async function* () {
+        yield new Uint8Array(8);
+      },
+    } as never,
+    stateMachine: Object.assign(new CommandLog(), {
+      restoreInPlace: () => ({
+        next: () => new Uint8Array(8),
+        finish: () => () => ends.push('put'),
+        abort: ({ message }: Error) => ends.push(message),
+      }),
+    }) as never,
+    donors: () => [1],
+    readLog: () => Promise.reject(new Error('its log begins later')),
+    onStatus: () => {},
+    onWarning: () => {},
+    isClosed: () => false,
+  };
+  const snapshot = { file: 'a snapshot', bytes: 8, checksum: 0, sessionsBytes: 0 };
+  const predecessor = {
+    anchor: { clusterId: 5, position: chainBeginning(5), snapshot },
+    ring: new Uint32Array(LOG_BYTES / 4),
+  };
+  const recovery = new Recovery(host as RecoveryHost);
+  expect(await recovery.run({ clusterId: 5 } as never, predecessor as never)).toBeNull();
+  expect(ends).toEqual([expect.stringContaining('its log begins later')]);
+});
+
 it('a region in a relative directory is kept when its process changes to another one', () => {
   const folder = mkdtempSync(join(tmpdir(), 'quorate-recovery-'));
   const program = `

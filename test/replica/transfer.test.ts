@@ -1,6 +1,7 @@
 // State transfers as they happen: a replica that lost its memory, or is new, pulls the state of a follower with one-sided
 // READs while commands go on. On shm, all members in this process.
 import { afterEach, beforeEach, expect, it, vi } from 'vitest';
+import { ReplicationPlane } from '#lib/consensus/replication-plane.js';
 import { MessageFabric } from '#lib/fabric/message-fabric.js';
 import { PART_NUMBERS, TransferSink } from '#lib/fabric/transfer-link.js';
 import {
@@ -785,6 +786,19 @@ it('ends a transfer with the error of a machine that has no place for it, and tr
   machine.free.push(...Array.from({ length: 100 }, () => new Uint8Array(BLOCK_BYTES)));
   await opening;
   await expectEqual(lost);
+});
+
+it('gives the places back when the state that came is of no use any more', async () => {
+  const { leader, followers } = await found(3, 30, inPlace);
+  const [lost] = followers as [number, number];
+  await lose(lost, leader);
+  // As if the replica had applied as much from the log by then.
+  vi.spyOn(ReplicationPlane.prototype, 'isSnapshotNews').mockReturnValueOnce(false);
+  const machine = new BlocksInPlace(70, 0);
+  await open(lost, machine, { openTimeoutMs: 60_000 });
+  await expectEqual(lost);
+  expect(machine.restores).toBeGreaterThan(1);
+  expect(machine.aborted.map((places) => places.length)).toEqual([30]);
 });
 
 it.each([

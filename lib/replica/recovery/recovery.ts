@@ -89,6 +89,8 @@ interface LocalState {
   /** Null where the state is the one that a replica begins with. */
   readonly sessions: Uint8Array | null;
   readonly put: () => void;
+  /** It will not be put in place. */
+  readonly abort: (error: Error) => void;
 }
 
 export class Recovery {
@@ -157,7 +159,10 @@ export class Recovery {
     while (log.scan(ENTRIES_PER_TURN_MAX)) await turn();
     const local = await this.readState(anchor);
     this.change({ stage: 'remote', localBytes: local.bytes });
-    const { from, tail, configuration, donor } = await this.continueFrom(log);
+    const { from, tail, configuration, donor } = await this.continueFrom(log).catch((error: Error) => {
+      local.abort(error);
+      throw error;
+    });
     const localBytes = local.bytes + (from.lsn - anchor.position.lsn);
     this.change({ stage: 'applying', localBytes, localLsn: from.lsn, donor });
     this.isPutting = true;
@@ -183,14 +188,14 @@ export class Recovery {
   /** The state of the snapshot, aside: nothing has changed until `put` is called. */
   private async readState({ snapshot }: Anchor): Promise<LocalState> {
     const { host } = this;
-    if (snapshot === null) return { bytes: 0, sessions: null, put: () => {} };
+    if (snapshot === null) return { bytes: 0, sessions: null, put: () => {}, abort: () => {} };
     const sink = new SnapshotSink(host.stateMachine, snapshot.sessionsBytes, snapshot.bytes - snapshot.sessionsBytes);
     try {
       for await (const piece of host.region.readSnapshot(snapshot)) {
         if (host.isClosed()) throw new QuorateError('QUORATE_CLOSED', 'the replica was closed');
         await sink.write(piece);
       }
-      return { bytes: snapshot.bytes, ...(await sink.finish()) };
+      return { bytes: snapshot.bytes, ...(await sink.finish()), abort: (error) => sink.abort(error) };
     } catch (error) {
       sink.abort(error as Error);
       throw error;

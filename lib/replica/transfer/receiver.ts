@@ -34,10 +34,10 @@ export interface ReceiverHost {
   connectionTo(id: number): ControlConnection | undefined;
   appliedLsn(): number | undefined;
   /**
-   * Puts the state in place, together with its place in the log. Throws if it is of no use any more, and then has
-   * changed nothing.
+   * Puts the state in place, together with its place in the log. False if it is of no use any more; then, and if this throws,
+   * nothing has changed.
    */
-  install(position: ChainPosition, configuration: Configuration, sessions: Uint8Array, put: () => void): void;
+  install(position: ChainPosition, configuration: Configuration, sessions: Uint8Array, put: () => void): boolean;
   /** Tells the other end of this connection. */
   tell(connection: ControlConnection, type: string, body: unknown): void;
   readonly onProgress: (status: TransferStatus) => void;
@@ -397,7 +397,10 @@ export class Receiver {
         progress.change('installing');
         const { sessions, put } = await sink.finish();
         if (run.cancelled !== undefined) throw run.cancelled;
-        host.install(position, configuration, sessions, put);
+        if (!host.install(position, configuration, sessions, put)) {
+          const text = 'this replica has applied as much by now as the state that came stands for';
+          this.abort(sink, new QuorateError('QUORATE_CANCELLED', text));
+        }
         progress.change('done');
         return position.lsn;
       }
