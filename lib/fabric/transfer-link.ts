@@ -269,6 +269,8 @@ export class TransferSink {
     if (places === null) done = staged = lengthBytes;
     fetchStaged();
     if (done !== lengthBytes) throw invalidArgument(`${done} bytes of places for a chunk of ${lengthBytes} bytes`);
+    // Rather all of it by a copy than nothing.
+    if (requests.length > this.requestsMax && places !== null) return this.read(slot, parts, null);
     if (requests.length > this.requestsMax - this.outstandingRequests) {
       if (this.outstandingRequests > 0) return null;
       this.failed(`a chunk takes ${requests.length} READs, and the device has room for ${this.requestsMax}`);

@@ -827,6 +827,55 @@ it.each([
   await expectEqual(lost);
 });
 
+/** Takes the state in places of which every other one is as little as can be. */
+class Crumbs extends BlocksInPlace {
+  override restoreInPlace(): RestoreInPlace {
+    this.restores++;
+    const lengths = [4096, 1];
+    const places: Uint8Array[] = [];
+    const areas = this.areas.map((area) => area.subarray(0));
+    return {
+      next: () => {
+        const length = lengths[places.length % 2] as number;
+        if ((areas[0] as Uint8Array).length < length) areas.shift();
+        const [area] = areas as [Uint8Array];
+        const place = length === 1 ? new Uint8Array(1) : area.subarray(0, length);
+        if (length > 1) areas[0] = area.subarray(length);
+        places.push(place);
+        return place;
+      },
+      finish: (bytes) => {
+        const whole = Buffer.concat(places, bytes);
+        return () => {
+          this.applied = whole.readDoubleLE(0);
+          this.blocks = [];
+          for (let at = 8; at < bytes; at += BLOCK_BYTES) this.blocks.push(whole.subarray(at, at + BLOCK_BYTES));
+        };
+      },
+    };
+  }
+}
+
+it('brings a state into places that are more than READs can be under way', async () => {
+  const { leader, followers } = await found(3, 3 * CHUNK_BLOCKS, (blocks) => {
+    const machine = inPlace(blocks);
+    // No block lies behind the one before, so each is a part of its own.
+    const attach = machine.attachMemory.bind(machine);
+    machine.attachMemory = (memory) => {
+      attach(memory);
+      machine.blocks.reverse();
+    };
+    return machine;
+  });
+  const [lost] = followers as [number, number];
+  await lose(lost, leader);
+  const machine = new Crumbs(4 * CHUNK_BLOCKS, 0);
+  await open(lost, machine, { openTimeoutMs: 60_000 });
+  await expectEqual(lost);
+  expect(received(lost).at(-1)?.status).toMatchObject({ donorsLost: 0, state: 'done' });
+  expect(warnings).toEqual([]);
+});
+
 it('says what is wrong with memory that is asked for or given back, and leaves it readable behind a replica', async () => {
   const { leader } = await found(1, 2, inPlace);
   const machine = machines.get(leader.id) as BlocksInPlace;
