@@ -101,6 +101,11 @@ export class StateMemoryAreas {
     if (area.users === 0) area.close();
   }
 
+  /** Whether this buffer is one that allocate() gave, and was not released. */
+  has(buffer: ArrayBufferLike): boolean {
+    return this.areas.has(buffer);
+  }
+
   /** What there is now, for a transfer. */
   hold(): HeldStateAreas {
     const held = [...this.areas.values()];

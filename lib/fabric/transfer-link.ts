@@ -153,7 +153,9 @@ export class TransferSink {
   private readonly queue: CompletionQueue;
   private readonly queuePair: QueuePair;
   private readonly events: CompletionEvents;
-  private readonly state: HeldStateAreas;
+  private state: HeldStateAreas;
+  /** With those that there were before the state machine allocated more. */
+  private readonly held: HeldStateAreas[] = [];
   private readonly requestsMax: number;
   private memory: Memory | undefined;
   private region: MemoryRegion | undefined;
@@ -185,7 +187,20 @@ export class TransferSink {
     }
     this.address = endpoint.address(this.queuePair);
     this.events = new CompletionEvents(this.channel);
-    this.state = stateMemory.hold();
+    this.state = this.hold();
+  }
+
+  private hold(): HeldStateAreas {
+    const state = this.endpoint.stateMemory.hold();
+    this.held.push(state);
+    return state;
+  }
+
+  /** Undefined where no READ reaches. */
+  private areaOf(buffer: ArrayBufferLike): StateArea | undefined {
+    // A state machine may allocate memory when it is asked for a place.
+    if (this.state.indexOf(buffer) < 0 && this.endpoint.stateMemory.has(buffer)) this.state = this.hold();
+    return this.state.areas[this.state.indexOf(buffer)];
   }
 
   /** Connects to the donor, and makes room for as many chunks as it has. */
@@ -211,7 +226,7 @@ export class TransferSink {
    * as many bytes as the places.
    */
   read(slot: number, parts: ChunkParts, places: readonly Uint8Array[] | null): Uint8Array[] | null {
-    const { memory, region, state, sources } = this;
+    const { memory, region, sources } = this;
     if (memory === undefined || region === undefined) throw invalidArgument('the transfer link is not connected');
     const lengthBytes = chunkLength(parts);
     const slotOffset = slot * this.chunkBytes;
@@ -256,11 +271,10 @@ export class TransferSink {
       staged = 0;
     };
     for (const place of places ?? []) {
-      const index = place.length < DIRECT_BYTES_MIN ? -1 : state.indexOf(place.buffer);
-      if (index < 0) staged += place.length;
+      const area = place.length < DIRECT_BYTES_MIN ? undefined : this.areaOf(place.buffer);
+      if (area === undefined) staged += place.length;
       else {
         fetchStaged();
-        const area = state.areas[index] as StateArea;
         landing.push(place);
         fetch(place.length, area.address + place.byteOffset, area.lkey);
       }
@@ -310,6 +324,6 @@ export class TransferSink {
     if (this.isClosed) return;
     this.isClosed = true;
     this.events.close();
-    closeAll([this.queuePair, this.region, this.queue, this.channel, this.memory, this.state]);
+    closeAll([this.queuePair, this.region, this.queue, this.channel, this.memory, ...this.held]);
   }
 }

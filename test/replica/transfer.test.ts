@@ -876,6 +876,38 @@ it('brings a state into places that are more than READs can be under way', async
   expect(warnings).toEqual([]);
 });
 
+/** Makes room for a state when it comes. */
+class RoomOnDemand extends BlocksInPlace {
+  private memory: StateMemory | undefined;
+  constructor() {
+    super(0, 0);
+  }
+
+  override attachMemory(memory: StateMemory): void {
+    this.memory = memory;
+  }
+
+  override restoreInPlace(lengthBytes: number | undefined): RestoreInPlace {
+    const area = (this.memory as StateMemory).allocate((lengthBytes as number) - 8);
+    this.areas.push(area);
+    for (let at = 0; at < area.length; at += BLOCK_BYTES) this.free.unshift(area.subarray(at, at + BLOCK_BYTES));
+    return super.restoreInPlace(lengthBytes);
+  }
+}
+
+it('READs the state into memory that the receiver allocates when it is told how much there will be', async () => {
+  const { leader, followers } = await found(3, 100, inPlace);
+  const [lost] = followers as [number, number];
+  await lose(lost, leader);
+  const machine = new RoomOnDemand();
+  const landed = landings(machine);
+  await open(lost, machine);
+  await expectEqual(lost);
+  const { inPlaceBytes } = landed();
+  expect(inPlaceBytes).toBeGreaterThan(99 * BLOCK_BYTES);
+  expect(warnings).toEqual([]);
+});
+
 it('says what is wrong with memory that is asked for or given back, and leaves it readable behind a replica', async () => {
   const { leader } = await found(1, 2, inPlace);
   const machine = machines.get(leader.id) as BlocksInPlace;
