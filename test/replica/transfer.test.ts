@@ -17,7 +17,7 @@ import {
 import { ControlConnection } from '#lib/replica/control/connection.js';
 import { Mailbox } from '#lib/replica/mailbox/mailbox.js';
 import { Donor } from '#lib/replica/transfer/donor.js';
-import { CHUNK_BYTES, CHUNKS_AHEAD, SLOTS, TAKEN_PARTS } from '#lib/replica/transfer/limits.js';
+import { CHUNK_BYTES, CHUNKS_AHEAD, SLOTS, STALL_TIMEOUT_MS, TAKEN_PARTS } from '#lib/replica/transfer/limits.js';
 import { Receiver } from '#lib/replica/transfer/receiver.js';
 import { members, optionsFor, waitFor } from './fixture.js';
 
@@ -906,6 +906,37 @@ it('READs the state into memory that the receiver allocates when it is told how 
   const { inPlaceBytes } = landed();
   expect(inPlaceBytes).toBeGreaterThan(99 * BLOCK_BYTES);
   expect(warnings).toEqual([]);
+});
+
+it('does not take a donor for lost while its own state machine is at work', async () => {
+  const looks: (() => void)[] = [];
+  const { setInterval } = globalThis;
+  vi.spyOn(globalThis, 'setInterval').mockImplementation(((look: () => void, intervalMs?: number) => {
+    if (intervalMs === STALL_TIMEOUT_MS / 4) looks.push(look);
+    return setInterval(look, intervalMs);
+  }) as typeof setInterval);
+  const { leader, followers } = await found(3, 3 * CHUNK_BLOCKS);
+  const [lost] = followers as [number, number];
+  await lose(lost, leader);
+  const held = gate();
+  const machine = Blocks.of(0);
+  let isHeld = false;
+  machine.beforeTaking = (index) => {
+    if (index !== 2) return undefined;
+    isHeld = true;
+    return held.opened;
+  };
+  const opening = open(lost, machine);
+  await waitFor(() => isHeld, 'the state machine to be at work');
+  const { now } = performance;
+  const later = vi.spyOn(performance, 'now').mockImplementation(() => now.call(performance) + STALL_TIMEOUT_MS);
+  for (const look of looks) look();
+  later.mockRestore();
+  held.open();
+  await opening;
+  await expectEqual(lost);
+  expect(looks.length).toBeGreaterThan(0);
+  expect(received(lost).at(-1)?.status).toMatchObject({ donorsLost: 0, state: 'done' });
 });
 
 it('says what is wrong with memory that is asked for or given back, and leaves it readable behind a replica', async () => {

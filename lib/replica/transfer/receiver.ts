@@ -180,6 +180,8 @@ class ChunkReader {
       }
     };
     this.stall = setInterval(() => {
+      // The donor is not waited for: the state machine here takes its time.
+      if (this.changed === undefined) return;
       if (performance.now() - this.lastNews_ms < STALL_TIMEOUT_MS) return;
       const text = `the donor sent nothing for ${STALL_TIMEOUT_MS} ms`;
       this.fail(new QuorateError('QUORATE_TIMEOUT', text));
