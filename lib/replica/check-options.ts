@@ -122,8 +122,10 @@ export function callUser<Returned>(what: string, call: () => Returned): Returned
 }
 
 /** The same for code that must have done all when it returns. */
-export function callUserAtOnce(what: string, call: () => unknown): void {
-  checkNoPromise(callUser(what, call), what);
+export function callUserAtOnce<Returned>(what: string, call: () => Returned): Returned {
+  const returned = callUser(what, call);
+  checkNoPromise(returned, what);
+  return returned;
 }
 
 /** A string, as of an environment variable, would look like the number that it is not. */

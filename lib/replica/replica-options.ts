@@ -96,8 +96,8 @@ export type SnapshotStream = (Iterable<Uint8Array> | AsyncIterable<Uint8Array>) 
   /**
    * With this method, pieces that lie in memory from attachMemory() are READ where they are instead of being copied: each
    * must stay as it is, also when further ones have been asked for, until this tells that so many bytes from the beginning
-   * of the stream are not needed any more (no more than 64 MiB and a piece are asked for beyond that). Called in the end with all bytes that the iterator gave, whether the transfer
-   * succeeded or not; must not throw.
+   * of the stream are not needed any more; no more than 64 MiB and a piece are asked for beyond that. Called in the end with
+   * all bytes that the iterator gave, whether the transfer succeeded or not; must not throw, nor be async.
    */
   taken?(lengthBytes: number): void;
 };

@@ -5,7 +5,7 @@ import type { ChainPosition } from '../consensus/entry.js';
 import type { ReplicationPlane } from '../consensus/replication-plane.js';
 import { QuorateError } from '../errors.js';
 import { SessionTable } from '../rsm/session-table.js';
-import { callUser, callUserAtOnce } from './check-options.js';
+import { callUserAtOnce } from './check-options.js';
 import type { logAfter } from './recovery/log-source.js';
 import type { StateMachine } from './replica-options.js';
 import { decodeSnapshot, encodeSnapshot } from './snapshot-transfer.js';
@@ -49,7 +49,7 @@ export class ReplicatedState {
   /** The state of this moment, as a whole. */
   encode(plane: ReplicationPlane): Uint8Array {
     const { sessions, stateMachine } = this.host;
-    const state = callUser('snapshot() of the state machine', () => stateMachine.snapshot());
+    const state = callUserAtOnce('snapshot() of the state machine', () => stateMachine.snapshot());
     return encodeSnapshot({ ...plane.snapshotPlace, sessions: sessions.snapshot(), state });
   }
 

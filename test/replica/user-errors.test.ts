@@ -203,6 +203,39 @@ it.each(THROWN)('is not opened, and says why, when attachMemory() throws what is
   expect((error as Error).cause).toBe(thrown);
 });
 
+const LATE = /returned a promise: it must have done all when it returns/;
+const later = () => Promise.reject(new Error('too late'));
+
+it.each([
+  ['snapshot() of the state machine', { snapshot: later }],
+  ['snapshotChunks() of the state machine', { snapshotChunks: later }],
+  [
+    'taken() of what snapshotChunks() returned',
+    { snapshotChunks: () => Object.assign([new Uint8Array(10), new Uint8Array(10)], { taken: later }) },
+  ],
+])('goes on and warns when %s returns a promise, and nobody has to wait for that', async (what, machine) => {
+  const stateMachine = Object.assign(new CommandLog(), machine) as never;
+  const durable = { directory: folder(), snapshotAfterBytes: 64 * 1024 };
+  const replica = await Replica.open(optionsFor(0, await members(1), { durable, stateMachine, logBytes: 64 * 1024 }));
+  open.push(replica);
+  const warned = once(replica, 'warning');
+  for (let count = 0; count < 100; count++) await replica.propose(new Uint8Array(1000));
+  const [warning] = (await warned) as [QuorateError];
+  expect(warning).toMatchObject({ code: 'QUORATE_SNAPSHOT_FAILED', message: expect.stringMatching(LATE) });
+  expect(warning.message).toContain(what);
+  expect(await replica.propose(bytes('x'))).toMatchObject({ result: 101 });
+});
+
+it.each([
+  ['restoreInPlace() of the state machine', later],
+  ['next() of what restoreInPlace() of the state machine returned', () => ({ next: later, finish: () => () => {} })],
+])('is not opened when %s returns a promise, and nobody has to wait for that', async (what, restoreInPlace) => {
+  const stateMachine = Object.assign(new CommandLog(), { restoreInPlace }) as never;
+  const error = await Replica.open(await leftSnapshot(stateMachine)).catch((reason: unknown) => reason);
+  expect(error).toMatchObject({ code: 'QUORATE_INVALID_ARGUMENT', message: expect.stringMatching(LATE) });
+  expect((error as Error).message).toContain(what);
+});
+
 it('proposes nothing again once it closes', async () => {
   const replica = await Replica.open(optionsFor(0, await members(1)));
   open.push(replica);

@@ -12,6 +12,7 @@ type Step = IteratorResult<Uint8Array> | Promise<IteratorResult<Uint8Array>>;
 
 const SNAPSHOT = 'snapshot() of the state machine';
 const SNAPSHOT_CHUNKS = 'snapshotChunks() of the state machine';
+const TAKEN = 'taken() of what snapshotChunks() returned';
 const RESTORE_IN_PLACE = 'restoreInPlace() of the state machine';
 
 function noBytes(what: string): QuorateError {
@@ -52,7 +53,7 @@ export class SnapshotSource implements PieceSource {
     this.sessions = sessions;
     this.sessionsBytes = sessions.length;
     if (stateMachine.snapshotChunks === undefined) {
-      this.whole = callUser(SNAPSHOT, () => stateMachine.snapshot());
+      this.whole = callUserAtOnce(SNAPSHOT, () => stateMachine.snapshot());
       // A string, say, has a length too, and would be copied as zeros.
       if (!(this.whole instanceof Uint8Array)) throw noBytes(`${SNAPSHOT} returned`);
       this.pieces = null;
@@ -61,7 +62,7 @@ export class SnapshotSource implements PieceSource {
       this.bytesTotal = sessions.length + this.whole.length;
       return;
     }
-    const stream = callUser(SNAPSHOT_CHUNKS, () => stateMachine.snapshotChunks?.() as SnapshotStream);
+    const stream = callUserAtOnce(SNAPSHOT_CHUNKS, () => stateMachine.snapshotChunks?.() as SnapshotStream);
     this.stream = stream;
     this.staysUntilTaken = typeof stream.taken === 'function';
     const isAsync = Symbol.asyncIterator in stream;
@@ -99,7 +100,7 @@ export class SnapshotSource implements PieceSource {
 
   taken(bytes: number): void {
     if (bytes <= this.sessionsBytes) return;
-    callUser('taken() of what snapshotChunks() returned', () => this.stream?.taken?.(bytes - this.sessionsBytes));
+    callUserAtOnce(TAKEN, () => this.stream?.taken?.(bytes - this.sessionsBytes));
   }
 
   /** The state machine need not keep the view any more. */
@@ -117,7 +118,7 @@ export class SnapshotSource implements PieceSource {
     }
     try {
       // An iterator that came to its end notices nothing of return().
-      this.stream?.taken?.(this.given);
+      callUserAtOnce(TAKEN, () => this.stream?.taken?.(this.given));
     } catch {
       // As above: what it said before ended the transfer.
     }
@@ -294,7 +295,7 @@ class Places {
    */
   of(offset: number, lengthBytes: number): Uint8Array[] {
     while (this.end < offset + lengthBytes)
-      this.add(callUser(`next() of what ${RESTORE_IN_PLACE} returned`, () => this.restore.next()));
+      this.add(callUserAtOnce(`next() of what ${RESTORE_IN_PLACE} returned`, () => this.restore.next()));
     const found: Uint8Array[] = [];
     let at = this.begin;
     for (const place of this.places) {
@@ -350,7 +351,10 @@ export class SnapshotSink {
     }
     this.sessions = new Uint8Array(sessionsBytes);
     if (stateMachine.restoreInPlace !== undefined) {
-      const restore = callUser(RESTORE_IN_PLACE, () => stateMachine.restoreInPlace?.(stateBytes) as RestoreInPlace);
+      const restore = callUserAtOnce(
+        RESTORE_IN_PLACE,
+        () => stateMachine.restoreInPlace?.(stateBytes) as RestoreInPlace,
+      );
       this.inPlace = { restore, places: new Places(restore, this.sessions) };
       this.restored = new Promise(() => {});
       return;
