@@ -38,6 +38,8 @@ class Counters {
   }
 
   snapshotChunks() {
+    // Two replicas may get the state at a time: the other one gets a copy of it.
+    if (this.frozen !== null) return Object.assign([this.snapshot()], { lengthBytes: PAGES * PAGE_BYTES });
     const frozen = [...this.pages];
     this.frozen = frozen;
     this.takenBytes = 0;

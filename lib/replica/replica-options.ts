@@ -28,7 +28,7 @@ export interface StateMachine<Result = unknown> {
   /**
    * The same bytes as snapshot() would return now, piece by piece, so that a large state is neither copied at once nor
    * in memory twice. The stream is of the moment of this call: it must not see commands that are applied while it is
-   * read. A piece that does not come within 20 s is not waited for: the snapshot fails. Each piece is used before the next one
+   * read. Two replicas may be given the state at a time, each by a stream of its own moment. A piece that does not come within 20 s is not waited for: the snapshot fails. Each piece is used before the next one
    * is asked for, unless the stream has taken(). If the stream is abandoned its iterator's return() is called. `lengthBytes`,
    * if the stream has it, is the length of all of it: it tells the time that is left, and that it is more than may be kept. Without this method snapshot() is used.
    */

@@ -148,6 +148,37 @@ it('examples/counters-in-place.mjs transfers a state of 8 MiB without a copy', a
   expect(output).toMatch(/counter 1046651 is 2999 at replica \d/);
 });
 
+it('the counters of examples/counters-in-place.mjs give each of two replicas at a time the state of its moment', () => {
+  const source = readFileSync('examples/counters-in-place.mjs', 'utf8');
+  const machine = source.slice(source.indexOf('const COUNTERS'), source.indexOf('const add ='));
+  const counters = new Function(`${machine}; return new Counters();`)();
+  counters.attachMemory({ allocate: (lengthBytes: number) => new Uint8Array(lengthBytes) });
+  const count = (index: number) => counters.apply(new Uint8Array(Uint32Array.of(index, 1).buffer));
+  /** A stream of the state, begun, and what that was. */
+  const freeze = () => {
+    const stream = counters.snapshotChunks();
+    const pieces = stream[Symbol.iterator]();
+    const first = pieces.next().value;
+    const end = () => {
+      const all = [first];
+      for (let step = pieces.next(); !step.done; step = pieces.next()) all.push(step.value);
+      const whole = Buffer.concat(all);
+      stream.taken?.(whole.length);
+      return whole;
+    };
+    return { expected: counters.snapshot(), end };
+  };
+  count(100_000);
+  const one = freeze();
+  count(100_000);
+  const other = freeze();
+  count(500_000);
+  expect(other.end().equals(other.expected)).toBe(true);
+  count(900_000);
+  expect(one.end().equals(one.expected)).toBe(true);
+  expect([100_000, 500_000, 900_000].map(count)).toEqual([3, 2, 2]);
+});
+
 it.each([
   ['rc-pingpong.mjs', ['--device', 'nosuch'], "QUORATE_NO_DEVICE: there is no device named 'nosuch'; there are: "],
   ['rc-pingpong.mjs', ['127.0.0.1', '--port', '1'], 'connect ECONNREFUSED 127.0.0.1:1'],
