@@ -85,7 +85,10 @@ export interface RestoreInPlace {
    * place of the present one; that is called when the rest of the replica changes over, or never.
    */
   finish(lengthBytes: number): (() => void) | Promise<() => void>;
-  /** The transfer is given up, and nothing is written to the places any more: they are the state machine's again. */
+  /**
+   * The transfer is given up, or the state is of no use any more, also after finish(). Nothing is written to the places any
+   * more: they are the state machine's again.
+   */
   abort?(error: Error): void;
 }
 
