@@ -109,3 +109,36 @@ it('does not tell that a state is complete whose stream ended because the transf
   await new Promise((resolve) => setImmediate(resolve));
   expect(told.filter(({ isEnd }) => isEnd)).toEqual([]);
 });
+
+it('does not begin a transfer twice that it is asked for twice before it has answered', async () => {
+  let connected = (_link: TransferSource): void => {};
+  const link = { bytes: new Uint8Array(4 * 1024 * 1024), close: vi.fn(), views: () => [], areas: [] };
+  const connecting = new Promise<TransferSource>((resolve) => {
+    connected = resolve;
+  });
+  vi.spyOn(TransferSource, 'open').mockReturnValue(connecting);
+  const closed = vi.spyOn(SnapshotSource.prototype, 'close');
+  const donor = new Donor({
+    id: 1,
+    endpoint: { isSoftware: true },
+    appliedLsn: () => 0,
+    freeze: () => ({
+      position: chainBeginning(7),
+      sessionsBytes: 0,
+      source: new SnapshotSource(new SilentLog() as never, new Uint8Array(0)),
+    }),
+    tell: () => {},
+    onProgress: () => {},
+  } as unknown as DonorHost);
+  const connection = Object.assign(new EventEmitter(), { isClosed: false, peer: { id: 2 } });
+  const queuePair = { qpNum: 1, psn: 0, gid: '', lid: 1, mtuBytes: 1024 };
+  const request = { transfer: 1, minLsn: 0, queuePair, resume: null, logAfter: null };
+  const asked = [1, 2].map(() => donor.open(connection as unknown as ControlConnection, request));
+  connected(link as unknown as TransferSource);
+  const answers = await Promise.allSettled(asked);
+  expect(answers.map(({ status }) => status)).toEqual(['fulfilled', 'rejected']);
+  expect(answers[1]).toMatchObject({ reason: { code: 'QUORATE_PROTOCOL' } });
+  connection.isClosed = true;
+  connection.emit('close');
+  expect(new Set(closed.mock.contexts).size).toBe(2);
+});

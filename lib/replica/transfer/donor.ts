@@ -311,9 +311,7 @@ export class Donor {
         `replica ${host.id} has applied LSN ${appliedLsn}, and the state is needed at LSN ${request.minLsn} or later`,
       );
     }
-    if (this.donations.get(connection)?.has(request.transfer)) {
-      throw new QuorateError('QUORATE_PROTOCOL', `transfer ${request.transfer} is under way already`);
-    }
+    this.checkNew(connection, request.transfer);
     if (this.count >= DONATIONS_MAX) {
       throw new QuorateError('QUORATE_BUSY', `replica ${host.id} gives its state to ${DONATIONS_MAX} others already`);
     }
@@ -323,6 +321,11 @@ export class Donor {
     } finally {
       this.opening--;
     }
+  }
+
+  private checkNew(connection: ControlConnection, transfer: number): void {
+    if (!this.donations.get(connection)?.has(transfer)) return;
+    throw new QuorateError('QUORATE_PROTOCOL', `transfer ${transfer} is under way already`);
   }
 
   private async begin(connection: ControlConnection, request: TransferOpen): Promise<TransferOpened> {
@@ -351,6 +354,7 @@ export class Donor {
         }
       }
       if (this.isClosed || connection.isClosed) throw new QuorateError('QUORATE_CLOSED', 'the receiver has gone');
+      this.checkNew(connection, request.transfer); // or was asked for once more meanwhile
       const { position, configuration, sessionsBytes, source } = state;
       this.add(connection, request.transfer, link, state, slots, chunker);
       return {
