@@ -197,6 +197,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   });
   /** Where another cluster begins in the state of this replica. */
   private fork: Fork | null = null;
+  /** The state machine is another replica's, or is about to be: from the fork on it has what that one applies. */
+  private hasSuccessor = false;
   /** Where this replica began to listen. */
   private self: MemberAddress = { id: 0, host: '', port: 0 };
   private readonly earlyWarnings = new EarlyWarnings((warning) => this.announce('warning', warning));
@@ -229,9 +231,9 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
    *
    * Rejects, and changes nothing, with QUORATE_UNSAFE (the option is missing), QUORATE_LEADER_EXISTS (a leader is known),
    * QUORATE_QUORUM_REACHABLE (a majority of the voters is alive), QUORATE_NOT_A_VOTER, QUORATE_NO_LOG, QUORATE_NOT_READY and
-   * QUORATE_CLOSED. If the new replica cannot be opened (errors of {@link Replica.open}; of a durable one also
-   * QUORATE_SNAPSHOT_FAILED, when its state machine gives no snapshot) the state machine holds the state still, and the same
-   * call with the same survivor tries again.
+   * QUORATE_CLOSED (also if a new cluster was forced from this survivor already). If the new replica cannot be opened (errors
+   * of {@link Replica.open}; of a durable one also QUORATE_SNAPSHOT_FAILED, when its state machine gives no snapshot) the state
+   * machine holds the state still, and the same call with the same survivor tries again.
    */
   static async forceNewCluster<Result = unknown>(
     survivor: Replica<Result>,
@@ -242,10 +244,21 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     const fork = await survivor.forkOff(options.evenIfNotVoter === true);
     await survivor.close();
     survivor.durability?.checkQuiet();
+    if (survivor.hasSuccessor) {
+      throw new QuorateError(
+        'QUORATE_CLOSED',
+        `a new cluster was forced from replica ${survivor.id} already, and has its state machine: go on with the replica that ` +
+          'forceNewCluster() resolved with',
+      );
+    }
     const { members: _, join: __, address: ___, ...rest } = survivor.options;
-    const replica = await Replica.openAs<Result>({ ...rest, members: [fork.place], waitForLeader: true }, fork);
-    survivor.fork = null; // the state machine goes on with this one: no other cluster can begin at that place any more
-    return replica;
+    survivor.hasSuccessor = true;
+    try {
+      return await Replica.openAs<Result>({ ...rest, members: [fork.place], waitForLeader: true }, fork);
+    } catch (error) {
+      survivor.hasSuccessor = false;
+      throw error;
+    }
   }
 
   private static async openAs<Result>(given: ReplicaOptions<Result>, fork: Fork | null): Promise<Replica<Result>> {

@@ -220,6 +220,18 @@ describe('forcing a new cluster from a durable replica', () => {
     expect(await forced.propose(Buffer.from('last'))).toMatchObject({ result: 6 });
   });
 
+  test('is refused once it has succeeded, whatever became of the new replica', async () => {
+    const cluster = await alone();
+    const forced = await force(cluster.survivor);
+    const refused = { code: 'QUORATE_CLOSED', message: expect.stringMatching(/already/) };
+    await forced.propose(Buffer.from('last'));
+    await forced.close();
+    const again = force(cluster.survivor);
+    await expect(again.then(() => cluster.machine.commands)).rejects.toMatchObject(refused);
+    expect(cluster.machine.commands).toEqual([...FIVE, 'last']);
+    expect((await lookAt(cluster, true)).commands).toEqual([...FIVE, 'last']);
+  });
+
   test('is refused where another life has the directory by now', async () => {
     const cluster = await alone();
     vi.spyOn(StateStore.prototype, 'become').mockImplementationOnce(() => Promise.reject(failure()));
