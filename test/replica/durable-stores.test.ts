@@ -270,6 +270,33 @@ describe('the directory of a durable replica', () => {
     expect(existsSync(join(directory, 'log'))).toBe(true);
   });
 
+  test.each([
+    ['a promise', (directory: string) => promise(Durability.promisePath(directory), FIRST)],
+    ['a log', (directory: string) => writeFileSync(join(directory, 'log', '0000000001.log'), '')],
+  ])('is refused where it has lost which cluster it is of, and has %s', async (_what, leave) => {
+    const directory = folder();
+    const durability = await Durability.open(options(directory));
+    // What the background thread writes before there is anything to promise.
+    promise(Durability.promisePath(directory), NO_PROMISE);
+    await durability.join(GENESIS);
+    await durability.close();
+    // The store takes what it wrote last for torn, and has what it wrote before that: a replica of no cluster yet.
+    for (const name of readdirSync(join(directory, 'state')).filter((one) => one.endsWith('.log'))) {
+      const path = join(directory, 'state', name);
+      const written = readFileSync(path);
+      written[written.length - 1] = (written.at(-1) as number) ^ 1;
+      writeFileSync(path, written);
+    }
+    const again = await Durability.open(options(directory));
+    expect(again.genesis).toBe(null);
+    await again.close();
+    leave(directory);
+    await expect(Durability.open(options(directory)).then(({ genesis }) => genesis)).rejects.toMatchObject({
+      ...INVALID,
+      message: expect.stringContaining('lost which cluster'),
+    });
+  });
+
   test('is the same life after each start', async () => {
     const directory = await filled();
     const first = await Durability.open(options(directory));

@@ -198,6 +198,11 @@ export class Durability {
     if (known.logBytes !== logBytes) {
       mismatch(`was made with logBytes ${known.logBytes}, now it is ${logBytes}, and the size cannot change`);
     }
+    // It joins on disk before it promises or writes anything. The store takes a record that was damaged for one that was never
+    // written, and gives the one before: such a replica would vote as the voter that it was, without its log.
+    if (known.genesis === null && (promise.epoch > EPOCH_NONE || readdirSync(join(directory, 'log')).length > 0)) {
+      throw storeInvalid(directory, 'it has lost which cluster it is part of, and there is more in it');
+    }
     return known;
   }
 
