@@ -171,6 +171,25 @@ it('a region whose owner lives is refused', async () => {
   await first.close();
 });
 
+it('a region whose owner lives is refused, and left alone, also by who wants a log of another size', async () => {
+  processes = new Processes();
+  const { directory } = processes;
+  const first = await Replica.open(optionsFor(0, await members(1), { surviveCrash: { directory } }));
+  try {
+    const log = join(regionOf(0), 'log');
+    const { size, ino } = statSync(log);
+    const other = optionsFor(0, await members(1), { surviveCrash: { directory }, logBytes: size / 2 });
+    const open = async () => await (await Replica.open(other)).close();
+    await expect(open()).rejects.toMatchObject({ code: 'QUORATE_REGION_IN_USE' });
+    expect(statSync(log)).toMatchObject({ size, ino });
+    await first.close();
+    await open();
+    expect(statSync(log).size).toBe(size / 2);
+  } finally {
+    await first.close();
+  }
+});
+
 it('a replica that is removed leaves nothing behind', async () => {
   const { leader, victim } = await found();
   await processes.call(leader.id, 'remove', victim);

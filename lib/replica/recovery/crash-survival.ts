@@ -71,6 +71,7 @@ export class CrashSurvival {
   async openLog<Opened>(open: (logPath: string) => Opened): Promise<Opened> {
     for (const end_ms = performance.now() + REGION_BUSY_WAIT_MS; ; ) {
       try {
+        this.region.dropLogOfOtherSize();
         return open(this.region.logPath);
       } catch (error) {
         if ((error as { syscall?: unknown }).syscall !== 'flock') throw error;

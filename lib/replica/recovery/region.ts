@@ -27,6 +27,7 @@ import type { ChainPosition } from '../../consensus/entry.js';
 import { ENTRY_ALIGNMENT_BYTES } from '../../consensus/limits.js';
 import { QuorateError } from '../../errors.js';
 import { checksum } from '../../verbs/checksum.js';
+import { lockFile } from '../../verbs/file-lock.js';
 import { makeDirectory } from '../directories.js';
 import { SESSIONS_BYTES_MAX, SNAPSHOT_BYTES_MAX } from '../transfer/limits.js';
 import { ANCHOR_BYTES_MAX, PIECE_BYTES } from './limits.js';
@@ -167,9 +168,7 @@ export class Region {
     const path = join(directory, `region-${name}-${id}`);
     ownDirectory(directory);
     ownDirectory(path);
-    const region = new Region(path, logBytes, onWarning);
-    region.dropLogOfOtherSize();
-    return region;
+    return new Region(path, logBytes, onWarning);
   }
 
   /** Where the log ring is to be allocated, as shared memory. */
@@ -177,16 +176,23 @@ export class Region {
     return join(this.path, LOG);
   }
 
-  /** A ring of another size cannot be taken over. */
-  private dropLogOfOtherSize(): void {
+  /** A ring of another size cannot be taken over. One whose owner lives is left alone: who opens it finds that out. */
+  dropLogOfOtherSize(): void {
+    let fd: number;
     try {
-      const { size } = statSync(this.logPath);
+      fd = openSync(this.logPath, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
+    } catch {
+      return; // what is wrong with it, if there is one, says who opens it
+    }
+    try {
+      const { size, ino } = fstatSync(fd);
       const expected = Math.ceil(this.logBytes / PAGE_BYTES) * PAGE_BYTES;
-      if (size === expected) return;
+      // Who lives may have put another file in its place meanwhile, and has a lock on that.
+      if (size === expected || !lockFile(fd) || statSync(this.logPath).ino !== ino) return;
       this.onWarning(unusable(`the log in ${this.path} has ${size} bytes, and logBytes is ${this.logBytes} now`));
       unlinkSync(this.logPath);
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error;
+    } finally {
+      closeSync(fd);
     }
   }
 
