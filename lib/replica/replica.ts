@@ -913,10 +913,14 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     connection.onMessage('logDead', (body) =>
       this.links?.logDeadAtPeer(peer, (body as { generation?: unknown })?.generation),
     );
-    connection.onBlob('snapshot', (bytes) => {
-      if (!this.membership.isMember(peer)) {
-        throw new QuorateError('QUORATE_NOT_A_MEMBER', `replica ${peer} is no member and sends a snapshot`);
-      }
+    const checkSender = (): void => {
+      if (this.membership.isMember(peer)) return;
+      throw new QuorateError('QUORATE_NOT_A_MEMBER', `replica ${peer} is no member and sends a snapshot`);
+    };
+    connection.onBlobStream('snapshot', async (blob) => {
+      checkSender(); // before there is memory for all of it
+      const bytes = await blob.bytes();
+      checkSender();
       this.state.install(peer, bytes);
     });
   }

@@ -100,6 +100,15 @@ describe('a cluster that commits', () => {
     await expect(connection.sendBlob('snapshot', new Uint8Array(8), 1000)).rejects.toMatchObject({
       code: 'QUORATE_NOT_A_MEMBER',
     });
+    // Nor is anything kept for it until all of a blob has come.
+    const lengthBytes = 2 ** 30;
+    const unfinished = (async function* () {
+      yield new Uint8Array(8);
+      await new Promise(() => {});
+    })();
+    await expect(connection.sendBlob('snapshot', unfinished, 10_000, { lengthBytes })).rejects.toMatchObject({
+      code: 'QUORATE_NOT_A_MEMBER',
+    });
     await commits(5);
     await connection.close();
     await waitFor(() => warnings.length === 1, 'a warning');
