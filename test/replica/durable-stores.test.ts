@@ -342,6 +342,18 @@ describe('a directory that cannot be used', () => {
     expect(error).toMatchObject({ code: 'QUORATE_DISK_FAILED', message: expect.stringMatching(remedy) });
   });
 
+  test.each([
+    ['EMFILE', { code: 'EMFILE', message: "EMFILE: too many open files, open '/d/log/0000000002.log'" }],
+    ['ENFILE', { code: 'ENFILE', message: "ENFILE: file table overflow, open '/d/promise/promise.next'" }],
+    ['the store', { code: 'LEVEL_IO_ERROR', message: 'IO error: /d/state/000009.log: Too many open files' }],
+  ])('since too many files are open is not to be cleared (%s)', (_who, { code, message }) => {
+    const error = diskError(0, '/d', 'write its log', Object.assign(new Error(message), { code, syscall: 'open' }));
+    expect(error).toMatchObject({
+      code: 'QUORATE_DISK_FAILED',
+      message: expect.stringMatching(/: .*ulimit -n.*, then start the replica again; what is there is unharmed$/),
+    });
+  });
+
   test('since a file is in its place is not taken for a disk that failed', async () => {
     const file = join(folder(), 'file');
     writeFileSync(file, '');

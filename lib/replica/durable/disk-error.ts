@@ -4,6 +4,11 @@ import { QuorateError } from '../../errors.js';
 /** What is in the way is the path or who owns it: nothing of what was stored is in doubt, and none of it may be cleared for that. */
 const NOT_THE_DISK: readonly string[] = ['EACCES', 'EPERM', 'ENOTDIR', 'ELOOP', 'ENAMETOOLONG'];
 
+/** Nor is it the disk that has no descriptor left to open a file with; the store has but words for it. */
+function isOutOfFiles(code: string, message: string): boolean {
+  return code === 'EMFILE' || code === 'ENFILE' || /Too many open files/.test(message);
+}
+
 function errorOf(cause: unknown, say: (message: string, isFull: boolean) => string): QuorateError {
   const {
     code = '',
@@ -26,6 +31,8 @@ export function diskError(id: number, directory: string, what: string, cause: un
     let remedy = `see the log of the kernel; replace the disk or clear the directory, ${again}`;
     if (isFull) {
       remedy = `make room ${isDevice ? 'on its device and clear the directory' : 'on that file system'}, ${again}`;
+    } else if (isOutOfFiles(code, message)) {
+      remedy = `close some, or raise how many may be open (ulimit -n), ${again}; what is there is unharmed`;
     } else if (NOT_THE_DISK.includes(code)) {
       remedy = `see to the path, and to who may read and write there, ${again}; what is there is unharmed`;
     }
