@@ -1,5 +1,6 @@
 // What a durable replica keeps beside its log: its promise, and who it is with its last snapshot.
 import {
+  cpSync,
   existsSync,
   mkdirSync,
   mkdtempSync,
@@ -220,6 +221,48 @@ describe('the store of the state', () => {
         await contents(again).finally(() => again.close());
       })(),
     ).rejects.toMatchObject({ ...INVALID, message: expect.stringContaining('not an sstable') });
+  });
+
+  test('is refused, or has all that it had, whichever byte of a table is another one', {
+    timeout: 120_000,
+  }, async () => {
+    const path = join(folder(), 'state');
+    const store = await StateStore.open(path);
+    await store.setIdentity({ ...IDENTITY, genesis: null });
+    await store.setIdentity(IDENTITY);
+    let snapshot: StoredSnapshot | undefined;
+    // The second one has the store put all of it into a table.
+    for (const name of [1, 2]) {
+      const source = [new Uint8Array(200).fill(name)].values();
+      const written = await store.write(name, () => source.next().value ?? null);
+      const position = { ...POSITION, lsn: 64 * name };
+      snapshot = { position, configuration: GENESIS, sessionsBytes: 0, isDetached: false, name, ...written };
+      await store.commit(snapshot);
+    }
+    await store.close();
+    const [table] = readdirSync(path).filter((name) => name.endsWith('.ldb')) as [string];
+    const sound = readFileSync(join(path, table));
+    let refusals = 0;
+    for (let at = 0; at < sound.length; at += 13) {
+      const damaged = Buffer.from(sound);
+      damaged[at] = (damaged[at] as number) ^ (1 << (at & 7));
+      const copy = folder();
+      cpSync(path, copy, { recursive: true });
+      writeFileSync(join(copy, table), damaged);
+      try {
+        const again = await StateStore.open(copy);
+        try {
+          expect([again.identity(), again.snapshot()], `byte ${at}`).toEqual([IDENTITY, snapshot]);
+        } finally {
+          await again.close();
+        }
+      } catch (error) {
+        expect(error, `byte ${at}`).toMatchObject(INVALID);
+        refusals++;
+      }
+      rmSync(copy, { recursive: true });
+    }
+    expect(refusals).toBeGreaterThan(0);
   });
 });
 

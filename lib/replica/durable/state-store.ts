@@ -1,6 +1,6 @@
 // Who the replica of a directory is, and its last snapshot: LevelDB, whose writes are on disk when they have ended.
 import { existsSync, mkdirSync } from 'node:fs';
-import { open } from 'node:fs/promises';
+import { open, readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { ClassicLevel } from 'classic-level';
 import { type Configuration, checkConfiguration } from '../../consensus/configuration.js';
@@ -10,6 +10,7 @@ import { checksum } from '../../verbs/checksum.js';
 import { storeInvalid } from './disk-error.js';
 import { SNAPSHOT_PIECE_BYTES, SNAPSHOT_PIECES_IN_FLIGHT_MAX, STORE_CACHE_BYTES, STORE_FORMAT } from './limits.js';
 import { sealRecord, unsealRecord } from './sealed-record.js';
+import { findDamage } from './table-check.js';
 
 export interface Identity {
   readonly format: number;
@@ -43,6 +44,8 @@ const SNAPSHOT = 'snapshot';
 const PIECES = 'piece/';
 const PIECES_END = 'piece0';
 const DIGITS = 16;
+/** The end of the names of the files with what the store has sorted. */
+const TABLE = '.ldb';
 /** What version 1 of this store left in its directory. */
 const FORMER_STORE = 'data.mdb';
 /** Of every write: those before a sync need not be on disk with it, since the store may have changed its log in between. */
@@ -89,7 +92,24 @@ export class StateStore {
     } catch (error) {
       throw readError(path, (error as Error).cause ?? error);
     }
-    return new StateStore(path, database);
+    const store = new StateStore(path, database);
+    try {
+      await store.checkTables();
+    } catch (error) {
+      await database.close();
+      throw error;
+    }
+    return store;
+  }
+
+  /** Before anything is read. Those that an earlier process left behind unfinished are gone when the store is open. */
+  private async checkTables(): Promise<void> {
+    for (const name of await readdir(this.path)) {
+      if (!name.endsWith(TABLE)) continue;
+      const damagedAt = await findDamage(join(this.path, name));
+      if (damagedAt !== null)
+        throw this.invalid(`its file ${name} is damaged at byte ${damagedAt}: a checksum differs`);
+    }
   }
 
   /**

@@ -1,0 +1,117 @@
+// Whether a table of the store, one of the files in which LevelDB keeps what it has sorted, is as it was written. Each of
+// its blocks has a checksum behind it, which LevelDB ignores unless it is asked to look, and its binding cannot ask: it misses
+// records that are damaged, gives older ones for them, or ends the process over what it cannot decode.
+import { type FileHandle, open } from 'node:fs/promises';
+
+/** Two places of blocks, at most 20 bytes each, and the magic number. */
+const FOOTER_BYTES = 48;
+const MAGIC_LOW = 0x8b80fb57;
+const MAGIC_HIGH = 0xdb477524;
+/** Behind each block: whether it is compressed, and the checksum of both. */
+const TRAILER_BYTES = 5;
+const UNCOMPRESSED = 0;
+const CRC32C_POLYNOMIAL = 0x82f63b78;
+const CRC_MASK_DELTA = 0xa282ead8;
+
+const CRC32C = Int32Array.from({ length: 256 }, (_, byte) => {
+  let crc = byte;
+  for (let bit = 0; bit < 8; bit++) crc = (crc & 1) === 1 ? (crc >>> 1) ^ CRC32C_POLYNOMIAL : crc >>> 1;
+  return crc;
+});
+
+/** As LevelDB stores it. */
+function maskedCrc32c(bytes: Uint8Array): number {
+  let crc = -1;
+  for (let at = 0; at < bytes.length; at++) {
+    crc = (CRC32C[(crc ^ (bytes[at] as number)) & 0xff] as number) ^ (crc >>> 8);
+  }
+  const sum = ~crc;
+  return (((sum >>> 15) | (sum << 17)) + CRC_MASK_DELTA) >>> 0;
+}
+
+interface Place {
+  readonly offset: number;
+  readonly bytes: number;
+}
+
+class Cursor {
+  constructor(
+    private readonly bytes: Uint8Array,
+    public at = 0,
+  ) {}
+
+  /** Seven bits in each byte, the lowest first; past the end there are zeros. */
+  number(): number {
+    let value = 0;
+    for (let scale = 1; ; scale *= 128) {
+      const byte = this.bytes[this.at++] ?? 0;
+      value += (byte & 0x7f) * scale;
+      if (byte < 0x80) return value;
+    }
+  }
+
+  place(): Place {
+    return { offset: this.number(), bytes: this.number() };
+  }
+}
+
+/** The values of a block whose values are places. */
+function placesIn(block: Buffer): Place[] {
+  const restarts = block.readUInt32LE(block.length - 4);
+  const end = block.length - 4 * (restarts + 1);
+  const places: Place[] = [];
+  for (const cursor = new Cursor(block); cursor.at < end; ) {
+    cursor.number(); // bytes of the key that the one before has, too
+    const keyBytes = cursor.number();
+    const valueBytes = cursor.number();
+    const value = cursor.at + keyBytes;
+    places.push(new Cursor(block, value).place());
+    cursor.at = value + valueBytes;
+  }
+  return places;
+}
+
+/** The block and, in one byte, whether it is compressed; null if it is not what was written there. */
+async function readBlock(file: FileHandle, fileBytes: number, { offset, bytes }: Place): Promise<Buffer | null> {
+  if (offset + bytes + TRAILER_BYTES > fileBytes - FOOTER_BYTES) return null;
+  const block = Buffer.allocUnsafe(bytes + TRAILER_BYTES);
+  const { bytesRead } = await file.read(block, 0, block.length, offset);
+  if (bytesRead !== block.length) return null;
+  const summed = block.subarray(0, bytes + 1);
+  return block.readUInt32LE(bytes + 1) === maskedCrc32c(summed) ? summed : null;
+}
+
+/**
+ * Where the table is damaged, in bytes from its beginning; null if it is not. What does not end as a table does is none: the
+ * store says so itself, unless it is just writing it.
+ */
+export async function findDamage(path: string): Promise<number | null> {
+  let file: FileHandle;
+  try {
+    file = await open(path, 'r');
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return null; // the store needs it no more
+    throw error;
+  }
+  try {
+    const { size } = await file.stat();
+    if (size < FOOTER_BYTES) return null;
+    const footer = Buffer.alloc(FOOTER_BYTES);
+    await file.read(footer, 0, FOOTER_BYTES, size - FOOTER_BYTES);
+    const isTable =
+      footer.readUInt32LE(FOOTER_BYTES - 8) === MAGIC_LOW && footer.readUInt32LE(FOOTER_BYTES - 4) === MAGIC_HIGH;
+    if (!isTable) return null;
+    const cursor = new Cursor(footer);
+    for (const list of [cursor.place(), cursor.place()]) {
+      const places = await readBlock(file, size, list);
+      if (places === null) return size - FOOTER_BYTES;
+      if (places.at(-1) !== UNCOMPRESSED) continue; // another program's: this store compresses nothing
+      for (const place of placesIn(places.subarray(0, -1))) {
+        if ((await readBlock(file, size, place)) === null) return place.offset;
+      }
+    }
+    return null;
+  } finally {
+    await file.close();
+  }
+}
