@@ -104,6 +104,35 @@ TEST_CASE("shm: a claim that was written and not counted is helped on") {
   CHECK(rig.b.wait().wrId == 2);
 }
 
+TEST_CASE("shm: no receive of a shared queue is lost when a requester is held up before it claims one") {
+  ShmTestDirectory directory;
+  Shared rig(directory, 2);
+  Endpoint c(directory);  // another requester
+  Endpoint d(rig.b.context, {});
+  QpInit init;
+  init.sendCq = init.recvCq = rig.b.cq;
+  init.srq = rig.srq;
+  d.qp->close();
+  d.qp = rig.b.domain->createQueuePair(init);
+  connectPair(c, d);
+  REQUIRE(rig.post(1, 2) == 2);
+  const auto send = [&](Endpoint& from) { return from.run(from.request(WrOpcode::Send, 0, 8, rig.b.coordinates())); };
+  std::vector<uint64_t> received;
+  holdBeforeClaim([&] { send(rig.a); },
+                  [&] {
+                    CHECK(send(c) == WcStatus::Success);
+                    received.push_back(rig.b.wait().wrId);
+                    CHECK(rig.post(3, 1) == 1);
+                  });
+  received.push_back(rig.b.wait().wrId);
+  CHECK(rig.post(4, 1) == 1);
+  for (int i = 0; i < 2; i++) {
+    REQUIRE(c.post(c.request(WrOpcode::Send, 0, 8, rig.b.coordinates())) == 0);
+    received.push_back(rig.b.wait().wrId);
+  }
+  CHECK(received == std::vector<uint64_t>{1, 2, 3, 4});
+}
+
 TEST_CASE("shm: a receive that was claimed for a queue pair and never filled is flushed with it, or free again") {
   ShmTestDirectory directory;
   Shared rig(directory, 4);

@@ -18,7 +18,7 @@
 namespace quorate::shm {
 
 constexpr uint64_t kControlMagic = 0x314c54434d485351ull;  // "QSHMCTL1"
-constexpr uint32_t kControlVersion = 5;
+constexpr uint32_t kControlVersion = 6;
 
 // Limits of one HCA instance. They fix the size of the control segment (about 4 MiB).
 constexpr uint32_t kQueuePairIndexBits = 10;
@@ -188,11 +188,16 @@ struct SharedReceiveEntry {
   std::atomic<uint64_t> address;
   std::atomic<uint32_t> length;
   std::atomic<uint32_t> lkey;
-  std::atomic<uint32_t> owner;  // slot of the queue pair that claimed it and 1; 0: nobody yet; kFreeReceive: not posted
+  std::atomic<uint32_t> owner;  // slot of the queue pair that claimed it and 1; unclaimedAt(); kFreeReceive: not posted
   std::atomic<uint32_t> order;  // of another entry: the one to be claimed at this position
   std::atomic<uint32_t> sgeCount;
 };
 constexpr uint32_t kFreeReceive = ~0u;
+// Nobody claimed it yet, and it is to be claimed at this position only: who looked at an earlier one and was held up
+// must not take it out of turn when it was posted again.
+constexpr uint32_t unclaimedAt(uint32_t position) {
+  return 1u << 31 | (position & ~(3u << 30));
+}
 
 struct MulticastEntry {
   std::atomic<uint64_t> groupHigh, groupLow;  // of the GID, in network byte order

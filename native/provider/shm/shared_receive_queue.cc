@@ -6,6 +6,8 @@
 #include <cassert>
 #include <cerrno>
 
+#include "provider/shm/test_hooks.h"
+
 namespace quorate::shm {
 namespace {
 
@@ -153,7 +155,7 @@ size_t ShmSharedReceiveQueue::postReceive(const ReceiveWorkRequest* requests, si
     entry.length.store(requests[i].length, std::memory_order_relaxed);
     entry.lkey.store(requests[i].lkey, std::memory_order_relaxed);
     entry.sgeCount.store(requests[i].sgeCount, std::memory_order_relaxed);
-    entry.owner.store(0, std::memory_order_release);
+    entry.owner.store(unclaimedAt(posted_), std::memory_order_release);
     this->entry(posted_ & (capacity_ - 1)).order.store(index, std::memory_order_relaxed);
     slot().posted.store(++posted_, std::memory_order_release);
   }
@@ -193,10 +195,12 @@ uint32_t claimSharedReceive(ControlSegment& control, SharedReceiveQueueSlot& slo
   for (int attempt = 0; attempt < kMaxClaimAttempts; attempt++) {
     uint32_t position = slot.claimed.load(std::memory_order_acquire);
     if (position == slot.posted.load(std::memory_order_acquire)) return kNoReceive;
-    // Sound also if the position has been passed meanwhile: the entry is then one that was posted later, or not free.
+    // If the position has been passed meanwhile, the entry was claimed, or is unclaimed at a later one.
     const uint32_t index = control.sharedReceives[base + (position & (capacity - 1))].order.load();
     if (index >= capacity) return kNoReceive;
-    uint32_t unclaimed = 0;
+    if (auto* hook = testHooks.reached.load(std::memory_order_relaxed)) [[unlikely]]
+      hook(HookPoint::BeforeClaim);
+    uint32_t unclaimed = unclaimedAt(position);
     const bool mine = control.sharedReceives[base + index].owner.compare_exchange_strong(unclaimed, queuePair + 1,
                                                                                          std::memory_order_seq_cst);
     slot.claimed.compare_exchange_strong(position, position + 1, std::memory_order_seq_cst);

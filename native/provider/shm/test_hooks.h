@@ -8,6 +8,7 @@
 namespace quorate::shm {
 
 enum class HookPoint {
+  BeforeClaim,    // the next receive of a shared queue is known, and not claimed yet
   AfterTake,      // the word is taken, the region not yet validated
   BeforeCopy,     // everything is validated
   MidCopy,        // half of the chunk is copied
