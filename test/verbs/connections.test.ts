@@ -3,6 +3,7 @@ import { spawn } from 'node:child_process';
 import { getEventListeners, once } from 'node:events';
 import { chmodSync, existsSync, mkdirSync } from 'node:fs';
 import { connect } from 'node:net';
+import { constants } from 'node:os';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { afterEach, describe, expect, it } from 'vitest';
@@ -44,6 +45,48 @@ async function listening(): Promise<{ id: CmId; port: number }> {
   await id.listen({ host: HOST });
   return { id, port: id.localAddress?.port ?? 0 };
 }
+
+describe('the address that a connection comes from', () => {
+  /** What the listener is told of a client. */
+  async function peerSeen(resolve: (id: CmId, port: number) => Promise<void>): Promise<unknown> {
+    const { id: listener, port } = await listening();
+    const id = channel().createId();
+    await resolve(id, port);
+    await id.resolveRoute();
+    queuePairFor(id);
+    const connecting = id.connect().catch(errorCode);
+    const { value: request } = await listener.requests().next();
+    request?.reject();
+    expect(await connecting).toBe('QUORATE_CM_REJECTED');
+    expect(request?.peerAddress?.port).toBe(id.localAddress?.port);
+    return id.localAddress;
+  }
+
+  it('is the source that was asked for', async () => {
+    const source = { host: '127.0.0.2', port: 7 };
+    expect(await peerSeen((id, port) => id.resolveAddress({ host: HOST, port }, { source }))).toEqual(source);
+  });
+
+  it('is the one that the id was bound to', async () => {
+    const own = { host: '127.0.0.2', port: 8 };
+    const seen = peerSeen(async (id, port) => {
+      await id.bindAddress(own);
+      await id.resolveAddress({ host: HOST, port });
+    });
+    expect(await seen).toEqual(own);
+  });
+
+  it('must be one of this host, and a port that nobody has', async () => {
+    const { port } = await listening();
+    const refusal = (source: { host: string; port?: number }) =>
+      channel()
+        .createId()
+        .resolveAddress({ host: HOST, port }, { source })
+        .catch((error) => error.errno);
+    expect(await refusal({ host: '192.0.2.1' })).toBe(constants.errno.EADDRNOTAVAIL);
+    expect(await refusal({ host: HOST, port })).toBe(constants.errno.EADDRINUSE);
+  });
+});
 
 describe('events of an id', () => {
   it('are let go of by an iteration that ends before it began, and with the id', async () => {

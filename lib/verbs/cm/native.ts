@@ -113,8 +113,8 @@ export interface NativeCmId extends NativeObject {
   readonly localAddress: CmAddress | null;
   readonly peerAddress: CmAddress | null;
   bindAddress(address: CmAddress): void | Promise<void>;
-  /** Ends with ADDR_RESOLVED or ADDR_ERROR. */
-  resolveAddress(source: CmAddress | null, destination: CmAddress, timeoutMs: number): void;
+  /** Ends with ADDR_RESOLVED or ADDR_ERROR, unless the promise rejects. */
+  resolveAddress(source: CmAddress | null, destination: CmAddress, timeoutMs: number): void | Promise<void>;
   /** Ends with ROUTE_RESOLVED or ROUTE_ERROR, unless the promise rejects. */
   resolveRoute(timeoutMs: number): void | Promise<void>;
   listen(backlog: number): void | Promise<void>;

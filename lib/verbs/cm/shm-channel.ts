@@ -187,15 +187,19 @@ class ShmCmId implements NativeCmId {
     this.#port.listen((socket) => this.#welcome(socket));
   }
 
-  resolveAddress(_source: CmAddress | null, destination: CmAddress): void {
+  async resolveAddress(source: CmAddress | null, destination: CmAddress): Promise<void> {
     this.#check();
-    if (this.#state !== 'idle') refuse('Resolving an address', 'rdma_resolve_addr', 'The id is in use already.');
+    // One that is bound already stays so, as with the kernel.
+    if (source !== null && this.#state === 'idle') await this.bindAddress(source);
+    if (this.#state !== 'idle' && (this.#state !== 'bound' || this.localAddress === null)) {
+      refuse('Resolving an address', 'rdma_resolve_addr', 'The id is in use already.');
+    }
     if (!isOwnAddress(destination.host)) {
       this.#emit(CmEventType.ADDR_ERROR, -EHOSTUNREACH);
       return;
     }
     checkDirectory(this.#channel.directory);
-    this.localAddress = { host: destination.host, port: FIRST_SOURCE_PORT + (sourcePorts++ % SOURCE_PORTS) };
+    this.localAddress ??= { host: destination.host, port: FIRST_SOURCE_PORT + (sourcePorts++ % SOURCE_PORTS) };
     this.peerAddress = destination;
     this.#state = 'resolved';
     this.#emit(CmEventType.ADDR_RESOLVED, 0);
