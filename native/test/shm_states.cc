@@ -53,6 +53,22 @@ TEST_CASE("shm: a queue pair walks RESET, INIT, RTR, RTS, ERR, RESET and may be 
   }
 }
 
+TEST_CASE("shm: completions from before a RESET take no room in the send queue when they are polled after it") {
+  ShmTestDirectory directory;
+  EndpointOptions options;
+  options.cap.maxSendWr = 4;
+  Endpoint a(directory, options), b(directory);
+  connectPair(a, b);
+  const SendWorkRequest write = a.request(WrOpcode::RdmaWrite, 0, 8, b.coordinates());
+  for (int i = 0; i < 4; i++) REQUIRE(a.post(write) == 0);
+  a.qp->modify(stateAttributes(QpState::Reset));
+  b.qp->modify(stateAttributes(QpState::Reset));
+  connectPair(a, b);
+  REQUIRE(a.post(write) == 0);
+  a.wait();  // the oldest of those from before
+  CHECK(a.post(write) == 0);
+}
+
 TEST_CASE("shm: transitions that the table refuses are refused, with its sentence") {
   ShmTestDirectory directory;
   Endpoint a(directory);

@@ -283,8 +283,15 @@ void ShmCompletionQueue::attachReceiver(ShmQueuePair* queuePair) {
 }
 
 void ShmCompletionQueue::forget(ShmQueuePair* queuePair) {
+  {
+    const std::lock_guard<SpinLock> guard(lock_);
+    std::erase(receivers_, queuePair);
+  }
+  forgetSends(queuePair);
+}
+
+void ShmCompletionQueue::forgetSends(ShmQueuePair* queuePair) {
   const std::lock_guard<SpinLock> guard(lock_);
-  std::erase(receivers_, queuePair);
   for (size_t i = 0; i < count_; i++) {
     Entry& entry = ring_[(head_ + i) % ring_.size()];
     if (entry.queuePair == queuePair) entry.queuePair = nullptr;

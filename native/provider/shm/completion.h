@@ -70,6 +70,7 @@ class ShmCompletionQueue final : public CompletionQueue {
   bool push(const WorkCompletion& completion, ShmQueuePair* queuePair, uint64_t sendIndex);
   void attachReceiver(ShmQueuePair* queuePair);
   void forget(ShmQueuePair* queuePair);  // its completions stay, but refer to it no more
+  void forgetSends(ShmQueuePair* queuePair);  // the same for its sends only
   void ring(bool solicited);             // news that poll() has to look for in the queue pairs
   // An event for this queue was taken from the channel. False if it is a duplicate.
   bool takeEvent(uint32_t arming);

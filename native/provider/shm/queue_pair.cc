@@ -300,6 +300,8 @@ void ShmQueuePair::toReset() {
                      EBUSY, "ibv_modify_qp");
   }
   const std::lock_guard<SpinLock> posting(postLock_);
+  // Polled later they would undo that all has been retired. A poller takes the receive lock: so before that.
+  sendCq_->forgetSends(this);
   const std::lock_guard<SpinLock> receiving(receiveLock_);
   while (!waiting_.empty()) dropHead();
   unmapPeer();
