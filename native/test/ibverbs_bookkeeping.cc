@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "provider/ibverbs/shared_receive_queue.h"
 #include "provider/ibverbs/work_queue.h"
 #include "test/child_process.h"
 #include "test/error_code.h"
@@ -581,6 +582,20 @@ TEST_CASE("a shared receive counts until its completion is polled, whatever queu
   CHECK(postWrites(*rig.qp, 1, 8, &errnum) + postWrites(*second, 1, 8, &errnum) == 16);
   auto third = rig.makeQueuePair();
   CHECK(postWrites(*third, 1, 1, &errnum) == 0);
+}
+
+TEST_CASE("a completion queue keeps nothing of a shared receive queue that was closed") {
+  FakeDevice device;
+  Rig rig(device, 16);
+  const auto makeAndClose = [&]() -> std::weak_ptr<ibverbs::SharedWorkQueue> {
+    auto srq = std::static_pointer_cast<ibverbs::IbvSharedReceiveQueue>(rig.domain->createSharedReceiveQueue(4, 1));
+    rig.makeQueuePair(QpType::Rc, srq)->close();
+    srq->close();
+    return srq->queue();
+  };
+  const auto first = makeAndClose();
+  makeAndClose();
+  CHECK(first.expired());
 }
 
 TEST_CASE("the sender of a datagram without a routing header is told, also from a shared receive queue") {

@@ -165,7 +165,8 @@ void IbvCompletionQueue::close() {
     // The shared receives whose completions nobody can poll any more.
     for (; takenInNext_ < takenIn_.size(); takenInNext_++) {
       const WorkCompletion& one = takenIn_[takenInNext_];
-      if ((one.wcFlags & kOfSharedQueue) != 0) sharedOf(one).queue->giveBack(1);
+      if ((one.wcFlags & kOfSharedQueue) == 0) continue;
+      if (const auto& queue = sharedOf(one).queue) queue->giveBack(1);
     }
   });
 }
@@ -213,6 +214,9 @@ void IbvCompletionQueue::takeInLocked() {
 
 void IbvCompletionQueue::attachShared(const std::shared_ptr<SharedWorkQueue>& queue, bool datagrams) {
   std::lock_guard<AdaptiveMutex> lock(pollMutex_);
+  for (auto& [number, one] : shared_) {
+    if (one.users == 0 && one.late == 0 && one.queue != nullptr && one.queue->ended()) one.queue.reset();
+  }
   Shared& shared = shared_[queue->number()];
   if (shared.users == 0) {
     const uint32_t taken = takeCredits(queue->capacity() - shared.late);  // it holds the rest already
@@ -279,7 +283,7 @@ int IbvCompletionQueue::poll(WorkCompletion* completions, int max) {
         continue;
       }
       Shared& shared = sharedOf(completions[i]);
-      shared.queue->giveBack(1);
+      if (shared.queue != nullptr) shared.queue->giveBack(1);
       completions[i].wcFlags &= kDeviceFlags;
       if (shared.users == 0 && shared.late > 0) {
         shared.late--;
@@ -417,6 +421,7 @@ bool IbvCompletionQueue::translate(const ibv_wc& raw, WorkCompletion* completion
 
 bool IbvCompletionQueue::translateShared(const ibv_wc& raw, WorkCompletion* completion) {
   const auto found = shared_.find(static_cast<uint32_t>(cookieSlot(raw.wr_id)) & ~kSharedSlotBit);
+  if (found != shared_.end() && found->second.queue == nullptr) return false;  // late, of a queue that has ended
   if (found == shared_.end() || !found->second.queue->retire(cookiePosition(raw.wr_id), &completion->wrId)) {
     failure_ = EPROTO;
     return false;

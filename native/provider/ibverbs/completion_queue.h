@@ -73,10 +73,10 @@ class IbvCompletionQueue final : public CompletionQueue {
   };
 
   struct Shared {
-    std::shared_ptr<SharedWorkQueue> queue;
-    uint32_t users = 0;      // 0: kept for completions that come late
-    bool datagrams = false;  // of UD queue pairs, too
-    uint32_t late = 0;       // entries still kept back without users: completions taken in and not handed out
+    std::shared_ptr<SharedWorkQueue> queue;  // null once it has ended
+    uint32_t users = 0;                      // 0: kept for completions that come late
+    bool datagrams = false;                  // of UD queue pairs, too
+    uint32_t late = 0;                       // entries kept back without users: completions taken in and not handed out
   };
 
   IbvCompletionQueue(std::shared_ptr<IbvContext> context, std::shared_ptr<IbvCompletionChannel> channel,

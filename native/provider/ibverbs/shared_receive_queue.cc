@@ -68,6 +68,7 @@ void IbvSharedReceiveQueue::close() {
                        "Closing a shared receive queue of " + domain_->context()->device().name, "");
     }
     usable_ = false;
+    queue_->end();
   });
 }
 

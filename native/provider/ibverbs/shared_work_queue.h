@@ -2,6 +2,7 @@
 // pair they complete in any order, on any of several completion queues.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <mutex>
 #include <vector>
@@ -52,8 +53,12 @@ class SharedWorkQueue {
     std::lock_guard<AdaptiveMutex> lock(mutex_);
     available_ += count;
   }
+  // The device has no such queue any more, and so reports on it no more.
+  void end() { ended_.store(true, std::memory_order_release); }
+  bool ended() const { return ended_.load(std::memory_order_acquire); }
 
  private:
+  std::atomic<bool> ended_{false};
   const uint32_t number_;
   AdaptiveMutex mutex_;
   std::vector<uint64_t> wrIds_;
