@@ -133,6 +133,21 @@ TEST_CASE("shm: no receive of a shared queue is lost when a requester is held up
   CHECK(received == std::vector<uint64_t>{1, 2, 3, 4});
 }
 
+TEST_CASE("shm: a receive that is claimed for a queue pair after that was closed is free again") {
+  ShmTestDirectory directory;
+  Shared rig(directory, 2);
+  REQUIRE(rig.post(1, 2) == 2);
+  WcStatus status = WcStatus::Success;
+  holdBeforeClaim([&] { status = rig.a.run(rig.a.request(WrOpcode::Send, 0, 8, rig.b.coordinates())); },
+                  [&] { rig.b.qp->close(); });
+  CHECK(status == WcStatus::RetryExcErr);
+  QpInit init;
+  init.sendCq = init.recvCq = rig.b.cq;
+  init.srq = rig.srq;
+  rig.b.qp = rig.b.domain->createQueuePair(init);
+  CHECK(rig.post(3, 1) == 1);
+}
+
 TEST_CASE("shm: a receive that was claimed for a queue pair and never filled is flushed with it, or free again") {
   ShmTestDirectory directory;
   Shared rig(directory, 4);

@@ -97,6 +97,7 @@ ShmQueuePair::ShmQueuePair(std::shared_ptr<ShmProtectionDomain> domain, const Qp
   slot_->receiveCq.store(receiveCq_->index(), std::memory_order_release);
   slot_->receiveBase.store(place_.receiveBase, std::memory_order_release);
   slot_->receiveCapacity.store(place_.receiveCapacity, std::memory_order_release);
+  if (srq_ != nullptr) srq_->attach(place_.index);
   slot_->number.store(place_.number, std::memory_order_release);
   responder_.slot = slot_;
   responder_.postLock = &postLock_;
@@ -106,6 +107,7 @@ ShmQueuePair::ShmQueuePair(std::shared_ptr<ShmProtectionDomain> domain, const Qp
     receiveCq_->attachReceiver(this);
   } catch (...) {
     slot_->number.store(0);
+    if (srq_ != nullptr) srq_->detach(place_.index);
     context_.givePlace(place_, nullptr);
     throw;
   }
@@ -169,7 +171,7 @@ void ShmQueuePair::close() {
   receiveCq_->forget(this);
   sendCq_->forget(this);
   slot_->number.store(0, std::memory_order_release);
-  if (srq_ != nullptr) srq_->reclaim(place_.index, SIZE_MAX, [](const ReceiveWorkRequest&) {});
+  if (srq_ != nullptr) srq_->detach(place_.index);
   context_.givePlace(place_, std::move(lastPeer));
 }
 

@@ -48,7 +48,8 @@ ShmSharedReceiveQueue::ShmSharedReceiveQueue(std::shared_ptr<ShmProtectionDomain
       capacity_(checkedCapacity(maxWr)),
       maxSge_(checkedSge(maxSge)),
       requests_(capacity_),
-      outstanding_(capacity_) {
+      outstanding_(capacity_),
+      attached_(kMaxQueuePairs) {
   ShmContext& context = *domain_->context();
   index_ = context.sharedQueueIndices().take();
   try {
@@ -136,6 +137,7 @@ size_t ShmSharedReceiveQueue::postReceive(const ReceiveWorkRequest* requests, si
       *errnum = EINVAL;
       return i;
     }
+    if (free_.empty()) freeOrphans();
     if (free_.empty()) {
       *errnum = ENOMEM;
       return i;
@@ -166,6 +168,27 @@ void ShmSharedReceiveQueue::free(uint32_t index) {
   entry(index).owner.store(kFreeReceive, std::memory_order_release);
   outstanding_[index] = false;
   free_.push_back(index);
+}
+
+void ShmSharedReceiveQueue::attach(uint32_t queuePair) {
+  const std::lock_guard<SpinLock> guard(lock_);
+  freeOrphans();  // of the slot's last user
+  attached_[queuePair] = true;
+}
+
+void ShmSharedReceiveQueue::detach(uint32_t queuePair) {
+  const std::lock_guard<SpinLock> guard(lock_);
+  attached_[queuePair] = false;
+  freeOrphans();
+}
+
+// What is claimed for queue pairs that are gone.
+void ShmSharedReceiveQueue::freeOrphans() {
+  for (uint32_t index = 0; index < capacity_; index++) {
+    if (!outstanding_[index]) continue;
+    const uint32_t owner = entry(index).owner.load(std::memory_order_acquire);
+    if (owner >= 1 && owner <= kMaxQueuePairs && !attached_[owner - 1]) free(index);
+  }
 }
 
 bool ShmSharedReceiveQueue::complete(uint32_t index, uint32_t queuePair, ReceiveWorkRequest* posted) {

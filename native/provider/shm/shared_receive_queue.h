@@ -36,6 +36,10 @@ class ShmSharedReceiveQueue final : public SharedReceiveQueue {
   const std::shared_ptr<ShmProtectionDomain>& domain() const { return domain_; }
   Children& children() { return children_; }
   uint32_t index() const { return index_; }
+  // Slots of queue pairs that draw from it. One that is let go of frees what was claimed for it; a requester that was
+  // held up may still claim another for it later, which is free when it is needed.
+  void attach(uint32_t queuePair);
+  void detach(uint32_t queuePair);
   // The receive at `entry` was completed for the queue pair in slot `queuePair`: gives what was posted and frees the
   // entry. False if that cannot be: the peer broke the rules.
   bool complete(uint32_t entry, uint32_t queuePair, ReceiveWorkRequest* posted);
@@ -50,6 +54,7 @@ class ShmSharedReceiveQueue final : public SharedReceiveQueue {
     return domain_->context()->control()->sharedReceives[base_ + index];
   }
   void free(uint32_t index);
+  void freeOrphans();
 
   const std::shared_ptr<ShmProtectionDomain> domain_;
   const uint32_t capacity_;
@@ -62,6 +67,7 @@ class ShmSharedReceiveQueue final : public SharedReceiveQueue {
   std::vector<ReceiveWorkRequest> requests_;  // as posted: nothing of them is taken from shared memory
   std::vector<bool> outstanding_;
   std::vector<uint32_t> free_;
+  std::vector<bool> attached_;
   uint32_t posted_ = 0;
   std::atomic<bool> closed_{false};
 };
