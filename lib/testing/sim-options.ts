@@ -191,7 +191,9 @@ function withLateVisibility(random: Random, options: SimOptions): SimOptions {
 
 function drawKind(random: Random, request: SimRequest): SimOptions {
   const drawn = drawAtFullPace(random, request.replicas);
-  const pace = request.pace ?? drawPace(random, request.virtualSeconds);
+  // Drawn in any case: a run whose own pace is asked for is to be that run.
+  const drawnPace = drawPace(random, request.virtualSeconds);
+  const pace = request.pace ?? drawnPace;
   const paced = pace === 1 ? drawn : slowDown(random, drawn, pace);
   const calm_ns = paced.convergenceTime_ns * CALM_WITH_CLIENTS;
   const faultyTime_ns = Math.max(FAULTY_TIME_MIN_NS, request.virtualSeconds * 1e9 - calm_ns);

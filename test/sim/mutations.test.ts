@@ -94,4 +94,16 @@ describe('mutations', () => {
       mend();
     }
   });
+
+  test('leave the request of a slow run that fails, if nothing simpler does', { timeout: 120_000 }, () => {
+    const mutation = MUTATIONS.find(({ name }) => name === 'skip-tail-repair');
+    const mend = mutation?.install() as () => void;
+    try {
+      const { request, result } = minimize({ seed: 2, replicas: 3, virtualSeconds: 45 });
+      expect(result.options.pace).toBeGreaterThan(1);
+      expect(runSimulation(request).violation).toEqual(result.violation);
+    } finally {
+      mend();
+    }
+  });
 });

@@ -86,6 +86,14 @@ describe('the pace', () => {
     expect(options.profile.tick_ns % 20e6).toBe(0);
   });
 
+  test('that the seed draws is the same run when it is asked for', () => {
+    const request = { replicas: 3, virtualSeconds: 180 };
+    for (let seed = 0; seed < 100; seed++) {
+      const drawn = drawOptions(new Random(seed), request);
+      expect(drawOptions(new Random(seed), { ...request, pace: drawn.pace })).toEqual(drawn);
+    }
+  });
+
   test('makes no run shorter than was asked for', () => {
     const result = runChecked({ seed: 4713, replicas: 3, virtualSeconds: 60 });
     expect(result.options.pace).toBeGreaterThan(1);
