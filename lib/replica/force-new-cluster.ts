@@ -8,12 +8,13 @@
 // queue pairs of its own, and has ended the old one before. So no member of the old cluster can write into it, vote in it,
 // or be taken for one of its members: its links are gone, its hello is refused, and its bytes do not chain.
 import { randomInt } from 'node:crypto';
+import { inspect } from 'node:util';
 import type { ChainPosition } from '../consensus/entry.js';
 import { EPOCH_NONE, makeEpoch } from '../consensus/epoch.js';
 import { forkRefusal, isBetterLog, type LogEnd, type SurvivorView } from '../consensus/fork.js';
 import { BOOT_ID_MAX } from '../consensus/limits.js';
 import { QuorateError } from '../errors.js';
-import { checkCallOptions, invalid } from './check-options.js';
+import { checkCallOptions, checkInteger, invalid } from './check-options.js';
 import type { ReplicaStatus } from './replica-options.js';
 
 /** Says that the consequences of Replica.forceNewCluster() are understood. */
@@ -70,11 +71,20 @@ export function newClusterId(old: number): number {
   }
 }
 
-function logEnd({ tailEpoch, tailLsn }: Pick<ReplicaStatus, 'tailEpoch' | 'tailLsn'>): LogEnd {
-  const match = /^([0-9]{1,10})\.([0-9]{1,7})$/.exec(tailEpoch);
-  if (match === null) return invalid(`tailEpoch '${tailEpoch}' is not of the form counter.incarnation`);
+/** What is compared must be as status() has it: of texts '9000' is larger than '10000', and as a number 10.10 is 10.1. */
+function logEnd(survivor: Pick<ReplicaStatus, 'tailEpoch' | 'tailLsn'>): LogEnd {
+  if (typeof survivor !== 'object' || survivor === null) return invalid('a survivor is not what status() returned');
+  const { tailEpoch, tailLsn } = survivor;
+  checkInteger(tailLsn, 0, Number.MAX_SAFE_INTEGER, 'tailLsn');
+  const match = typeof tailEpoch === 'string' ? /^([0-9]{1,10})\.([0-9]{1,7})$/.exec(tailEpoch) : null;
+  if (match === null) return invalid(`tailEpoch ${inspect(tailEpoch)} is not a text of the form counter.incarnation`);
   const [counter, incarnation] = [Number(match[1]), Number(match[2])];
-  return { tailEpoch: counter === 0 ? EPOCH_NONE : makeEpoch(counter, incarnation), tailLsn };
+  if (counter === 0) return { tailEpoch: EPOCH_NONE, tailLsn };
+  try {
+    return { tailEpoch: makeEpoch(counter, incarnation), tailLsn };
+  } catch (error) {
+    return invalid(`tailEpoch '${tailEpoch}': ${(error as RangeError).message}`);
+  }
 }
 
 /**
@@ -85,6 +95,7 @@ function logEnd({ tailEpoch, tailLsn }: Pick<ReplicaStatus, 'tailEpoch' | 'tailL
 export function bestSurvivor<Survivor extends Pick<ReplicaStatus, 'tailEpoch' | 'tailLsn'>>(
   survivors: readonly Survivor[],
 ): Survivor {
+  if (!Array.isArray(survivors)) invalid('bestSurvivor() takes a list of what status() of each survivor returned');
   let best: { readonly survivor: Survivor; readonly end: LogEnd } | undefined;
   for (const survivor of survivors) {
     const end = logEnd(survivor);

@@ -156,6 +156,25 @@ it('the best survivor is the one whose log ends in the latest epoch, and then th
   expect(() => bestSurvivor([at(0, 'x', 1)])).toThrow(/tailEpoch/);
 });
 
+it('of what is no status there is no best survivor: the wrong one would lose what was acknowledged', () => {
+  const code = 'QUORATE_INVALID_ARGUMENT';
+  const refuse = (survivors: unknown) =>
+    expect(() => bestSurvivor(survivors as []), JSON.stringify(survivors)).toThrow(expect.objectContaining({ code }));
+  const good = { tailEpoch: '10.1', tailLsn: 64 };
+  // As they come from a log or an environment: '9000' is the larger text.
+  refuse([
+    { ...good, tailLsn: '9000' },
+    { ...good, tailLsn: '10000' },
+  ]);
+  for (const tailLsn of [undefined, null, Number.NaN, -64, 0.5]) {
+    refuse([{ ...good, tailLsn }, good]);
+  }
+  for (const tailEpoch of ['10.0', '9999999999.1', '10.9999999', 10.1, undefined]) {
+    refuse([{ ...good, tailEpoch }]);
+  }
+  for (const survivors of [undefined, null, good, [undefined], [null]]) refuse(survivors);
+});
+
 it('no log of the old cluster chains to the new one, whose epochs come after all of the old one', () => {
   const applied = { lsn: 640, hashLow: 1, hashHigh: 2, epoch: makeEpoch(5, 2) };
   const one = forkPosition(applied, makeEpoch(7, 3), 1234);
