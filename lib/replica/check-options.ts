@@ -255,6 +255,18 @@ function absoluteShmDirectory(path: string | undefined): string | undefined {
   return typeof path === 'string' && path !== '' ? absolutePath(path, 'shmDirectory') : path;
 }
 
+/** Port numbers of the verbs are bytes. */
+const DEVICE_PORT_MAX = 255;
+const GID_INDEX_MAX = 2 ** 31 - 1;
+
+/** What the device has of them it says itself. */
+function checkDevice({ device, devicePort, gidIndex }: ReplicaOptions<never>): void {
+  if (device !== undefined && typeof device !== 'string')
+    invalid(`device ${shown(device)} is not the name of a device`);
+  if (devicePort !== undefined) checkInteger(devicePort, 1, DEVICE_PORT_MAX, 'devicePort');
+  if (gidIndex !== undefined) checkInteger(gidIndex, 0, GID_INDEX_MAX, 'gidIndex');
+}
+
 /** Of the options of a replica, those that are known before it has a device; with the defaults in place. */
 export interface CheckedReplicaOptions {
   /** Where it listens. */
@@ -297,6 +309,7 @@ export function checkReplicaOptions(options: ReplicaOptions<never>): CheckedRepl
     );
   }
   checkClusterKey(options.clusterKey); // before anything is made that depends on it
+  checkDevice(options);
   checkInteger(openTimeoutMs, 1, 2 ** 31 - 1, 'openTimeoutMs');
   for (const name of ['waitForLeader', 'keepCompiledCode'] as const) {
     if (!['undefined', 'boolean'].includes(typeof options[name])) return invalid(`${name} is not a boolean`);

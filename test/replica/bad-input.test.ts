@@ -135,6 +135,22 @@ describe('Replica.open() refuses', () => {
       /holdAtExitMs 1001/,
     ],
     ['an id in digits', () => ({ id: '0' }), 'QUORATE_INVALID_ARGUMENT', /id "0" is not an integer in 0\.\.15/],
+    ['a device that is a number', () => ({ device: 5 }), 'QUORATE_INVALID_ARGUMENT', /device 5 is not/],
+    [
+      "a device's port in digits",
+      () => ({ devicePort: '1' }),
+      'QUORATE_INVALID_ARGUMENT',
+      /devicePort "1" is not an integer in 1\.\.255/,
+    ],
+    [
+      'a port that no device has',
+      () => ({ devicePort: 256 }),
+      'QUORATE_INVALID_ARGUMENT',
+      /devicePort 256 is not an integer/,
+    ],
+    ['a port that this device has not', () => ({ devicePort: 2 }), 'QUORATE_OUT_OF_RANGE', /no port 2/],
+    ['a GID in digits', () => ({ gidIndex: '0' }), 'QUORATE_INVALID_ARGUMENT', /gidIndex "0" is not an integer/],
+    ['a GID that is not there', () => ({ gidIndex: 9 }), 'QUORATE_NO_GID', /index 9/],
     [
       'a port out of range',
       (list) => ({ members: [{ ...list[0], port: 70_000 }] }),
