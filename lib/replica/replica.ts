@@ -116,7 +116,9 @@ const ALL_IDS: readonly number[] = Array.from({ length: MAX_REPLICAS }, (_, id) 
  *
  * Errors that reject calls, by `code`: QUORATE_INVALID_ARGUMENT, QUORATE_CLUSTER_KEY (missing, too short, or too long),
  * QUORATE_NO_DEVICE, QUORATE_NO_GID, QUORATE_MEMLOCK, QUORATE_SYSTEM (see `errno` and `syscall`), QUORATE_ADDRESS_IN_USE and QUORATE_DUPLICATE_ID (another process has
- * this id), QUORATE_OPEN_TIMEOUT, QUORATE_NOT_LEADER, QUORATE_OUTCOME_UNKNOWN, QUORATE_BACKPRESSURE,
+ * this id), QUORATE_OUT_OF_RANGE (the device has no such `devicePort`), QUORATE_UNSUPPORTED (a `permissionStrategy` that is not safe on the device),
+ * QUORATE_REGION_IN_USE (of `surviveCrash`: another process has this id and key), QUORATE_BACKGROUND_THREAD (Node.js could not start it),
+ * QUORATE_OPEN_TIMEOUT, QUORATE_NOT_LEADER, QUORATE_OUTCOME_UNKNOWN, QUORATE_BACKPRESSURE,
  * QUORATE_PAYLOAD_TOO_LARGE, QUORATE_SESSION_GAP, QUORATE_LEADERSHIP_ENDED (of a read, which can be repeated),
  * QUORATE_REMOVED (this replica is no member any more), QUORATE_CLOSED. Those about the membership are at its calls.
  * Of a durable replica also: QUORATE_STORE_IN_USE (another process has its directory), QUORATE_STORE_MISMATCH (it is another
