@@ -18,7 +18,7 @@ export interface HistoryOperation {
   readonly invoked_ns: number;
   /** Infinity while there is no response: the outcome is unknown. */
   returned_ns: number;
-  /** What was answered: the register's value, as the state machine returns it. Without meaning where there is no response. */
+  /** What was answered, as {@link Operation} has it: of a write 0, say. Without meaning where there is no response. */
   result: number;
   /** "origin:sequence" of the command, where it has one. */
   readonly session?: string;
