@@ -4,12 +4,17 @@ import { Command, InvalidArgumentError } from 'commander';
 import { tryMutation } from '../testing/mutation-run.js';
 import { MUTATIONS } from '../testing/mutations.js';
 
-function positiveInteger(text: string): number {
-  const value = Number(text);
-  if (!Number.isInteger(value) || value < 1 || value > 2 ** 40) {
-    throw new InvalidArgumentError('must be a positive integer.');
-  }
-  return value;
+const COUNT_MAX = 2 ** 40;
+const VIRTUAL_SECONDS_MAX = 86_400;
+
+function integerUpTo(max: number): (text: string) => number {
+  return (text) => {
+    const value = Number(text);
+    if (!Number.isInteger(value) || value < 1 || value > max) {
+      throw new InvalidArgumentError(`must be an integer from 1 to ${max}.`);
+    }
+    return value;
+  };
 }
 
 function names(text: string): readonly string[] {
@@ -24,9 +29,9 @@ function names(text: string): readonly string[] {
 
 const command = new Command('sim-mutations')
   .description('Breaks the protocol in named ways; the simulation must notice each.')
-  .option('--seed <number>', 'first seed of each mutation', positiveInteger, 1)
-  .option('--seeds <count>', 'run at most so many seeds per mutation, instead of its own limit', positiveInteger)
-  .option('--virtual-seconds <seconds>', 'length of each run in virtual time', positiveInteger, 13)
+  .option('--seed <number>', 'first seed of each mutation', integerUpTo(COUNT_MAX), 1)
+  .option('--seeds <count>', 'run at most so many seeds per mutation, instead of its own limit', integerUpTo(COUNT_MAX))
+  .option('--virtual-seconds <seconds>', 'length of each run in virtual time', integerUpTo(VIRTUAL_SECONDS_MAX), 13)
   .option('--only <names>', 'comma-separated names of mutations to run', names)
   .option('--list', 'list the mutations')
   .option('--json', 'print the totals as the last line, in JSON')
