@@ -883,7 +883,8 @@ export class BackgroundPlane {
 
   /**
    * A trusted voter holds a longer log, from which this one could not be completed: its ring begins after what is applied
-   * here. Then that voter must lead. The voter with the longest log is never too far behind, so somebody can always.
+   * here, and this log ends before what is applied there. Then that voter must lead, or another one that holds as much. Who
+   * holds all that is committed is never too far behind, so somebody can always, whoever does not.
    */
   private isTooFarBehind(): boolean {
     const ownAppliedLsn = readU53(this.ownMain.body, MainField.appliedLsn);
@@ -893,7 +894,7 @@ export class BackgroundPlane {
       const main = (this.peers[peer] as PeerWatch).main.body;
       const tailLsn = readU53(main, MainField.tailLsn);
       const beginLsn = Math.max(tailLsn - this.options.logBytes, readU53(main, MainField.foreignBelowLsn));
-      if (tailLsn > ownTailLsn && beginLsn > ownAppliedLsn) return true;
+      if (readU53(main, MainField.appliedLsn) > ownTailLsn && beginLsn > ownAppliedLsn) return true;
     }
     return false;
   }
