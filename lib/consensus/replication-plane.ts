@@ -640,6 +640,10 @@ export class ReplicationPlane implements ConfigurationLog {
   private beginTakeover(epoch: number): void {
     this.role_ = 'takingOver';
     this.epoch = epoch;
+    if (this.diskFailure !== null) {
+      this.cede(-1, this.diskFailure); // the background plane had asked for permission when that was not known yet
+      return;
+    }
     this.readingFrom = -1;
     this.noopEndLsn = Number.POSITIVE_INFINITY;
     this.seenGrantsReceived = -1;
