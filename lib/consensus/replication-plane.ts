@@ -164,6 +164,8 @@ export class ReplicationPlane implements ConfigurationLog {
   private appendsOutstanding = 0;
   private appendedLsn = 0;
   private blockedSince_ns = -1;
+  /** Largest command for which the ring had no room, 0 if it has by now: smaller ones may find some meanwhile. */
+  private roomWantedBytes = 0;
   private aloneSince_ns = -1;
   private dirty = false;
   /** This log goes on no more: a new cluster begins in the state that it leads to, and no disk has to hold it for that. */
@@ -648,6 +650,7 @@ export class ReplicationPlane implements ConfigurationLog {
     this.noopEndLsn = Number.POSITIVE_INFINITY;
     this.seenGrantsReceived = -1;
     this.blockedSince_ns = -1;
+    this.roomWantedBytes = 0;
     this.aloneSince_ns = -1;
     this.readTargetLsn = 0;
     for (const follower of this.followers) follower.beginTakeover();
@@ -931,16 +934,24 @@ export class ReplicationPlane implements ConfigurationLog {
     if (this.role_ !== 'leader') return PROPOSE_NOT_LEADER;
     if (this.isLeaving) return PROPOSE_LEAVING;
     const reserve = this.options.logBytes * LOG_RESERVE_FRACTION;
-    if (!this.hasRoom(entryBytes(payload.length), reserve)) return PROPOSE_LOG_FULL;
+    const size = entryBytes(payload.length);
+    if (!this.hasRoom(size, reserve)) {
+      this.roomWantedBytes = Math.max(this.roomWantedBytes, size);
+      return PROPOSE_LOG_FULL;
+    }
     return this.stage(EntryType.command, origin, sequence, payload, payload.length);
   }
 
   /** Whether an entry of `size` bytes (and the pad it may need) fits the ring above `reserve`, and the staging area. */
   private hasRoom(size: number, reserve: number): boolean {
+    if (this.stagedBytes + size + ENTRY_ALIGNMENT_BYTES > this.stagingBytesMax) return false;
+    return this.ringHasRoom(size, reserve);
+  }
+
+  private ringHasRoom(size: number, reserve: number): boolean {
     const { options } = this;
     const remaining = options.logBytes - this.scanner.physical(this.tail.lsn);
     const endLsn = this.tail.lsn + size + (size > remaining ? remaining : 0);
-    if (this.stagedBytes + size + ENTRY_ALIGNMENT_BYTES > this.stagingBytesMax) return false;
     const oldestLsn = endLsn + reserve - options.logBytes;
     if (oldestLsn <= this.recycleLsn) return true;
     this.recycleLsn = this.lowestNeededLsn();
@@ -1527,11 +1538,17 @@ export class ReplicationPlane implements ConfigurationLog {
     }
   }
 
+  private isRoomWanted(reserve: number): boolean {
+    if (this.roomWantedBytes > 0 && this.ringHasRoom(this.roomWantedBytes, reserve)) this.roomWantedBytes = 0;
+    return this.roomWantedBytes > 0;
+  }
+
   /** Drops followers that have blocked the recycling of the ring for too long. */
   private relieve(now_ns: number): void {
     const { options } = this;
     const reserve = options.logBytes * LOG_RESERVE_FRACTION;
-    const isBlocked = this.role_ === 'leader' && !this.hasRoom(ENTRY_ALIGNMENT_BYTES, reserve * 2);
+    const isBlocked =
+      this.role_ === 'leader' && (this.isRoomWanted(reserve) || !this.hasRoom(ENTRY_ALIGNMENT_BYTES, reserve * 2));
     if (!isBlocked) {
       this.blockedSince_ns = -1;
       return;
