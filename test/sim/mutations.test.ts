@@ -42,7 +42,7 @@ const QUICK: Readonly<Record<string, number>> = {
   'lease-counted-from-receipt': 5,
   'clocks-worse-than-bound': 5,
   'follower-reads-before-applied': 1,
-  'replace-below-quorum': 8,
+  'replace-below-quorum': 53,
   'replace-before-catch-up': 2,
   'counts-before-synced': 1,
   'commit-on-memory': 1,
@@ -59,7 +59,7 @@ const QUICK: Readonly<Record<string, number>> = {
   'fork-leaves-old-log': 1,
   'fork-keeps-promise': 1,
   'snapshot-before-log': 1,
-  'earlier-snapshot-releases': 17,
+  'earlier-snapshot-releases': 86,
 };
 
 describe('mutations', () => {
