@@ -69,6 +69,23 @@ class WaitingLog extends CommandLog {
   }
 }
 
+/** A donor whose state machine is this one, on a device that nothing is asked of. */
+function donorOf(machine: object, host: Partial<DonorHost> = {}): Donor {
+  return new Donor({
+    id: 1,
+    endpoint: { isSoftware: true },
+    appliedLsn: () => 0,
+    freeze: () => ({
+      position: chainBeginning(7),
+      sessionsBytes: 0,
+      source: new SnapshotSource(machine as never, new Uint8Array(0)),
+    }),
+    tell: () => {},
+    onProgress: () => {},
+    ...host,
+  } as unknown as DonorHost);
+}
+
 it('does not tell that a state is complete whose stream ended because the transfer did', async () => {
   const link = {
     bytes: new Uint8Array(4 * 1024 * 1024),
@@ -80,18 +97,11 @@ it('does not tell that a state is complete whose stream ended because the transf
   const machine = new WaitingLog();
   const told: { type: string; isEnd?: boolean }[] = [];
   const states: string[] = [];
-  const donor = new Donor({
-    id: 1,
-    endpoint: { isSoftware: true },
-    appliedLsn: () => 0,
-    freeze: () => ({
-      position: chainBeginning(7),
-      sessionsBytes: 0,
-      source: new SnapshotSource(machine as never, new Uint8Array(0)),
-    }),
-    tell: (_connection: ControlConnection, type: string, body: { isEnd?: boolean }) => told.push({ type, ...body }),
-    onProgress: ({ state }: { state: string }) => states.push(state),
-  } as unknown as DonorHost);
+  const donor = donorOf(machine, {
+    tell: (_connection: ControlConnection, type: string, body: unknown) =>
+      void told.push({ type, ...(body as { isEnd?: boolean }) }),
+    onProgress: ({ state }) => void states.push(state),
+  });
   const connection = Object.assign(new EventEmitter(), { isClosed: false, peer: { id: 2 } });
   const queuePair = { qpNum: 1, psn: 0, gid: '', lid: 1, mtuBytes: 1024 };
   const request = { transfer: 1, minLsn: 0, queuePair, resume: null, logAfter: null };
@@ -118,18 +128,7 @@ it('does not begin a transfer twice that it is asked for twice before it has ans
   });
   vi.spyOn(TransferSource, 'open').mockReturnValue(connecting);
   const closed = vi.spyOn(SnapshotSource.prototype, 'close');
-  const donor = new Donor({
-    id: 1,
-    endpoint: { isSoftware: true },
-    appliedLsn: () => 0,
-    freeze: () => ({
-      position: chainBeginning(7),
-      sessionsBytes: 0,
-      source: new SnapshotSource(new SilentLog() as never, new Uint8Array(0)),
-    }),
-    tell: () => {},
-    onProgress: () => {},
-  } as unknown as DonorHost);
+  const donor = donorOf(new SilentLog());
   const connection = Object.assign(new EventEmitter(), { isClosed: false, peer: { id: 2 } });
   const queuePair = { qpNum: 1, psn: 0, gid: '', lid: 1, mtuBytes: 1024 };
   const request = { transfer: 1, minLsn: 0, queuePair, resume: null, logAfter: null };

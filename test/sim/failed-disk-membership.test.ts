@@ -1,33 +1,9 @@
 // A voter whose disk has failed acknowledges nothing, though its memory is written as before. The membership must not be
 // changed as if it did: what then could not be committed could not be taken back either.
 import { expect, test } from 'vitest';
-import { ScriptedCluster } from '#lib/testing/scripted-cluster.js';
+import type { ScriptedCluster } from '#lib/testing/scripted-cluster.js';
 import type { SimDisk } from '#lib/testing/sim-disk.js';
-
-/** Durable replicas of which nobody starts those again whose disks have failed. */
-function durableCluster(replicas: number, joiners = 0): ScriptedCluster {
-  const script = new ScriptedCluster({
-    replicas,
-    joiners,
-    adjust: (options) => ({
-      ...options,
-      faults: { ...options.faults, restartDelayMax_ns: 1e15 },
-      disk: {
-        syncMin_ns: 100e3,
-        syncMax_ns: 200e3,
-        segmentBytes: 64 * 1024,
-        snapshotAfterBytes: 1024 * 1024,
-        snapshotMax_ns: 1e6,
-        diskLossProbability: 0,
-      },
-    }),
-  });
-  script.cluster.startAll();
-  script.runUntilLeader(0);
-  script.runUntilConverged();
-  script.run(200e6);
-  return script;
-}
+import { durableCluster } from './durable-cluster.ts';
 
 function failDisks(script: ScriptedCluster, ids: readonly number[]): void {
   for (const id of ids) (script.life(id).disk as SimDisk).failsOnce = true;
