@@ -26,7 +26,7 @@ test(
   'durable replicas that lose power, disks and members come back with all that was acknowledged',
   async () => {
     const disks = canHaveThinDisks ? ['--disks', 'thin'] : [];
-    const args = ['--durable', '--minutes', '0.4', '--seed', `${SEED}`, ...disks, '--out', folder, '--verbose'];
+    const args = ['--durable', '--minutes', '0.25', '--seed', `${SEED}`, ...disks, '--out', folder, '--verbose'];
     const { code, summary, errors } = await runDemo(args, IN_OWN_FOLDER);
     const number = expect.any(Number);
     expect(summary, errors).toMatchObject({

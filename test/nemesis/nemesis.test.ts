@@ -44,7 +44,7 @@ describe('a run with every fault that shared memory has', () => {
   test(
     'changes leaders and leaves a linearizable history and equal replicas',
     async () => {
-      const args = ['--minutes', '0.4', '--seed', `${SEED}`, '--history', '--out', folder];
+      const args = ['--minutes', '0.25', '--seed', `${SEED}`, '--history', '--out', folder];
       const { code, summary, errors } = await runDemo(args, { program: 'nemesis.js', timeoutMs: TIMEOUT_MS });
       const number = expect.any(Number);
       expect(summary, errors).toEqual({
