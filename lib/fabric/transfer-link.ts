@@ -49,6 +49,12 @@ export function chunkLength(parts: ChunkParts): number {
   return lengthBytes;
 }
 
+/** Whether something of the chunk is in the donor's staging memory. */
+export function isStaged(parts: ChunkParts): boolean {
+  for (let at = 0; at < parts.length; at += PART_NUMBERS) if (parts[at] === 0) return true;
+  return false;
+}
+
 /** Parts of a chunk, at either end. */
 export const CHUNK_PARTS_MAX = 64;
 /** Less than this is copied rather than transferred by a READ of its own, at either end. */

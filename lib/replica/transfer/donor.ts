@@ -9,6 +9,7 @@ import {
   CHUNK_PARTS_MAX,
   type ChunkParts,
   DIRECT_BYTES_MIN,
+  isStaged,
   PART_NUMBERS,
   TransferSource,
 } from '../../fabric/transfer-link.js';
@@ -53,9 +54,8 @@ class Chunker {
   /** Of all chunks so far. */
   sum = 0;
   isEnd = false;
-  /** Where the last chunk lies, and whether some of that is staging memory. */
+  /** Where the last chunk lies. */
   parts: number[] = [];
-  isStaged = false;
   private rest: Uint8Array | null = null;
   /** Of the rest, as of the piece that it is of. */
   private area = 0;
@@ -74,7 +74,6 @@ class Chunker {
     const { source, link, chunkBytes } = this;
     const slotOffset = slot * chunkBytes;
     this.parts = [];
-    this.isStaged = false;
     let filled = 0;
     while (filled < chunkBytes) {
       let piece = this.rest;
@@ -94,10 +93,7 @@ class Chunker {
       if (area > 0) this.add(area, piece.byteOffset, length);
       else {
         link.bytes.set(length === piece.length ? piece : piece.subarray(0, length), slotOffset + filled);
-        if (length > 0) {
-          this.add(0, slotOffset + filled, length);
-          this.isStaged = true;
-        }
+        if (length > 0) this.add(0, slotOffset + filled, length);
       }
       if (length < piece.length) this.rest = piece.subarray(length);
       filled += length;
@@ -228,8 +224,9 @@ class Donation {
     const slot = freeSlots.shift() as number;
     const filled = await chunks.next(slot);
     if (filled === 0) return true;
-    if (!chunks.isStaged) freeSlots.unshift(slot);
-    this.slotOf[this.sequence % ahead] = chunks.isStaged ? slot : NO_SLOT;
+    const needsSlot = isStaged(chunks.parts);
+    if (!needsSlot) freeSlots.unshift(slot);
+    this.slotOf[this.sequence % ahead] = needsSlot ? slot : NO_SLOT;
     this.endBytes[this.sequence % ahead] = chunks.bytes;
     this.sequence++;
     this.parts.push(chunks.parts);

@@ -8,7 +8,7 @@ import type { Configuration } from '../../consensus/configuration.js';
 import type { ChainPosition } from '../../consensus/entry.js';
 import { tailBytes } from '../../consensus/surviving-log.js';
 import { errorCode, QuorateError } from '../../errors.js';
-import { type ChunkParts, chunkLength, PART_NUMBERS, TransferSink } from '../../fabric/transfer-link.js';
+import { type ChunkParts, chunkLength, isStaged, PART_NUMBERS, TransferSink } from '../../fabric/transfer-link.js';
 import type { VerbsEndpoint } from '../../fabric/verbs-endpoint.js';
 import { checksum } from '../../verbs/checksum.js';
 import type { ControlConnection } from '../control-channel.js';
@@ -95,12 +95,6 @@ function settle({ views, places }: Landing): void {
       }
     }
   }
-}
-
-/** Whether something of the chunk is in the donor's staging memory. */
-function isStaged(parts: ChunkParts): boolean {
-  for (let at = 0; at < parts.length; at += PART_NUMBERS) if (parts[at] === 0) return true;
-  return false;
 }
 
 /** The log of another replica, in private memory: untrusted until it has been found to chain. */
