@@ -1,11 +1,11 @@
 // npm run sim:mutations: breaks the protocol in named ways and shows that the simulation notices each of them within a
 // stated number of seeds.
 import { Command, InvalidArgumentError } from 'commander';
+import { VIRTUAL_SECONDS_MAX } from '../testing/check-request.js';
 import { tryMutation } from '../testing/mutation-run.js';
 import { MUTATIONS } from '../testing/mutations.js';
 
 const COUNT_MAX = 2 ** 40;
-const VIRTUAL_SECONDS_MAX = 86_400;
 
 function integerUpTo(max: number): (text: string) => number {
   return (text) => {

@@ -5,7 +5,7 @@ import { JOINERS_MAX, LEAVE_OUT, PACE_MAX } from './sim-options.js';
 import type { SimulationRequest } from './simulation.js';
 
 const SEED_MAX = Math.floor(Number.MAX_SAFE_INTEGER / 4);
-const VIRTUAL_SECONDS_MAX = 86_400;
+export const VIRTUAL_SECONDS_MAX = 86_400;
 
 /** Every member of a request. */
 const MEMBERS: Readonly<Record<keyof SimulationRequest, true>> = {
