@@ -1,5 +1,5 @@
 // Checks of what users pass in: each failure is an error with code QUORATE_INVALID_ARGUMENT that names the option.
-import { inspect, types } from 'node:util';
+import { types } from 'node:util';
 import { hostBytes } from '../consensus/configuration.js';
 import { HOST_BYTES_MAX, LOG_BYTES_MAX, LOG_BYTES_MIN, MAX_REPLICAS, PRIORITY_MAX } from '../consensus/limits.js';
 import { type Members, QuorateError, unknownMember } from '../errors.js';
@@ -86,46 +86,6 @@ export function checkProposeOptions(options: ProposeOptions): void {
   checkCallOptions(options, PROPOSE_OPTIONS, 'propose()');
   const { forward } = options;
   if (forward !== undefined && typeof forward !== 'boolean') invalid('forward is not a boolean');
-}
-
-/**
- * What a state machine does after it has returned would be done to a state that is another one by then, or be taken for done;
- * and what is read from it then may be stale. open() notices functions that are declared async; of others, compiled for older
- * engines, say, what they return tells.
- */
-export function checkNoPromise(returned: unknown, what: string): void {
-  if (typeof returned !== 'object' || returned === null) return;
-  const { then } = returned as { then?: unknown };
-  if (typeof then !== 'function') return;
-  then.call(returned, undefined, () => {}); // what it rejects with nobody waits for
-  invalid(`${what} returned a promise: it must have done all when it returns`);
-}
-
-/** What code of users throws, as an Error (perhaps of another realm), which whoever is told of it can go by. */
-export function thrownError(thrown: unknown, what: string): Error {
-  if (thrown instanceof Error || types.isNativeError(thrown)) return thrown;
-  const text = `${what} threw ${inspect(thrown)}, which is no Error: throw one, which has a message and a stack`;
-  return new QuorateError('QUORATE_INVALID_ARGUMENT', text, { cause: thrown });
-}
-
-/** Calls code of users. What it throws, or what a promise that it returns rejects with, is an Error then. */
-export function callUser<Returned>(what: string, call: () => Returned): Returned {
-  try {
-    const returned = call();
-    if (!(returned instanceof Promise)) return returned;
-    return returned.catch((error: unknown) => {
-      throw thrownError(error, what);
-    }) as Returned;
-  } catch (error) {
-    throw thrownError(error, what);
-  }
-}
-
-/** The same for code that must have done all when it returns. */
-export function callUserAtOnce<Returned>(what: string, call: () => Returned): Returned {
-  const returned = callUser(what, call);
-  checkNoPromise(returned, what);
-  return returned;
 }
 
 /** A string, as of an environment variable, would look like the number that it is not. */

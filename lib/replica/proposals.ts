@@ -3,11 +3,11 @@
 import { PROPOSE_LEAVING, PROPOSE_LOG_FULL, PROPOSE_NOT_LEADER } from '../consensus/replication-plane.js';
 import { QuorateError } from '../errors.js';
 import type { SessionTable } from '../rsm/session-table.js';
-import { checkNoPromise, thrownError } from './check-options.js';
 import type { FlushSchedule } from './flush-schedule.js';
 import { NotLeaderError } from './not-leader-error.js';
 import { OutcomeUnknownError, PendingProposals } from './pending-proposals.js';
 import type { ProposeResult, SessionCommand, StateMachine } from './replica-options.js';
+import { checkNoPromise, thrownError } from './user-code.js';
 
 type Resolve<Result> = (result: ProposeResult<Result>) => void;
 type Reject = (error: Error) => void;

@@ -21,11 +21,9 @@ import { Admission, answerPings } from './admission.js';
 import type { DurableVoter, ToMain } from './background-messages.js';
 import { BackgroundThread } from './background-thread.js';
 import {
-  callUser,
   checkAddress,
   checkInteger,
   checkMember,
-  checkNoPromise,
   checkProposeOptions,
   checkReplaceAfter,
   checkReplicaOptions,
@@ -90,6 +88,7 @@ import { ReplicatedState } from './replicated-state.js';
 import { SnapshotSender } from './snapshot-sender.js';
 import { SnapshotSource } from './transfer/snapshot-stream.js';
 import { Transfers } from './transfer/transfers.js';
+import { callUser, checkNoPromise } from './user-code.js';
 
 const PENDING_PROPOSALS_DEFAULT = 65_536;
 const PENDING_READ_BARRIERS_DEFAULT = 65_536;

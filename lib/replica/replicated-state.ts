@@ -5,12 +5,12 @@ import type { ChainPosition } from '../consensus/entry.js';
 import type { ReplicationPlane } from '../consensus/replication-plane.js';
 import { QuorateError } from '../errors.js';
 import { SessionTable } from '../rsm/session-table.js';
-import { callUserAtOnce } from './check-options.js';
 import type { logAfter } from './recovery/log-source.js';
 import type { StateMachine } from './replica-options.js';
 import { decodeSnapshot, encodeSnapshot } from './snapshot-transfer.js';
 import type { DonorHost } from './transfer/donor.js';
 import { SnapshotSource } from './transfer/snapshot-stream.js';
+import { callUserAtOnce } from './user-code.js';
 
 export interface ReplicatedStateHost {
   readonly id: number;

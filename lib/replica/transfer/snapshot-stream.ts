@@ -3,8 +3,8 @@
 // only when all of it is there. Neither holds more than a piece, except for state machines that know nothing but whole
 // snapshots.
 import { QuorateError } from '../../errors.js';
-import { callUser, callUserAtOnce } from '../check-options.js';
 import type { RestoreInPlace, SnapshotStream, StateMachine } from '../replica-options.js';
+import { callUser, callUserAtOnce } from '../user-code.js';
 import { PIECE_TIMEOUT_MS, RESTORE_WHOLE_BYTES_MAX, SESSIONS_BYTES_MAX } from './limits.js';
 
 type Pieces = Iterator<Uint8Array> | AsyncIterator<Uint8Array>;
