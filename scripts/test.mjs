@@ -20,11 +20,12 @@ const MINUTE_MS = 60_000;
 const NICENESS_MAX = 19;
 /** Of a virtual machine: twice what its tests take on two processors. */
 const RXE_SECONDS_MAX = 900;
-/**
- * What starts a program beside another suite. The virtual machine leaves some of the processors' time to whoever can wait for
- * it; `npm run rxe -- --pin` has it on the first core.
- */
-const BESIDE = { rxe: ['nice', '-n', `${NICENESS_MAX}`], 'rxe-one-core': ['taskset', '--cpu-list', '1-1023'] };
+/** Of a program. */
+const MINUTES_MAX = 5;
+/** Of one that takes what another suite leaves of the processors. */
+const MINUTES_BESIDE_MAX = 14;
+/** What starts a program beside another suite: the virtual machine leaves some time to whoever can wait for it. */
+const BESIDE = { rxe: ['nice', '-n', `${NICENESS_MAX}`] };
 
 /**
  * @typedef {import('./tools/vitest.mjs').Counts} Counts
@@ -52,18 +53,19 @@ function built(variant, niceness = 0) {
 }
 
 /**
- * Runs a program of a suite for five minutes at most.
+ * Runs a program of a suite, for a limited time.
  * @param {string[]} command
  * @param {Beside} [beside]
  * @param {Record<string, string>} [env]
  */
 async function runProgram(command, beside, env = {}) {
   const [program = '', ...args] = [...(beside?.start ?? []), ...command];
-  const options = { cwd: root, env, timeoutMs: 5 * MINUTE_MS };
+  const minutes = beside === undefined ? MINUTES_MAX : MINUTES_BESIDE_MAX;
+  const options = { cwd: root, env, timeoutMs: minutes * MINUTE_MS };
   const { code, timedOut, output } = await run(program, args, { ...options, output: beside ? 'capture' : 'tee' });
   beside?.printed.push(output);
   if (timedOut) {
-    const text = `stopped after 5 minutes: ${command.join(' ')}`;
+    const text = `stopped after ${minutes} minutes: ${command.join(' ')}`;
     if (beside) beside.printed.push(`${text}\n`);
     else console.log(text);
   }
@@ -234,7 +236,7 @@ const SUITES = [
     title: 'C++ tests, address and undefined-behaviour sanitizers',
     needs: 'nothing',
     variant: 'native-address',
-    beside: 'rxe-one-core', // on two cores the tests have run without sanitizers
+    beside: 'rxe',
     run: (beside) => nativeTests('native-address', beside),
   },
   {
@@ -357,22 +359,18 @@ async function main() {
   const besides = suites.filter(({ beside }) => isBuilt && availableParallelism() > 1 && names.includes(`${beside}`));
   for (const suite of suites.filter((one) => !besides.includes(one))) {
     header(`${suite.name}: ${suite.title}`);
-    if (suite.needs === 'build' && !isBuilt) console.log('not run, because the build failed');
-    else {
-      const neighbours = besides.filter(({ beside }) => beside === suite.name);
-      if (suites.length > 1 && Date.now() - startedMs > (suite.leftOutAfterMs ?? Number.POSITIVE_INFINITY)) {
-        console.log(`left out, since this machine is slow: node scripts/test.mjs --only ${suite.name}`);
-        total.skipped++;
-        for (const one of neighbours) {
-          header(`${one.name}: ${one.title}`);
-          await count(one.name, () => one.run());
-        }
-      } else {
-        const others = runBeside(neighbours);
-        await count(suite.name, () => suite.run());
-        await (await others)();
-      }
+    if (suite.needs === 'build' && !isBuilt) {
+      console.log('not run, because the build failed');
+      continue;
     }
+    if (suites.length > 1 && Date.now() - startedMs > (suite.leftOutAfterMs ?? Number.POSITIVE_INFINITY)) {
+      console.log(`left out, since this machine is slow: node scripts/test.mjs --only ${suite.name}`);
+      total.skipped++;
+      continue;
+    }
+    const others = runBeside(besides.filter(({ beside }) => beside === suite.name));
+    await count(suite.name, () => suite.run());
+    await (await others)();
   }
   // Once more at the end, because whoever reads the log of a long run reads its end.
   if (total.failures.length > 0) console.log(`\n=== failed\n${total.failures.join('\n')}`);

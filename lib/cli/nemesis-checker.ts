@@ -8,17 +8,26 @@ import type { FromChecker, KeyVerdict, ToChecker } from './nemesis/messages.js';
 
 /** Most keys kept. */
 const KEPT_MAX = 64;
+/** Steps of the search for a key once another one has convicted the run: only a search that finds nothing is long. */
+const STEPS_MAX_CONVICTED = 100_000;
 
 if (parentPort === null) throw new Error('nemesis-checker.js is a thread of nemesis.js, not a program');
 const port = parentPort;
 const answer = (message: FromChecker) => port.postMessage(message);
 const random = new Random((workerData as { seed: number }).seed);
 const kept = new Map<number, OperationRecord[]>();
+/** Keys whose histories have no linearization, or none that was found; what they are read at the end changes nothing. */
+const judged = new Set<number>();
 let seen = 0;
+let isConvicted = false;
 
 function check(key: number, operations: readonly OperationRecord[]): KeyVerdict[] {
-  const { kind } = checkOperations(operations);
-  return kind === 'linearizable' ? [] : [{ key, kind, rows: packOperations(operations) }];
+  if (judged.has(key)) return [];
+  const { kind } = checkOperations(operations, isConvicted ? STEPS_MAX_CONVICTED : undefined);
+  if (kind === 'linearizable') return [];
+  if (kind === 'violation') isConvicted = true;
+  judged.add(key);
+  return [{ key, kind, rows: packOperations(operations) }];
 }
 
 /** Keeps each key that was ever seen with the same probability. */

@@ -5,7 +5,7 @@ import { expect, test } from 'vitest';
 import { DURABLE_MUTATIONS } from '#lib/testing/durable-mutations.js';
 import { runSimulation, type SimulationResult } from '#lib/testing/simulation.js';
 
-const SEEDS = 5;
+const SEEDS = 3;
 
 /** Runs of both tests, by size of the cluster and seed. Whichever test is first makes them. */
 const runs = new Map<string, SimulationResult>();

@@ -8,7 +8,7 @@ import { MajorityLoss } from '#lib/testing/sim-majority-loss.js';
 import { drawOptions } from '#lib/testing/sim-options.js';
 import { runSimulation } from '#lib/testing/simulation.js';
 
-const SEEDS = 4;
+const SEEDS = 3;
 
 test.each([3, 5])('%i replicas go on after the loss of a majority', { timeout: 120_000 }, (replicas) => {
   let forks = 0;

@@ -4,7 +4,7 @@ import { expect, test } from 'vitest';
 import { runSimulation } from '#lib/testing/simulation.js';
 import { SURVIVAL_MUTATIONS } from '#lib/testing/survival-mutations.js';
 
-const SEEDS = 8;
+const SEEDS = 5;
 
 test.each([3, 5])(
   '%i replicas that crash all the time come back by what they left',

@@ -7,7 +7,7 @@ import { drawOptions, LEAVE_OUT } from '#lib/testing/sim-options.js';
 import { runSimulation, type SimulationRequest, type SimulationResult } from '#lib/testing/simulation.js';
 
 /** Wall-clock time for the fresh seeds of one cluster size; as many are run as fit. */
-const BUDGET_MS = { 3: 18_000, 5: 14_000, 7: 9_000 } as const;
+const BUDGET_MS = { 3: 12_000, 5: 9_000, 7: 6_000 } as const;
 const SEEDS_MAX = { 3: 150, 5: 60, 7: 30 } as const;
 /** In turns: short runs of fast clusters, for many mixes of faults, and long ones, which mostly are of slow clusters. */
 const VIRTUAL_SECONDS = [5, 5, 180, 5, 5, 13, 5, 5] as const;

@@ -75,8 +75,8 @@ function forChecker(operations: readonly OperationRecord[]): HistoryOperation[] 
 const STEPS_MAX = 5_000_000;
 
 /** Judges operations on any number of keys; every key starts at 0. */
-export function checkOperations(operations: readonly OperationRecord[]): Verdict {
-  return checkLinearizability(forChecker(operations), STEPS_MAX);
+export function checkOperations(operations: readonly OperationRecord[], stepsMax = STEPS_MAX): Verdict {
+  return checkLinearizability(forChecker(operations), stepsMax);
 }
 
 export function byKey(operations: readonly OperationRecord[]): Map<number, OperationRecord[]> {

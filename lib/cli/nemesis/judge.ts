@@ -81,8 +81,6 @@ export class Judge {
 
   private note(verdicts: readonly KeyVerdict[]): void {
     for (const verdict of verdicts) {
-      const known = this.verdicts.find(({ key, kind }) => key === verdict.key && kind === verdict.kind);
-      if (known !== undefined) continue; // of a kept key, judged twice
       if (verdict.kind === 'violation') this.violations++;
       else this.undecided++;
       if (this.verdicts.length < VERDICTS_MAX) this.verdicts.push(verdict);
