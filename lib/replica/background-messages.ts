@@ -23,6 +23,7 @@ export interface BackgroundWorkerData {
   readonly profile: BackgroundProfile;
   readonly lease: LeaseSettings | null;
   readonly strategy: PermissionStrategy;
+  readonly rehearses: boolean;
   readonly shmDirectory: string | undefined;
   readonly scheduling: BackgroundScheduling | undefined;
   readonly tokens: {

@@ -15,6 +15,8 @@ export interface BackgroundThreadOptions {
   readonly durable: DurableVoter | null;
   readonly profile: BackgroundProfile;
   readonly lease: LeaseSettings | null;
+  /** Whether it goes through a takeover before it ticks. */
+  readonly rehearses: boolean;
   readonly shmDirectory: string | undefined;
   readonly scheduling: BackgroundScheduling | undefined;
   /** The background plane has something for the replication plane. */
@@ -61,6 +63,7 @@ export class BackgroundThread {
       profile: options.profile,
       lease: options.lease,
       strategy: endpoint.strategy,
+      rehearses: options.rehearses,
       shmDirectory: options.shmDirectory,
       scheduling: options.scheduling,
       tokens: {

@@ -168,9 +168,11 @@ async function run(data: BackgroundWorkerData): Promise<void> {
 
   const controlWords = new Uint32Array(controlMemory.buffer);
   const stopIndex = CONTROL_STOP_OFFSET / 4;
-  await rehearse({ ...data, notifyMain }).catch((error: unknown) =>
-    report({ type: 'rehearsalFailed', ...describe(error) }),
-  );
+  if (data.rehearses) {
+    await rehearse({ ...data, notifyMain }).catch((error: unknown) =>
+      report({ type: 'rehearsalFailed', ...describe(error) }),
+    );
+  }
   setTimerSlack(TIMER_SLACK_NS);
   setSchedulingSlice(SLICE_NS);
   try {

@@ -330,6 +330,14 @@ export async function rehearse(options: RehearsalOptions): Promise<RehearsalResu
   }
 }
 
+/**
+ * Whether a rehearsal gains more than it costs, which is a third of the processor time that a replica takes to start. A software
+ * device takes milliseconds for a takeover's requests, and `relaxed` takes half a second to notice that there must be one.
+ */
+export function isWorthRehearsing(profileName: string, isSoftwareDevice: boolean): boolean {
+  return !(isSoftwareDevice && profileName === 'relaxed');
+}
+
 /** Those of this thread whose code V8 keeps. */
 const kept = new Map<PermissionStrategy, Promise<RehearsalResult>>();
 

@@ -280,7 +280,8 @@ export interface ReplicaOptions<Result = unknown> {
    * example. A setting of the whole process and for good, as `node --no-flush-bytecode`: it is made if one of its replicas
    * does not say false. Costs memory for the code of the application that runs once; and V8 takes code caches of before for
    * those of another V8, so that worker threads that start later take some milliseconds longer. While this replica opens, V8
-   * also compiles functions at their first call, as with `node --always-sparkplug`. Default true.
+   * also compiles functions at their first call, as with `node --always-sparkplug`. Default true; without effect on a software
+   * device with profile `relaxed`, where a replica does not rehearse its takeovers.
    */
   readonly keepCompiledCode?: boolean;
 }

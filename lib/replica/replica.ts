@@ -69,7 +69,7 @@ import { ReadBarriers } from './read-barriers.js';
 import { CrashSurvival } from './recovery/crash-survival.js';
 import { logAfter } from './recovery/log-source.js';
 import type { Recovered } from './recovery/recovery.js';
-import { rehearseOnce } from './rehearsal.js';
+import { isWorthRehearsing, rehearseOnce } from './rehearsal.js';
 import type {
   BackgroundScheduling,
   MemberAddress,
@@ -140,6 +140,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   private readonly stateMachine: StateMachine<Result>;
   private readonly logBytes: number;
   private readonly profileName: string;
+  private readonly rehearses: boolean;
   /** Kept, since status() also serves a replica that has closed itself. */
   private readonly deviceName: string;
   private readonly fabricName: 'shm' | 'verbs';
@@ -363,6 +364,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     this.shmDirectory = options.shmDirectory;
     this.scheduling = checkScheduling(options.backgroundThread);
     this.profileName = name;
+    this.rehearses = isWorthRehearsing(name, endpoint.isSoftware);
     this.deviceName = endpoint.context.device.name;
     this.fabricName = endpoint.isShm ? 'shm' : 'verbs';
     this.profile =
@@ -551,13 +553,14 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       durable: this.durableVoter(),
       profile: this.profile,
       lease: this.lease,
+      rehearses: this.rehearses,
       shmDirectory: this.shmDirectory,
       scheduling: this.scheduling,
       onWake: () => this.poll(),
       onReport: (message) => this.hear(message),
       onFailure: (error) => this.fail(error),
     });
-    await this.rehearse(this.background);
+    if (this.rehearses) await this.rehearse(this.background);
     await this.place.listen(self.host, self.port);
     if (this.closing !== undefined) throw this.closedError(); // it has failed meanwhile
     await this.opening.wait(timeoutMs, () => {

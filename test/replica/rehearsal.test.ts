@@ -109,6 +109,27 @@ it("a rehearsal gives its replication planes options of the shape of a replica's
   expect([...new Set(shapes.values())]).toHaveLength(1);
 });
 
+it('is left out on a software device whose failures are noticed late', async () => {
+  const { open } = VerbsEndpoint;
+  const opened = vi.spyOn(VerbsEndpoint, 'open').mockImplementation((options) => {
+    const endpoint = open.call(VerbsEndpoint, options);
+    return Object.defineProperty(endpoint, 'isSoftware', { value: true });
+  });
+  try {
+    const rehearsals: number[] = [];
+    for (const profile of [undefined, 'relaxed', 'balanced', 'fast'] as const) {
+      opened.mockClear();
+      const options = { shmDirectory, keepCompiledCode: false, ...(profile === undefined ? {} : { profile }) };
+      const replica = await Replica.open(optionsFor(0, await members(1), options));
+      await replica.close();
+      rehearsals.push((opened.mock.calls.length - 1) / 3);
+    }
+    expect(rehearsals).toEqual([0, 0, 1, 1]);
+  } finally {
+    opened.mockRestore();
+  }
+});
+
 it('is made by the first replica of a thread for all that follow, once V8 keeps what it compiled', async () => {
   const opened = vi.spyOn(VerbsEndpoint, 'open'); // by each replica, and by a rehearsal in this thread for its three
   const replicas: Replica<number>[] = [];
