@@ -43,6 +43,7 @@ const REPLICA_OPTIONS: Members<ReplicaOptions> = {
   replaceAfterMs: true,
   durable: true,
   openTimeoutMs: true,
+  signal: true,
   waitForLeader: true,
   surviveCrash: true,
   holdAtExitMs: true,
@@ -271,6 +272,9 @@ export function checkReplicaOptions(options: ReplicaOptions<never>): CheckedRepl
   checkClusterKey(options.clusterKey); // before anything is made that depends on it
   checkDevice(options);
   checkInteger(openTimeoutMs, 1, 2 ** 31 - 1, 'openTimeoutMs');
+  if (options.signal !== undefined && !(options.signal instanceof AbortSignal)) {
+    return invalid('signal is no AbortSignal');
+  }
   for (const name of ['waitForLeader', 'keepCompiledCode'] as const) {
     if (!['undefined', 'boolean'].includes(typeof options[name])) return invalid(`${name} is not a boolean`);
   }

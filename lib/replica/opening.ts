@@ -18,7 +18,7 @@ export interface OpeningView {
 }
 
 export class Opening {
-  private settle: { resolve: () => void; reject: (error: Error) => void } | undefined;
+  private settle: { resolve: () => void; reject: (reason: unknown) => void } | undefined;
 
   /** `look` says how far this replica got, when its time is over. */
   constructor(private readonly look: () => OpeningView) {}
@@ -28,17 +28,20 @@ export class Opening {
     return this.settle !== undefined;
   }
 
-  /** Runs `begin`, and resolves when resolve() was called since. */
-  async wait(timeoutMs: number, begin: () => void): Promise<void> {
+  /** Runs `begin`, and resolves when resolve() was called since. Rejects with the signal's reason if that aborts before. */
+  async wait(timeoutMs: number, signal: AbortSignal | undefined, begin: () => void): Promise<void> {
     let timer: NodeJS.Timeout | undefined;
+    const onAbort = (): void => this.settle?.reject(signal?.reason);
     const opened = new Promise<void>((resolve, reject) => {
       this.settle = { resolve, reject };
       timer = setTimeout(() => reject(timeoutError(this.look(), timeoutMs)), timeoutMs);
     });
+    signal?.addEventListener('abort', onAbort);
     try {
       begin();
       await opened;
     } finally {
+      signal?.removeEventListener('abort', onAbort);
       clearTimeout(timer);
       this.settle = undefined;
     }

@@ -256,6 +256,11 @@ export interface ReplicaOptions<Result = unknown> {
   /** How long open() waits until the replica is part of a formed cluster, default 30 000 ms. */
   readonly openTimeoutMs?: number;
   /**
+   * Ends open(), which then rejects with the signal's reason and leaves nothing behind: at once while it waits for the cluster,
+   * else when the step that it is at is over, such as reading what a disk holds. Without effect on a replica that is open.
+   */
+  readonly signal?: AbortSignal;
+  /**
    * False: open() resolves as soon as the replica knows its cluster, and a durable one has all that its disk holds, whether
    * anybody leads or not. For a look at the replicas that are left when a majority is lost, and Replica.forceNewCluster().
    * Default true.

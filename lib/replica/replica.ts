@@ -253,7 +253,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
           'forceNewCluster() resolved with',
       );
     }
-    const { members: _, join: __, address: ___, ...rest } = survivor.options;
+    const { members: _, join: __, address: ___, signal: ____, ...rest } = survivor.options;
     survivor.hasSuccessor = true;
     try {
       return await Replica.openAs<Result>({ ...rest, members: [fork.place], waitForLeader: true }, fork);
@@ -267,7 +267,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     const { self, logBytes, openTimeoutMs, durable, shmDirectory } = checkReplicaOptions(
       given as unknown as ReplicaOptions<never>,
     );
-    const { id, surviveCrash } = given;
+    const { id, surviveCrash, signal } = given;
+    signal?.throwIfAborted();
     // Needed whenever a member is added or moves; whoever passed it may wipe it as soon as open() has returned.
     const clusterKey = typeof given.clusterKey === 'string' ? given.clusterKey : Uint8Array.from(given.clusterKey);
     // Directories are needed again, too, by the rehearsal and by a new cluster that is forced from this replica.
@@ -542,10 +543,12 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   // -- life cycle --------------------------------------------------------------------------------------------------
 
   private async start(self: MemberAddress, timeoutMs: number): Promise<void> {
+    const { signal } = this.options;
     this.self = self;
     this.exitHold = holdAtExit(this.options.holdAtExitMs, this.endpoint.isShm, (error) => this.warn(error));
     setSchedulingSlice(SCHEDULING_SLICE_NS);
     await this.recover();
+    signal?.throwIfAborted();
     this.background = new BackgroundThread(this.endpoint, {
       id: this.id,
       bootId: this.bootId,
@@ -561,9 +564,11 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       onFailure: (error) => this.fail(error),
     });
     if (this.rehearses) await this.rehearse(this.background);
+    signal?.throwIfAborted();
     await this.place.listen(self.host, self.port);
     if (this.closing !== undefined) throw this.closedError(); // it has failed meanwhile
-    await this.opening.wait(timeoutMs, () => {
+    signal?.throwIfAborted();
+    await this.opening.wait(timeoutMs, signal, () => {
       this.directory.start();
       const { durability, fromDisk } = this;
       if (durability?.genesis && fromDisk !== null) {

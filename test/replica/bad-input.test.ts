@@ -134,6 +134,12 @@ describe('Replica.open() refuses', () => {
       'QUORATE_INVALID_ARGUMENT',
       /holdAtExitMs 1001/,
     ],
+    [
+      'a controller instead of its signal',
+      () => ({ signal: new AbortController() }),
+      'QUORATE_INVALID_ARGUMENT',
+      /signal is no AbortSignal/,
+    ],
     ['an id in digits', () => ({ id: '0' }), 'QUORATE_INVALID_ARGUMENT', /id "0" is not an integer in 0\.\.15/],
     ['a device that is a number', () => ({ device: 5 }), 'QUORATE_INVALID_ARGUMENT', /device 5 is not/],
     [

@@ -1,8 +1,12 @@
 // Replica as a service uses it, on shm, all members in this process: what a cluster owes its users.
 import { execFileSync } from 'node:child_process';
 import { once } from 'node:events';
+import { mkdtempSync, readdirSync, rmSync } from 'node:fs';
+import { connect } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { afterEach, describe, expect, it } from 'vitest';
-import { Replica } from '#lib/index.js';
+import { type MemberAddress, Replica } from '#lib/index.js';
 import { WARNING_INTERVAL_MS } from '#lib/replica/control/limits.js';
 import { CommandLog, members, openCluster, optionsFor, type TestCluster, waitFor } from './fixture.js';
 
@@ -28,6 +32,17 @@ it('runs in a program that comes by standard input, or from the command line', a
   expect(run(['--eval', program], '')).toBe('5\n');
 });
 
+/** Whether somebody listens there. */
+function accepts(host: string, port: number): Promise<boolean> {
+  return new Promise((resolve) => {
+    const socket = connect(port, host, () => {
+      socket.destroy();
+      resolve(true);
+    });
+    socket.on('error', () => resolve(false));
+  });
+}
+
 describe('while open() is under way', () => {
   it('keeps warnings for who listens when it has resolved', async () => {
     const list = await members(2);
@@ -39,6 +54,50 @@ describe('while open() is under way', () => {
     const replicas = await Promise.all([opened, Replica.open(optionsFor(1, list))]);
     await waitFor(() => codes.includes('QUORATE_SYSTEM'), 'the warning');
     await Promise.all(replicas.map((replica) => replica.close()));
+  });
+
+  it('gives up when the signal aborts, and leaves nothing behind', async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'quorate-abort-'));
+    try {
+      const list = await members(2);
+      const optionsOf = (id: number) =>
+        optionsFor(id, list, {
+          shmDirectory: join(folder, 'shm'),
+          durable: { directory: join(folder, `disk-${id}`) },
+        });
+      const stop = new AbortController();
+      const reason = new Error('the service is told to stop');
+      const opened = Replica.open({ ...optionsOf(0), signal: stop.signal });
+      opened.catch(() => {});
+      // Whoever can be reached waits for the other member of its cluster.
+      const { host, port } = list[0] as MemberAddress;
+      await expect.poll(() => accepts(host, port), { timeout: 25_000 }).toBe(true);
+      stop.abort(reason);
+      await expect(opened).rejects.toBe(reason);
+      expect(await accepts(host, port)).toBe(false);
+      expect(readdirSync(join(folder, 'shm'))).toEqual([]);
+      // Nothing stands in the way of those that are started then, and a signal means nothing to those that are open.
+      const later = new AbortController();
+      const replicas = await Promise.all([0, 1].map((id) => Replica.open({ ...optionsOf(id), signal: later.signal })));
+      later.abort(reason);
+      expect((await (replicas[0] as Replica<number>).propose(bytes('on'))).lsn).toBeGreaterThan(0);
+      await Promise.all(replicas.map((replica) => replica.close()));
+    } finally {
+      rmSync(folder, { recursive: true });
+    }
+  });
+
+  it('does nothing at all when the signal has aborted before', async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'quorate-abort-'));
+    try {
+      const options = { durable: { directory: join(folder, 'disk') }, shmDirectory: join(folder, 'shm') };
+      const reason = new Error('too late');
+      const opened = Replica.open(optionsFor(0, await members(1), { ...options, signal: AbortSignal.abort(reason) }));
+      await expect(opened).rejects.toBe(reason);
+      expect(readdirSync(folder)).toEqual([]);
+    } finally {
+      rmSync(folder, { recursive: true });
+    }
   });
 
   it('says why there are no links when its time is over', async () => {
