@@ -46,12 +46,10 @@ const ASYNC_EVENTS_OPTIONS: Members<AsyncEventsOptions> = { signal: true, ref: t
 /** Contexts that are being iterated: their events come to one callback per thread. */
 const iterated = new WeakSet<Context>();
 
-/** Events that are kept for an iteration that does not ask for them; beyond that they stay with the device. */
-const MAX_WAITING = 256;
-
 /**
  * The asynchronous events of a context, one after the other, until the loop is left, the signal aborts or the context is
- * closed in this thread (which just ends the iteration). One iteration per context and thread at a time.
+ * closed in this thread (which just ends the iteration). One iteration per context and thread at a time. Events that
+ * were not handed out stay with the device.
  *
  * @example
  * for await (const event of asyncEvents(context, { signal })) {
@@ -67,13 +65,14 @@ export async function* asyncEvents(
   checkAbortable(options, ASYNC_EVENTS_OPTIONS);
   if (iterated.has(context)) throw invalidArgument('the events of this context are being iterated already');
   const { signal, ref = true } = options;
-  const waiting: AsyncEvent[] = [];
+  let taken: AsyncEvent | undefined;
   let wake: (() => void) | undefined;
   const onAbort = () => wake?.();
   const watch = () => {
     context.onAsyncEvent((event) => {
-      waiting.push(event);
-      if (waiting.length >= MAX_WAITING) context.onAsyncEvent(null);
+      // One at a time: what the loop does not come to, the device keeps for who asks next.
+      context.onAsyncEvent(null);
+      taken = event;
       wake?.();
     });
     if (ref) context.ref();
@@ -83,18 +82,16 @@ export async function* asyncEvents(
   signal?.addEventListener('abort', onAbort);
   try {
     if (signal?.aborted) return;
-    watch();
     for (;;) {
-      for (let event = waiting.shift(); event !== undefined; event = waiting.shift()) {
-        yield event;
-        if (signal?.aborted) return;
-      }
-      if (signal?.aborted || context.closed) return;
-      watch(); // again, if it had to be ended
+      watch();
       await new Promise<void>((resolve) => {
         wake = resolve;
       });
       wake = undefined;
+      const event = taken;
+      taken = undefined;
+      if (event !== undefined) yield event;
+      if (signal?.aborted || context.closed) return;
     }
   } finally {
     signal?.removeEventListener('abort', onAbort);
