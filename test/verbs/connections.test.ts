@@ -4,7 +4,7 @@ import { getEventListeners, once } from 'node:events';
 import { chmodSync, existsSync, mkdirSync } from 'node:fs';
 import { connect } from 'node:net';
 import { constants } from 'node:os';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import fc from 'fast-check';
 import { afterEach, describe, expect, it } from 'vitest';
 import { CmEventChannel, type CmId, errorCode, listDevices, openDevice } from '#lib/verbs/index.js';
@@ -85,6 +85,32 @@ describe('the address that a connection comes from', () => {
         .catch((error) => error.errno);
     expect(await refusal({ host: '192.0.2.1' })).toBe(constants.errno.EADDRNOTAVAIL);
     expect(await refusal({ host: HOST, port })).toBe(constants.errno.EADDRINUSE);
+  });
+});
+
+describe('a folder that is named relative to the working directory', () => {
+  it('stays the one that it was when the channel was opened', async () => {
+    const portsAndFolders = () => filesIn(directory).filter((name) => /^cm-|^quorate-/.test(name));
+    const before = portsAndFolders();
+    const workingDirectory = process.cwd();
+    closers.push(() => process.chdir(workingDirectory));
+    process.chdir('/dev/shm');
+    const opened = CmEventChannel.open({ ...SHM, shmDirectory: basename(directory) });
+    closers.push(() => opened.close());
+    const listener = opened.createId();
+    await listener.listen({ host: HOST });
+    const port = listener.localAddress?.port ?? 0;
+    process.chdir(directory);
+    const id = opened.createId();
+    await id.resolveAddress({ host: HOST, port });
+    await id.resolveRoute();
+    queuePairFor(id);
+    const connecting = id.connect().catch(errorCode);
+    const { value: request } = await listener.requests().next();
+    request?.reject();
+    expect(await connecting).toBe('QUORATE_CM_REJECTED');
+    listener.close();
+    expect(portsAndFolders()).toEqual(before);
   });
 });
 

@@ -2,6 +2,7 @@
 // that use the same folder. Addresses must be this host's; ports are the device's own (shm-port.ts). The messages are in
 // shm-frames.ts.
 import { connect as openSocket, type Socket } from 'node:net';
+import { resolve } from 'node:path';
 import { QuorateError } from '../../errors.js';
 import { type QpAttributes, QpState } from '../native.js';
 import type { QueuePairEndpoint } from '../queue-pair.js';
@@ -445,5 +446,6 @@ class ShmCmId implements NativeCmId {
 
 /** The shm device's event channel; `directory` as in DeviceOptions.shmDirectory. */
 export function openShmCmEventChannel(directory: string | undefined): NativeCmEventChannel {
-  return new ShmCmEventChannel(shmDirectory(directory));
+  // Whole: the process may go to another working directory while the channel is open.
+  return new ShmCmEventChannel(resolve(shmDirectory(directory)));
 }
