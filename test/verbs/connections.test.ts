@@ -88,6 +88,17 @@ describe('the address that a connection comes from', () => {
   });
 });
 
+describe('addresses of this host', () => {
+  it('may be written in any way that IPv6 allows', async () => {
+    const listener = channel().createId();
+    await listener.listen({ host: '0:0:0:0:0:0:0:1' });
+    const port = listener.localAddress?.port ?? 0;
+    await channel().createId().resolveAddress({ host: '::0001', port });
+    const elsewhere = channel().createId().resolveAddress({ host: '2001:DB8::1', port });
+    expect(await elsewhere.catch(errorCode)).toBe('QUORATE_CM_UNREACHABLE');
+  });
+});
+
 describe('a folder that is named relative to the working directory', () => {
   it('stays the one that it was when the channel was opened', async () => {
     const portsAndFolders = () => filesIn(directory).filter((name) => /^cm-|^quorate-/.test(name));

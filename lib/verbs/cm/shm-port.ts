@@ -3,7 +3,7 @@
 // which fails if the port is taken; what a process that died has left behind is moved away first.
 import { randomBytes } from 'node:crypto';
 import { linkSync, lstatSync, mkdirSync, renameSync, unlinkSync } from 'node:fs';
-import { connect, createServer, type Server, type Socket } from 'node:net';
+import { connect, createServer, isIPv6, type Server, type Socket, SocketAddress } from 'node:net';
 import { networkInterfaces } from 'node:os';
 import { join } from 'node:path';
 import { QuorateError } from '../../errors.js';
@@ -50,8 +50,10 @@ export function checkDirectory(directory: string): void {
 
 /** Whether an address is one of this host: shared memory reaches no other. */
 export function isOwnAddress(host: string): boolean {
-  if (/^127\./.test(host) || ['::1', '::', '0.0.0.0'].includes(host)) return true;
-  const bare = host.split('%')[0];
+  const [named = ''] = host.split('%');
+  // IPv6 has many ways to write an address.
+  const bare = isIPv6(named) ? new SocketAddress({ address: named, family: 'ipv6' }).address : named;
+  if (/^127\./.test(bare) || ['::1', '::', '0.0.0.0'].includes(bare)) return true;
   return Object.values(networkInterfaces()).some((entries) => entries?.some(({ address }) => address === bare));
 }
 
