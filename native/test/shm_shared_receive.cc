@@ -148,6 +148,32 @@ TEST_CASE("shm: a receive that is claimed for a queue pair after that was closed
   CHECK(rig.post(3, 1) == 1);
 }
 
+TEST_CASE("shm: a requester that was held up before it claimed a receive takes none of the queue that came after") {
+  ShmTestDirectory directory;
+  Shared rig(directory, 2);
+  Endpoint c(directory);  // another requester
+  REQUIRE(rig.post(1, 2) == 2);
+  const auto send = [&](Endpoint& from) { return from.request(WrOpcode::Send, 0, 8, rig.b.coordinates()); };
+  WcStatus status = WcStatus::Success;
+  holdBeforeClaim([&] { status = rig.a.run(send(rig.a)); },
+                  [&] {
+                    rig.b.qp->close();
+                    rig.srq->close();
+                    rig.srq = rig.b.domain->createSharedReceiveQueue(2);
+                    QpInit init;
+                    init.sendCq = init.recvCq = rig.b.cq;
+                    init.srq = rig.srq;
+                    rig.b.qp = rig.b.domain->createQueuePair(init);
+                    connectPair(c, rig.b);
+                    CHECK(rig.post(3, 2) == 2);
+                  });
+  CHECK(status == WcStatus::RetryExcErr);
+  for (const uint64_t expected : {3, 4}) {
+    REQUIRE(c.post(send(c)) == 0);
+    CHECK(rig.b.wait().wrId == expected);
+  }
+}
+
 TEST_CASE("shm: a receive that was claimed for a queue pair and never filled is flushed with it, or free again") {
   ShmTestDirectory directory;
   Shared rig(directory, 4);

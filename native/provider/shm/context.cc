@@ -424,38 +424,49 @@ uint32_t ShmContext::takeScatterLocked(uint32_t entries) {
   return static_cast<uint32_t>(begin * kArenaUnit);
 }
 
-uint32_t ShmContext::takeScatter(uint32_t entries) {
-  const std::lock_guard<std::mutex> guard(tablesMutex_);
-  return takeScatterLocked(entries);
-}
-
 void ShmContext::giveScatterLocked(uint32_t base, uint32_t entries) {
   const size_t begin = base / kArenaUnit;
   const size_t units = (entries + kArenaUnit - 1) / kArenaUnit;
   for (size_t unit = begin; unit < begin + units; unit++) scatterUsed_[unit] = false;
 }
 
-void ShmContext::giveScatter(uint32_t base, uint32_t entries) {
+ShmContext::SharedQueuePlace ShmContext::takeSharedPlace(uint32_t capacity, uint32_t maxSge) {
   const std::lock_guard<std::mutex> guard(tablesMutex_);
-  giveScatterLocked(base, entries);
-}
-
-uint32_t ShmContext::takeSharedReceives(uint32_t capacity) {
-  const std::lock_guard<std::mutex> guard(tablesMutex_);
-  const size_t begin = takeRun(&sharedUsed_, (capacity + kArenaUnit - 1) / kArenaUnit);
-  if (begin == sharedUsed_.size()) {
-    throw VerbsError("QUORATE_LIMIT", "No room for a shared receive queue of " + std::to_string(capacity) +
-                                          " requests: all of an shm context together have " +
-                                          std::to_string(kSharedReceiveEntries));
+  sweepKeptBack();
+  SharedQueuePlace place;
+  place.index = sharedQueueIndices_.take();
+  try {
+    const size_t begin = takeRun(&sharedUsed_, (capacity + kArenaUnit - 1) / kArenaUnit);
+    if (begin == sharedUsed_.size()) {
+      throw VerbsError("QUORATE_LIMIT", "No room for a shared receive queue of " + std::to_string(capacity) +
+                                            " requests: all of an shm context together have " +
+                                            std::to_string(kSharedReceiveEntries));
+    }
+    place.base = static_cast<uint32_t>(begin * kArenaUnit);
+    place.capacity = capacity;
+    if (maxSge > 1) {
+      place.scatterBase = takeScatterLocked(capacity * maxSge);
+      place.scatterEntries = capacity * maxSge;
+    }
+  } catch (...) {
+    releaseSharedPlace(place);
+    throw;
   }
-  return static_cast<uint32_t>(begin * kArenaUnit);
+  return place;
 }
 
-void ShmContext::giveSharedReceives(uint32_t base, uint32_t capacity) {
+void ShmContext::giveSharedPlace(const SharedQueuePlace& place) {
   const std::lock_guard<std::mutex> guard(tablesMutex_);
-  const size_t begin = base / kArenaUnit;
-  const size_t units = (capacity + kArenaUnit - 1) / kArenaUnit;
+  sharedKeptBack_.push_back(place);
+  sweepKeptBack();
+}
+
+void ShmContext::releaseSharedPlace(const SharedQueuePlace& place) {
+  const size_t begin = place.base / kArenaUnit;
+  const size_t units = (place.capacity + kArenaUnit - 1) / kArenaUnit;
   for (size_t unit = begin; unit < begin + units; unit++) sharedUsed_[unit] = false;
+  giveScatterLocked(place.scatterBase, place.scatterEntries);
+  sharedQueueIndices_.give(place.index);
 }
 
 int ShmContext::asyncFd() {
@@ -482,6 +493,12 @@ void ShmContext::sweepKeptBack() {
       return false;
     }
     releasePlace(entry.place);
+    return true;
+  });
+  std::erase_if(sharedKeptBack_, [this](const SharedQueuePlace& place) {
+    const auto drewFromIt = [&](const KeptBack& entry) { return entry.place.sharedQueue == place.index + 1; };
+    if (std::any_of(keptBack_.begin(), keptBack_.end(), drewFromIt)) return false;
+    releaseSharedPlace(place);
     return true;
   });
 }

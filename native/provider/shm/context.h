@@ -117,11 +117,17 @@ class ShmContext final : public Context {
   IndexPool& memoryIndices() { return memoryIndices_; }
   IndexPool& regionIndices() { return regionIndices_; }
   IndexPool& completionQueueIndices() { return completionQueueIndices_; }
-  IndexPool& sharedQueueIndices() { return sharedQueueIndices_; }
-  uint32_t takeSharedReceives(uint32_t capacity);  // throws QUORATE_LIMIT
-  void giveSharedReceives(uint32_t base, uint32_t capacity);
-  uint32_t takeScatter(uint32_t entries);  // throws QUORATE_LIMIT
-  void giveScatter(uint32_t base, uint32_t entries);
+  // Of a shared receive queue. What a kept-back slot of a queue pair drew from is kept back with it: its requester may
+  // be about to claim a receive.
+  struct SharedQueuePlace {
+    uint32_t index = 0;
+    uint32_t base = 0;
+    uint32_t capacity = 0;
+    uint32_t scatterBase = 0;
+    uint32_t scatterEntries = 0;
+  };
+  SharedQueuePlace takeSharedPlace(uint32_t capacity, uint32_t maxSge);  // throws QUORATE_LIMIT
+  void giveSharedPlace(const SharedQueuePlace& place);
   // By index; guarded by the revoker's mutex.
   std::unordered_map<uint32_t, ShmMemoryWindow*>& memoryWindows() { return memoryWindows_; }
   AsyncEvents& asyncEvents() { return asyncEvents_; }
@@ -149,6 +155,7 @@ class ShmContext final : public Context {
     uint32_t receiveCapacity = 0;
     uint32_t scatterBase = 0;
     uint32_t scatterEntries = 0;
+    uint32_t sharedQueue = 0;  // index of its shared receive queue and 1; 0: none
   };
   // maxSge: elements of each receive
   QueuePairPlace takePlace(uint32_t receiveCapacity, uint32_t maxSge);
@@ -166,6 +173,7 @@ class ShmContext final : public Context {
   void releasePlace(const QueuePairPlace& place);
   uint32_t takeScatterLocked(uint32_t entries);
   void giveScatterLocked(uint32_t base, uint32_t entries);
+  void releaseSharedPlace(const SharedQueuePlace& place);
   void sweepKeptBack();
 
   DeviceInfo device_;
@@ -201,6 +209,7 @@ class ShmContext final : public Context {
   std::deque<uint32_t> freePlaces_;
   std::array<uint16_t, kMaxQueuePairs> placeGenerations_ = {};
   std::vector<KeptBack> keptBack_;
+  std::vector<SharedQueuePlace> sharedKeptBack_;
   std::vector<bool> arenaUsed_;    // in units of kArenaUnit entries
   std::vector<bool> sharedUsed_;   // entries of shared receive queues, in the same units
   std::vector<bool> scatterUsed_;  // in the same units

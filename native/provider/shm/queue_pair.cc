@@ -78,6 +78,7 @@ ShmQueuePair::ShmQueuePair(std::shared_ptr<ShmProtectionDomain> domain, const Qp
       // With a shared queue the ring takes completions only, and as many as that queue can have outstanding.
       place_(context_.takePlace(srq_ != nullptr ? srq_->maxWr() : capabilities_.maxRecvWr,
                                 srq_ != nullptr ? 1 : capabilities_.maxRecvSge)) {
+  place_.sharedQueue = srq_ == nullptr ? 0 : srq_->index() + 1;
   slot_ = &context_.control()->queuePairs[place_.index];
   receives_.resize(capabilities_.maxRecvWr);
   // A new connection number: whoever still remembers the slot's last user cannot take the word any more.
@@ -89,7 +90,7 @@ ShmQueuePair::ShmQueuePair(std::shared_ptr<ShmProtectionDomain> domain, const Qp
   slot_->type.store(static_cast<uint32_t>(type_), std::memory_order_release);
   slot_->qkey.store(0, std::memory_order_release);
   slot_->sender.store(0, std::memory_order_release);
-  slot_->sharedQueue.store(srq_ == nullptr ? 0 : srq_->index() + 1, std::memory_order_release);
+  slot_->sharedQueue.store(place_.sharedQueue, std::memory_order_release);
   slot_->claimedReceive.store(0, std::memory_order_release);
   slot_->scatterBase.store(place_.scatterBase, std::memory_order_release);
   slot_->maxSge.store(place_.scatterEntries > 0 ? capabilities_.maxRecvSge : 1, std::memory_order_release);

@@ -51,32 +51,20 @@ ShmSharedReceiveQueue::ShmSharedReceiveQueue(std::shared_ptr<ShmProtectionDomain
       outstanding_(capacity_),
       attached_(kMaxQueuePairs) {
   ShmContext& context = *domain_->context();
-  index_ = context.sharedQueueIndices().take();
-  try {
-    base_ = context.takeSharedReceives(capacity_);
-    try {
-      if (maxSge_ > 1) scatterBase_ = context.takeScatter(capacity_ * maxSge_);
-    } catch (...) {
-      context.giveSharedReceives(base_, capacity_);
-      throw;
-    }
-  } catch (...) {
-    context.sharedQueueIndices().give(index_);
-    throw;
-  }
+  place_ = context.takeSharedPlace(capacity_, maxSge_);
   for (uint32_t i = capacity_; i > 0; i--) {
     free_.push_back(i - 1);
     entry(i - 1).owner.store(kFreeReceive, std::memory_order_relaxed);
   }
   SharedReceiveQueueSlot& slot = this->slot();
-  // Counts go on where the last user of the slot left them: a claim from then cannot succeed.
+  // Counts go on where the last user of the slot left them. Nobody is about to claim a receive of that any more.
   posted_ = slot.claimed.load(std::memory_order_seq_cst);
   slot.posted.store(posted_, std::memory_order_seq_cst);
   slot.limit.store(0);
   slot.limitReached.store(0);
-  slot.scatterBase.store(scatterBase_, std::memory_order_release);
+  slot.scatterBase.store(place_.scatterBase, std::memory_order_release);
   slot.maxSge.store(maxSge_, std::memory_order_release);
-  slot.base.store(base_, std::memory_order_release);
+  slot.base.store(place_.base, std::memory_order_release);
   slot.capacity.store(capacity_, std::memory_order_release);
 }
 
@@ -101,9 +89,7 @@ void ShmSharedReceiveQueue::close() {
     if (closed_.exchange(true)) return;
     slot().capacity.store(0, std::memory_order_release);
   }
-  context.giveSharedReceives(base_, capacity_);
-  if (maxSge_ > 1) context.giveScatter(scatterBase_, capacity_ * maxSge_);
-  context.sharedQueueIndices().give(index_);
+  context.giveSharedPlace(place_);
 }
 
 void ShmSharedReceiveQueue::setLimit(uint32_t limit) {
@@ -144,7 +130,7 @@ size_t ShmSharedReceiveQueue::postReceive(const ReceiveWorkRequest* requests, si
     }
     const uint32_t index = free_.back();
     if (requests[i].sgeCount > 0 &&
-        !publishScatter(*domain_->context()->control(), scatterBase_, maxSge_, index, requests[i])) {
+        !publishScatter(*domain_->context()->control(), place_.scatterBase, maxSge_, index, requests[i])) {
       *errnum = EINVAL;
       return i;
     }

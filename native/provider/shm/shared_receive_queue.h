@@ -35,7 +35,7 @@ class ShmSharedReceiveQueue final : public SharedReceiveQueue {
   // For queue pairs.
   const std::shared_ptr<ShmProtectionDomain>& domain() const { return domain_; }
   Children& children() { return children_; }
-  uint32_t index() const { return index_; }
+  uint32_t index() const { return place_.index; }
   // Slots of queue pairs that draw from it. One that is let go of frees what was claimed for it; a requester that was
   // held up may still claim another for it later, which is free when it is needed.
   void attach(uint32_t queuePair);
@@ -49,9 +49,9 @@ class ShmSharedReceiveQueue final : public SharedReceiveQueue {
   bool takeLimitReached();
 
  private:
-  SharedReceiveQueueSlot& slot() const { return domain_->context()->control()->sharedQueues[index_]; }
+  SharedReceiveQueueSlot& slot() const { return domain_->context()->control()->sharedQueues[place_.index]; }
   SharedReceiveEntry& entry(uint32_t index) const {
-    return domain_->context()->control()->sharedReceives[base_ + index];
+    return domain_->context()->control()->sharedReceives[place_.base + index];
   }
   void free(uint32_t index);
   void freeOrphans();
@@ -59,9 +59,7 @@ class ShmSharedReceiveQueue final : public SharedReceiveQueue {
   const std::shared_ptr<ShmProtectionDomain> domain_;
   const uint32_t capacity_;
   const uint32_t maxSge_;
-  uint32_t index_ = 0;
-  uint32_t base_ = 0;
-  uint32_t scatterBase_ = 0;
+  ShmContext::SharedQueuePlace place_;
   Children children_;
   SpinLock lock_;                             // guards what follows
   std::vector<ReceiveWorkRequest> requests_;  // as posted: nothing of them is taken from shared memory
