@@ -169,6 +169,15 @@ TEST_CASE("shm: an armed CQ wakes its channel once, for what it was armed for") 
     CHECK(a.run(a.request(WrOpcode::Send, 0, 8, toB)) == WcStatus::Success);
     CHECK(b.channel->getEvent() == b.cq);
   }
+  SUBCASE("armed without an event for more than half of the times that are counted") {
+    b.cq->requestNotify(false);
+    const uint32_t index = static_cast<shm::ShmCompletionQueue&>(*b.cq).index();
+    b.internals().control()->completionQueues[index].armed.fetch_add(((1u << 29) + 1) * shm::kArmedUnit);
+    b.cq->requestNotify(false);
+    CHECK(a.run(a.request(WrOpcode::Send, 0, 8, toB)) == WcStatus::Success);
+    CHECK(b.channel->getEvent() == b.cq);
+    CHECK(b.channel->getEvent() == nullptr);
+  }
   SUBCASE("solicited only") {
     b.cq->requestNotify(true);
     CHECK(a.run(a.request(WrOpcode::Send, 0, 8, toB)) == WcStatus::Success);

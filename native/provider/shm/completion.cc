@@ -17,6 +17,7 @@ namespace {
 // poll() also looks without a doorbell now and then: a requester may have died between its completion and the doorbell.
 constexpr uint32_t kPollsWithoutLook = 1024;
 constexpr int kMaxStaleEvents = 4096;  // skipped in one getEvent()
+constexpr uint32_t kMaxArmingsBack = 1u << 27;  // of an event: none is on its way for so long
 
 }  // namespace
 
@@ -252,6 +253,9 @@ void ShmCompletionQueue::requestNotify(bool solicitedOnly) {
     const bool any = !solicitedOnly || armedFor(armed) == Armed::Any;
     next = (armed & ~kArmedMask) + kArmedUnit + static_cast<uint32_t>(any ? Armed::Any : Armed::SolicitedOnly);
   } while (!slot().armed.compare_exchange_weak(armed, next, std::memory_order_seq_cst));
+  // The count of armings wraps around: whose event was taken last stays near enough to tell earlier from later.
+  const uint32_t kept = armingOf(next) - kMaxArmingsBack;
+  if (isLaterArming(kept, takenArming_)) takenArming_ = kept;
   lookAgain_ = true;  // the next poll must not rely on a doorbell from before
 }
 
