@@ -1,9 +1,11 @@
 // UD on shared memory: what becomes of a queue pair when the process that was delivering a datagram to it dies or
 // stops, and SQE of the unreliable types.
+#include <signal.h>
 #include <unistd.h>
 
 #include "provider/shm/layout.h"
 #include "provider/shm/process_identity.h"
+#include "provider/shm/test_hooks.h"
 #include "test/child_process.h"
 #include "test/shm_fixture.h"
 #include "test/shm_held_copy.h"
@@ -14,9 +16,10 @@ namespace {
 
 constexpr uint32_t kQkey = 77;
 
-std::shared_ptr<QueuePair> datagramQueuePair(Endpoint& end) {
+std::shared_ptr<QueuePair> datagramQueuePair(Endpoint& end, std::shared_ptr<SharedReceiveQueue> srq = nullptr) {
   QpInit init;
   init.type = QpType::Ud;
+  init.srq = std::move(srq);
   init.sendCq = init.recvCq = end.cq;
   auto qp = end.domain->createQueuePair(init);
   QpAttributes a;
@@ -32,32 +35,59 @@ std::shared_ptr<QueuePair> datagramQueuePair(Endpoint& end) {
 }
 
 struct Datagrams {
-  explicit Datagrams(const ShmTestDirectory& directory) : a(directory), b(directory) {
+  // With `shared` the receiver takes its receives from a shared queue.
+  explicit Datagrams(const ShmTestDirectory& directory, bool shared = false)
+      : directory(directory), a(directory), b(directory) {
+    if (shared) srq = b.domain->createSharedReceiveQueue(1);
     from = datagramQueuePair(a);
-    to = datagramQueuePair(b);
+    to = datagramQueuePair(b, srq);
+    handle = handleIn(a);
+  }
+  std::shared_ptr<AddressHandle> handleIn(Endpoint& end) {
     AddressVector av;
     av.isGlobal = true;
-    av.dgid = b.coordinates().gid;
-    handle = a.domain->createAddressHandle(av);
+    av.dgid = gid;
+    return end.domain->createAddressHandle(av);
   }
   void post(uint64_t wrId) {
     int errnum = 0;
     const ReceiveWorkRequest receive{wrId, b.coordinates().address, 256, b.region->lkey()};
-    REQUIRE(to->postReceive(&receive, 1, &errnum) == 1);
+    REQUIRE((srq != nullptr ? srq->postReceive(&receive, 1, &errnum) : to->postReceive(&receive, 1, &errnum)) == 1);
   }
-  void send() {
+  SendWorkRequest request(Endpoint& end, AddressHandle& destination) {
     SendWorkRequest request;
     request.opcode = WrOpcode::Send;
     request.sendFlags = kSendSignaled;
-    request.localAddress = reinterpret_cast<uint64_t>(a.bytes());
+    request.localAddress = reinterpret_cast<uint64_t>(end.bytes());
     request.length = 8;
-    request.lkey = a.region->lkey();
-    request.addressHandle = handle.get();
+    request.lkey = end.region->lkey();
+    request.addressHandle = &destination;
     request.remoteQpNum = to->number();
     request.remoteQkey = kQkey;
+    return request;
+  }
+  void send() {
+    const SendWorkRequest request = this->request(a, *handle);
     int errnum = 0;
     REQUIRE(from->postSend(&request, 1, &errnum) == 1);
     CHECK(a.wait().status == static_cast<int>(WcStatus::Success));
+  }
+  // A process of its own sends, and is killed when it has come so far.
+  template <shm::HookPoint where>
+  void sendAndDie() {
+    const pid_t child = forkChild([&] {
+      Endpoint end(directory);
+      const auto sender = datagramQueuePair(end);
+      const auto destination = handleIn(end);
+      shm::testHooks.reached.store([](shm::HookPoint point) {
+        if (point == where) kill(getpid(), SIGKILL);
+      });
+      const SendWorkRequest request = this->request(end, *destination);
+      int errnum = 0;
+      sender->postSend(&request, 1, &errnum);
+      return 0;
+    });
+    REQUIRE(waitForChild(child) == 256 + SIGKILL);
   }
   shm::QueuePairSlot& slot() { return b.internals().control()->queuePairs[to->number() % shm::kMaxQueuePairs]; }
   bool received() {
@@ -65,7 +95,10 @@ struct Datagrams {
     return b.cq->poll(&completion, 1) == 1;
   }
 
+  const ShmTestDirectory& directory;
   Endpoint a, b;
+  const Gid gid = b.coordinates().gid;
+  std::shared_ptr<SharedReceiveQueue> srq;
   std::shared_ptr<QueuePair> from, to;
   std::shared_ptr<AddressHandle> handle;
 };
@@ -134,6 +167,23 @@ TEST_CASE("shm: a queue pair whose sender died in mid-message can be closed, and
   rig.slot().word.store(shm::word::taken(rig.slot().word.load(), shm::OperationKind::Send, 3));
   rig.to->close();
   CHECK((rig.slot().word.load() & shm::word::kStuck) == 0);
+}
+
+TEST_CASE("shm: the shared receive that a dead sender had claimed is filled by the next datagram") {
+  ShmTestDirectory directory;
+  Datagrams rig(directory, true);
+  rig.post(1);
+  SUBCASE("when it had just claimed it") {
+    rig.sendAndDie<shm::HookPoint::AfterClaim>();
+  }
+  SUBCASE("when it had filled it") {
+    rig.sendAndDie<shm::HookPoint::BeforeRelease>();
+  }
+  rig.send();
+  CHECK(rig.received());
+  rig.post(2);
+  rig.send();
+  CHECK(rig.received());
 }
 
 TEST_CASE("shm: no byte of a datagram lands after its receive was revoked") {

@@ -18,7 +18,7 @@
 namespace quorate::shm {
 
 constexpr uint64_t kControlMagic = 0x314c54434d485351ull;  // "QSHMCTL1"
-constexpr uint32_t kControlVersion = 6;
+constexpr uint32_t kControlVersion = 7;
 
 // Limits of one HCA instance. They fix the size of the control segment (about 4 MiB).
 constexpr uint32_t kQueuePairIndexBits = 10;
@@ -139,7 +139,7 @@ struct alignas(128) QueuePairSlot {
   std::atomic<uint32_t> type;            // a QpType
   std::atomic<uint32_t> qkey;            // UD: what a datagram must carry
   std::atomic<uint32_t> sharedQueue;     // number of its shared receive queue and 1; 0: none
-  std::atomic<uint32_t> claimedReceive;  // receive of it that is being filled and 1; 0: none. By who holds the word.
+  std::atomic<uint32_t> claimedReceive;  // see receive_claim; by who holds the word
   std::atomic<uint32_t> scatterBase;     // elements of receives: first entry in the arena
   std::atomic<uint32_t> maxSge;          // elements of each receive; 1: none is in the arena
   std::atomic<uint64_t> sender;          // UD: the process that delivers a datagram, see datagram.cc; 0: none
@@ -193,6 +193,22 @@ struct SharedReceiveEntry {
   std::atomic<uint32_t> sgeCount;
 };
 constexpr uint32_t kFreeReceive = ~0u;
+// Which receive of its shared queue the next message to a queue pair fills: that receive and 1 in the low half, 0: none;
+// in the high half the word's count of completed receives when it was claimed, so that the claim ends with the message,
+// at the moment at which that is published. Written before the receive is claimed: it holds if the receive says so, too.
+// Whoever claims may die at any moment, and with UD the next sender goes on from there.
+namespace receive_claim {
+static_assert(kMaxReceiveWr < 0xffff);
+constexpr uint32_t make(uint64_t word, uint32_t entry) {
+  return uint32_t{word::received(word)} << 16 | (entry + 1);
+}
+constexpr uint32_t entryPlusOne(uint32_t claim) {
+  return claim & 0xffff;
+}
+constexpr bool isOf(uint32_t claim, uint64_t word) {
+  return claim >> 16 == word::received(word) && entryPlusOne(claim) != 0;
+}
+}  // namespace receive_claim
 // Nobody claimed it yet, and it is to be claimed at this position only: who looked at an earlier one and was held up
 // must not take it out of turn when it was posted again.
 constexpr uint32_t unclaimedAt(uint32_t position) {

@@ -132,6 +132,7 @@ class ShmQueuePair final : public QueuePair {
     uint64_t rangeLength = 0;
     uint64_t rangeOffset = 0;
   };
+  uint32_t claimedShared(uint64_t word) const;
   Step claimShared(ControlSegment* control, Chunk* chunk, uint64_t total, uint64_t* taken, Target* target);
   static bool narrow(ControlSegment* control, uint64_t total, Target* target, Chunk* chunk);
   bool invalidateRemoteWindow(ControlSegment* control, uint32_t rkey);

@@ -700,7 +700,7 @@ ShmQueuePair::Step ShmQueuePair::runChunk(Chunk& chunk, WcStatus* status) {
   ReceiveEntry* receive = nullptr;
   if (traits.consumesReceive && remoteShared_ != nullptr) [[unlikely]] {
     receive = &control->receives[remoteReceiveBase_ + (word::received(w) & (remoteReceiveCapacity_ - 1))];
-    if (remote_->claimedReceive.load(std::memory_order_acquire) == 0 &&
+    if (claimedShared(w) == kNoReceive &&
         remoteShared_->claimed.load(std::memory_order_acquire) ==
             remoteShared_->posted.load(std::memory_order_acquire)) {
       return Step::NotReady;
@@ -842,8 +842,8 @@ ShmQueuePair::Step ShmQueuePair::runChunk(Chunk& chunk, WcStatus* status) {
   }
   const bool receiveDone = chunk.last && receive != nullptr;
   if (receiveDone && remoteShared_ != nullptr) [[unlikely]] {
-    receive->address.store(remote_->claimedReceive.load(std::memory_order_relaxed) - 1, std::memory_order_relaxed);
-    remote_->claimedReceive.store(0, std::memory_order_relaxed);
+    const uint32_t claim = remote_->claimedReceive.load(std::memory_order_relaxed);
+    receive->address.store(receive_claim::entryPlusOne(claim) - 1, std::memory_order_relaxed);
   }
   if (chunk.last) {
     nextPsn_ = (nextPsn_ + 1) & kPsnMask;
@@ -873,32 +873,36 @@ ShmQueuePair::Step ShmQueuePair::runChunk(Chunk& chunk, WcStatus* status) {
   return Step::Finished;
 }
 
+// The receive of the shared queue that an earlier attempt claimed for the next message; kNoReceive if none did.
+uint32_t ShmQueuePair::claimedShared(uint64_t word) const {
+  ControlSegment* const control = peer_->control();
+  return claimedReceive(*control, remoteSharedBase_, remoteSharedCapacity_,
+                        static_cast<uint32_t>(remote_ - control->queuePairs), word);
+}
+
 // With the word taken: gets the receive of the shared queue that this message fills, claimed now or by an earlier
 // attempt, and for a SEND names its region in the word, so that who deregisters that sees this operation. Finished,
 // or the word has been let go.
 ShmQueuePair::Step ShmQueuePair::claimShared(ControlSegment* control, Chunk* chunk, uint64_t total, uint64_t* taken,
                                              Target* target) {
   const auto letGo = [&](Step step) { return releaseWord(*taken, false) ? step : Step::Failed; };
-  const uint32_t queuePair = static_cast<uint32_t>(remote_ - control->queuePairs);
-  uint32_t claimed = remote_->claimedReceive.load(std::memory_order_acquire);
-  if (claimed == 0) {
+  uint32_t claimed = claimedShared(*taken);
+  if (claimed == kNoReceive) {
     bool limitReached = false;
-    const uint32_t entry = claimSharedReceive(*control, *remoteShared_, remoteSharedBase_, remoteSharedCapacity_,
-                                              queuePair, &limitReached);
+    const uint32_t queuePair = static_cast<uint32_t>(remote_ - control->queuePairs);
+    claimed = claimSharedReceive(*control, *remoteShared_, remoteSharedBase_, remoteSharedCapacity_, queuePair,
+                                 &limitReached);
     if (limitReached) peer_->ringAsync();
-    if (entry == kNoReceive) return letGo(Step::NotReady);
-    claimed = entry + 1;
-    remote_->claimedReceive.store(claimed, std::memory_order_release);
+    if (claimed == kNoReceive) return letGo(Step::NotReady);
   }
-  if (claimed > remoteSharedCapacity_) return letGo(Step::Failed);
   if (chunk->traits.kind != OperationKind::Send) return Step::Finished;
-  const SharedReceiveEntry& entry = control->sharedReceives[remoteSharedBase_ + claimed - 1];
+  const SharedReceiveEntry& entry = control->sharedReceives[remoteSharedBase_ + claimed];
   target->address = entry.address.load(std::memory_order_relaxed);
   target->key = entry.lkey.load(std::memory_order_relaxed);
   target->length = entry.length.load(std::memory_order_relaxed);
   target->sgeCount = entry.sgeCount.load(std::memory_order_relaxed);
   if (target->sgeCount > 1 && total <= target->length) {
-    target->scatterAt = remoteScatterBase_ + (claimed - 1) * remoteMaxSge_;
+    target->scatterAt = remoteScatterBase_ + claimed * remoteMaxSge_;
     if (target->sgeCount > remoteMaxSge_ || !narrow(control, total, target, chunk)) return letGo(Step::Failed);
   }
   const uint64_t named = word::withRegion(*taken, regionIndexOf(target->key));
@@ -966,9 +970,9 @@ void ShmQueuePair::failResponder(uint64_t word, ReceiveEntry* receive, WcStatus 
     word = taken;
   }
   if (receive != nullptr && remoteShared_ != nullptr) {
-    const uint32_t claimed = remote_->claimedReceive.exchange(0, std::memory_order_relaxed);
-    if (claimed == 0) receive = nullptr;  // none was claimed, so none ends
-    if (receive != nullptr) receive->address.store(claimed - 1, std::memory_order_relaxed);
+    const uint32_t claimed = claimedShared(word);
+    if (claimed == kNoReceive) receive = nullptr;  // none was claimed, so none ends
+    if (receive != nullptr) receive->address.store(claimed, std::memory_order_relaxed);
   }
   if (receive != nullptr) {
     receive->byteLen.store(0, std::memory_order_relaxed);

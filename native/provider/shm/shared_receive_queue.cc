@@ -199,6 +199,15 @@ void ShmSharedReceiveQueue::reclaim(uint32_t queuePair, size_t max,
   }
 }
 
+uint32_t claimedReceive(const ControlSegment& control, uint32_t base, uint32_t capacity, uint32_t queuePair,
+                        uint64_t word) {
+  const uint32_t claim = control.queuePairs[queuePair].claimedReceive.load(std::memory_order_acquire);
+  const uint32_t index = receive_claim::entryPlusOne(claim) - 1;
+  if (!receive_claim::isOf(claim, word) || index >= capacity) return kNoReceive;
+  const uint32_t owner = control.sharedReceives[base + index].owner.load(std::memory_order_acquire);
+  return owner == queuePair + 1 ? index : kNoReceive;
+}
+
 uint32_t claimSharedReceive(ControlSegment& control, SharedReceiveQueueSlot& slot, uint32_t base, uint32_t capacity,
                             uint32_t queuePair, bool* limitReached) {
   for (int attempt = 0; attempt < kMaxClaimAttempts; attempt++) {
@@ -209,9 +218,14 @@ uint32_t claimSharedReceive(ControlSegment& control, SharedReceiveQueueSlot& slo
     if (index >= capacity) return kNoReceive;
     if (auto* hook = testHooks.reached.load(std::memory_order_relaxed)) [[unlikely]]
       hook(HookPoint::BeforeClaim);
+    QueuePairSlot& claimer = control.queuePairs[queuePair];
+    claimer.claimedReceive.store(receive_claim::make(claimer.word.load(std::memory_order_relaxed), index),
+                                 std::memory_order_seq_cst);
     uint32_t unclaimed = unclaimedAt(position);
     const bool mine = control.sharedReceives[base + index].owner.compare_exchange_strong(unclaimed, queuePair + 1,
                                                                                          std::memory_order_seq_cst);
+    if (auto* hook = testHooks.reached.load(std::memory_order_relaxed)) [[unlikely]]
+      hook(HookPoint::AfterClaim);
     slot.claimed.compare_exchange_strong(position, position + 1, std::memory_order_seq_cst);
     if (!mine) continue;
     const uint32_t left = slot.posted.load(std::memory_order_relaxed) - slot.claimed.load(std::memory_order_relaxed);

@@ -1,10 +1,10 @@
 // Shared receive queues of the shm provider: receives in the control segment that requesters of several queue pairs
 // claim, each for the queue pair that it sends to.
 //
-// A receive is an entry of the queue; `order` says in which order entries are to be claimed. Who claims one first
-// writes into the entry for which queue pair (so that it is known should the claimer die at that moment) and then
-// advances the count of claims; who finds an entry claimed and the count behind helps it on. The queue pair's slot
-// remembers the claim until the message is complete. The completion is published in the queue pair's own ring, as that
+// A receive is an entry of the queue; `order` says in which order entries are to be claimed. Who claims one first names it
+// in the queue pair's slot, then writes into the entry for which queue pair, and then advances the count of claims; so
+// whose it is is known should the claimer die at any moment. Who finds an entry claimed and the count behind helps it on.
+// The queue pair's slot remembers the claim until the message is complete. The completion is published in the queue pair's own ring, as that
 // of any receive.
 #pragma once
 
@@ -75,9 +75,14 @@ class ShmSharedReceiveQueue final : public SharedReceiveQueue {
 bool publishScatter(ControlSegment& control, uint32_t base, uint32_t maxSge, uint32_t position,
                     const ReceiveWorkRequest& request);
 
-// Requester: claims a receive of the queue at `slot` for the queue pair in slot `queuePair`. `base` and `capacity` are
-// the queue's, bounded. kNoReceive if none is left. Sets *limitReached if that was armed and undercut.
 constexpr uint32_t kNoReceive = ~0u;
+
+// Requester: the receive that is claimed for the next message to the queue pair in slot `queuePair`, whose word is `word`.
+// kNoReceive if none is.
+uint32_t claimedReceive(const ControlSegment& control, uint32_t base, uint32_t capacity, uint32_t queuePair,
+                        uint64_t word);
+// Requester, who holds the word: claims a receive of the queue at `slot` for the queue pair in slot `queuePair`. `base`
+// and `capacity` are the queue's, bounded. kNoReceive if none is left. Sets *limitReached if that was armed and undercut.
 uint32_t claimSharedReceive(ControlSegment& control, SharedReceiveQueueSlot& slot, uint32_t base, uint32_t capacity,
                             uint32_t queuePair, bool* limitReached);
 

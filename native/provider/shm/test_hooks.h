@@ -9,6 +9,7 @@ namespace quorate::shm {
 
 enum class HookPoint {
   BeforeClaim,    // the next receive of a shared queue is known, and not claimed yet
+  AfterClaim,     // it is claimed, and that is not counted yet
   AfterTake,      // the word is taken, the region not yet validated
   BeforeCopy,     // everything is validated
   MidCopy,        // half of the chunk is copied
