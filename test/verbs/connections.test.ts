@@ -48,7 +48,7 @@ async function listening(): Promise<{ id: CmId; port: number }> {
 
 describe('the address that a connection comes from', () => {
   /** What the listener is told of a client. */
-  async function peerSeen(resolve: (id: CmId, port: number) => Promise<void>): Promise<unknown> {
+  async function peerSeen(resolve: (id: CmId, port: number) => Promise<void>, host?: string): Promise<unknown> {
     const { id: listener, port } = await listening();
     const id = channel().createId();
     await resolve(id, port);
@@ -58,7 +58,7 @@ describe('the address that a connection comes from', () => {
     const { value: request } = await listener.requests().next();
     request?.reject();
     expect(await connecting).toBe('QUORATE_CM_REJECTED');
-    expect(request?.peerAddress?.port).toBe(id.localAddress?.port);
+    expect(request?.peerAddress).toEqual({ ...id.localAddress, ...(host === undefined ? {} : { host }) });
     return id.localAddress;
   }
 
@@ -73,6 +73,20 @@ describe('the address that a connection comes from', () => {
       await id.bindAddress(own);
       await id.resolveAddress({ host: HOST, port });
     });
+    expect(await seen).toEqual(own);
+  });
+
+  it('is an IPv6 address where the peer was called by one', async () => {
+    const seen = await peerSeen((id, port) => id.resolveAddress({ host: '::1', port }));
+    expect(seen).toMatchObject({ host: '::1' });
+  });
+
+  it('is the one that is called where the id is bound to all of them', async () => {
+    const own = { host: '0.0.0.0', port: 9 };
+    const seen = peerSeen(async (id, port) => {
+      await id.bindAddress(own);
+      await id.resolveAddress({ host: '127.0.0.3', port });
+    }, '127.0.0.3');
     expect(await seen).toEqual(own);
   });
 
@@ -379,7 +393,10 @@ describe('frames of the connection manager of shared memory', () => {
       lid: fc.constant(0),
       pathMtuBytes: fc.constantFrom(256, 512, 1024, 2048, 4096),
     }),
-    sourcePort: fc.integer({ min: 0, max: 65_535 }),
+    source: fc.record({
+      host: fc.constantFrom('127.0.0.2', '192.0.2.255', '::1', '::', 'fe80::1:ff', '2001:db8::7'),
+      port: fc.integer({ min: 0, max: 65_535 }),
+    }),
     parameters: fc.record({
       privateData: fc.uint8Array({ maxLength: 256 }),
       responderResources: byte,
@@ -393,8 +410,8 @@ describe('frames of the connection manager of shared memory', () => {
 
   it('are read as they were written, however the stream is cut', () => {
     fc.assert(
-      fc.property(connection, fc.integer({ min: 1, max: 400 }), ({ endpoint, sourcePort, parameters }, cut) => {
-        const full = { endpoint, sourcePort, parameters: { ...parameters, qpNum: endpoint.qpNum } };
+      fc.property(connection, fc.integer({ min: 1, max: 400 }), ({ endpoint, source, parameters }, cut) => {
+        const full = { endpoint, source, parameters: { ...parameters, qpNum: endpoint.qpNum } };
         const frame = { type: FrameType.REQ, reason: 0, connection: full };
         const bytes = Buffer.concat([encodeFrame(frame), encodeFrame({ type: FrameType.DREQ, reason: 0 })]);
         const reader = new FrameReader();

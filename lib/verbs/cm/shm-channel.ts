@@ -26,6 +26,8 @@ const EHOSTUNREACH = 113;
 const ECONNRESET = 104;
 const REASON_NOBODY_LISTENS = 8;
 const REASON_REFUSED = 28;
+const UNSPECIFIED = ['0.0.0.0', '::'];
+const LOOPBACK = '127.0.0.1';
 const FIRST_SOURCE_PORT = 32_768;
 const SOURCE_PORTS = 16_384;
 let sourcePorts = 0;
@@ -224,9 +226,11 @@ class ShmCmId implements NativeCmId {
     this.#parameters = parameters;
     const socket = openSocket(portPath(this.#channel.directory, peerAddress.port));
     this.#attach(socket, new FrameReader());
-    const sourcePort = localAddress.port;
+    // An id that is bound to all addresses calls from the one that it calls.
+    const host = [localAddress.host, peerAddress.host].find((own) => !UNSPECIFIED.includes(own)) ?? LOOPBACK;
+    const source = { host, port: localAddress.port };
     socket.once('connect', () =>
-      this.#send({ type: FrameType.REQ, reason: 0, connection: { endpoint, sourcePort, parameters } }),
+      this.#send({ type: FrameType.REQ, reason: 0, connection: { endpoint, source, parameters } }),
     );
   }
 
@@ -245,7 +249,11 @@ class ShmCmId implements NativeCmId {
     }
     this.#state = 'accepting';
     this.#parameters = parameters;
-    this.#send({ type: FrameType.REP, reason: 0, connection: { endpoint, sourcePort: 0, parameters } });
+    this.#send({
+      type: FrameType.REP,
+      reason: 0,
+      connection: { endpoint, source: { host: '::', port: 0 }, parameters },
+    });
   }
 
   reject(privateData: Uint8Array): void {
@@ -349,11 +357,11 @@ class ShmCmId implements NativeCmId {
         return;
       }
       leave();
-      const { endpoint, sourcePort, parameters } = first.connection;
+      const { endpoint, source, parameters } = first.connection;
       const request = this.#channel.createId();
       request.#state = 'requested';
       request.localAddress = this.localAddress;
-      request.peerAddress = { host: '127.0.0.1', port: sourcePort };
+      request.peerAddress = source;
       request.#peerEndpoint = endpoint;
       request.#peerParameters = parameters;
       request.#attach(socket, reader);

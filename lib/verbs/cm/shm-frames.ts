@@ -1,17 +1,19 @@
 // What the two sides of a connection over shared memory tell each other, over a Unix socket in the folder of the device.
 // The messages are those of the InfiniBand connection manager (REQ, REP, RTU, REJ, DREQ, DREP). Whoever may open the
 // folder may send anything: a frame that is not exactly right ends the conversation.
+import { SocketAddress } from 'node:net';
+import { gidToIpv4, normalizeGid } from '../gid.js';
 import type { QueuePairEndpoint } from '../queue-pair.js';
-import type { CmConnectionParameters } from './native.js';
+import type { CmAddress, CmConnectionParameters } from './native.js';
 
 export const FrameType = { REQ: 1, REP: 2, RTU: 3, REJ: 4, DREQ: 5, DREP: 6 } as const;
 export type FrameType = (typeof FrameType)[keyof typeof FrameType];
 
-const MAGIC = 0x314d4351; // "QCM1"
+const MAGIC = 0x324d4351; // "QCM2"
 /** Length, magic, type, reason. */
 const HEAD_BYTES = 4 + 4 + 2 + 2;
 /** What REQ and REP carry beside private data. */
-const CONNECTION_BYTES = 4 + 4 + 16 + 2 + 2 + 6;
+const CONNECTION_BYTES = 4 + 4 + 16 + 2 + 2 + 16 + 6;
 export const MAX_PRIVATE_DATA_BYTES = 256;
 export const MAX_FRAME_BYTES = HEAD_BYTES + CONNECTION_BYTES + MAX_PRIVATE_DATA_BYTES;
 const MTUS = [256, 512, 1024, 2048, 4096];
@@ -21,9 +23,18 @@ export interface Frame {
   /** Of REJ, as in InfiniBand; else 0. */
   reason: number;
   /** Of REQ and REP. */
-  connection?: { endpoint: QueuePairEndpoint; sourcePort: number; parameters: CmConnectionParameters };
+  connection?: { endpoint: QueuePairEndpoint; source: CmAddress; parameters: CmConnectionParameters };
   /** Of REJ. */
   privateData?: Uint8Array;
+}
+
+/** The 16 bytes of an address, an IPv4 one as IPv6 has it, in hexadecimal digits. Which interface it is of stays here. */
+function hexOf(host: string): string {
+  return normalizeGid(host.split('%')[0] ?? '').replaceAll(':', '');
+}
+
+function grouped(hex: string): string {
+  return hex.replace(/....(?!$)/g, '$&:');
 }
 
 export function encodeFrame(frame: Frame): Buffer {
@@ -36,13 +47,14 @@ export function encodeFrame(frame: Frame): Buffer {
   bytes.writeUInt16LE(frame.type, 8);
   bytes.writeUInt16LE(frame.reason, 10);
   if (connection !== undefined) {
-    const { endpoint, sourcePort, parameters } = connection;
+    const { endpoint, source, parameters } = connection;
     let at = HEAD_BYTES;
     at = bytes.writeUInt32LE(endpoint.qpNum, at);
     at = bytes.writeUInt32LE(endpoint.psn, at);
     at += bytes.write(endpoint.gid.replaceAll(':', ''), at, 16, 'hex');
     at = bytes.writeUInt16LE(endpoint.pathMtuBytes, at);
-    at = bytes.writeUInt16LE(sourcePort, at);
+    at = bytes.writeUInt16LE(source.port, at);
+    at += bytes.write(hexOf(source.host), at, 16, 'hex');
     at = bytes.writeUInt8(parameters.responderResources, at);
     at = bytes.writeUInt8(parameters.initiatorDepth, at);
     at = bytes.writeUInt8(parameters.flowControl ? 1 : 0, at);
@@ -65,13 +77,15 @@ export function decodeFrame(bytes: Buffer): Frame | undefined {
     case FrameType.REQ:
     case FrameType.REP: {
       if (rest.length < CONNECTION_BYTES || reason !== 0) return;
-      const [responderResources, initiatorDepth, flowControl, retryCount, rnrRetryCount, srq] = rest.subarray(28, 34);
+      const [responderResources, initiatorDepth, flowControl, retryCount, rnrRetryCount, srq] = rest.subarray(44, 50);
       const pathMtuBytes = rest.readUInt16LE(24);
       const qpNum = rest.readUInt32LE(0);
       const psn = rest.readUInt32LE(4);
       if (qpNum > 0xffffff || psn > 0xffffff || !MTUS.includes(pathMtuBytes)) return;
       if ((retryCount ?? 8) > 7 || (rnrRetryCount ?? 8) > 7 || (flowControl ?? 2) > 1 || (srq ?? 2) > 1) return;
-      const gid = rest.toString('hex', 8, 24).replace(/....(?!$)/g, '$&:');
+      const gid = grouped(rest.toString('hex', 8, 24));
+      const address = grouped(rest.toString('hex', 28, 44));
+      const host = gidToIpv4(address) ?? new SocketAddress({ address, family: 'ipv6' }).address;
       const parameters: CmConnectionParameters = {
         privateData: Uint8Array.from(rest.subarray(CONNECTION_BYTES)),
         responderResources: responderResources ?? 0,
@@ -83,7 +97,7 @@ export function decodeFrame(bytes: Buffer): Frame | undefined {
         qpNum,
       };
       const endpoint = { qpNum, psn, gid, lid: 0, pathMtuBytes };
-      return { type, reason, connection: { endpoint, sourcePort: rest.readUInt16LE(26), parameters } };
+      return { type, reason, connection: { endpoint, source: { host, port: rest.readUInt16LE(26) }, parameters } };
     }
     case FrameType.REJ:
       if (rest.length > MAX_PRIVATE_DATA_BYTES) return;
