@@ -1,7 +1,7 @@
 // The connection manager of the shm device, and what that of RDMA devices says where there is none.
 import { spawn } from 'node:child_process';
 import { getEventListeners, once } from 'node:events';
-import { chmodSync, existsSync, mkdirSync } from 'node:fs';
+import { chmodSync, existsSync, mkdirSync, readdirSync, readlinkSync } from 'node:fs';
 import { connect } from 'node:net';
 import { constants } from 'node:os';
 import { basename, join } from 'node:path';
@@ -313,6 +313,38 @@ describe('the connection manager of shared memory', () => {
     child.kill('SIGKILL');
     await request.disconnected();
     expect(request.connected).toBe(false);
+  });
+
+  it('keeps no socket to a process that is stopped when it has given that up', async () => {
+    const port = 20_002;
+    const script = `
+      import { CmEventChannel } from 'quorate/verbs';
+      await CmEventChannel.open({ provider: 'shm' }).createId().listen({ host: '${HOST}', port: ${port} });
+      setInterval(() => {}, 1000);
+      console.log('listening');`;
+    const child = spawn(process.execPath, ['--input-type=module', '--eval', script], {
+      stdio: ['ignore', 'pipe', 'inherit'],
+    });
+    const sockets = () =>
+      readdirSync('/proc/self/fd').filter((number) => {
+        try {
+          return readlinkSync(`/proc/self/fd/${number}`).startsWith('socket:');
+        } catch {
+          return false; // that with which the folder is read
+        }
+      }).length;
+    try {
+      await once(child.stdout, 'data');
+      child.kill('SIGSTOP');
+      const calling = await client(port);
+      const before = sockets();
+      expect(await calling.connect({ timeoutMs: 50 }).catch(errorCode)).toBe('QUORATE_TIMEOUT');
+      expect(calling.closed).toBe(true);
+      await expect.poll(sockets).toBe(before);
+    } finally {
+      child.kill('SIGKILL');
+    }
+    await once(child, 'close');
   });
 
   it('is not disturbed by strangers that send anything', async () => {

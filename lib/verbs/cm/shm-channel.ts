@@ -305,7 +305,7 @@ class ShmCmId implements NativeCmId {
     }
     this.closed = true;
     this.#port?.close();
-    this.#socket?.end();
+    this.#socket?.destroySoon(); // when all is said, whether or not the peer, which may be stopped, hangs up, too
     this.#channel.forget(this);
   }
 
