@@ -20,8 +20,9 @@ export class Admission {
   /** Rejects with QUORATE_DUPLICATE_ID if another process with this id is alive. */
   async admit(connection: ControlConnection): Promise<void> {
     const { id: peer, processId } = connection.peer;
-    const current = this.admitted.get(peer);
-    if (current !== undefined && current.peer.processId !== processId && !current.isClosed) {
+    for (;;) {
+      const current = this.admitted.get(peer);
+      if (current === undefined || current.peer.processId === processId || current.isClosed) break;
       const answers = await current.request('ping', null, PING_TIMEOUT_MS).then(
         () => true,
         () => false,
@@ -32,6 +33,7 @@ export class Admission {
           `another process with id ${peer} is alive in this cluster; ids must be unique: stop one of the two`,
         );
       }
+      if (this.admitted.get(peer) === current) break; // else a third one was admitted meanwhile, and may be alive
     }
     if (!connection.isClosed) this.admitted.set(peer, connection);
   }
