@@ -132,10 +132,10 @@ export class MembershipRequests {
         }
         const isNext = (): boolean => {
           if (plane.role !== 'leader') throw this.options.notLeader();
-          if (code === 'QUORATE_NOT_CAUGHT_UP') return plane.isCaughtUp(change.id);
           // Within a turn of the event loop a full log gets no room: to try again at once would keep it from ever having any.
           if (code === 'QUORATE_BACKPRESSURE') return isTurnOver;
-          return plane.appliedConfiguration.version > version;
+          if (code === 'QUORATE_NOT_CAUGHT_UP' && plane.isCaughtUp(change.id)) return true;
+          return plane.appliedConfiguration.version > version; // who was to catch up may be removed, too
         };
         await this.until(isNext, leftMs, () => error as QuorateError);
       }

@@ -267,6 +267,14 @@ describe('membership', () => {
     expect(leader.status()).toMatchObject({ role: 'leader', transferringTo: undefined });
   });
 
+  it('does not wait any longer for a learner to catch up that has been removed', async () => {
+    const leader = await found(1, 2);
+    await leader.addLearner(place(1));
+    // Nobody has started that process.
+    const promotion = leader.promote(1, { timeoutMs: 600_000 });
+    await Promise.all([expect(promotion).rejects.toMatchObject({ code: 'QUORATE_UNKNOWN_MEMBER' }), leader.remove(1)]);
+  });
+
   it('replaces a voter that is gone by a new member', async () => {
     const leader = await found(3, 4);
     new Client(1);
