@@ -47,6 +47,8 @@ class PeerLinks {
   processId = 0;
   /** Process that the stream of messages goes to, also while there is no link. */
   messagesTo = 0;
+  /** Counts links that the peer asked for, so that an earlier one that takes longer is dropped. */
+  readonly asked = { probe: 0, log: 0 };
   /** Generation of the log link that the peer made last. */
   acceptedLog = 0;
   /** Whether the own end of that one is dead, which the peer may not have heard. */
@@ -312,12 +314,18 @@ export class LinkManager {
     const request = checkLinkRequest(value);
     this.checkCluster(id, value);
     this.hurry(id);
-    if (request.kind === 'message') return messages.accept(id, request);
+    const { kind } = request;
+    if (kind === 'message') return messages.accept(id, request);
+    const links = this.peer(id);
+    const turn = ++links.asked[kind];
     const { queuePair, reply } = await endpoint.accept(id, request);
-    if (request.kind === 'probe') {
+    if (turn !== links.asked[kind]) {
+      queuePair.close();
+      throw new QuorateError('QUORATE_CLOSED', `the ${kind} link of replica ${id} was replaced while it was made`);
+    }
+    if (kind === 'probe') {
       background.send({ type: 'incomingProbe', peer: id, queuePair: queuePair.share() });
     } else {
-      const links = this.peer(id);
       links.acceptedLog = request.generation;
       links.isAcceptedLogDead = false;
       background.send({

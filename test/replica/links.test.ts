@@ -5,10 +5,13 @@ import { connect, createServer, type Server, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, expect, it, onTestFinished, vi } from 'vitest';
+import type { LinkRequest } from '#lib/fabric/link-parameters.js';
 import { type MemberAddress, QuorateError, Replica } from '#lib/index.js';
+import type { ToBackground } from '#lib/replica/background-messages.js';
 import { type ControlConnection, Dialer } from '#lib/replica/control-channel.js';
 import { LinkManager, type LinkManagerOptions } from '#lib/replica/link-manager.js';
 import { addon } from '#lib/verbs/load-addon.js';
+import { rejection } from './control-fixture.js';
 import { CommandLog, members, openCluster, optionsFor, waitFor } from './fixture.js';
 
 /** Passes TCP connections on to a port while it is open; closing it cuts those that there are. */
@@ -190,6 +193,36 @@ it('a peer that makes links is asked for those that it was not ready for before,
   expect([asked - before, vi.getTimerCount()]).toEqual([6, 3]);
   manager.close();
 });
+
+it.each(['probe', 'log'] as const)(
+  'the %s link that a peer asked for last is the one that stays, though one that it asked for before takes longer to make',
+  async (kind) => {
+    const queuePairOf = (generation: number) => ({ share: () => generation, close: vi.fn() });
+    const accepted = [1, 2].map((generation) => ({ queuePair: queuePairOf(generation), reply: {} }));
+    const made: (() => void)[] = [];
+    const accept = (_: number, { generation }: LinkRequest) =>
+      new Promise((resolve) => made.push(() => resolve(accepted[generation - 1])));
+    const sent: ToBackground[] = [];
+    const manager = new LinkManager({
+      clusterId: 5,
+      endpoint: { accept },
+      background: { send: (message: ToBackground) => sent.push(message) },
+    } as unknown as LinkManagerOptions);
+    const gid = 'fe80:0000:0000:0000:0000:0000:0000:0001';
+    const queuePair = { qpNum: 1, psn: 1, gid, lid: 0, mtuBytes: 1024 };
+    const ask = (generation: number) =>
+      manager.accept(1, { kind, generation, queuePair, logBytes: 65536, stream: 1, clusterId: 5 });
+    // The connection was lost while the first one was made, or the peer is another process by now.
+    const earlier = rejection(ask(1));
+    const later = ask(2);
+    for (const done of made.reverse()) done();
+    expect(await later).toBe(accepted[1]?.reply);
+    expect(await earlier).toMatchObject({ code: 'QUORATE_CLOSED' });
+    expect(sent).toMatchObject([{ peer: 1, queuePair: 2 }]);
+    expect(accepted.map(({ queuePair: { close } }) => close.mock.calls.length)).toEqual([1, 0]);
+    manager.close();
+  },
+);
 
 it('a peer that is connected again, and not ready still, is asked for each link by one chain of retries', async () => {
   vi.useFakeTimers();
