@@ -32,7 +32,7 @@ import {
   invalid,
 } from './check-options.js';
 import { compileAtFirstCall, keepCompiledCode } from './compiled-code.js';
-import { type ControlConnection, ControlServer } from './control-channel.js';
+import { type ControlConnection, ControlServer, WarningLimit } from './control-channel.js';
 import type { Durability } from './durable/durability.js';
 import { TAKEOVER_EXTRA_NS } from './durable/limits.js';
 import { EarlyWarnings } from './early-warnings.js';
@@ -203,6 +203,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   private hasSuccessor = false;
   /** Where this replica began to listen. */
   private self: MemberAddress = { id: 0, host: '', port: 0 };
+  /** What keeps a permission from being taken back does so at every tick. */
+  private readonly grantWarnings = new WarningLimit();
   private readonly earlyWarnings = new EarlyWarnings((warning) => this.announce('warning', warning));
   private readonly opening: Opening;
   /** open() has nothing left to do but to resolve. */
@@ -758,7 +760,9 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
           break;
         }
         if (message.code !== 'QUORATE_LINK_DEAD') {
-          this.warn(new QuorateError(message.code, `granting replica ${message.peer}: ${message.message}`));
+          const before = this.grantWarnings.admit(message.code);
+          if (before === undefined) break;
+          this.warn(new QuorateError(message.code, `granting replica ${message.peer}: ${message.message}${before}`));
         }
         break;
     }

@@ -1,5 +1,6 @@
 // What the replicas tell each other about their links, when the control connections between two of them are down in that
 // moment. On shm, all members in this process, those two behind gates.
+import type { EventEmitter } from 'node:events';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { connect, createServer, type Server, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -7,9 +8,10 @@ import { join } from 'node:path';
 import { afterEach, expect, it, onTestFinished, vi } from 'vitest';
 import type { LinkRequest } from '#lib/fabric/link-parameters.js';
 import { type MemberAddress, QuorateError, Replica } from '#lib/index.js';
-import type { ToBackground } from '#lib/replica/background-messages.js';
+import type { ToBackground, ToMain } from '#lib/replica/background-messages.js';
 import { type ControlConnection, Dialer } from '#lib/replica/control-channel.js';
 import { LinkManager, type LinkManagerOptions } from '#lib/replica/link-manager.js';
+import { turn } from '#lib/replica/turn.js';
 import { addon } from '#lib/verbs/load-addon.js';
 import { rejection } from './control-fixture.js';
 import { CommandLog, members, openCluster, optionsFor, waitFor } from './fixture.js';
@@ -256,4 +258,21 @@ it('a peer that is connected again, and not ready still, is asked for each link 
   expect([asked, vi.getTimerCount()]).toEqual([21, 3]);
   manager.close();
   expect(vi.getTimerCount()).toBe(0);
+});
+
+it('a voter that cannot take a permission back, and tries at every tick, warns of it rarely', async () => {
+  const replica = await Replica.open(optionsFor(0, await members(1)));
+  closing.push(() => replica.close());
+  const code = 'QUORATE_REVOKE_FAILED';
+  const warnings: Error[] = [];
+  replica.on('warning', (warning) => {
+    if (warning.code === code) warnings.push(warning);
+  });
+  await turn(); // until then warnings are kept, each once
+  // What its background thread reports then.
+  const { worker } = (replica as unknown as { background: { worker: EventEmitter<{ message: [ToMain] }> } }).background;
+  for (let tick = 0; tick < 100; tick++) {
+    worker.emit('message', { type: 'grantFailed', peer: 1, code, message: 'no memory to move the log to' });
+  }
+  expect(warnings).toMatchObject([{ code, message: 'granting replica 1: no memory to move the log to' }]);
 });
