@@ -32,6 +32,9 @@ interface Wait {
   readonly timer: NodeJS.Timeout;
 }
 
+const closedUnknown = () =>
+  new OutcomeUnknownError('the replica was closed before the change was known to be committed');
+
 export class MembershipRequests {
   private pending: { endLsn: number; resolve: () => void; reject: (error: Error) => void } | undefined;
   private readonly waits = new Set<Wait>();
@@ -56,6 +59,8 @@ export class MembershipRequests {
     const { plane, onBegun } = this.options;
     const result = plane.changeMembership(change);
     if (typeof result !== 'number') return Promise.reject(this.error(result));
+    // The plane has told of the configuration, and who heard of it may have closed the replica.
+    if (this.closedBecause !== undefined) return Promise.reject(closedUnknown());
     // One at a time: the plane has refused if there was one.
     const committed = new Promise<void>((resolve, reject) => {
       this.pending = { endLsn: result, resolve, reject };
@@ -229,7 +234,7 @@ export class MembershipRequests {
     this.closedBecause = error;
     const { pending } = this;
     this.pending = undefined;
-    pending?.reject(new OutcomeUnknownError('the replica was closed before the change was known to be committed'));
+    pending?.reject(closedUnknown());
     for (const wait of [...this.waits]) this.end(wait, error);
     this.endTransfer('the replica was closed before the next leader was seen');
   }

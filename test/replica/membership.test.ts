@@ -229,6 +229,12 @@ describe('membership', () => {
     expect([...running].filter(([timer]) => timer.hasRef()).map(([, timeoutMs]) => timeoutMs)).toEqual([]);
   });
 
+  it('settles a change when a listener of "configuration" closes the replica', async () => {
+    const leader = await found(1);
+    leader.once('configuration', () => void leader.close());
+    await expect(leader.setPriority(0, 1)).rejects.toMatchObject({ code: 'QUORATE_OUTCOME_UNKNOWN' });
+  });
+
   it('transfers leadership under load, and no command is left in doubt', async () => {
     let leader = await found(3);
     const unknown: unknown[] = [];
