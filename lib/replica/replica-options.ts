@@ -461,7 +461,7 @@ export interface ReplicaStatus {
 
 /**
  * Events of a Replica: "leader" (this replica or another became leader), "deposed" (this replica stopped leading or
- * failed a takeover), "configuration", "peer" (a peer was linked or lost), "warning" (an Error that needs attention but
+ * failed a takeover), "configuration", "peer" (a peer was reached or lost), "warning" (an Error that needs attention but
  * not action by the program), "fatal" (the replica stopped: an invariant or the state machine failed), "removed" (this
  * replica is no member any more and closes: an Error with code QUORATE_REMOVED), "transfer" (a state transfer in which
  * this replica is leader, receiver or donor begins, goes on, ends: at each change of state and ten times a second),
@@ -475,8 +475,11 @@ export interface ReplicaEvents {
   deposed: [epoch: string, reason: string];
   /** Another configuration is in force. */
   configuration: [voters: readonly number[], version: number];
-  /** A peer was linked or lost. */
-  peer: [id: number, linked: boolean];
+  /**
+   * True: this replica has connected to the peer, perhaps again; whether there are links by now, `status().peers` tells.
+   * False: the link by which it reads the peer's heartbeat broke, and is made anew.
+   */
+  peer: [id: number, reached: boolean];
   /** Needs attention, not action by the program. What was found before open() resolved is told right after it has. */
   warning: [error: NodeJS.ErrnoException];
   /** The replica stopped. Without a listener the error is thrown, as an uncaught exception. */
