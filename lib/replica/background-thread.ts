@@ -83,13 +83,19 @@ export class BackgroundThread {
       },
       probeKey: endpoint.probeRegion.lkey,
     };
-    this.worker = new Worker(new URL('./background-worker.js', import.meta.url), {
-      workerData: data,
-      name: `quorate background ${options.id}`,
-      // It says how the program is to be read that came by standard input or as text, and Node.js refuses it for a file.
-      ...(process.execArgv.some((argument) => argument.startsWith('--input-type')) ? { execArgv: [] } : {}),
-      resourceLimits: { maxOldGenerationSizeMb: 64, maxYoungGenerationSizeMb: 16 },
-    });
+    try {
+      this.worker = new Worker(new URL('./background-worker.js', import.meta.url), {
+        workerData: data,
+        name: `quorate background ${options.id}`,
+        // It says how the program is to be read that came by standard input or as text, and Node.js refuses it for a file.
+        ...(process.execArgv.some((argument) => argument.startsWith('--input-type')) ? { execArgv: [] } : {}),
+        resourceLimits: { maxOldGenerationSizeMb: 64, maxYoungGenerationSizeMb: 16 },
+      });
+    } catch (error) {
+      this.notifier.close();
+      this.waiter.close();
+      throw threadError(options.id, error);
+    }
     this.worker.on('message', options.onReport);
     const told = (type: ToMain['type']): Promise<void> =>
       new Promise((resolve) => {

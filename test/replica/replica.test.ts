@@ -2,12 +2,15 @@
 import { execFileSync } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdtempSync, readdirSync, rmSync } from 'node:fs';
+import { syncBuiltinESMExports } from 'node:module';
 import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterEach, describe, expect, it } from 'vitest';
+import workerThreads from 'node:worker_threads';
+import { afterEach, describe, expect, it, vi } from 'vitest';
 import { type MemberAddress, Replica } from '#lib/index.js';
 import { WARNING_INTERVAL_MS } from '#lib/replica/control/limits.js';
+import { addon } from '#lib/verbs/load-addon.js';
 import { CommandLog, members, openCluster, optionsFor, type TestCluster, waitFor } from './fixture.js';
 
 let cluster: TestCluster;
@@ -42,6 +45,26 @@ function accepts(host: string, port: number): Promise<boolean> {
     socket.on('error', () => resolve(false));
   });
 }
+
+it('says so, and leaves nothing behind, when Node.js starts no background thread', async () => {
+  const { sharedTokens } = addon.diagnostics();
+  // As when the process, or its user, has as many threads as it may have.
+  function startNone(): never {
+    throw Object.assign(new Error('Worker initialization failure: EAGAIN'), { code: 'ERR_WORKER_INIT_FAILED' });
+  }
+  const none = vi.spyOn(workerThreads, 'Worker').mockImplementation(startNone);
+  syncBuiltinESMExports();
+  try {
+    await expect(Replica.open(optionsFor(0, await members(1)))).rejects.toMatchObject({
+      code: 'QUORATE_BACKGROUND_THREAD',
+      message: expect.stringContaining('Worker initialization failure: EAGAIN'),
+    });
+  } finally {
+    none.mockRestore();
+    syncBuiltinESMExports();
+  }
+  expect(addon.diagnostics().sharedTokens).toBe(sharedTokens);
+});
 
 describe('while open() is under way', () => {
   it('keeps warnings for who listens when it has resolved', async () => {
