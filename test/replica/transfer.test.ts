@@ -6,6 +6,7 @@ import { MessageFabric } from '#lib/fabric/message-fabric.js';
 import { PART_NUMBERS, TransferSink } from '#lib/fabric/transfer-link.js';
 import {
   type MemberAddress,
+  QuorateError,
   Replica,
   type ReplicaOptions,
   type RestoreInPlace,
@@ -468,6 +469,37 @@ it('goes on where it stopped at another donor when the donor dies and the other 
   expect(machine.restores).toBe(1);
   expect(machine.takenBytes).toBe(8 + 200 * BLOCK_BYTES);
   await expectSame(machine, leader);
+});
+
+it('lacks nothing when it goes on at another donor because the first could not be told what was taken', async () => {
+  const { leader, followers } = await found(3, 4 * CHUNK_BLOCKS);
+  const [lost, donor] = followers as [number, number];
+  await lose(lost, leader);
+  await waitFor(
+    () => replicas.get(donor)?.status().appliedLsn === leader.status().appliedLsn,
+    'the donor to have the same state as the leader',
+  );
+  // By message as over the connection, as if too much waited to be sent already.
+  let isRefused = false;
+  const refuses = (type: string, body: unknown): boolean => {
+    if (type !== 'transferTaken' || isRefused || (body as { count: number }).count < 2) return false;
+    isRefused = true;
+    return true;
+  };
+  const { tell } = Mailbox.prototype;
+  vi.spyOn(Mailbox.prototype, 'tell').mockImplementation(function (this: Mailbox, peer, type, body) {
+    return !refuses(type, body) && tell.call(this, peer, type, body);
+  });
+  const { send } = ControlConnection.prototype;
+  vi.spyOn(ControlConnection.prototype, 'send').mockImplementation(function (this: ControlConnection, type, body) {
+    if (refuses(type, body)) throw new QuorateError('QUORATE_BACKPRESSURE', 'too much waits to be sent');
+    send.call(this, type, body);
+  });
+  const machine = Blocks.of(0);
+  await open(lost, machine);
+  await expectSame(machine, leader);
+  expect(received(lost).at(-1)?.status).toMatchObject({ donor: leader.id, donorsLost: 1, state: 'done' });
+  expect(machine.restores).toBe(1);
 });
 
 it('begins anew at another donor when that has another state by then', async () => {

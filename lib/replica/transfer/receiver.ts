@@ -277,8 +277,6 @@ class ChunkReader {
         const text = `chunk ${this.used}, ${landing.length} bytes behind byte ${target.bytes} of the snapshot, is not what the donor announced`;
         throw new QuorateError('QUORATE_TRANSFER_CORRUPT', text);
       }
-      target.sum = sum;
-      target.bytes += landing.length;
       // The place here is still in use, the one at the donor is not.
       if (isStaged(this.parts[this.used % ahead] as ChunkParts)) this.stagedTaken++;
       if (isDue(this.used + 1 - this.told, ahead) || isDue(this.stagedTaken, opened.slots)) {
@@ -290,8 +288,11 @@ class ChunkReader {
         for (const view of landing.views) await target.sink.write(view);
       } else {
         settle(landing);
-        target.sink.filled?.(target.bytes);
+        target.sink.filled?.(target.bytes + landing.length);
       }
+      // Not before: if this ends on the way the next donor goes on from here.
+      target.sum = sum;
+      target.bytes += landing.length;
       this.used++;
       this.lastNews_ms = performance.now();
       onChunk();
