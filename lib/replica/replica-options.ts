@@ -86,8 +86,8 @@ export interface RestoreInPlace {
    */
   finish(lengthBytes: number): (() => void) | Promise<() => void>;
   /**
-   * The transfer is given up, or the state is of no use any more, also after finish(). Nothing is written to the places any
-   * more: they are the state machine's again.
+   * The transfer is given up, or the state is of no use any more, also after finish() or while that is under way. Nothing is
+   * written to the places any more: they are the state machine's again.
    */
   abort?(error: Error): void;
 }

@@ -336,6 +336,7 @@ export class SnapshotSink {
   private readonly restored: Promise<() => void>;
   private readonly inPlace: { readonly restore: RestoreInPlace; readonly places: Places } | null = null;
   private failure: Error | null = null;
+  private refuse: ((error: Error) => void) | null = null;
   private isAborted = false;
 
   /**
@@ -406,28 +407,42 @@ export class SnapshotSink {
     if (this.failure !== null) throw this.failure;
   }
 
-  /** All bytes are there: resolves with the sessions, and with what puts the state in place. */
+  /** All bytes are there: resolves with the sessions, and with what puts the state in place. Rejects when it is interrupted. */
   async finish(): Promise<{ sessions: Uint8Array; put: () => void }> {
     const { inPlace, sessions, filledBytes } = this;
+    if (this.failure !== null) throw this.failure;
     if (filledBytes < sessions.length) {
       const text = `it ends after ${filledBytes} of ${sessions.length} bytes of its session table`;
       throw new QuorateError('QUORATE_SNAPSHOT_INVALID', `the snapshot cannot be used: ${text}`);
     }
     this.pieces.end();
     const method = inPlace === null ? 'restoreChunks()' : 'finish() of what restoreInPlace() returned';
-    const put = await (inPlace === null
-      ? this.restored
-      : callUser(method, async () => inPlace.restore.finish(filledBytes - sessions.length)));
+    const put = await this.unlessInterrupted(
+      inPlace === null
+        ? this.restored
+        : callUser(method, async () => inPlace.restore.finish(filledBytes - sessions.length)),
+    );
     if (typeof put !== 'function') {
       throw new QuorateError('QUORATE_INVALID_ARGUMENT', `${method} of the state machine did not return a function`);
     }
     return { sessions, put: () => callUserAtOnce('what puts the state of a snapshot in place', put) };
   }
 
-  /** Nothing of it will be used: a state machine that waits for bytes is told at once. abort() must follow. */
+  private unlessInterrupted<Value>(promise: Promise<Value>): Promise<Value> {
+    return new Promise((resolve, reject) => {
+      this.refuse = reject;
+      promise.then(resolve, reject);
+    });
+  }
+
+  /**
+   * Nothing of it will be used: a state machine that waits for bytes is told at once, and one that has all of them, and may
+   * never settle, is not waited for. abort() must follow.
+   */
   interrupt(error: Error): void {
     this.failure ??= error;
     this.pieces.fail(error);
+    this.refuse?.(error);
   }
 
   /** Nothing of it is used, and nothing is written to its places any more. Throws what the state machine throws. */
