@@ -7,9 +7,10 @@ import { genesisConfiguration } from '#lib/consensus/configuration.js';
 import { chainBeginning } from '#lib/consensus/entry.js';
 import { LOG_BYTES_MIN } from '#lib/consensus/limits.js';
 import { VerbsEndpoint } from '#lib/fabric/verbs-endpoint.js';
-import { QuorateError, type StateMachine } from '#lib/index.js';
+import { QuorateError, type RestoreInPlace, type StateMachine } from '#lib/index.js';
 import type { ControlConnection } from '#lib/replica/control-channel.js';
 import { Donor } from '#lib/replica/transfer/donor.js';
+import { CHUNK_BYTES } from '#lib/replica/transfer/limits.js';
 import { checkClosed, checkReady, checkTaken } from '#lib/replica/transfer/messages.js';
 import { Receiver } from '#lib/replica/transfer/receiver.js';
 import { SnapshotSource } from '#lib/replica/transfer/snapshot-stream.js';
@@ -37,60 +38,72 @@ function openEndpoint(): VerbsEndpoint {
   return endpoint;
 }
 
-/** A receiver with this state machine, and a donor whose state is of LSN `lsn`. */
-function pair(stateMachine: object) {
+/** Of a replica that has applied the log up to `lsn`. */
+interface Given {
+  lsn: number;
+  machine: object;
+}
+
+/** A receiver with this state machine, and donors, from id 1 on, of what they are given. */
+function transfer(stateMachine: object, ...given: Given[]) {
   const states: string[] = [];
   const installed: number[] = [];
-  const donorState = { lsn: 64 };
-  const connection = Object.assign(new EventEmitter(), {
-    isClosed: false,
-    peer: { id: DONOR },
-    request: (_type: string, body: unknown) => donor.open(connection, body),
-  }) as unknown as ControlConnection;
+  const onWarning = (error: Error): void => {
+    throw error;
+  };
+  const connections: ControlConnection[] = [];
+  const donors: Donor[] = [];
   const receiver = new Receiver({
     id: RECEIVER,
     endpoint: openEndpoint(),
     stateMachine: stateMachine as StateMachine<never>,
-    connectionTo: () => connection,
+    connectionTo: (id) => connections[id],
     appliedLsn: () => 0,
     install: ({ lsn }, _configuration, _sessions, put) => {
       put();
       installed.push(lsn);
       return true;
     },
-    tell: (_connection, type, body) => {
+    tell: (connection, type, body) => {
+      const donor = donors[connection.peer.id] as Donor;
       if (type === 'transferTaken') donor.took(connection, checkTaken(body));
       else donor.closed(connection, checkClosed(body));
     },
     onProgress: ({ state }) => void states.push(state),
-    onWarning: (error) => {
-      throw error;
-    },
+    onWarning,
   });
-  const donor: Donor = new Donor({
-    id: DONOR,
-    endpoint: openEndpoint(),
-    appliedLsn: () => donorState.lsn,
-    freeze: () => ({
-      position: { ...chainBeginning(CLUSTER_ID), lsn: donorState.lsn },
-      configuration: genesisConfiguration(CLUSTER_ID, [{ id: DONOR, bootId: 5 }]),
-      sessionsBytes: 0,
-      source: new SnapshotSource(new CommandLog() as never, new Uint8Array(0)),
-    }),
-    logAfter: () => {
-      throw new Error('nobody asks for the log');
-    },
-    tell: (_connection, type, body) => {
-      if (type === 'transferReady') receiver.ready(checkReady(body));
-      else receiver.failed(checkClosed(body));
-    },
-    onProgress: () => {},
-    onWarning: (error) => {
-      throw error;
-    },
-  });
-  open.push(donor);
-  return { receiver, donorState, states, installed };
+  for (const [index, state] of given.entries()) {
+    const id = index + 1;
+    const donor = new Donor({
+      id,
+      endpoint: openEndpoint(),
+      appliedLsn: () => state.lsn,
+      freeze: () => ({
+        position: { ...chainBeginning(CLUSTER_ID), lsn: state.lsn },
+        configuration: genesisConfiguration(CLUSTER_ID, [{ id: DONOR, bootId: 5 }]),
+        sessionsBytes: 0,
+        source: new SnapshotSource(state.machine as never, new Uint8Array(0)),
+      }),
+      logAfter: () => {
+        throw new Error('nobody asks for the log');
+      },
+      tell: (_connection, type, body) => {
+        if (type === 'transferReady') receiver.ready(checkReady(body));
+        else receiver.failed(checkClosed(body));
+      },
+      onProgress: () => {},
+      onWarning,
+    });
+    open.push(donor);
+    donors[id] = donor;
+    const connection = Object.assign(new EventEmitter(), {
+      isClosed: false,
+      peer: { id },
+      request: (_type: string, body: unknown) => donor.open(connection, body),
+    }) as unknown as ControlConnection;
+    connections[id] = connection;
+  }
+  return { receiver, states, installed };
 }
 
 const never = new Promise<() => void>(() => {});
@@ -132,10 +145,11 @@ it.each(silent)(
   'gets a newer state when the one that came is too old, though %s has not settled',
   async (_, isTold, make) => {
     const aborted: unknown[] = [];
-    const { receiver, donorState, states, installed } = pair(make(aborted));
+    const given = { lsn: 64, machine: new CommandLog() };
+    const { receiver, states, installed } = transfer(make(aborted), given);
     const fate = receiver.order({ donors: [DONOR], minLsn: 64 }).catch((error: Error) => error);
     await waitFor(() => states.at(-1) === 'installing', 'the state machine to have all bytes');
-    donorState.lsn = 128;
+    given.lsn = 128;
     expect(await receiver.order({ donors: [DONOR], minLsn: 128 })).toBe(128);
     expect(await fate).toMatchObject({ code: 'QUORATE_CANCELLED' });
     expect(aborted).toEqual(isTold ? [await fate] : []);
@@ -145,7 +159,7 @@ it.each(silent)(
 
 it.each(silent)('ends when its replica closes, though %s has not settled', async (_, isTold, make) => {
   const aborted: unknown[] = [];
-  const { receiver, states, installed } = pair(make(aborted));
+  const { receiver, states, installed } = transfer(make(aborted), { lsn: 64, machine: new CommandLog() });
   const fate = receiver.order({ donors: [DONOR], minLsn: 64 }).catch((error: Error) => error);
   await waitFor(() => states.at(-1) === 'installing', 'the state machine to have all bytes');
   const closed = new QuorateError('QUORATE_CLOSED', 'the replica was closed');
@@ -154,4 +168,58 @@ it.each(silent)('ends when its replica closes, though %s has not settled', async
   expect(aborted).toEqual(isTold ? [closed] : []);
   expect(states.at(-1)).toBe('failed');
   expect(installed).toEqual([]);
+});
+
+it('does not go on in places that it gave back when there was no room for what the next donor has', async () => {
+  const chunk = (fill: number) => new Uint8Array(CHUNK_BYTES).fill(fill);
+  const whole = { snapshotChunks: () => [chunk(1), chunk(2)] };
+  /** Gives a chunk, and fails when that was taken. */
+  const failing = {
+    snapshotChunks: () => {
+      let taken = (): void => {};
+      const isTaken = new Promise<void>((resolve) => {
+        taken = resolve;
+      });
+      const pieces = (async function* () {
+        yield chunk(1);
+        await isTaken;
+        throw new Error('it gives no more');
+      })();
+      return Object.assign(pieces, { taken });
+    },
+  };
+  const states: Uint8Array[] = [];
+  const begun: number[] = [];
+  const machine = {
+    restoreInPlace: (): RestoreInPlace => {
+      begun.push(begun.length);
+      if (begun.length === 2) throw new Error('no room now');
+      const places: Uint8Array[] = [];
+      return {
+        next: () => {
+          const place = new Uint8Array(CHUNK_BYTES);
+          places.push(place);
+          return place;
+        },
+        finish: () => () => void states.push(...places),
+        abort: () => {
+          for (const place of places) place.fill(0xa5);
+          aborted.push(...places);
+        },
+      };
+    },
+  };
+  const aborted: Uint8Array[] = [];
+  const { receiver, installed } = transfer(
+    machine,
+    { lsn: 64, machine: failing },
+    { lsn: 128, machine: whole },
+    { lsn: 64, machine: whole },
+  );
+  expect(await receiver.order({ donors: [1, 2, 3], minLsn: 64 })).toBe(64);
+  expect(installed).toEqual([64]);
+  expect(begun.length).toBe(3);
+  expect(states.map(([byte]) => byte)).toEqual([1, 2]);
+  expect(aborted.length).toBeGreaterThan(0);
+  expect(aborted.every((place) => place.every((byte) => byte === 0xa5))).toBe(true);
 });

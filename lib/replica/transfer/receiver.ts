@@ -432,6 +432,7 @@ export class Receiver {
       let snapshot = before;
       if (snapshot === undefined || !opened.isResumed) {
         if (snapshot !== undefined) {
+          run.snapshot = undefined; // also where there comes no other one
           const text = 'the transfer begins anew with another donor';
           this.abort(snapshot.sink, new QuorateError('QUORATE_CANCELLED', text));
         }
