@@ -141,3 +141,42 @@ it('does not begin a transfer twice that it is asked for twice before it has ans
   connection.emit('close');
   expect(new Set(closed.mock.contexts).size).toBe(2);
 });
+
+it('is not told that chunks were taken which it has not announced yet', async () => {
+  const link = {
+    bytes: new Uint8Array(4 * 1024 * 1024),
+    close: vi.fn(),
+    views: () => [],
+    state: { indexOf: () => -1 },
+  };
+  vi.spyOn(TransferSource, 'open').mockResolvedValue(link as unknown as TransferSource);
+  let given = 0;
+  const taken: number[] = [];
+  const machine = Object.assign(new CommandLog(), {
+    snapshotChunks: () =>
+      Object.assign(
+        (async function* () {
+          for (; given < 2; given++) yield new Uint8Array(64 * 1024);
+          await new Promise(() => {});
+        })(),
+        { taken: (bytes: number) => void taken.push(bytes) },
+      ),
+  });
+  const told: { type: string; first: number; parts: []; message: string }[] = [];
+  const donor = donorOf(machine, {
+    tell: (_connection: ControlConnection, type: string, body: unknown) =>
+      void told.push({ type, ...(body as { first: number; parts: []; message: string }) }),
+  });
+  const connection = Object.assign(new EventEmitter(), { isClosed: false, peer: { id: 2 } });
+  const queuePair = { qpNum: 1, psn: 0, gid: '', lid: 1, mtuBytes: 1024 };
+  const request = { transfer: 1, minLsn: 0, queuePair, resume: null, logAfter: null };
+  await donor.open(connection as unknown as ControlConnection, request);
+  await waitFor(() => given === 2, 'the donor to have filled two chunks');
+  expect(told.map(({ type, first, parts }) => [type, first, parts.length])).toEqual([['transferReady', 0, 1]]);
+  donor.tookAt(2, { transfer: 1, count: 2 });
+  expect(told.at(-1)).toMatchObject({
+    type: 'transferFailed',
+    code: 'QUORATE_PROTOCOL',
+    message: 'chunk 2 was acknowledged; 1 were announced',
+  });
+});

@@ -138,6 +138,7 @@ class Donation {
   private isOver = false;
   private placeFree: (() => void) | undefined;
   private idle: NodeJS.Timeout | undefined;
+  /** Chunks that were announced. */
   private first = 0;
   private parts: ChunkParts[] = [];
   private checksums: number[] = [];
@@ -171,8 +172,8 @@ class Donation {
 
   /** The receiver has taken `count` chunks. */
   took(count: number): void {
-    if (count < this.taken || count > this.sequence) {
-      const text = `chunk ${count} was acknowledged; ${this.sequence} were announced`;
+    if (count < this.taken || count > this.first) {
+      const text = `chunk ${count} was acknowledged; ${this.first} were announced`;
       this.end(new QuorateError('QUORATE_PROTOCOL', text));
       return;
     }
