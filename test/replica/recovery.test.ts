@@ -1,13 +1,27 @@
 // A replica whose process is killed and started again gets most of its state back from what outlived the process, and only
 // the rest from others; whatever is wrong with what outlived it, it comes back all the same. Real processes, on shm.
 import { spawnSync } from 'node:child_process';
-import { mkdtempSync, readdirSync, readFileSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  rmSync,
+  statSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterEach, expect, it, vi } from 'vitest';
+import { afterEach, expect, it, onTestFinished, vi } from 'vitest';
+import { genesisConfiguration } from '#lib/consensus/configuration.js';
 import { chainBeginning } from '#lib/consensus/entry.js';
 import { Replica } from '#lib/index.js';
+import { CrashSurvival, type CrashSurvivalHost } from '#lib/replica/recovery/crash-survival.js';
 import { Recovery, type RecoveryHost } from '#lib/replica/recovery/recovery.js';
+import { SnapshotSink } from '#lib/replica/transfer/snapshot-stream.js';
+import { checksum } from '#lib/verbs/checksum.js';
 import { CommandLog, members, optionsFor } from './fixture.js';
 import { Processes, type Report } from './processes.js';
 
@@ -250,6 +264,67 @@ it('a state that cannot be compared is not put in place, and its places are give
   const recovery = new Recovery(host as RecoveryHost);
   expect(await recovery.run({ clusterId: 5 } as never, predecessor as never)).toBeNull();
   expect(ends).toEqual([expect.stringContaining('its log begins later')]);
+});
+
+const never = new Promise<never>(() => {});
+
+it.each([
+  [
+    'finish() of what restoreInPlace() returned',
+    1,
+    (told: Error[]) => ({
+      restoreInPlace: () => ({
+        next: () => new Uint8Array(8),
+        finish: () => never,
+        abort: (error: Error) => void told.push(error),
+      }),
+    }),
+  ],
+  [
+    'restoreChunks()',
+    0,
+    () => ({
+      restoreChunks: async (chunks: AsyncIterable<Uint8Array>) => {
+        for await (const _ of chunks) await never;
+      },
+    }),
+  ],
+])('a return from a crash ends when the replica is closed, though %s has not settled', async (_, aborts, make) => {
+  const directory = mkdtempSync(join(tmpdir(), 'quorate-recovery-'));
+  onTestFinished(() => rmSync(directory, { recursive: true }));
+  const [id, clusterKey, logBytes] = [0, 'a cluster key', LOG_BYTES];
+  const asked = { id, clusterKey, logBytes, shmDirectory: undefined, surviveCrash: { directory } };
+  const survival = CrashSurvival.prepare(asked) as CrashSurvival;
+  const genesis = genesisConfiguration(5, [{ id, bootId: 9 }]);
+  const state = new Uint8Array(8);
+  const { file, handle } = await survival.region.createSnapshot();
+  await handle.write(state);
+  await handle.close();
+  const snapshot = { file, bytes: state.length, checksum: checksum(state, 0), sessionsBytes: 0 };
+  survival.region.putAnchor({ clusterId: 5, position: chainBeginning(5), configuration: genesis, snapshot });
+  survival.take(new ArrayBuffer(LOG_BYTES));
+  const told: Error[] = [];
+  let isClosed = false;
+  const given = vi.spyOn(SnapshotSink.prototype, 'write');
+  onTestFinished(() => void vi.restoreAllMocks());
+  survival.attach({
+    id,
+    stateMachine: Object.assign(new CommandLog(), make(told)),
+    onStatus: () => {},
+    onWarning: () => {},
+    isClosed: () => isClosed,
+  } as unknown as CrashSurvivalHost);
+  const fate = survival.recover(genesis).catch((error: Error) => error);
+  await vi.waitFor(() => expect(given).toHaveBeenCalled(), { timeout: 20_000 });
+  isClosed = true;
+  await survival.close();
+  expect(await fate).toMatchObject({ code: 'QUORATE_CLOSED' });
+  expect(told).toEqual(new Array(aborts).fill(await fate));
+  const held = readdirSync('/proc/self/fd').filter((fd) => {
+    const path = join('/proc/self/fd', fd);
+    return existsSync(path) && readlinkSync(path).startsWith(directory);
+  });
+  expect(held).toEqual([]);
 });
 
 it('a region in a relative directory is kept when its process changes to another one', () => {

@@ -153,6 +153,7 @@ export class CrashSurvival {
 
   /** Nothing more is written. What is there stays for the next process. */
   async close(): Promise<void> {
+    this.recovery?.close(new QuorateError('QUORATE_CLOSED', 'the replica was closed'));
     await this.keeper?.close();
   }
 

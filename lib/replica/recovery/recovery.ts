@@ -105,6 +105,8 @@ export class Recovery {
   };
   /** Until here nothing has had an effect. */
   private isPutting = false;
+  /** What the state of the own region goes to. */
+  private sink: SnapshotSink | null = null;
 
   constructor(private readonly host: RecoveryHost) {}
 
@@ -180,6 +182,11 @@ export class Recovery {
     return { position: { ...tail.end }, configuration: replay.configuration };
   }
 
+  /** The replica was closed: a state machine that has not come to an end with the state of the region is not waited for. */
+  close(error: Error): void {
+    this.sink?.interrupt(error);
+  }
+
   private async nextTurn(): Promise<void> {
     await turn();
     if (this.host.isClosed()) throw new QuorateError('QUORATE_CLOSED', 'the replica was closed');
@@ -190,6 +197,7 @@ export class Recovery {
     const { host } = this;
     if (snapshot === null) return { bytes: 0, sessions: null, put: () => {}, abort: () => {} };
     const sink = new SnapshotSink(host.stateMachine, snapshot.sessionsBytes, snapshot.bytes - snapshot.sessionsBytes);
+    this.sink = sink;
     try {
       for await (const piece of host.region.readSnapshot(snapshot)) {
         if (host.isClosed()) throw new QuorateError('QUORATE_CLOSED', 'the replica was closed');
