@@ -264,6 +264,67 @@ describe('the store of the state', () => {
     }
     expect(refusals).toBeGreaterThan(0);
   });
+
+  test.each([
+    ['its first snapshot', IDENTITY, (store: StateStore, snapshot: StoredSnapshot) => store.commit(snapshot)],
+    [
+      'another cluster',
+      { ...IDENTITY, bootId: 10, epochFloor: POSITION.epoch },
+      (store: StateStore, snapshot: StoredSnapshot) =>
+        store.become({ ...IDENTITY, bootId: 10, epochFloor: POSITION.epoch }, snapshot),
+    ],
+  ])(
+    'never is what it was before %s, whatever is damaged in the files that it wrote',
+    {
+      timeout: 120_000,
+    },
+    async (_what, identity, putInForce) => {
+      const path = join(folder(), 'state');
+      const first = await StateStore.open(path);
+      await first.setIdentity(IDENTITY);
+      await first.close();
+      const store = await StateStore.open(path);
+      const source = [new Uint8Array(200)].values();
+      const written = await store.write(1, () => source.next().value ?? null);
+      const common = { position: POSITION, configuration: GENESIS, sessionsBytes: 0, isDetached: false, name: 1 };
+      const snapshot = { ...common, ...written };
+      await putInForce(store, snapshot);
+      await store.close();
+      const damages = readdirSync(path)
+        .filter((name) => name.endsWith('.log') || name.startsWith('MANIFEST'))
+        .flatMap((name) => {
+          const sound = readFileSync(join(path, name));
+          return Array.from({ length: Math.ceil(sound.length / 7) }, (_, index) => {
+            const at = index * 7;
+            const flipped = Buffer.from(sound);
+            flipped[at] = (flipped[at] as number) ^ 1;
+            const cut = sound.subarray(0, at);
+            return [
+              { name, what: `byte ${at} is another one`, bytes: flipped },
+              { name, what: `it ends at byte ${at}`, bytes: cut },
+            ];
+          }).flat();
+        });
+      for (const { name, what, bytes } of damages) {
+        const copy = folder();
+        cpSync(path, copy, { recursive: true });
+        writeFileSync(join(copy, name), bytes);
+        try {
+          const again = await StateStore.open(copy);
+          try {
+            // One that knows nobody is refused by whoever finds a promise or a log beside it.
+            const known = again.identity();
+            if (known !== null) expect([known, again.snapshot()], `${name}: ${what}`).toEqual([identity, snapshot]);
+          } finally {
+            await again.close();
+          }
+        } catch (error) {
+          expect(error, `${name}: ${what}`).toMatchObject(INVALID);
+        }
+        rmSync(copy, { recursive: true });
+      }
+    },
+  );
 });
 
 describe('the directory of a durable replica', () => {

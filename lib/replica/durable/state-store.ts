@@ -229,7 +229,7 @@ export class StateStore {
 
   /** From now on this is the snapshot; on disk when it resolves. */
   async commit(snapshot: StoredSnapshot): Promise<void> {
-    await this.settle(() => this.database.put(SNAPSHOT, sealRecord(snapshot), SYNC));
+    await this.putInForce(this.record(IDENTITY), snapshot);
     await this.sweep(snapshot.name);
   }
 
@@ -238,11 +238,19 @@ export class StateStore {
    * resolves.
    */
   async become(identity: Identity, snapshot: StoredSnapshot): Promise<void> {
-    const records = [
-      { type: 'put', key: IDENTITY, value: sealRecord(identity) },
-      { type: 'put', key: SNAPSHOT, value: sealRecord(snapshot) },
-    ] as const;
-    await this.settle(() => this.database.batch([...records], SYNC));
+    await this.putInForce(identity, snapshot);
+  }
+
+  /**
+   * Both in a table, and all tables gone in which the identity was before. What is damaged in the store's own log it takes for never
+   * written when it is opened, and so it does with the end of its list of tables: then the state before would be in force, and
+   * nobody would be told. So that state has to be one that it refuses, since tables of it are missing.
+   */
+  private async putInForce(identity: unknown, snapshot: StoredSnapshot): Promise<void> {
+    const records = [[SNAPSHOT, snapshot] as const, ...(identity === undefined ? [] : [[IDENTITY, identity] as const])];
+    const puts = records.map(([key, record]) => ({ type: 'put', key, value: sealRecord(record) }) as const);
+    await this.settle(() => this.database.batch(puts, SYNC));
+    await this.change(() => this.database.compactRange(IDENTITY, IDENTITY));
   }
 
   /** Removes the pieces of all snapshots but this one, and gives back the room that they took. */
