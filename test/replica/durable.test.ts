@@ -19,6 +19,7 @@ import { genesisConfiguration } from '#lib/consensus/configuration.js';
 import { type MemberAddress, type QuorateError, Replica } from '#lib/index.js';
 import { Durability } from '#lib/replica/durable/durability.js';
 import { SegmentFiles } from '#lib/replica/durable/segment-files.js';
+import { StateStore } from '#lib/replica/durable/state-store.js';
 import { runDemo } from '../demo/support/demo-process.ts';
 import {
   CommandLog,
@@ -173,6 +174,31 @@ test('a state machine that gives no more of its state is not waited for, and ask
   expect(replica.status().durable?.snapshotLsn).toBe(0);
   stateMachine.isSilent = false;
   while (replica.status().durable?.snapshotLsn === 0) await grow();
+});
+
+test('a snapshot that a disk which stands still does not take keeps no replica from its end, and its directory from others', async () => {
+  const [list, durable] = [await members(1), { directory: folder(), snapshotAfterBytes: 64 * 1024 }];
+  const replica = await Replica.open(optionsFor(0, list, { durable }));
+  clusters.push(replica);
+  const write = StateStore.prototype.write;
+  let resume: (() => void) | undefined;
+  vi.spyOn(StateStore.prototype, 'write').mockImplementationOnce(async function (this: StateStore, ...all) {
+    await new Promise<void>((done) => {
+      resume = done;
+    });
+    return await write.apply(this, all);
+  });
+  while (resume === undefined) await replica.propose(new Uint8Array(10_000));
+  await replica.close();
+  const again = () => Replica.open(optionsFor(0, list, { durable }));
+  await expect(again()).rejects.toMatchObject({ code: 'QUORATE_STORE_IN_USE' });
+  const closed = vi.spyOn(StateStore.prototype, 'close');
+  resume();
+  await waitFor(() => closed.mock.results.length > 0, 'the use of the directory to end');
+  await closed.mock.results[0]?.value;
+  const next = await again();
+  clusters.push(next);
+  expect(next.status().role).toBe('leader');
 });
 
 describe('the directory of a durable replica', () => {

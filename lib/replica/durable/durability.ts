@@ -119,6 +119,7 @@ export class Durability {
   private onReached: (() => void) | null = null;
   private isClosed = false;
   private ended: Promise<void> | undefined;
+  private isReleased = false;
 
   /**
    * Opens the directory, or makes it. Rejects with QUORATE_STORE_IN_USE (another process has it), QUORATE_STORE_INVALID,
@@ -483,10 +484,10 @@ export class Durability {
     return true;
   }
 
-  /** Throws QUORATE_DISK_FAILED while a write is under way that close() did not wait for: it could still make a file. */
+  /** Throws QUORATE_DISK_FAILED while a write is under way that close() did not wait for: it could still change the directory. */
   checkQuiet(): void {
-    if (this.files.isWriting) {
-      throw forkError(this.options.id, this.directory, new Error('a write to its log is under way and does not end'));
+    if (!this.isReleased) {
+      throw forkError(this.options.id, this.directory, new Error('a write to it is under way and does not end'));
     }
   }
 
@@ -498,7 +499,10 @@ export class Durability {
     this.pieces?.interrupt(new QuorateError('QUORATE_CLOSED', `replica ${this.options.id} was closed`));
   }
 
-  /** Ends the use of the directory; what was being written gets time to end. */
+  /**
+   * Ends the use of the directory; what was being written gets time to end. On a disk that stands still it goes on afterwards, and
+   * the directory is in use for so long.
+   */
   close(): Promise<void> {
     this.ended ??= this.end();
     return this.ended;
@@ -506,15 +510,22 @@ export class Durability {
 
   private async end(): Promise<void> {
     this.stop();
+    const released = this.release();
+    released.catch(() => {}); // after the timeout nobody is there to be told
     let timer: NodeJS.Timeout | undefined;
     const timeout = new Promise<void>((done) => {
       timer = setTimeout(done, CLOSE_TIMEOUT_MS);
     });
-    await Promise.race([this.files.idle(), timeout]);
+    await Promise.race([released, timeout]);
     clearTimeout(timer);
+  }
+
+  private async release(): Promise<void> {
+    await this.files.idle();
     this.files.close();
     await this.taking;
     await this.state.close();
     closeSync(this.lock);
+    this.isReleased = true;
   }
 }

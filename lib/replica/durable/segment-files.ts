@@ -47,10 +47,6 @@ export class SegmentFiles implements LogDisk, LogSource {
     return this.numbers;
   }
 
-  get isWriting(): boolean {
-    return this.isWriting_;
-  }
-
   read(segment: number): Uint32Array {
     if (this.cached?.segment === segment) return this.cached.words;
     const bytes = readFileSync(join(this.directory, nameOf(segment)));
