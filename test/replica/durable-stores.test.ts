@@ -13,7 +13,7 @@ import {
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { ClassicLevel } from 'classic-level';
-import { afterAll, describe, expect, test } from 'vitest';
+import { afterAll, afterEach, describe, expect, test, vi } from 'vitest';
 import { genesisConfiguration } from '#lib/consensus/configuration.js';
 import { makeEpoch } from '#lib/consensus/epoch.js';
 import { diskError } from '#lib/replica/durable/disk-error.js';
@@ -21,8 +21,10 @@ import { Durability } from '#lib/replica/durable/durability.js';
 import { STORE_FORMAT } from '#lib/replica/durable/limits.js';
 import { NO_PROMISE, PromiseStore, type StoredPromise } from '#lib/replica/durable/promise-store.js';
 import { StateStore, type StoredSnapshot } from '#lib/replica/durable/state-store.js';
+import { waitFor } from './fixture.ts';
 
 const root = mkdtempSync(join(tmpdir(), 'quorate-stores-'));
+afterEach(() => vi.restoreAllMocks());
 afterAll(() => rmSync(root, { recursive: true, force: true }));
 let folders = 0;
 function folder(): string {
@@ -263,6 +265,55 @@ describe('the store of the state', () => {
       rmSync(copy, { recursive: true });
     }
     expect(refusals).toBeGreaterThan(0);
+  });
+
+  test('is refused for a damaged table also where it would make another one of it as soon as it is open', async () => {
+    const path = join(folder(), 'state');
+    const tables = () => readdirSync(path).filter((name) => name.endsWith('.ldb'));
+    // A table of each, and when there are four the store makes one of them.
+    for (const identity of [{ ...IDENTITY, genesis: null }, IDENTITY, null, null]) {
+      const store = await StateStore.open(path);
+      if (identity !== null) await store.setIdentity(identity);
+      const source = [new Uint8Array(200)].values();
+      await store.write(1, () => source.next().value ?? null);
+      await store.close();
+    }
+    const second = join(path, tables()[1] as string);
+    const sound = readFileSync(second);
+    const damaged = Buffer.from(sound);
+    damaged[sound.indexOf('identity')] = 'j'.charCodeAt(0);
+    writeFileSync(second, damaged);
+    const open = ClassicLevel.prototype.open;
+    vi.spyOn(ClassicLevel.prototype, 'open').mockImplementation(async function (this: ClassicLevel, options) {
+      await open.call(this, options);
+      await waitFor(() => tables().length === 1, 'one table');
+    });
+    for (let attempt = 0; attempt < 2; attempt++) {
+      await expect(StateStore.open(path).then((store) => store.identity())).rejects.toMatchObject({
+        ...INVALID,
+        message: expect.stringContaining(`${tables()[1]} is damaged`),
+      });
+      expect(readFileSync(second)).toEqual(damaged);
+    }
+    writeFileSync(second, sound);
+    const store = await StateStore.open(path);
+    expect(store.identity()).toEqual(IDENTITY);
+    await store.close();
+  });
+
+  test('is not refused for a table that it does not need, which a loss of power left unfinished', async () => {
+    const path = join(folder(), 'state');
+    const store = await StateStore.open(path);
+    await store.setIdentity(IDENTITY);
+    await store.close();
+    await (await StateStore.open(path)).close();
+    const [table] = readdirSync(path).filter((name) => name.endsWith('.ldb')) as [string];
+    const unfinished = readFileSync(join(path, table)).fill(0, 0, 100);
+    writeFileSync(join(path, '000099.ldb'), unfinished);
+    const again = await StateStore.open(path);
+    expect(again.identity()).toEqual(IDENTITY);
+    await again.close();
+    expect(readdirSync(path).filter((name) => name.startsWith('000099'))).toEqual([]);
   });
 
   test.each([

@@ -1,6 +1,6 @@
 // Who the replica of a directory is, and its last snapshot: LevelDB, whose writes are on disk when they have ended.
 import { existsSync, mkdirSync } from 'node:fs';
-import { open, readdir } from 'node:fs/promises';
+import { open, readdir, rename, unlink } from 'node:fs/promises';
 import { join } from 'node:path';
 import { ClassicLevel } from 'classic-level';
 import { type Configuration, checkConfiguration } from '../../consensus/configuration.js';
@@ -46,6 +46,9 @@ const PIECES_END = 'piece0';
 const DIGITS = 16;
 /** The end of the names of the files with what the store has sorted. */
 const TABLE = '.ldb';
+/** Behind the names of those that are damaged, while the store is opened. */
+const DAMAGED = '.damaged';
+const CORRUPTION = 'LEVEL_CORRUPTION';
 /** What version 1 of this store left in its directory. */
 const FORMER_STORE = 'data.mdb';
 /** Of every write: those before a sync need not be on disk with it, since the store may have changed its log in between. */
@@ -67,7 +70,27 @@ function isCount(value: unknown): value is number {
 /** What the store found to be damaged by itself is so called; anything else that it says is of the disk. */
 function readError(path: string, error: unknown): unknown {
   const { code, message } = error as { code?: string; message: string };
-  return code === 'LEVEL_CORRUPTION' ? storeInvalid(path, message) : error;
+  return code === CORRUPTION ? storeInvalid(path, message) : error;
+}
+
+/**
+ * Takes the tables that are damaged out of the store's sight before it opens: as soon as it is open it may make new ones of them, with
+ * checksums that are right. It does not open without one that it needs. Which those were, and where they are damaged.
+ */
+async function setDamagedAside(path: string): Promise<{ name: string; at: number }[]> {
+  for (const name of await readdir(path)) {
+    if (!name.endsWith(TABLE + DAMAGED)) continue; // of a process that ended before it had put them back
+    await rename(join(path, name), join(path, name.slice(0, -DAMAGED.length)));
+  }
+  const damaged: { name: string; at: number }[] = [];
+  for (const name of await readdir(path)) {
+    if (!name.endsWith(TABLE)) continue;
+    const at = await findDamage(join(path, name));
+    if (at === null) continue;
+    await rename(join(path, name), join(path, name + DAMAGED));
+    damaged.push({ name, at });
+  }
+  return damaged;
 }
 
 export class StateStore {
@@ -82,6 +105,8 @@ export class StateStore {
     if (existsSync(join(path, FORMER_STORE)))
       throw storeInvalid(path, `it has format 1, this version reads ${STORE_FORMAT}`);
     mkdirSync(path, { recursive: true, mode: 0o700 });
+    const damages = await setDamagedAside(path);
+    // From here on it opens by itself.
     const database = new ClassicLevel<string, Uint8Array>(path, {
       valueEncoding: 'view',
       compression: false,
@@ -90,26 +115,15 @@ export class StateStore {
     try {
       await database.open();
     } catch (error) {
-      throw readError(path, (error as Error).cause ?? error);
+      for (const { name } of damages) await rename(join(path, name + DAMAGED), join(path, name));
+      const cause = (error as Error).cause ?? error;
+      const [first] = damages;
+      if (first === undefined || (cause as { code?: string }).code !== CORRUPTION) throw readError(path, cause);
+      throw storeInvalid(path, `its file ${first.name} is damaged at byte ${first.at}: a checksum differs`);
     }
-    const store = new StateStore(path, database);
-    try {
-      await store.checkTables();
-    } catch (error) {
-      await database.close();
-      throw error;
-    }
-    return store;
-  }
-
-  /** Before anything is read. Those that an earlier process left behind unfinished are gone when the store is open. */
-  private async checkTables(): Promise<void> {
-    for (const name of await readdir(this.path)) {
-      if (!name.endsWith(TABLE)) continue;
-      const damagedAt = await findDamage(join(this.path, name));
-      if (damagedAt !== null)
-        throw this.invalid(`its file ${name} is damaged at byte ${damagedAt}: a checksum differs`);
-    }
+    // An earlier process left them behind unfinished.
+    for (const { name } of damages) await unlink(join(path, name + DAMAGED));
+    return new StateStore(path, database);
   }
 
   /**

@@ -108,16 +108,10 @@ async function readBlock(file: FileHandle, fileBytes: number, { offset, bytes }:
 
 /**
  * Where the table is damaged, in bytes from its beginning; null if it is not. What does not end as a table does is none: the
- * store says so itself, unless it is just writing it.
+ * store says so itself, unless it does not need it.
  */
 export async function findDamage(path: string): Promise<number | null> {
-  let file: FileHandle;
-  try {
-    file = await open(path, 'r');
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return null; // the store needs it no more
-    throw error;
-  }
+  const file = await open(path, 'r');
   try {
     const { size } = await file.stat();
     if (size < FOOTER_BYTES) return null;
