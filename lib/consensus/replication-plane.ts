@@ -690,7 +690,7 @@ export class ReplicationPlane implements ConfigurationLog {
   }
 
   /** Counts the voters of the configuration in force for which `predicate` holds; the own vote counts if it is one. */
-  private countVoters(predicate: (follower: Follower) => boolean): number {
+  private countVoters(predicate: (follower: Follower, id: number) => boolean): number {
     let count = 0;
     for (const voter of this.configuration.voters) {
       if (voter.id === this.options.id) {
@@ -698,7 +698,7 @@ export class ReplicationPlane implements ConfigurationLog {
         continue;
       }
       const follower = this.followers[voter.id] as Follower;
-      if (follower.linkBootId === voter.bootId && predicate(follower)) count++;
+      if (follower.linkBootId === voter.bootId && predicate(follower, voter.id)) count++;
     }
     return count;
   }
@@ -1568,7 +1568,7 @@ export class ReplicationPlane implements ConfigurationLog {
         continue;
       }
       if (follower.phase !== PHASE_ACTIVE) continue;
-      const others = this.countVoters((other) => other !== follower && other.phase === PHASE_ACTIVE);
+      const others = this.countVoters((other, id) => other !== follower && this.isAcknowledging(id));
       if (others < majority(this.configuration)) continue; // without it nothing commits: backpressure is the answer
       this.leaveBehind(peer);
     }
