@@ -366,6 +366,30 @@ describe('the directory of a durable replica', () => {
     expect(replica.status()).toMatchObject({ role: 'leader', clusterId: '7' });
   });
 
+  test('is refused where an earlier promise took the place of the one that its log shows to have been made', async () => {
+    const [list, own] = [await members(1), folder()];
+    const options = optionsFor(0, list, { durable: { directory: own } });
+    const path = join(own, 'promise', 'promise');
+    const promises: Buffer[] = [];
+    for (let life = 0; life < 2; life++) {
+      const replica = await Replica.open(options);
+      clusters.push(replica);
+      await replica.propose(Buffer.from('command'));
+      await replica.close();
+      promises.push(readFileSync(path));
+    }
+    const [earlier, last] = promises as [Buffer, Buffer];
+    writeFileSync(path, earlier);
+    await expect(Replica.open(options)).rejects.toMatchObject({
+      code: 'QUORATE_STORE_INVALID',
+      message: expect.stringMatching(/promise.*is gone/),
+    });
+    writeFileSync(path, last);
+    const replica = await Replica.open(options);
+    clusters.push(replica);
+    expect(replica.status().role).toBe('leader');
+  });
+
   test('must be there at all replicas or at none', async () => {
     const list = await members(2);
     const opened = list.map(({ id }) =>

@@ -263,7 +263,7 @@ export class Durability {
       configuration = snapshot.configuration;
     }
     const log = this.readLog(applied, genesis.clusterId, snapshot?.isDetached ?? false);
-    this.checkPromised(log.tail.epoch);
+    this.checkPromised(log);
     this.onDisk('write the end of its log once more', () => files.settle(log.cut, log.discard));
     const { ring } = host;
     replay(log, this.logOnDisk, ring, {
@@ -344,10 +344,15 @@ export class Durability {
     }
   }
 
-  /** Who has entries had promised the epoch of a leader before, on disk: without that promise it might make another one. */
-  private checkPromised(tailEpoch: number): void {
-    if (this.promise !== NO_PROMISE || tailEpoch <= this.identity.epochFloor) return;
-    const what = `what this replica promised as a voter is gone, and its log has entries of epoch ${formatEpoch(tailEpoch)}`;
+  /**
+   * Who has entries had promised the epoch of a leader before, on disk: without that promise it might make another one. The
+   * place of a snapshot that was received may be of a later epoch than any that was promised.
+   */
+  private checkPromised({ start, tail }: RecoveredLog): void {
+    const isGone = this.promise === NO_PROMISE && tail.epoch > this.identity.epochFloor;
+    const isEarlier = this.promise !== NO_PROMISE && tail.lsn > start.lsn && tail.epoch > this.promise.epoch;
+    if (!isGone && !isEarlier) return;
+    const what = `what this replica promised as a voter is gone, and its log has entries of epoch ${formatEpoch(tail.epoch)}`;
     throw storeInvalid(Durability.promisePath(this.directory), what);
   }
 
