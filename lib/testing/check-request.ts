@@ -1,6 +1,7 @@
 // Checks of a request for a simulation, which may come from JavaScript: a seed names a run only together with the rest.
 import { MAX_REPLICAS } from '../consensus/limits.js';
-import { QuorateError } from '../errors.js';
+import { type Members, QuorateError } from '../errors.js';
+import type { MutationRequest } from './mutation-run.js';
 import { JOINERS_MAX, LEAVE_OUT, PACE_MAX } from './sim-options.js';
 import type { SimulationRequest } from './simulation.js';
 
@@ -8,7 +9,7 @@ const SEED_MAX = Math.floor(Number.MAX_SAFE_INTEGER / 4);
 export const VIRTUAL_SECONDS_MAX = 86_400;
 
 /** Every member of a request. */
-const MEMBERS: Readonly<Record<keyof SimulationRequest, true>> = {
+const MEMBERS: Members<SimulationRequest> = {
   seed: true,
   replicas: true,
   virtualSeconds: true,
@@ -17,6 +18,8 @@ const MEMBERS: Readonly<Record<keyof SimulationRequest, true>> = {
   without: true,
   adjust: true,
 };
+
+const MUTATION_MEMBERS: Members<MutationRequest> = { firstSeed: true, virtualSeconds: true, seedsMax: true };
 
 function invalid(message: string): never {
   throw new QuorateError('QUORATE_INVALID_ARGUMENT', `the request for a simulation: ${message}`);
@@ -35,12 +38,16 @@ function checkNumber(value: unknown, name: string, min: number, max: number, isI
   );
 }
 
+function checkMembers(request: object, members: object): void {
+  const unknown = Object.keys(request).find((name) => !Object.hasOwn(members, name));
+  if (unknown !== undefined) invalid(`there is no member '${unknown}'; there are: ${Object.keys(members).join(', ')}`);
+}
+
 /** Throws QUORATE_INVALID_ARGUMENT, which names the member. */
 export function checkRequest(request: SimulationRequest): void {
   if (typeof request !== 'object' || request === null)
     invalid('it must be an object with seed, replicas, virtualSeconds');
-  const unknown = Object.keys(request).find((name) => !Object.hasOwn(MEMBERS, name));
-  if (unknown !== undefined) invalid(`there is no member '${unknown}'; there are: ${Object.keys(MEMBERS).join(', ')}`);
+  checkMembers(request, MEMBERS);
   const { seed, replicas, virtualSeconds, pace, traceLines, without, adjust } = request;
   checkNumber(seed, 'seed', 0, SEED_MAX, true);
   checkNumber(replicas, 'replicas', 1, MAX_REPLICAS - JOINERS_MAX, true);
@@ -54,4 +61,14 @@ export function checkRequest(request: SimulationRequest): void {
   if (gremlin !== undefined || without.includes(undefined as unknown as string)) {
     invalid(`without has ${show(gremlin)}, which cannot be left out; known are ${LEAVE_OUT.join(', ')}`);
   }
+}
+
+/** The same for simulations with a mutation. */
+export function checkMutationRequest(request: MutationRequest): void {
+  if (typeof request !== 'object' || request === null) invalid('it must be an object with firstSeed, virtualSeconds');
+  checkMembers(request, MUTATION_MEMBERS);
+  const { firstSeed, virtualSeconds, seedsMax } = request;
+  checkNumber(firstSeed, 'firstSeed', 0, SEED_MAX, true);
+  checkNumber(virtualSeconds, 'virtualSeconds', 0, VIRTUAL_SECONDS_MAX, false);
+  if (seedsMax !== undefined) checkNumber(seedsMax, 'seedsMax', 1, Number.MAX_SAFE_INTEGER, true);
 }

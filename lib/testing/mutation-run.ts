@@ -1,5 +1,6 @@
 // Runs simulations with a mutation installed until one of them notices, or the mutation's seeds are used up.
 import type { Violation } from '../fabric/sim/sim-world.js';
+import { checkMutationRequest } from './check-request.js';
 import type { Mutation } from './mutations.js';
 import { runSimulation } from './simulation.js';
 
@@ -27,8 +28,12 @@ export interface MutationRequest {
   readonly seedsMax?: number;
 }
 
-/** Breaks the protocol, simulates until a checker notices or the seeds are used up, and mends it. */
+/**
+ * Breaks the protocol, simulates until a checker notices or the seeds are used up, and mends it. Throws
+ * QUORATE_INVALID_ARGUMENT for a request that is none.
+ */
 export function tryMutation(mutation: Mutation, request: MutationRequest): MutationVerdict {
+  checkMutationRequest(request);
   const seedsMax = Math.min(mutation.seedsMax, request.seedsMax ?? Number.POSITIVE_INFINITY);
   const { name, replicas, adjust } = mutation;
   const mend = mutation.install();

@@ -1,6 +1,14 @@
-// What runSimulation() says of a request that is none, as programs in JavaScript may make it.
+// What runSimulation() and tryMutation() say of a request that is none, as programs in JavaScript may make it.
 import { expect, test } from 'vitest';
-import { LEAVE_OUT, runSimulation, type SimulationRequest } from '#lib/testing/index.js';
+import {
+  LEAVE_OUT,
+  MUTATIONS,
+  type Mutation,
+  type MutationRequest,
+  runSimulation,
+  type SimulationRequest,
+  tryMutation,
+} from '#lib/testing/index.js';
 
 const GOOD = { seed: 1, replicas: 3, virtualSeconds: 2 };
 
@@ -28,6 +36,27 @@ test.each<[unknown, string]>([
   const run = (): unknown => runSimulation(request as SimulationRequest);
   expect(run).toThrow(expect.objectContaining({ code: 'QUORATE_INVALID_ARGUMENT' }));
   expect(run).toThrow(message);
+});
+
+test.each<[unknown, string]>([
+  [undefined, 'it must be an object with firstSeed, virtualSeconds'],
+  [{ virtualSeconds: 2 }, 'firstSeed is missing, an integer'],
+  [{ firstSeed: '1', virtualSeconds: 2 }, "firstSeed '1' is not an integer in 0..2251799813685247"],
+  [{ firstSeed: 1 }, 'virtualSeconds is missing, a number'],
+  [{ firstSeed: 1, virtualSeconds: 2, seedsMax: Number.NaN }, 'seedsMax NaN is not an integer in 1..'],
+  [{ firstSeed: 1, virtualSeconds: 2, seedsMax: 0 }, 'seedsMax 0 is not'],
+  [{ firstSeed: 1, virtualSeconds: 2, seeds: 3 }, "there is no member 'seeds'; there are: firstSeed, virtualSeconds, "],
+])('%j is refused by name before anything is broken', (request, message) => {
+  const [mutation] = MUTATIONS as [Mutation];
+  let isInstalled = false;
+  const install = (): (() => void) => {
+    isInstalled = true;
+    return mutation.install();
+  };
+  const run = (): unknown => tryMutation({ ...mutation, install }, request as MutationRequest);
+  expect(run).toThrow(expect.objectContaining({ code: 'QUORATE_INVALID_ARGUMENT' }));
+  expect(run).toThrow(message);
+  expect(isInstalled).toBe(false);
 });
 
 test('options that adjust() makes impossible are an error, and no finding of the simulation', () => {
