@@ -57,7 +57,8 @@ export interface InteractionResult {
 /** Runs a script. Throws where it cannot be understood, with the number of the line. */
 export function runInteraction(script: string): InteractionResult {
   const interpreter = new Interpreter();
-  const lines = script.split('\n');
+  const lineEnd = script.includes('\r\n') ? '\r\n' : '\n';
+  const lines = script.split(lineEnd);
   const text: string[] = [];
   let index = 0;
   let isBlock = false;
@@ -89,7 +90,7 @@ export function runInteraction(script: string): InteractionResult {
     isBlock = true;
   }
   if (!isBlock) throw new Error('the script has no command');
-  return { text: text.join('\n'), violation: interpreter.violation };
+  return { text: text.join(lineEnd), violation: interpreter.violation };
 }
 
 function describeOutcome(outcome: ProposalOutcome): string {

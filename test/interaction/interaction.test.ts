@@ -135,6 +135,12 @@ describe('a script', () => {
     );
   });
 
+  test('may have the line ends of Windows, and has them still when it has been run', () => {
+    const good = textOf('majority-lost.txt');
+    const { text } = runInteraction(good.replaceAll('\n', '\r\n'));
+    expect(text).toBe(good.replaceAll('\n', '\r\n'));
+  });
+
   test('that breaks an invariant says so and goes no further', () => {
     const mend = mutation('commit-on-minority').install();
     try {
