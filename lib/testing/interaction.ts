@@ -25,7 +25,7 @@
 //   status, log ID, state ID, time           where replicas stand; what a log holds; registers; virtual time
 import { entryBytes, entryEpoch, entryPayloadBytes, entryType } from '../consensus/entry.js';
 import { formatEpoch } from '../consensus/epoch.js';
-import { LOG_BYTES_MAX, LOG_BYTES_MIN } from '../consensus/limits.js';
+import { LOG_BYTES_MAX, LOG_BYTES_MIN, MAX_REPLICAS } from '../consensus/limits.js';
 import type { MembershipChange } from '../consensus/membership.js';
 import { readU53 } from '../consensus/sealed-block.js';
 import type { Violation } from '../fabric/sim/sim-world.js';
@@ -44,6 +44,24 @@ const HOLDS: Readonly<Record<string, Held>> = {
   pause: 'paused',
   'stall-main': 'main stalled',
   'stall-background': 'background stalled',
+};
+
+/** Most words of the commands that take the same number of them each time. */
+const WORDS_MAX: Readonly<Record<string, number>> = {
+  trace: 1,
+  pause: 1,
+  'stall-main': 1,
+  'stall-background': 1,
+  resume: 1,
+  crash: 1,
+  restart: 1,
+  cut: 2,
+  heal: 0,
+  slow: 1,
+  status: 0,
+  log: 1,
+  state: 1,
+  time: 0,
 };
 
 /** What came of a script of {@link runInteraction}. */
@@ -139,6 +157,7 @@ class Interpreter {
   private command(name: string, words: readonly string[]): string[] {
     if (name === 'cluster') return this.newCluster(words);
     const { cluster } = this;
+    this.noMore(words, WORDS_MAX[name] ?? words.length);
     switch (name) {
       case 'trace':
         if (words[0] !== 'all' && words[0] !== 'elections' && words[0] !== 'none')
@@ -213,8 +232,14 @@ class Interpreter {
 
   private count(word: string | undefined): number {
     const value = Number(word);
-    if (word === undefined || !Number.isInteger(value) || value < 0) throw new Error(`'${word}' is no count`);
+    if (word === undefined || word === '' || !Number.isInteger(value) || value < 0)
+      throw new Error(`'${word}' is no count`);
     return value;
+  }
+
+  /** A word that is not understood would be one that is left out. */
+  private noMore(words: readonly string[], count: number): void {
+    if (words.length > count) throw new Error(`'${words[count]}' means nothing here`);
   }
 
   private id(word: string | undefined): number {
@@ -255,7 +280,11 @@ class Interpreter {
     const lease_ns = this.setting(words, 'lease', 0) * 1e6;
     const replaceAfter_ns = this.setting(words, 'replace', 0) * 1e6;
     const replicas = this.count(words[0]);
+    this.noMore(words, 1);
     if (replicas < 1 || replicas > REPLICAS_MAX) throw new Error(`${replicas} replicas are not in 1..${REPLICAS_MAX}`);
+    if (joiners > MAX_REPLICAS - replicas) {
+      throw new Error(`${joiners} joiners are not in 0..${MAX_REPLICAS - replicas}`);
+    }
     const script = new ScriptedCluster({
       replicas,
       joiners,
@@ -315,11 +344,13 @@ class Interpreter {
     const life = cluster.lives[at];
     if (!life) throw new Error('there is no leader to ask');
     const id = words[0] === undefined && name === 'transfer' ? undefined : this.id(words[0]);
+    const priority = name === 'priority' ? this.count(words[1]) : 0;
+    this.noMore(words, name === 'priority' ? 2 : 1);
     const change = (): MembershipChange => {
       const member = { id: id as number, host: 'sim', port: 1 + (id as number), priority: 0 };
       if (name === 'add') return { kind: 'addLearner', ...member };
       if (name === 'spare') return { kind: 'addSpare', ...member };
-      if (name === 'priority') return { kind: 'setPriority', id: member.id, priority: this.count(words[1]) };
+      if (name === 'priority') return { kind: 'setPriority', id: member.id, priority };
       return { kind: name as 'promote' | 'remove', id: member.id };
     };
     life.postToMain(() => {
@@ -340,11 +371,17 @@ class Interpreter {
   private runFor(words: readonly string[]): void {
     const { cluster } = this;
     try {
-      if (words[0] !== 'until') cluster.run(this.duration_ns(words[0]));
-      else {
+      if (words[0] !== 'until') {
+        const duration_ns = this.duration_ns(words[0]);
+        this.noMore(words, 1);
+        cluster.run(duration_ns);
+      } else {
         const within = words.indexOf('within');
         const limit_ns = within < 0 ? WAIT_LIMIT_NS : this.duration_ns(words[within + 1]);
-        const [, what = '', id] = within < 0 ? words : words.slice(0, within);
+        const until = within < 0 ? words : words.slice(0, within);
+        const [, what = '', id] = until;
+        this.noMore(until, what === 'answered' || what === 'converged' ? 2 : 3);
+        if (within >= 0) this.noMore(words, within + 2);
         this.runUntil(what, id, limit_ns);
       }
     } catch (error) {

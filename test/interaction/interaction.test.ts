@@ -165,6 +165,17 @@ describe('a script', () => {
     ['cluster 3\ncrash 0\ncrash 0', 'replica 0 is down'],
     ['cluster 3\npropose 0 what', "'what' is no command"],
     ['cluster 3\npartition 0 1 2\nrun until leader 2 within 1ms', 'waited 1 ms of virtual time for: replica 2 to lead'],
+    ['cluster 3 joiners=14', '14 joiners are not in 0..13'],
+    ['cluster 3 jioners=2', "'jioners=2' means nothing here"],
+    ['cluster 3 seed=', "'' is no count"],
+    ['cluster 3\nrun 5ms 6ms', "'6ms' means nothing here"],
+    ['cluster 3\nrun until converged 1', "'1' means nothing here"],
+    ['cluster 3\nrun until leader 0 within 1ms 2', "'2' means nothing here"],
+    ['cluster 3\nheal 0 1', "'0' means nothing here"],
+    ['cluster 3\ncrash 0 1', "'1' means nothing here"],
+    ['cluster 3\ntrace none\nrun until leader\nremove 1 2', "'2' means nothing here"],
+    ['cluster 3\npartition 1 |', "'' is no count"],
+    ['cluster 3\nrun until leader\npriority 1', "line 3, 'priority 1': 'undefined' is no count"],
     ['# nothing', 'the script has no command'],
   ])('with a mistake is an error that names it: %j', (script, message) => {
     expect(() => runInteraction(script)).toThrow(message);
