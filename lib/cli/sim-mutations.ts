@@ -1,9 +1,11 @@
 // npm run sim:mutations: breaks the protocol in named ways and shows that the simulation notices each of them within a
 // stated number of seeds.
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import { Command, InvalidArgumentError } from 'commander';
 import { VIRTUAL_SECONDS_MAX } from '../testing/check-request.js';
 import { tryMutation } from '../testing/mutation-run.js';
 import { MUTATIONS } from '../testing/mutations.js';
+import { endWithReader } from './as-program.js';
 
 const COUNT_MAX = 2 ** 40;
 
@@ -45,6 +47,7 @@ const options = command.opts<{
   json?: boolean;
 }>();
 
+endWithReader();
 const chosen = MUTATIONS.filter(({ name }) => options.only?.includes(name) ?? true);
 const missed: string[] = [];
 for (const mutation of chosen) {
@@ -65,6 +68,7 @@ for (const mutation of chosen) {
   console.log(
     `${mutation.name.padEnd(32)} ${what}, seed ${verdict.seed} (${verdict.seeds} run, ${seconds} s): ${message}`,
   );
+  await nextTurn(); // or it would not be noticed before the end that nobody reads this
 }
 if (!options.list) {
   const caught = chosen.length - missed.length;

@@ -1,11 +1,16 @@
-// What the simulator's programs say of options that cannot be, as their users meet it.
-import { spawnSync } from 'node:child_process';
+// What the simulator's programs say of options that cannot be, and when they end, as their users meet it.
+import { spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
+import { constants } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import { expect, test } from 'vitest';
 
+function pathOf(program: string): string {
+  return fileURLToPath(new URL(`../../dist/cli/${program}`, import.meta.url));
+}
+
 function run(program: string, ...args: string[]) {
-  const path = fileURLToPath(new URL(`../../dist/cli/${program}`, import.meta.url));
-  return spawnSync(process.execPath, [path, ...args], { encoding: 'utf8', timeout: 60_000 });
+  return spawnSync(process.execPath, [pathOf(program), ...args], { encoding: 'utf8', timeout: 60_000 });
 }
 
 test.each([
@@ -21,4 +26,18 @@ test.each([
   expect(stderr).toContain(`argument '${value}' is invalid. ${problem}\n`);
   expect(stdout).toBe('');
   expect(status).toBe(1);
+});
+
+test.each([
+  ['sim.js', ['--seeds', '5', '--virtual-seconds', '2']],
+  ['sim-mutations.js', ['--only', 'stale-reads,promise-not-recorded,commit-on-minority']],
+])('%s ends without a word when its output is not read any more', { timeout: 60_000 }, async (program, args) => {
+  const child = spawn(process.execPath, [pathOf(program), ...args], { stdio: ['ignore', 'pipe', 'pipe'] });
+  const ended = once(child, 'exit');
+  const told: Buffer[] = [];
+  child.stderr.on('data', (part: Buffer) => told.push(part));
+  await once(child.stdout, 'data');
+  child.stdout.destroy();
+  expect(await ended).toEqual([128 + constants.signals.SIGPIPE, null]);
+  expect(Buffer.concat(told).toString()).toBe('');
 });
