@@ -1138,15 +1138,16 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
    * Proposes a command. Resolves when it is committed (a majority of the voters has it in memory) and applied at the
    * leader, with what the leader's state machine returned. At any other replica it is forwarded to the leader, or waits for
    * one, up to `timeoutMs`; the state machine here may apply it a moment later ({@link Replica.read} waits for that). What
-   * travels back is plain data (null, booleans, numbers, strings, bytes, arrays, plain objects) of up to 256 KiB.
+   * travels back is plain data (null, booleans, numbers, strings, bytes, arrays, plain objects) of up to 256 KiB, 65,536
+   * values with the keys of objects, 16 levels of nesting and 128 bytes for a key; undefined inside of it becomes null.
    *
    * The bytes must not be changed until the promise settles. A rejection with QUORATE_OUTCOME_UNKNOWN means that the
    * command may or may not take effect: propose it again with the same session to find out, exactly once. With a session
    * propose() does that by itself, across changes of leadership, until `timeoutMs` is over.
    *
    * Beside what every call may reject with: QUORATE_NOT_LEADER with `forward: false`, or when no leader was known in time,
-   * and QUORATE_TIMEOUT when the leader could not be reached in time (neither was proposed); QUORATE_RESULT_TOO_LARGE and
-   * QUORATE_RESULT_NOT_SENDABLE (it was applied, but its result cannot travel).
+   * and QUORATE_TIMEOUT when the leader could not be reached in time (neither was proposed); QUORATE_RESULT_TOO_LARGE (more
+   * than 256 KiB) and QUORATE_RESULT_NOT_SENDABLE (it was applied, but its result cannot travel).
    */
   propose(command: Uint8Array, options?: ProposeOptions): Promise<ProposeResult<Result>> {
     const { log } = this;

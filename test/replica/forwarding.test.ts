@@ -171,6 +171,7 @@ describe('the result of a forwarded command', () => {
       const text = Buffer.from(command).toString();
       if (text === 'undefined') return undefined;
       if (text === 'function') return () => 1;
+      if (text.startsWith('ones ')) return Array(Number(text.slice(5))).fill(1);
       if (text.startsWith('bytes ')) return new Uint8Array(Number(text.slice(6)));
       return JSON.parse(text);
     }
@@ -212,6 +213,27 @@ describe('the result of a forwarded command', () => {
         code: 'QUORATE_RESULT_NOT_SENDABLE',
       });
       expect(any.machine.applied).toBe(applied + 2);
+    } finally {
+      await any.close();
+    }
+  });
+
+  it('has as many values, levels and bytes of a key as propose() says, and no more', async () => {
+    const any = await openAny();
+    const nested = (levels: number): unknown => (levels === 0 ? 1 : [nested(levels - 1)]);
+    const pairs: [string, string, RegExp][] = [
+      ['ones 65535', 'ones 65536', /more than 65536 values/],
+      [JSON.stringify(nested(16)), JSON.stringify(nested(17)), /more than 16 levels of nesting/],
+      [`{"${'k'.repeat(128)}":1}`, `{"${'k'.repeat(129)}":1}`, /a key of 129 bytes, more than 128/],
+    ];
+    try {
+      for (const [most, more, why] of pairs) {
+        expect((await any.following.propose(bytes(most))).result).toEqual(new Anything().apply(bytes(most)));
+        await expect(any.following.propose(bytes(more))).rejects.toMatchObject({
+          code: 'QUORATE_RESULT_NOT_SENDABLE',
+          message: expect.stringMatching(why),
+        });
+      }
     } finally {
       await any.close();
     }
