@@ -142,7 +142,7 @@ function makeCommand(): Command {
 }
 
 /** Checks the history in a file; returns the exit code. */
-function checkFile(path: string): number {
+function checkFile(path: string, json: boolean): number {
   let operations: OperationRecord[];
   try {
     operations = parseHistoryFile(readFileSync(path, 'utf8'));
@@ -150,18 +150,20 @@ function checkFile(path: string): number {
     process.stderr.write(`error: ${path}: ${(error as Error).message}\n`);
     return 2;
   }
+  const say = (line: string): void => {
+    (json ? process.stderr : process.stdout).write(`${line}\n`);
+  };
   const verdict = checkOperations(operations);
-  if (verdict.kind === 'linearizable') {
-    process.stdout.write(`${operations.length} operations: linearizable\n`);
-    return 0;
+  if (verdict.kind === 'linearizable') say(`${operations.length} operations: linearizable`);
+  else if (verdict.kind === 'violation') {
+    for (const line of formatHistory(verdict.operations)) say(line);
+    say(`the history of key ${verdict.key} has no linearization`);
+  } else say(`the check of key ${verdict.key} was given up after ${verdict.steps} steps`);
+  if (json) {
+    const key = verdict.kind === 'linearizable' ? null : verdict.key;
+    process.stdout.write(`${JSON.stringify({ operations: operations.length, verdict: verdict.kind, key })}\n`);
   }
-  if (verdict.kind === 'violation') {
-    for (const line of formatHistory(verdict.operations)) process.stdout.write(`${line}\n`);
-    process.stdout.write(`the history of key ${verdict.key} has no linearization\n`);
-    return 1;
-  }
-  process.stdout.write(`the check of key ${verdict.key} was given up after ${verdict.steps} steps\n`);
-  return 2;
+  return { linearizable: 0, violation: 1, undecided: 2 }[verdict.kind];
 }
 
 /** Writes what is needed to look into a run; returns the paths. */
@@ -192,7 +194,7 @@ export async function main(argv: readonly string[]): Promise<number> {
   const command = makeCommand();
   command.parse(argv, { from: 'user' });
   const options = command.opts<CliOptions>();
-  if (options.check !== undefined) return checkFile(options.check);
+  if (options.check !== undefined) return checkFile(options.check, options.json);
   const replicas = Number(options.replicas);
   const isShm = options.device.every((name) => name === 'shm');
   const devices =

@@ -192,6 +192,26 @@ test(
 );
 
 test.each([
+  [5, 0, { operations: 2, verdict: 'linearizable', key: null }],
+  [0, 1, { operations: 2, verdict: 'violation', key: 1 }],
+])('--check --json says of a read of %i after a write of 5, by one object', async (result, exitCode, verdict) => {
+  const operation = { client: 1, key: 1, value: 0, expected: 0, outcome: 'ok', by: 'log' };
+  const operations = [
+    { ...operation, operation: 'write', value: 5, invoked_ns: 0, returned_ns: 10, result: 0 },
+    { ...operation, operation: 'read', invoked_ns: 20, returned_ns: 30, result },
+  ];
+  const path = join(folder, 'short.json');
+  writeFileSync(path, JSON.stringify({ format: 'quorate nemesis history 2', operations }));
+  const { code, output, errors } = await startDemo(['--check', path, '--json'], {
+    program: 'nemesis.js',
+    timeoutMs: TIMEOUT_MS,
+  }).ended;
+  expect(output, errors).toBe(`${JSON.stringify(verdict)}\n`);
+  expect(errors).toMatch(exitCode === 0 ? /2 operations: linearizable/ : /has no linearization/);
+  expect(code).toBe(exitCode);
+});
+
+test.each([
   [['--faults', 'meteor'], /It must be one or several/],
   [['--device', 'b0,b1'], /names 2 devices for 3 replicas/],
   [['--check', '/nonexistent'], /ENOENT/],
