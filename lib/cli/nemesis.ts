@@ -8,7 +8,7 @@ import { fileURLToPath } from 'node:url';
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { PROFILES } from '../replica/profiles.js';
 import type { ProfileName } from '../replica/replica-options.js';
-import { formatHistory } from '../testing/index.js';
+import { formatHistory, type Verdict } from '../testing/index.js';
 import { runAsProgram } from './as-program.js';
 import { Deadline, DemoError } from './demo/deadline.js';
 import { DISK_KINDS, type DiskKind, whyNoDisks } from './nemesis/disks.js';
@@ -144,8 +144,10 @@ function makeCommand(): Command {
 /** Checks the history in a file; returns the exit code. */
 function checkFile(path: string, json: boolean): number {
   let operations: OperationRecord[];
+  let verdict: Verdict;
   try {
     operations = parseHistoryFile(readFileSync(path, 'utf8'));
+    verdict = checkOperations(operations);
   } catch (error) {
     process.stderr.write(`error: ${path}: ${(error as Error).message}\n`);
     return 2;
@@ -153,7 +155,6 @@ function checkFile(path: string, json: boolean): number {
   const say = (line: string): void => {
     (json ? process.stderr : process.stdout).write(`${line}\n`);
   };
-  const verdict = checkOperations(operations);
   if (verdict.kind === 'linearizable') say(`${operations.length} operations: linearizable`);
   else if (verdict.kind === 'violation') {
     for (const line of formatHistory(verdict.operations)) say(line);

@@ -211,6 +211,29 @@ test.each([
   expect(code).toBe(exitCode);
 });
 
+test('--check refuses a history in which an operation returned before it was invoked', async () => {
+  const operation = {
+    client: 1,
+    operation: 'write',
+    key: 1,
+    value: 5,
+    expected: 0,
+    outcome: 'ok',
+    result: 0,
+    by: 'log',
+  };
+  const path = join(folder, 'backwards.json');
+  const operations = [{ ...operation, invoked_ns: 10, returned_ns: 5 }];
+  writeFileSync(path, JSON.stringify({ format: 'quorate nemesis history 2', operations }));
+  const { code, output, errors } = await startDemo(['--check', path], {
+    program: 'nemesis.js',
+    timeoutMs: TIMEOUT_MS,
+  }).ended;
+  expect(errors).toMatch(/^error: .*backwards\.json: operation 0 of the history: .*\n$/);
+  expect(output).toBe('');
+  expect(code).toBe(2);
+});
+
 test.each([
   [['--faults', 'meteor'], /It must be one or several/],
   [['--device', 'b0,b1'], /names 2 devices for 3 replicas/],

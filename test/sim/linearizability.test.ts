@@ -29,6 +29,17 @@ const compareAndSet = (from: number, to: number, expected: number, value: number
 const NEVER = Number.POSITIVE_INFINITY;
 
 describe('linearizability checker', () => {
+  test.each<[string, HistoryOperation]>([
+    ['no response, as JSON has it', { ...write(10, NEVER, 5), returned_ns: null as unknown as number }],
+    ['no response, left out', { ...write(10, NEVER, 5), returned_ns: undefined as unknown as number }],
+    ['a response before the invocation', write(10, 5, 5)],
+    ['no time of invocation', write(Number.NaN, NEVER, 5)],
+  ])('does not judge a history in which an operation has %s', (_, bad) => {
+    const judge = () => checkLinearizability([read(20, 30, 5), bad]);
+    expect(judge).toThrow(expect.objectContaining({ code: 'QUORATE_INVALID_ARGUMENT' }));
+    expect(judge).toThrow(/^operation 1 of the history: /);
+  });
+
   const good: [string, HistoryOperation[]][] = [
     ['nothing at all', []],
     ['a read of the initial value', [read(0, 1, 0)]],

@@ -5,6 +5,7 @@
 // The algorithm is that of Wing and Gong in Lowe's form ("Testing for linearizability", 2017): a depth-first search over
 // the operations that may come next, with a memory of (set of operations placed, state) so that no configuration is
 // tried twice. Registers are independent of each other, so each is checked by itself (linearizability is local).
+import { QuorateError } from '../../errors.js';
 import { Random } from '../../fabric/sim/random.js';
 import { type Command, Operation, step } from '../sim-state-machine.js';
 
@@ -68,14 +69,26 @@ interface Entry {
   next: Entry | null;
 }
 
+/** A history may come from anywhere, by JSON, say, which has no Infinity: the search would find something all the same. */
+function checkTimes({ invoked_ns, returned_ns }: HistoryOperation, index: number): void {
+  if (typeof invoked_ns === 'number' && typeof returned_ns === 'number' && invoked_ns <= returned_ns) return;
+  throw new QuorateError(
+    'QUORATE_INVALID_ARGUMENT',
+    `operation ${index} of the history: invoked_ns ${invoked_ns} and returned_ns ${returned_ns} are not numbers, the first ` +
+      'no larger than the second; returned_ns is Infinity where there is no response',
+  );
+}
+
 /**
  * Whether there is an order of all operations, each between its invocation and its response, in which every response is what
  * a register would have answered (Wing and Gong; Lowe, "Testing for linearizability", 2017). Register by register; the
- * search for one is given up after `stepsMax` steps, default 3 million.
+ * search for one is given up after `stepsMax` steps, default 3 million. Throws QUORATE_INVALID_ARGUMENT for times that
+ * are none.
  */
 export function checkLinearizability(history: readonly HistoryOperation[], stepsMax = STEPS_MAX): Verdict {
   const byKey = new Map<number, HistoryOperation[]>();
-  for (const operation of history) {
+  for (const [index, operation] of history.entries()) {
+    checkTimes(operation, index);
     // A read without a response constrains nothing.
     if (operation.returned_ns === Number.POSITIVE_INFINITY && operation.command.operation === Operation.read) continue;
     const operations = byKey.get(operation.command.key);
