@@ -39,7 +39,7 @@ interface Options {
 function integerFrom(min: number, max: number): (text: string) => number {
   return (text) => {
     const value = Number(text);
-    if (!Number.isInteger(value) || value < min || value > max) {
+    if (text.trim() === '' || !Number.isInteger(value) || value < min || value > max) {
       throw new InvalidArgumentError(`must be an integer from ${min} to ${max}.`);
     }
     return value;

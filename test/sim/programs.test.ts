@@ -15,6 +15,7 @@ function run(program: string, ...args: string[]) {
 
 test.each([
   ['sim.js', ['--virtual-seconds', '86401'], 'must be from 2 to 86400 seconds.'],
+  ['sim.js', ['--seed', ''], 'must be an integer from 0 to 1099511627776.'],
   ['sim-mutations.js', ['--virtual-seconds', '86401'], 'must be an integer from 1 to 86400.'],
   ['sim-mutations.js', ['--seeds', '0'], 'must be an integer from 1 to 1099511627776.'],
   ['sim-mutations.js', ['--only', 'gremlins'], "there is no mutation 'gremlins'; --list shows all."],
