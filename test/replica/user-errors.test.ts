@@ -332,6 +332,26 @@ it('gives nobody a state that is not bytes, and says whose fault that is', async
   expect(back.status().isVoter).toBe(false);
 });
 
+it('gives nobody a state that is said to be larger than any that can be given, and says how large that is', async () => {
+  const cluster = await openCluster(3, { logBytes: 64 * 1024, profile: 'balanced' });
+  const leader = await cluster.leader();
+  open.push(...cluster.replicas);
+  for (const machine of cluster.machines) {
+    Object.assign(machine, { snapshotChunks: () => Object.assign([machine.snapshot()], { lengthBytes: 2 ** 40 + 1 }) });
+  }
+  const returning = cluster.replicas.find((replica) => replica !== leader) as Replica<number>;
+  await returning.close();
+  for (let count = 0; count < 100; count++) await leader.propose(new Uint8Array(1000));
+  const warned = once(leader, 'warning');
+  open.push(await Replica.open(optionsFor(returning.id, cluster.members, { logBytes: 64 * 1024 })));
+  const [warning] = await warned;
+  expect(warning).toMatchObject({
+    message: expect.stringMatching(
+      /snapshotChunks\(\) says that its state has 10995116\d+ bytes; no more than 1099511627776 are given/,
+    ),
+  });
+});
+
 /** Its snapshots begin and never end. */
 class EndlessSnapshot extends CommandLog {
   private begun = (): void => {};

@@ -19,7 +19,7 @@ import type { ControlConnection } from '../control-channel.js';
 import { inTime } from '../in-time.js';
 import { turn } from '../turn.js';
 import { chunksAhead, transferGeometry } from './geometry.js';
-import { CHUNKS_ANNOUNCED, DONATIONS_MAX, IDLE_TIMEOUT_MS, OPEN_TIMEOUT_MS } from './limits.js';
+import { CHUNKS_ANNOUNCED, DONATIONS_MAX, IDLE_TIMEOUT_MS, OPEN_TIMEOUT_MS, SNAPSHOT_BYTES_MAX } from './limits.js';
 import { checkOpen, type ResumePoint, type TransferOpen, type TransferOpened, type TransferReady } from './messages.js';
 import { TransferProgress, type TransferStatus } from './progress.js';
 import type { PieceSource } from './snapshot-stream.js';
@@ -333,6 +333,11 @@ export class Donor {
     let state = freeze();
     let link: TransferSource | undefined;
     try {
+      const { bytesTotal = 0 } = state.source;
+      if (bytesTotal > SNAPSHOT_BYTES_MAX) {
+        const text = `lengthBytes of snapshotChunks() says that its state has ${bytesTotal} bytes; no more than ${SNAPSHOT_BYTES_MAX} are given`;
+        throw new QuorateError('QUORATE_LIMIT', text);
+      }
       const geometry = transferGeometry(host.endpoint.isSoftware, state.source.bytesTotal);
       const { chunkBytes, slots } = geometry;
       link = await TransferSource.open(host.endpoint, geometry, request.queuePair);
