@@ -70,10 +70,15 @@ async function open(id: number, options: Partial<ReplicaOptions<number>>): Promi
 }
 
 /** Founders 0 .. count - 1 of `total` places. */
-async function found(count: number, total = count, priorities: readonly number[] = []): Promise<Replica<number>> {
+async function found(
+  count: number,
+  total = count,
+  priorities: readonly number[] = [],
+  more: Partial<ReplicaOptions<number>> = {},
+): Promise<Replica<number>> {
   places = await members(total);
   const founders = places.slice(0, count).map((place) => ({ ...place, priority: priorities[place.id] ?? 0 }));
-  await Promise.all(founders.map(({ id }) => open(id, { members: founders })));
+  await Promise.all(founders.map(({ id }) => open(id, { members: founders, ...more })));
   return steady();
 }
 
@@ -506,8 +511,9 @@ describe('membership', () => {
 
   it('goes on with a voter that the leader did not reach when it added the one that leads now', async () => {
     const priorities = [3, 1, 2];
-    const leader = await found(3, 4, priorities);
-    // The one of the lowest priority leaves elections to the others for a while.
+    // The one of the lowest priority leaves elections to the others for as long as a takeover may take.
+    const profile = { ...PROFILE, takeoverTimeout_ns: 20e9 };
+    const leader = await found(3, 4, priorities, { profile });
     const away = [1, 2, 0].map((id) => replicas.get(id)).find((replica) => replica !== leader) as Replica<number>;
     // No link and no connection between these two, and none can be made; each reaches the others.
     interface Inside {
@@ -522,7 +528,7 @@ describe('membership', () => {
       await directory.places.get(other.id)?.dialer.close();
       links.forget(other.id);
     }
-    const joining = join(3);
+    const joining = join(3, { profile });
     await leader.addLearner(place(3));
     await joining;
     await leader.promote(3, { timeoutMs: 20_000 });
