@@ -160,7 +160,7 @@ async function libraryPath(name) {
 async function addonTests() {
   await built('addon-address');
   // The race is run by the C++ tests under the same sanitizer.
-  return await vitestTests('addon-asan', ['test/verbs', '--exclude=test/verbs/revocation-race.test.ts'], {
+  return await vitestTests('addon-asan', ['test/verbs', '--exclude=test/verbs/{long/**,revocation-race.test.ts}'], {
     LD_PRELOAD: `${await libraryPath('libasan.so')} ${await libraryPath('libstdc++.so')}`,
     ASAN_OPTIONS: 'detect_leaks=0:abort_on_error=1:alloc_dealloc_mismatch=0',
     UBSAN_OPTIONS: 'print_stacktrace=1',
@@ -222,7 +222,7 @@ const SUITES = [
     name: 'unit',
     title: 'tests on this machine',
     needs: 'build',
-    run: () => vitestTests('unit', ['--exclude=test/rxe/**']),
+    run: () => vitestTests('unit', ['--exclude=test/rxe/**', '--exclude=test/*/long/**']),
   },
   {
     name: 'native',

@@ -1,9 +1,6 @@
 // Nothing that JavaScript passes can crash the process: every wrong argument gives a coded error, and the call has no
 // effect. First each argument of each call with each kind of wrong value, then random calls with random values on open
 // and closed objects in a child process, which must survive.
-import { constants } from 'node:buffer';
-import { statfsSync } from 'node:fs';
-import { freemem } from 'node:os';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import {
   addWord,
@@ -534,15 +531,4 @@ describe('random calls with random arguments', () => {
     expect(succeeded).toBeGreaterThan(500); // it is no test of argument errors alone
     expect(Object.keys(codes).every((name) => name.startsWith('QUORATE_'))).toBe(true);
   });
-});
-
-const TOO_LONG_BYTES = constants.MAX_LENGTH + 4096; // Node.js 20: 4 GiB and a page; later versions have no such bound
-const { bavail, bsize } = statfsSync('/dev/shm');
-const hasRoom = Math.min(freemem(), bavail * bsize) > 1.5 * TOO_LONG_BYTES;
-
-it.skipIf(!hasRoom)('a memory that is longer than an ArrayBuffer can be has no buffer', async () => {
-  const child = startChild('large-buffer.mjs', [String(TOO_LONG_BYTES)]);
-  const { code, signal, stdout, stderr } = await child.exited();
-  expect({ code, signal, stderr }).toEqual({ code: 0, signal: null, stderr: '' });
-  expect(JSON.parse(stdout)).toEqual(['QUORATE_UNSUPPORTED', 'QUORATE_UNSUPPORTED']);
 });

@@ -1,9 +1,9 @@
 // A killed replica on an RDMA device comes back by the region that outlived its process, whose log is memory that is
 // registered with the device, and reads from another one only what it missed.
 import { afterEach, expect, test } from 'vitest';
-import { members } from '../replica/fixture.js';
-import { Processes } from '../replica/processes.js';
-import { rdmaDevices } from './devices.js';
+import { members } from '../../replica/fixture.js';
+import { Processes } from '../../replica/processes.js';
+import { rdmaDevices } from '../devices.js';
 
 const TIMEOUT_MS = 240_000;
 const KEYS = 512;
