@@ -25,13 +25,12 @@ const MINUTES_MAX = 5;
 /** Of one that takes what another suite leaves of the processors. */
 const MINUTES_BESIDE_MAX = 14;
 /** What starts a program beside another suite: the virtual machine leaves some time to whoever can wait for it. */
-const BESIDE = { rxe: ['nice', '-n', `${NICENESS_MAX}`] };
+const BESIDE = ['nice', '-n', `${NICENESS_MAX}`];
 
 /**
  * @typedef {import('./tools/vitest.mjs').Counts} Counts
  *
  * @typedef {object} Beside how a suite runs beside another one
- * @property {string[]} start what starts its programs
  * @property {string[]} printed what they print is kept here
  */
 
@@ -59,7 +58,7 @@ function built(variant, niceness = 0) {
  * @param {Record<string, string>} [env]
  */
 async function runProgram(command, beside, env = {}) {
-  const [program = '', ...args] = [...(beside?.start ?? []), ...command];
+  const [program = '', ...args] = [...(beside ? BESIDE : []), ...command];
   const minutes = beside === undefined ? MINUTES_MAX : MINUTES_BESIDE_MAX;
   const options = { cwd: root, env, timeoutMs: minutes * MINUTE_MS };
   const { code, timedOut, output } = await run(program, args, { ...options, output: beside ? 'capture' : 'tee' });
@@ -190,7 +189,7 @@ async function rxeTests(...args) {
  * beside that one which it names, if this machine has other cores and that suite is run; else in its turn. On a slow machine
  * one with `leftOutAfterMs` is left out when the others have taken so long, which is said and counted.
  * @type {{ name: string, title: string, needs: 'nothing' | 'build', variant?: string, onRequest?: true, leftOutAfterMs?: number,
- *   beside?: keyof typeof BESIDE, run: (beside?: Beside) => Promise<Counts> }[]}
+ *   beside?: 'rxe', run: (beside?: Beside) => Promise<Counts> }[]}
  */
 const SUITES = [
   {
@@ -294,7 +293,7 @@ async function runBeside(suites) {
     const startedMs = Date.now();
     /** @type {string[]} */
     const printed = [];
-    const [outcome] = await Promise.allSettled([suite.run({ start: BESIDE[suite.beside], printed })]);
+    const [outcome] = await Promise.allSettled([suite.run({ printed })]);
     const tookMs = Date.now() - startedMs;
     ends.push(async () => {
       header(`${suite.name}: ${suite.title} (beside ${suite.beside})`);

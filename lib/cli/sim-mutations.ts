@@ -6,18 +6,9 @@ import { VIRTUAL_SECONDS_MAX } from '../testing/check-request.js';
 import { tryMutation } from '../testing/mutation-run.js';
 import { MUTATIONS } from '../testing/mutations.js';
 import { endWithReader } from './as-program.js';
+import { integerFrom } from './integer-option.js';
 
 const COUNT_MAX = 2 ** 40;
-
-function integerUpTo(max: number): (text: string) => number {
-  return (text) => {
-    const value = Number(text);
-    if (!Number.isInteger(value) || value < 1 || value > max) {
-      throw new InvalidArgumentError(`must be an integer from 1 to ${max}.`);
-    }
-    return value;
-  };
-}
 
 function names(text: string): readonly string[] {
   const list = text.split(',');
@@ -31,9 +22,13 @@ function names(text: string): readonly string[] {
 
 const command = new Command('sim-mutations')
   .description('Breaks the protocol in named ways; the simulation must notice each.')
-  .option('--seed <number>', 'first seed of each mutation', integerUpTo(COUNT_MAX), 1)
-  .option('--seeds <count>', 'run at most so many seeds per mutation, instead of its own limit', integerUpTo(COUNT_MAX))
-  .option('--virtual-seconds <seconds>', 'length of each run in virtual time', integerUpTo(VIRTUAL_SECONDS_MAX), 13)
+  .option('--seed <number>', 'first seed of each mutation', integerFrom(1, COUNT_MAX), 1)
+  .option(
+    '--seeds <count>',
+    'run at most so many seeds per mutation, instead of its own limit',
+    integerFrom(1, COUNT_MAX),
+  )
+  .option('--virtual-seconds <seconds>', 'length of each run in virtual time', integerFrom(1, VIRTUAL_SECONDS_MAX), 13)
   .option('--only <names>', 'comma-separated names of mutations to run', names)
   .option('--list', 'list the mutations')
   .option('--json', 'print the totals as the last line, in JSON')

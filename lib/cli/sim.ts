@@ -10,6 +10,7 @@ import { minimize } from '../testing/minimize.js';
 import { LEAVE_OUT, PACE_MAX } from '../testing/sim-options.js';
 import { runSimulation, type SimulationRequest } from '../testing/simulation.js';
 import { endWithReader } from './as-program.js';
+import { integerFrom } from './integer-option.js';
 import type { SimWorkerRequest, SimWorkerResult } from './sim-worker.js';
 
 const SEED_MAX = 2 ** 40;
@@ -34,16 +35,6 @@ interface Options {
   readonly minimize?: boolean;
   readonly json?: boolean;
   readonly keepGoing?: boolean;
-}
-
-function integerFrom(min: number, max: number): (text: string) => number {
-  return (text) => {
-    const value = Number(text);
-    if (text.trim() === '' || !Number.isInteger(value) || value < min || value > max) {
-      throw new InvalidArgumentError(`must be an integer from ${min} to ${max}.`);
-    }
-    return value;
-  };
 }
 
 function secondsFrom(text: string): number {

@@ -86,7 +86,17 @@ function donorOf(machine: object, host: Partial<DonorHost> = {}): Donor {
   } as unknown as DonorHost);
 }
 
-it('does not tell that a state is complete whose stream ended because the transfer did', async () => {
+/** What a receiver asks for. */
+const queuePair = { qpNum: 1, psn: 0, gid: '', lid: 1, mtuBytes: 1024 };
+const REQUEST = { transfer: 1, minLsn: 0, queuePair, resume: null, logAfter: null };
+
+/** The control connection of a receiver. */
+function connectionOf(id: number) {
+  return Object.assign(new EventEmitter(), { isClosed: false, peer: { id } });
+}
+
+/** Links to receivers are made at once, of staging memory that nobody READs. */
+function linkAtOnce(): void {
   const link = {
     bytes: new Uint8Array(4 * 1024 * 1024),
     close: vi.fn(),
@@ -94,6 +104,10 @@ it('does not tell that a state is complete whose stream ended because the transf
     state: { indexOf: () => -1 },
   };
   vi.spyOn(TransferSource, 'open').mockResolvedValue(link as unknown as TransferSource);
+}
+
+it('does not tell that a state is complete whose stream ended because the transfer did', async () => {
+  linkAtOnce();
   const machine = new WaitingLog();
   const told: { type: string; isEnd?: boolean }[] = [];
   const states: string[] = [];
@@ -102,10 +116,8 @@ it('does not tell that a state is complete whose stream ended because the transf
       void told.push({ type, ...(body as { isEnd?: boolean }) }),
     onProgress: ({ state }) => void states.push(state),
   });
-  const connection = Object.assign(new EventEmitter(), { isClosed: false, peer: { id: 2 } });
-  const queuePair = { qpNum: 1, psn: 0, gid: '', lid: 1, mtuBytes: 1024 };
-  const request = { transfer: 1, minLsn: 0, queuePair, resume: null, logAfter: null };
-  await donor.open(connection as unknown as ControlConnection, request);
+  const connection = connectionOf(2);
+  await donor.open(connection as unknown as ControlConnection, REQUEST);
   // The receiver takes all that it is told of, until the state machine gives no more.
   await waitFor(() => {
     const ready = told.filter(({ type }) => type === 'transferReady') as unknown as { first: number; parts: [] }[];
@@ -129,10 +141,8 @@ it('does not begin a transfer twice that it is asked for twice before it has ans
   vi.spyOn(TransferSource, 'open').mockReturnValue(connecting);
   const closed = vi.spyOn(SnapshotSource.prototype, 'close');
   const donor = donorOf(new SilentLog());
-  const connection = Object.assign(new EventEmitter(), { isClosed: false, peer: { id: 2 } });
-  const queuePair = { qpNum: 1, psn: 0, gid: '', lid: 1, mtuBytes: 1024 };
-  const request = { transfer: 1, minLsn: 0, queuePair, resume: null, logAfter: null };
-  const asked = [1, 2].map(() => donor.open(connection as unknown as ControlConnection, request));
+  const connection = connectionOf(2);
+  const asked = [1, 2].map(() => donor.open(connection as unknown as ControlConnection, REQUEST));
   connected(link as unknown as TransferSource);
   const answers = await Promise.allSettled(asked);
   expect(answers.map(({ status }) => status)).toEqual(['fulfilled', 'rejected']);
@@ -143,13 +153,7 @@ it('does not begin a transfer twice that it is asked for twice before it has ans
 });
 
 it('is not told that chunks were taken which it has not announced yet', async () => {
-  const link = {
-    bytes: new Uint8Array(4 * 1024 * 1024),
-    close: vi.fn(),
-    views: () => [],
-    state: { indexOf: () => -1 },
-  };
-  vi.spyOn(TransferSource, 'open').mockResolvedValue(link as unknown as TransferSource);
+  linkAtOnce();
   let given = 0;
   const taken: number[] = [];
   const machine = Object.assign(new CommandLog(), {
@@ -167,10 +171,8 @@ it('is not told that chunks were taken which it has not announced yet', async ()
     tell: (_connection: ControlConnection, type: string, body: unknown) =>
       void told.push({ type, ...(body as { first: number; parts: []; message: string }) }),
   });
-  const connection = Object.assign(new EventEmitter(), { isClosed: false, peer: { id: 2 } });
-  const queuePair = { qpNum: 1, psn: 0, gid: '', lid: 1, mtuBytes: 1024 };
-  const request = { transfer: 1, minLsn: 0, queuePair, resume: null, logAfter: null };
-  await donor.open(connection as unknown as ControlConnection, request);
+  const connection = connectionOf(2);
+  await donor.open(connection as unknown as ControlConnection, REQUEST);
   await waitFor(() => given === 2, 'the donor to have filled two chunks');
   expect(told.map(({ type, first, parts }) => [type, first, parts.length])).toEqual([['transferReady', 0, 1]]);
   donor.tookAt(2, { transfer: 1, count: 2 });

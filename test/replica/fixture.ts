@@ -1,5 +1,6 @@
 // What tests of Replica share: free ports, a small state machine, and clusters of replicas inside the test's process,
 // which close with the test.
+import { connect } from 'node:net';
 import { vi } from 'vitest';
 import { freePorts as freePortsOf } from '#lib/cli/demo/ports.js';
 import { type MemberAddress, Replica, type ReplicaOptions, type StateMachine } from '#lib/index.js';
@@ -108,4 +109,15 @@ export async function waitFor<Value>(probe: () => Value | undefined | false, wha
     if (Date.now() > deadline) throw new Error(`waited 30 s in vain for ${what}`);
     await new Promise((resolve) => setTimeout(resolve, 5));
   }
+}
+
+/** Whether somebody listens there. */
+export function answers(host: string, port: number): Promise<boolean> {
+  return new Promise((resolve) => {
+    const socket = connect(port, host, () => {
+      socket.destroy();
+      resolve(true);
+    });
+    socket.once('error', () => resolve(false));
+  });
 }

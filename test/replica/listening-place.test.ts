@@ -1,10 +1,8 @@
 // Where a replica listens while its address is changed, and changed again.
-import { once } from 'node:events';
-import { connect } from 'node:net';
 import { afterEach, expect, it } from 'vitest';
 import { ControlServer } from '#lib/replica/control-channel.js';
 import { ListeningPlace } from '#lib/replica/listening-place.js';
-import { CLUSTER_KEY, freePorts } from './fixture.js';
+import { answers, CLUSTER_KEY, freePorts } from './fixture.js';
 
 const HOST = '127.0.0.1';
 let place: ListeningPlace;
@@ -30,16 +28,6 @@ function makePlace(): ListeningPlace {
   return place;
 }
 
-async function answers(port: number): Promise<boolean> {
-  const socket = connect(port, HOST);
-  const answered = await once(socket, 'connect').then(
-    () => true,
-    () => false,
-  );
-  socket.destroy();
-  return answered;
-}
-
 it('is the one of the last change, also if the name of an earlier one takes longer to look up', async () => {
   const [first, slow, last] = (await freePorts(3)) as [number, number, number];
   const place = makePlace();
@@ -63,7 +51,7 @@ it('is the one of the last change, also if the name of an earlier one takes long
     ControlServer.prototype.listen = listen;
   }
   expect(place.at).toEqual({ host: HOST, port: last });
-  expect(await answers(last)).toBe(true);
+  expect(await answers(HOST, last)).toBe(true);
   expect(warnings).toEqual([]);
 });
 
@@ -81,7 +69,7 @@ it('is told of no failure when the address becomes again the one where it still 
   await place.move(HOST, first);
   expect(warnings).toEqual([]);
   expect(place.at).toEqual({ host: HOST, port: first });
-  expect(await answers(first)).toBe(true);
+  expect(await answers(HOST, first)).toBe(true);
 });
 
 it('stays as it is when the change is to another name of the same address', async () => {
@@ -97,5 +85,5 @@ it('stays as it is when the change is to another name of the same address', asyn
   await place.move(HOST, first);
   expect(warnings).toEqual([]);
   expect(place.at).toEqual({ host: HOST, port: first });
-  expect(await answers(first)).toBe(true);
+  expect(await answers(HOST, first)).toBe(true);
 });

@@ -1,12 +1,8 @@
-// Questions and answers across the end of a process: a replica that came back counts its questions from the beginning, and
-// what its peers answer the process before must not pass for an answer to this one (docs/bugs/answer-to-the-life-before.md).
-import { mkdtempSync, rmSync } from 'node:fs';
-import { afterEach, beforeEach, expect, it, vi } from 'vitest';
-import { LOG_BYTES_MIN } from '#lib/consensus/limits.js';
+import { expect, it, vi } from 'vitest';
 import { OutgoingMessage } from '#lib/consensus/message-port.js';
-import { VerbsEndpoint } from '#lib/fabric/verbs-endpoint.js';
 import { type Answer, Mailbox } from '#lib/replica/mailbox/mailbox.js';
 import type { ProposeResult } from '#lib/replica/replica-options.js';
+import { closeAfterEach, closeLater, openEndpoint } from './endpoints.js';
 
 /** What the fabric of a mailbox was to send, and its way to say that something came. There is no peer to link to. */
 interface Wire {
@@ -17,21 +13,10 @@ interface Wire {
 const FOLLOWER = 1;
 const LEADER = 0;
 
-let directory = '';
-const open: { close(): void }[] = [];
-
-beforeEach(() => {
-  directory = mkdtempSync('/dev/shm/quorate-test-');
-});
-
-afterEach(() => {
-  for (const one of open.splice(0).reverse()) one.close();
-  rmSync(directory, { recursive: true });
-});
+closeAfterEach();
 
 function openMailbox(id: number, proposeHere: () => Promise<ProposeResult<unknown>>): { mailbox: Mailbox; wire: Wire } {
-  const endpoint = VerbsEndpoint.open({ device: 'shm', shmDirectory: directory, logBytes: LOG_BYTES_MIN });
-  open.push(endpoint);
+  const endpoint = openEndpoint();
   const mailbox = new Mailbox({
     id,
     endpoint,
@@ -45,7 +30,7 @@ function openMailbox(id: number, proposeHere: () => Promise<ProposeResult<unknow
     },
   });
   const { fabric } = mailbox;
-  open.push(fabric);
+  closeLater(fabric);
   const sent: Uint8Array[] = [];
   vi.spyOn(fabric, 'queuedBytes').mockReturnValue(0);
   vi.spyOn(fabric, 'send').mockImplementation((_, bytes) => {

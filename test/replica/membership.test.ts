@@ -2,7 +2,7 @@
 // was acknowledged survives every change, and who may not change anything is told why.
 import { once } from 'node:events';
 import { mkdtempSync, rmSync } from 'node:fs';
-import { connect, createServer } from 'node:net';
+import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join as pathOf } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
@@ -13,7 +13,7 @@ import {
   Replica,
   type ReplicaOptions,
 } from '#lib/index.js';
-import { CLUSTER_KEY, CommandLog, freePorts, members, optionsFor, waitFor } from './fixture.js';
+import { answers, CLUSTER_KEY, CommandLog, freePorts, members, optionsFor, waitFor } from './fixture.js';
 
 const LOG_BYTES = 256 * 1024;
 /** Trust comes soon, as these tests wait for it often; silence is suspicious only after 0.4 s, as everything is busy. */
@@ -27,17 +27,6 @@ const PROFILE: BackgroundProfile = {
   stallTimeout_ns: 4e9,
 };
 const bytes = (text: string) => new Uint8Array(Buffer.from(text));
-
-/** Whether somebody listens there. */
-function answers(host: string, port: number): Promise<boolean> {
-  return new Promise((resolve) => {
-    const socket = connect(port, host, () => {
-      socket.destroy();
-      resolve(true);
-    });
-    socket.once('error', () => resolve(false));
-  });
-}
 
 /** Replicas that come and go, by id. */
 let replicas: Map<number, Replica<number>>;

@@ -1,12 +1,9 @@
 // The receiver of a state transfer, and donors that give it what they have, without replicas around them: what it owes to
 // those who order a state from it, whatever its own state machine does. Real memory and READs, on shm.
 import { EventEmitter } from 'node:events';
-import { mkdtempSync, rmSync } from 'node:fs';
-import { afterEach, beforeEach, expect, it } from 'vitest';
+import { expect, it } from 'vitest';
 import { genesisConfiguration } from '#lib/consensus/configuration.js';
 import { chainBeginning } from '#lib/consensus/entry.js';
-import { LOG_BYTES_MIN } from '#lib/consensus/limits.js';
-import { VerbsEndpoint } from '#lib/fabric/verbs-endpoint.js';
 import { QuorateError, type RestoreInPlace, type StateMachine } from '#lib/index.js';
 import type { ControlConnection } from '#lib/replica/control-channel.js';
 import { Donor } from '#lib/replica/transfer/donor.js';
@@ -14,29 +11,14 @@ import { CHUNK_BYTES } from '#lib/replica/transfer/limits.js';
 import { checkClosed, checkReady, checkTaken } from '#lib/replica/transfer/messages.js';
 import { Receiver } from '#lib/replica/transfer/receiver.js';
 import { SnapshotSource } from '#lib/replica/transfer/snapshot-stream.js';
+import { closeAfterEach, closeLater, openEndpoint } from './endpoints.js';
 import { CommandLog, waitFor } from './fixture.js';
 
 const RECEIVER = 0;
 const DONOR = 1;
 const CLUSTER_ID = 7;
 
-let directory: string;
-const open: { close(): void }[] = [];
-
-beforeEach(() => {
-  directory = mkdtempSync('/dev/shm/quorate-test-');
-});
-
-afterEach(() => {
-  for (const one of open.splice(0).reverse()) one.close();
-  rmSync(directory, { recursive: true });
-});
-
-function openEndpoint(): VerbsEndpoint {
-  const endpoint = VerbsEndpoint.open({ device: 'shm', shmDirectory: directory, logBytes: LOG_BYTES_MIN });
-  open.push(endpoint);
-  return endpoint;
-}
+closeAfterEach();
 
 /** Of a replica that has applied the log up to `lsn`. */
 interface Given {
@@ -94,7 +76,7 @@ function transfer(stateMachine: object, ...given: Given[]) {
       onProgress: () => {},
       onWarning,
     });
-    open.push(donor);
+    closeLater(donor);
     donors[id] = donor;
     const connection = Object.assign(new EventEmitter(), {
       isClosed: false,

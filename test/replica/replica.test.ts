@@ -3,7 +3,6 @@ import { execFileSync } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdtempSync, readdirSync, rmSync } from 'node:fs';
 import { syncBuiltinESMExports } from 'node:module';
-import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import workerThreads from 'node:worker_threads';
@@ -11,7 +10,7 @@ import { afterEach, describe, expect, it, vi } from 'vitest';
 import { type MemberAddress, Replica } from '#lib/index.js';
 import { WARNING_INTERVAL_MS } from '#lib/replica/control/limits.js';
 import { addon } from '#lib/verbs/load-addon.js';
-import { CommandLog, members, openCluster, optionsFor, type TestCluster, waitFor } from './fixture.js';
+import { answers, CommandLog, members, openCluster, optionsFor, type TestCluster, waitFor } from './fixture.js';
 
 let cluster: TestCluster;
 afterEach(async () => {
@@ -34,17 +33,6 @@ it('runs in a program that comes by standard input, or from the command line', a
   expect(run([], program)).toBe('5\n');
   expect(run(['--eval', program], '')).toBe('5\n');
 });
-
-/** Whether somebody listens there. */
-function accepts(host: string, port: number): Promise<boolean> {
-  return new Promise((resolve) => {
-    const socket = connect(port, host, () => {
-      socket.destroy();
-      resolve(true);
-    });
-    socket.on('error', () => resolve(false));
-  });
-}
 
 it('says so, and leaves nothing behind, when Node.js starts no background thread', async () => {
   const { sharedTokens } = addon.diagnostics();
@@ -94,10 +82,10 @@ describe('while open() is under way', () => {
       opened.catch(() => {});
       // Whoever can be reached waits for the other member of its cluster.
       const { host, port } = list[0] as MemberAddress;
-      await expect.poll(() => accepts(host, port), { timeout: 25_000 }).toBe(true);
+      await expect.poll(() => answers(host, port), { timeout: 25_000 }).toBe(true);
       stop.abort(reason);
       await expect(opened).rejects.toBe(reason);
-      expect(await accepts(host, port)).toBe(false);
+      expect(await answers(host, port)).toBe(false);
       expect(readdirSync(join(folder, 'shm'))).toEqual([]);
       // Nothing stands in the way of those that are started then, and a signal means nothing to those that are open.
       const later = new AbortController();

@@ -46,6 +46,16 @@ async function listening(): Promise<{ id: CmId; port: number }> {
   return { id, port: id.localAddress?.port ?? 0 };
 }
 
+/** Connects an id that knows its route; the listener refuses, and what it was asked is returned. */
+async function refuse(id: CmId, listener: CmId) {
+  queuePairFor(id);
+  const connecting = id.connect().catch(errorCode);
+  const { value: request } = await listener.requests().next();
+  request?.reject();
+  expect(await connecting).toBe('QUORATE_CM_REJECTED');
+  return request;
+}
+
 describe('the address that a connection comes from', () => {
   /** What the listener is told of a client. */
   async function peerSeen(resolve: (id: CmId, port: number) => Promise<void>, host?: string): Promise<unknown> {
@@ -53,11 +63,7 @@ describe('the address that a connection comes from', () => {
     const id = channel().createId();
     await resolve(id, port);
     await id.resolveRoute();
-    queuePairFor(id);
-    const connecting = id.connect().catch(errorCode);
-    const { value: request } = await listener.requests().next();
-    request?.reject();
-    expect(await connecting).toBe('QUORATE_CM_REJECTED');
+    const request = await refuse(id, listener);
     expect(request?.peerAddress).toEqual({ ...id.localAddress, ...(host === undefined ? {} : { host }) });
     return id.localAddress;
   }
@@ -129,11 +135,7 @@ describe('a folder that is named relative to the working directory', () => {
     const id = opened.createId();
     await id.resolveAddress({ host: HOST, port });
     await id.resolveRoute();
-    queuePairFor(id);
-    const connecting = id.connect().catch(errorCode);
-    const { value: request } = await listener.requests().next();
-    request?.reject();
-    expect(await connecting).toBe('QUORATE_CM_REJECTED');
+    await refuse(id, listener);
     listener.close();
     expect(portsAndFolders()).toEqual(before);
   });

@@ -333,12 +333,12 @@ export class Donor {
     let state = freeze();
     let link: TransferSource | undefined;
     try {
-      const { bytesTotal = 0 } = state.source;
-      if (bytesTotal > SNAPSHOT_BYTES_MAX) {
+      const { bytesTotal } = state.source;
+      if (bytesTotal !== undefined && bytesTotal > SNAPSHOT_BYTES_MAX) {
         const text = `lengthBytes of snapshotChunks() says that its state has ${bytesTotal} bytes; no more than ${SNAPSHOT_BYTES_MAX} are given`;
         throw new QuorateError('QUORATE_LIMIT', text);
       }
-      const geometry = transferGeometry(host.endpoint.isSoftware, state.source.bytesTotal);
+      const geometry = transferGeometry(host.endpoint.isSoftware, bytesTotal);
       const { chunkBytes, slots } = geometry;
       link = await TransferSource.open(host.endpoint, geometry, request.queuePair);
       let chunker = new Chunker(state.source, link, chunkBytes);

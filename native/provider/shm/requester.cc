@@ -48,11 +48,6 @@ constexpr int64_t kRnrTimer_us[32] = {655360, 10,    20,    30,    40,    60,   
                                       480,    640,   960,   1280,  1920,  2560,   3840,   5120,   7680,   10240, 15360,
                                       20480,  30720, 40960, 61440, 81920, 122880, 163840, 245760, 327680, 491520};
 
-void reached(HookPoint point) {
-  if (auto* hook = testHooks.reached.load(std::memory_order_relaxed)) [[unlikely]]
-    hook(point);
-}
-
 void copy(uint8_t* to, const uint8_t* from, uint32_t bytes) {
   if (testHooks.reached.load(std::memory_order_relaxed) != nullptr) [[unlikely]] {
     std::memcpy(to, from, bytes / 2);

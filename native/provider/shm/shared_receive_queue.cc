@@ -216,16 +216,14 @@ uint32_t claimSharedReceive(ControlSegment& control, SharedReceiveQueueSlot& slo
     // If the position has been passed meanwhile, the entry was claimed, or is unclaimed at a later one.
     const uint32_t index = control.sharedReceives[base + (position & (capacity - 1))].order.load();
     if (index >= capacity) return kNoReceive;
-    if (auto* hook = testHooks.reached.load(std::memory_order_relaxed)) [[unlikely]]
-      hook(HookPoint::BeforeClaim);
+    reached(HookPoint::BeforeClaim);
     QueuePairSlot& claimer = control.queuePairs[queuePair];
     claimer.claimedReceive.store(receive_claim::make(claimer.word.load(std::memory_order_relaxed), index),
                                  std::memory_order_seq_cst);
     uint32_t unclaimed = unclaimedAt(position);
     const bool mine = control.sharedReceives[base + index].owner.compare_exchange_strong(unclaimed, queuePair + 1,
                                                                                          std::memory_order_seq_cst);
-    if (auto* hook = testHooks.reached.load(std::memory_order_relaxed)) [[unlikely]]
-      hook(HookPoint::AfterClaim);
+    reached(HookPoint::AfterClaim);
     slot.claimed.compare_exchange_strong(position, position + 1, std::memory_order_seq_cst);
     if (!mine) continue;
     const uint32_t left = slot.posted.load(std::memory_order_relaxed) - slot.claimed.load(std::memory_order_relaxed);

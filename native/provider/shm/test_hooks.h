@@ -24,4 +24,9 @@ struct TestHooks {
 
 extern TestHooks testHooks;
 
+inline void reached(HookPoint point) {
+  if (auto* hook = testHooks.reached.load(std::memory_order_relaxed)) [[unlikely]]
+    hook(point);
+}
+
 }  // namespace quorate::shm
