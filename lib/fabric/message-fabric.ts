@@ -29,7 +29,7 @@ import {
   WR,
   WR_STRIDE,
   WrOpcode,
-} from '../verbs/index.js';
+} from '../verbs/objects.js';
 import type { LinkReply, LinkRequest } from './link-parameters.js';
 import type { PendingLink, VerbsEndpoint } from './verbs-endpoint.js';
 

@@ -27,7 +27,7 @@ import {
   type ProtectionDomain,
   QpState,
   type QueuePair,
-} from '../verbs/index.js';
+} from '../verbs/objects.js';
 
 export const PERMISSION_STRATEGIES = ['mr-dereg', 'qp-flush', 'qp-flags'] as const;
 export type PermissionStrategy = (typeof PERMISSION_STRATEGIES)[number];

@@ -2,7 +2,7 @@
 // at the donor they fetch from it, at the receiver they put into it, and nobody copies. All of it lies in one protection
 // domain, together with what transfers make for themselves; a link that carries state reaches neither log nor status.
 import { invalidArgument, QuorateError } from '../errors.js';
-import { Access, type Context, type Memory, type MemoryRegion, type ProtectionDomain } from '../verbs/index.js';
+import { Access, type Context, type Memory, type MemoryRegion, type ProtectionDomain } from '../verbs/objects.js';
 
 /** Areas of one replica: a transfer names each of them to its receiver. */
 export const STATE_AREAS_MAX = 256;

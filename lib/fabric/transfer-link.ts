@@ -19,7 +19,7 @@ import {
   WcStatus,
   type WorkCompletion,
   WrOpcode,
-} from '../verbs/index.js';
+} from '../verbs/objects.js';
 import type { QueuePairAddress, RemoteRange } from './link-parameters.js';
 import type { HeldStateAreas, StateArea } from './state-memory.js';
 import type { VerbsEndpoint } from './verbs-endpoint.js';
@@ -153,8 +153,11 @@ export class TransferSource {
 /** The receiver's end: READs chunks into its own memory, several at a time, in order. */
 export class TransferSink {
   readonly address: QueuePairAddress;
-  /** Told of each chunk in the order of read(); an error ends the link. */
-  onArrived: (error: QuorateError | undefined) => void = () => {};
+  /**
+   * Told of each chunk in the order of read(), and of its checksum where the device computed it on the way; an error ends
+   * the link.
+   */
+  onArrived: (error: QuorateError | undefined, sum?: number) => void = () => {};
   private readonly channel: CompletionChannel;
   private readonly queue: CompletionQueue;
   private readonly queuePair: QueuePair;
@@ -229,9 +232,9 @@ export class TransferSink {
    * Begins to READ a chunk into these places, or into the slot of this number where they are null. Returns where its bytes
    * will be, in their order: what is not in memory of the state machine, or is little, lands in the slot. Null if there is
    * no room for so many READs before others have ended. The parts must lie in the donor's memory, and together they have
-   * as many bytes as the places.
+   * as many bytes as the places. `sumBefore`: the checksum of the bytes before the chunk.
    */
-  read(slot: number, parts: ChunkParts, places: readonly Uint8Array[] | null): Uint8Array[] | null {
+  read(slot: number, parts: ChunkParts, places: readonly Uint8Array[] | null, sumBefore: number): Uint8Array[] | null {
     const { memory, region, sources } = this;
     if (memory === undefined || region === undefined) throw invalidArgument('the transfer link is not connected');
     const lengthBytes = chunkLength(parts);
@@ -290,13 +293,17 @@ export class TransferSink {
     fetchStaged();
     if (done !== lengthBytes) throw invalidArgument(`${done} bytes of places for a chunk of ${lengthBytes} bytes`);
     // Rather all of it by a copy than nothing.
-    if (requests.length > this.requestsMax && places !== null) return this.read(slot, parts, null);
+    if (requests.length > this.requestsMax && places !== null) return this.read(slot, parts, null, sumBefore);
     if (requests.length > this.requestsMax - this.outstandingRequests) {
       if (this.outstandingRequests > 0) return null;
       this.failed(`a chunk takes ${requests.length} READs, and the device has room for ${this.requestsMax}`);
       return null;
     }
-    (requests.at(-1) as { sendFlags: number }).sendFlags = SendFlags.SIGNALED;
+    if (this.endpoint.context.checksummedReads) {
+      for (const request of requests) request.sendFlags = SendFlags.CHECKSUM | SendFlags.CHECKSUM_CONTINUED;
+      Object.assign(requests[0] as SendWorkRequest, { sendFlags: SendFlags.CHECKSUM, checksumBefore: sumBefore });
+    }
+    (requests.at(-1) as { sendFlags: number }).sendFlags |= SendFlags.SIGNALED;
     this.outstanding.push(requests.length);
     this.outstandingRequests += requests.length;
     const { accepted, errno } = this.queuePair.postSend(requests);
@@ -310,11 +317,11 @@ export class TransferSink {
   }
 
   private completed(completions: readonly WorkCompletion[]): void {
-    for (const { status } of completions) {
+    for (const { status, checksum } of completions) {
       if (this.isClosed || this.hasFailed) return;
       if (status === WcStatus.SUCCESS) {
         this.outstandingRequests -= this.outstanding.shift() ?? 0;
-        this.onArrived(undefined);
+        this.onArrived(undefined, checksum);
       } else this.failed(`a READ ended with work completion status ${status}`);
     }
   }

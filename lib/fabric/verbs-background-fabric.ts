@@ -25,7 +25,7 @@ import {
   WR,
   WR_STRIDE,
   WrOpcode,
-} from '../verbs/index.js';
+} from '../verbs/objects.js';
 import { CompletionBuffer } from './completion-buffer.js';
 import { type BackgroundFabric, PeerProcessState } from './fabric.js';
 import type { LogPermissions } from './permissions.js';

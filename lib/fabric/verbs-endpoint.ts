@@ -29,7 +29,7 @@ import {
   QpState,
   type QueuePair,
   WrOpcode,
-} from '../verbs/index.js';
+} from '../verbs/objects.js';
 import type { LinkKind, LinkReply, LinkRequest, QueuePairAddress } from './link-parameters.js';
 import { choosePermissionStrategy, initialLogAccess, type PermissionStrategy } from './permissions.js';
 import { StateMemoryAreas } from './state-memory.js';

@@ -16,7 +16,7 @@ import {
   WR,
   WR_STRIDE,
   WrOpcode,
-} from '../verbs/index.js';
+} from '../verbs/objects.js';
 import { CompletionBuffer } from './completion-buffer.js';
 import { FabricStatus, type ReplicationFabric } from './fabric.js';
 

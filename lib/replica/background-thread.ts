@@ -4,7 +4,7 @@ import type { BackgroundProfile } from '../consensus/background-plane.js';
 import type { LeaseSettings } from '../consensus/lease.js';
 import { errorCode, QuorateError } from '../errors.js';
 import { CONTROL_STOP_OFFSET, type VerbsEndpoint } from '../fabric/verbs-endpoint.js';
-import { addWord, Notifier, Waiter } from '../verbs/index.js';
+import { addWord, Notifier, Waiter } from '../verbs/objects.js';
 import type { BackgroundWorkerData, DurableVoter, ToBackground, ToMain } from './background-messages.js';
 import type { BackgroundScheduling } from './replica-options.js';
 

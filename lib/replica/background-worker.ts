@@ -23,7 +23,7 @@ import {
   setSchedulingSlice,
   setTimerSlack,
   type Waiter,
-} from '../verbs/index.js';
+} from '../verbs/objects.js';
 import type { BackgroundWorkerData, DurableVoter, ToBackground, ToMain } from './background-messages.js';
 import { Calm } from './calm.js';
 import { rehearse } from './rehearsal.js';

@@ -1,5 +1,5 @@
 // The option `holdAtExitMs`: a killed process shall not spend the failover of its own cluster giving its memory back.
-import { ExitHold } from '../verbs/index.js';
+import { ExitHold } from '../verbs/objects.js';
 import { checkInteger, invalid } from './check-options.js';
 
 /** Many times a failover, and less than a process of Node.js takes to start, which may want the same port. */

@@ -2,7 +2,7 @@
 // mostly over by then; and how the last takeover that made this replica the leader went.
 import { formatEpoch } from '../consensus/epoch.js';
 import type { ReplicationPlane } from '../consensus/replication-plane.js';
-import { monotonicNs } from '../verbs/index.js';
+import { monotonicNs } from '../verbs/objects.js';
 import type { TakeoverStages } from './replica-options.js';
 
 /** Listeners are told that there is no leader when it has been so for this long. */

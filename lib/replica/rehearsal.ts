@@ -24,7 +24,7 @@ import { VerbsBackgroundFabric } from '../fabric/verbs-background-fabric.js';
 import { VerbsEndpoint } from '../fabric/verbs-endpoint.js';
 import { VerbsReplicationFabric } from '../fabric/verbs-replication-fabric.js';
 import { SessionTable } from '../rsm/session-table.js';
-import { monotonicNs, type QueuePair, Waiter } from '../verbs/index.js';
+import { monotonicNs, type QueuePair, Waiter } from '../verbs/objects.js';
 import { FlushSchedule } from './flush-schedule.js';
 import { LeaderWatch } from './leader-watch.js';
 import { NotLeaderError } from './not-leader-error.js';

@@ -16,7 +16,7 @@ import { QuorateError } from '../errors.js';
 import { VerbsEndpoint } from '../fabric/verbs-endpoint.js';
 import { VerbsReplicationFabric } from '../fabric/verbs-replication-fabric.js';
 import { SessionTable } from '../rsm/session-table.js';
-import { type ExitHold, monotonicNs, type PeerProcess, setSchedulingSlice } from '../verbs/index.js';
+import { type ExitHold, monotonicNs, type PeerProcess, setSchedulingSlice } from '../verbs/objects.js';
 import { Admission, answerPings } from './admission.js';
 import type { DurableVoter, ToMain } from './background-messages.js';
 import { BackgroundThread } from './background-thread.js';

@@ -41,6 +41,8 @@ export interface DeviceCapabilities {
   readonly peerProcesses: boolean;
   /** Taking REMOTE_WRITE from a queue pair is synchronous: Context.accessFlagsRevocationIsSynchronous. */
   readonly synchronousAccessFlags: boolean;
+  /** SendFlags.CHECKSUM: Context.checksummedReads. */
+  readonly checksummedReads: boolean;
 }
 
 /** Bytes of the memory that is registered for a try. */
@@ -99,6 +101,7 @@ export function probeCapabilities(context: Context): DeviceCapabilities {
         return peer;
       }),
       synchronousAccessFlags: context.accessFlagsRevocationIsSynchronous,
+      checksummedReads: context.checksummedReads,
     };
   } finally {
     memory.close();

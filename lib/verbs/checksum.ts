@@ -1,4 +1,4 @@
-// The checksum of bytes that came out of another process's memory.
+// The checksum of bytes that came out of another process's memory, and of those that READs bring.
 import { addon } from './load-addon.js';
 
 /**

@@ -51,6 +51,14 @@ export class Context extends VerbsObject<NativeContext> {
   }
 
   /**
+   * True if a READ can bring a checksum of what it brings (SendFlags.CHECKSUM). So on shm, where the processor that copies
+   * the bytes sees them anyway; RDMA devices have no such thing, and the caller reads what came once more.
+   */
+  get checksummedReads(): boolean {
+    return this.native.checksummedReads;
+  }
+
+  /**
    * Limits and identity of the device, see ibv_query_device(3).
    *
    * @throws QuorateError QUORATE_CLOSED, QUORATE_SYSTEM

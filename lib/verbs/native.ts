@@ -187,6 +187,13 @@ export const SendFlags = {
   SOLICITED: 4,
   /** The data are taken before the call returns, up to `maxInlineData` bytes: no lkey is needed, and the memory is free. */
   INLINE: 8,
+  /**
+   * RDMA_READ on a device with {@link Context.checksummedReads}: the completion brings the {@link checksum} of what was
+   * READ, which costs nothing beside the copy. Not of verbs, and not in a PostList.
+   */
+  CHECKSUM: 131_072,
+  /** Beside CHECKSUM: of what the READs before brought, too, from the last one on that had CHECKSUM without this. */
+  CHECKSUM_CONTINUED: 262_144,
 } as const;
 
 /** Rights to registered memory or through a queue pair, see ibv_reg_mr(3) and ibv_modify_qp(3). Bits. */
@@ -727,6 +734,8 @@ export interface SendWorkRequest {
   remoteQpNum?: number;
   /** UD: see {@link WR.remoteQkey}. */
   remoteQkey?: number;
+  /** With SendFlags.CHECKSUM: the checksum of what came before these bytes. Default 0. */
+  checksumBefore?: number;
 }
 
 /** A receive, see ibv_post_recv(3). */
@@ -763,6 +772,8 @@ export interface WorkCompletion {
   vendorErr: number;
   /** Bits: {@link WC_GRH}, {@link WC_WITH_IMM}. */
   wcFlags: number;
+  /** Of READs with SendFlags.CHECKSUM that succeeded. */
+  checksum?: number;
   /** Of queues with time stamps: when the device completed it; see {@link CompletionQueueOptions.timestamps}. */
   timestamp?: bigint;
   /** Receives of UD: number of the queue pair that sent the message; else 0. */
@@ -828,6 +839,7 @@ export interface NativeContext extends NativeSharedObject {
   readonly kind: 'Context';
   readonly device: DeviceInfo;
   readonly accessFlagsRevocationIsSynchronous: boolean;
+  readonly checksummedReads: boolean;
   queryDevice(): DeviceAttributes;
   queryDeviceExtended(): ExtendedDeviceAttributes;
   queryPort(portNum: number): PortAttributes;

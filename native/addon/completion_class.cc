@@ -65,6 +65,9 @@ Napi::Value poll(Environment& environment, const Napi::CallbackInfo& info, Wrapp
     object.Set("slid", number(environment.env(), completion.slid));
     object.Set("sl", number(environment.env(), completion.sl));
     object.Set("dlidPathBits", number(environment.env(), completion.dlidPathBits));
+    if ((completion.wcFlags & kWcWithChecksum) != 0) {
+      object.Set("checksum", number(environment.env(), static_cast<double>(completion.checksum)));
+    }
     if (completionQueue->timestamps() != Timestamps::None) {
       object.Set("timestamp", Napi::BigInt::New(environment.env(), completion.timestamp));
     }

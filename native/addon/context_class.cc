@@ -49,6 +49,10 @@ Napi::Value getFlagsSynchronous(Environment& environment, const Napi::CallbackIn
   return Napi::Boolean::New(environment.env(), as<Context>(self)->accessFlagsRevocationIsSynchronous());
 }
 
+Napi::Value getChecksummedReads(Environment& environment, const Napi::CallbackInfo&, Wrapper& self) {
+  return Napi::Boolean::New(environment.env(), as<Context>(self)->checksummedReads());
+}
+
 Napi::Value queryDevice(Environment& environment, const Napi::CallbackInfo&, Wrapper& self) {
   const DeviceAttributes a = as<Context>(self)->queryDevice();
   Napi::Env env = environment.env();
@@ -347,6 +351,7 @@ std::vector<napi_property_descriptor> contextMembers(Environment* environment) {
   return {
       getter<k, getDevice>(environment, "device"),
       getter<k, getFlagsSynchronous>(environment, "accessFlagsRevocationIsSynchronous"),
+      getter<k, getChecksummedReads>(environment, "checksummedReads"),
       method<k, queryDevice>(environment, "queryDevice"),
       method<k, queryDeviceExtended>(environment, "queryDeviceExtended"),
       method<k, queryPort>(environment, "queryPort"),

@@ -16,6 +16,7 @@ namespace quorate::addon {
 namespace {
 
 constexpr uint64_t kAccessFlagsMax = 31;
+constexpr uint32_t kSendFlagsMax = 15;
 constexpr uint64_t kMaxPsn = 0xffffff;
 constexpr uint64_t kMaxQpNum = 0xffffff;
 constexpr uint64_t kMaxRequestsPerCall = 65536;
@@ -190,6 +191,12 @@ void readBuffers(const Napi::Object& object, const std::string& name, Request* r
   }
 }
 
+uint32_t readSendFlags(const Napi::Object& object, uint32_t known) {
+  const auto flags = static_cast<uint32_t>(readIntegerMember(object, "sendFlags", 0, kMaxUint32, kSendSignaled));
+  if ((flags & ~known) != 0) throwOutOfRange("sendFlags " + std::to_string(flags) + " has bits that mean nothing here");
+  return flags;
+}
+
 // { memoryWindow?, region, address, length, access }
 MwBind readBinding(const Napi::Object& object) {
   MwBind bind;
@@ -209,7 +216,7 @@ Napi::Value bindMemoryWindow(Environment& environment, const Napi::CallbackInfo&
   refuseUnknownMembers(object, "binding", {"region", "address", "length", "access", "wrId", "sendFlags"});
   const MwBind bind = readBinding(object);
   const uint64_t wrId = readIntegerMember(object, "wrId", 0, kMaxSafeInteger, 0);
-  const auto flags = static_cast<uint32_t>(readIntegerMember(object, "sendFlags", 0, 15, kSendSignaled));
+  const uint32_t flags = readSendFlags(object, kSendFlagsMax);
   uint32_t rkey = window->rkey();  // stays so if the binding is refused
   const int errnum = as<QueuePair>(self)->bindMemoryWindow(*window, bind, wrId, flags, &rkey);
   Napi::Object result = postResult(environment, errnum == 0 ? 1 : 0, 1, errnum);
@@ -230,11 +237,13 @@ Napi::Value postSend(Environment& environment, const Napi::CallbackInfo& info, W
     refuseUnknownMembers(
         object, "request",
         {"wrId", "opcode", "sendFlags", "localAddress", "length", "lkey", "remoteAddress", "rkey", "immData",
-         "compareAdd", "swap", "addressHandle", "remoteQpNum", "remoteQkey", "sges", "invalidateRkey", "bind"});
+         "compareAdd", "swap", "addressHandle", "remoteQpNum", "remoteQkey", "sges", "invalidateRkey", "bind",
+         "checksumBefore"});
     SendWorkRequest& request = requests[i];
     request.wrId = readIntegerMember(object, "wrId", 0, kMaxSafeInteger, 0);
     request.opcode = static_cast<WrOpcode>(readInteger(object.Get("opcode"), "opcode", 0, 9));
-    request.sendFlags = static_cast<uint32_t>(readIntegerMember(object, "sendFlags", 0, 15, kSendSignaled));
+    request.sendFlags = readSendFlags(object, kSendFlagsMax | kSendChecksum | kSendChecksumContinued);
+    request.checksumBefore = readIntegerMember(object, "checksumBefore", 0, kMaxSafeInteger, 0);
     const std::string name = "requests[" + std::to_string(i) + "]";
     readBuffers(object, name, &request, &elements[i]);
     request.remoteAddress = readIntegerMember(object, "remoteAddress", 0, kMaxSafeInteger, 0);

@@ -71,6 +71,31 @@ TEST_CASE("shm: transfers of several chunks arrive whole") {
   CHECK(std::memcmp(pair.b.bytes(), pair.a.bytes(), length) == 0);
 }
 
+TEST_CASE("shm: a READ that comes in several chunks has the checksum of all of it, or none if it fails") {
+  const auto large = with([](auto& o) { o.memoryBytes = 3 << 20; });
+  Pair pair(large, large);
+  const uint32_t length = (1 << 20) + 12345;
+  for (uint32_t i = 0; i < length; i++) pair.b.bytes()[3 + i] = static_cast<uint8_t>(i * 31 >> 3);
+  Checksum expected(9);
+  expected.take(pair.b.bytes() + 3, length);
+  SendWorkRequest read = pair.a.request(WrOpcode::RdmaRead, 1, length, pair.toB, 3);
+  read.sendFlags |= kSendChecksum;
+  read.checksumBefore = 9;
+  CHECK(pair.a.post(read) == 0);
+  const WorkCompletion completion = pair.a.wait();
+  CHECK(completion.status == 0);
+  CHECK((completion.wcFlags & kWcWithChecksum) != 0);
+  CHECK(completion.checksum == expected.result());
+  CHECK(std::memcmp(pair.a.bytes() + 1, pair.b.bytes() + 3, length) == 0);
+
+  SendWorkRequest outside = pair.a.request(WrOpcode::RdmaRead, 0, 64, pair.toB, 3 << 20);
+  outside.sendFlags |= kSendChecksum;
+  CHECK(pair.a.post(outside) == 0);
+  const WorkCompletion failed = pair.a.wait();
+  CHECK(failed.status == static_cast<int>(WcStatus::RemAccessErr));
+  CHECK((failed.wcFlags & kWcWithChecksum) == 0);
+}
+
 TEST_CASE("shm: compare-and-swap and fetch-and-add return what was there") {
   Pair pair;
   auto* target = reinterpret_cast<uint64_t*>(pair.b.bytes() + 64);

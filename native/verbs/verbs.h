@@ -88,6 +88,11 @@ enum SendFlags : uint32_t {
   kSendSignaled = 1u << 1,
   kSendSolicited = 1u << 2,
   kSendInline = 1u << 3,
+  // Not of verbs. RdmaRead, where Context::checksummedReads() says so: the completion has the checksum (verbs/checksum.h)
+  // of what was READ behind bytes with that of checksumBefore; or, with the second one set too, behind what the READ
+  // before brought that was posted with the first one.
+  kSendChecksum = 1u << 17,
+  kSendChecksumContinued = 1u << 18,
 };
 
 // Every status of ibv_wc_status. The names surfaced to JavaScript come from wcStatusName().
@@ -232,6 +237,7 @@ struct SendWorkRequest {
   uint32_t immData = 0;               // host byte order here; the provider converts
   uint32_t invalidateRkey = 0;        // LocalInv: an own window's; SendWithInv: one of the peer's
   uint64_t compareAdd = 0, swap = 0;  // compare (CAS) or addend (FAA) in compareAdd
+  uint64_t checksumBefore = 0;        // with kSendChecksum
   // UD only. The handle is of the queue pair's own domain and must stay open until the request has completed; the
   // caller keeps it alive during the post. EINVAL without one, EBADF if it is closed.
   AddressHandle* addressHandle = nullptr;
@@ -271,10 +277,12 @@ struct WorkCompletion {
   uint8_t sl = 0;
   uint8_t dlidPathBits = 0;
   uint64_t timestamp = 0;  // of an extended completion queue that was asked for them
+  uint64_t checksum = 0;   // with kWcWithChecksum
 };
 constexpr uint32_t kWcGrh = 1;  // the first kGrhBytes of a UD receive buffer hold the global routing header
 constexpr uint32_t kWcWithImm = 2;
 constexpr uint32_t kWcWithInv = 8;
+constexpr uint32_t kWcWithChecksum = 1u << 16;  // not of verbs
 // A receive of UD has the message at this offset, behind room for the routing header, and byteLen counts both.
 constexpr uint32_t kGrhBytes = 40;
 
@@ -613,6 +621,8 @@ class Context : public VerbsObject {
   // True if removing QP access flags (RTS to RTS) or MR deregistration is synchronous by the device's own rules
   // (not merely by a clean test run); decides which permission strategies are offered. See docs/PROTOCOL.md.
   virtual bool accessFlagsRevocationIsSynchronous() const = 0;
+  // True if READs can be posted with kSendChecksum: who copies them anyway sums them up meanwhile.
+  virtual bool checksummedReads() const { return false; }
   // The process that opened the device instance behind `gid`; nullptr where the provider cannot tell whether that
   // lives, or where there is no such instance (any more).
   virtual std::shared_ptr<PeerProcess> openPeerProcess(const Gid& gid) {

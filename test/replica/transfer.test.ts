@@ -3,7 +3,7 @@
 import { afterEach, beforeEach, expect, it, vi } from 'vitest';
 import { ReplicationPlane } from '#lib/consensus/replication-plane.js';
 import { MessageFabric } from '#lib/fabric/message-fabric.js';
-import { PART_NUMBERS, TransferSink } from '#lib/fabric/transfer-link.js';
+import { PART_NUMBERS, TransferSink, TransferSource } from '#lib/fabric/transfer-link.js';
 import {
   type MemberAddress,
   QuorateError,
@@ -20,6 +20,7 @@ import { Mailbox } from '#lib/replica/mailbox/mailbox.js';
 import { Donor } from '#lib/replica/transfer/donor.js';
 import { CHUNK_BYTES, CHUNKS_AHEAD, SLOTS, STALL_TIMEOUT_MS, TAKEN_PARTS } from '#lib/replica/transfer/limits.js';
 import { Receiver } from '#lib/replica/transfer/receiver.js';
+import { Context } from '#lib/verbs/index.js';
 import { members, optionsFor, waitFor } from './fixture.js';
 
 const LOG_BYTES = 128 * 1024;
@@ -544,19 +545,29 @@ it('holds no more than the staging memory of either end, however slowly the rece
   await expectEqual(lost);
 });
 
-it('does not use a chunk that is not what the donor announced', async () => {
+it.each([
+  ['by its READs', true],
+  ['by itself', false],
+])('does not use a chunk that is not what the donor announced, as it learns %s', async (_how, checksummedReads) => {
+  vi.spyOn(Context.prototype, 'checksummedReads', 'get').mockReturnValue(checksummedReads);
   const { leader, followers } = await found(3, 3 * CHUNK_BLOCKS);
   const [lost] = followers as [number, number];
   await lose(lost, leader);
+  let source: TransferSource | undefined;
+  const { open: openSource } = TransferSource;
+  vi.spyOn(TransferSource, 'open').mockImplementation(async (...parameters) => {
+    source = await openSource.apply(TransferSource, parameters);
+    return source;
+  });
   const { read } = TransferSink.prototype;
   let isTampered = false;
-  vi.spyOn(TransferSink.prototype, 'read').mockImplementation(function (this: TransferSink, slot, parts, into) {
-    const views = read.call(this, slot, parts, into);
-    if (views === null || isTampered || slot !== 2) return views;
+  vi.spyOn(TransferSink.prototype, 'read').mockImplementation(function (this: TransferSink, slot, parts, ...more) {
+    if (isTampered || slot !== 2) return read.call(this, slot, parts, ...more);
     isTampered = true;
-    const [view] = views as [Uint8Array];
-    view[1000] = (view[1000] as number) ^ 1;
-    return views;
+    const at = (parts[1] as number) + 1000;
+    const { bytes } = source as TransferSource;
+    bytes[at] = (bytes[at] as number) ^ 1;
+    return read.call(this, slot, parts, ...more);
   });
   const machine = Blocks.of(0);
   await open(lost, machine);
@@ -649,8 +660,8 @@ function landings(machine: BlocksInPlace): () => { inPlaceBytes: number; elsewhe
   const { read } = TransferSink.prototype;
   let inPlaceBytes = 0;
   let elsewhereBytes = 0;
-  vi.spyOn(TransferSink.prototype, 'read').mockImplementation(function (this: TransferSink, slot, parts, into) {
-    const views = read.call(this, slot, parts, into);
+  vi.spyOn(TransferSink.prototype, 'read').mockImplementation(function (this: TransferSink, ...parameters) {
+    const views = read.apply(this, parameters);
     for (const view of views ?? []) {
       if (machine.areas.some(({ buffer }) => buffer === view.buffer)) inPlaceBytes += view.length;
       else elsewhereBytes += view.length;

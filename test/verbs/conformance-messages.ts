@@ -1,12 +1,13 @@
 // Immediate data, inline data, solicited events and fences on reliable connections: what every device must do with the
 // opcodes and flags of ibv_post_send(3) that conformance.ts does not cover.
 import { describe, expect, it } from 'vitest';
-import { PostList, SendFlags, WC, WC_WITH_IMM, WcOpcode, WcStatus, WrOpcode } from '#lib/verbs/index.js';
+import { checksum, PostList, SendFlags, WC, WC_WITH_IMM, WcOpcode, WcStatus, WrOpcode } from '#lib/verbs/index.js';
 import { pollFor, pollOne } from './support/ends.js';
 import { receive, transfer, usePairs } from './support/pairs.js';
 
 const WAIT_NS = 5e9;
-const { SIGNALED, SOLICITED, INLINE, FENCE } = SendFlags;
+const { SIGNALED, SOLICITED, INLINE, FENCE, CHECKSUM, CHECKSUM_CONTINUED } = SendFlags;
+const EINVAL = 22;
 
 export function describeMessages(devices: readonly [string, string]): void {
   describe(`messages on ${[...new Set(devices)].join(' and ')}`, () => {
@@ -74,7 +75,7 @@ export function describeMessages(devices: readonly [string, string]): void {
       const { maxInlineData } = a.queuePair.capabilities;
       expect(maxInlineData).toBeGreaterThanOrEqual(32);
       const refused = a.queuePair.postSend([transfer(a, b, maxInlineData + 1, { sendFlags: SIGNALED | INLINE })]);
-      expect(refused).toEqual({ accepted: 0, errno: 22 });
+      expect(refused).toEqual({ accepted: 0, errno: EINVAL });
       expect(() => a.queuePair.postSend([transfer(a, b, 8, { sendFlags: 16 })])).toThrow(RangeError);
     });
 
@@ -104,6 +105,58 @@ export function describeMessages(devices: readonly [string, string]): void {
         expect(pollFor(a.queue, 2).map((completion) => completion.status)).toEqual([0, 0]);
         expect(b.bytes.subarray(16_384, 17_384).every((byte) => byte === round)).toBe(true);
       }
+    });
+
+    it('a READ brings the checksum of what it read, and of what came before, or is refused where the device has none', () => {
+      const [a, b] = pair({ cap: { maxSendSge: 2 } });
+      for (let at = 0; at < b.bytes.length; at++) b.bytes[at] = (at * 7919) >>> 4;
+      const read = (from: number, length: number, sendFlags: number, more: object = {}) => ({
+        ...transfer(a, b, length, { opcode: WrOpcode.RDMA_READ, sendFlags, ...more }),
+        remoteAddress: b.memory.address + from,
+      });
+      const begun = read(5, 3001, CHECKSUM, { checksumBefore: 2 ** 53 - 1 });
+      if (!a.context.checksummedReads) {
+        expect(a.queuePair.postSend([begun])).toEqual({ accepted: 0, errno: EINVAL });
+        return;
+      }
+      const { lkey } = a.region;
+      const sges = [1, 900].map((length) => ({ address: a.memory.address + 8192 + length, length, lkey }));
+      const { localAddress: _, length: __, lkey: ___, ...scattered } = read(8, 0, CHECKSUM | CHECKSUM_CONTINUED);
+      a.queuePair.postSend([
+        begun,
+        read(4096, 4096, CHECKSUM | CHECKSUM_CONTINUED),
+        read(0, 16, 0),
+        { ...scattered, sges, sendFlags: CHECKSUM | CHECKSUM_CONTINUED | SIGNALED },
+        read(64, 64, CHECKSUM | SIGNALED),
+        read(0, 0, CHECKSUM | CHECKSUM_CONTINUED | SIGNALED),
+        read(64, 64, SIGNALED),
+      ]);
+      const [all, alone, empty, without] = pollFor(a.queue, 4);
+      const places = [
+        [5, 3001],
+        [4096, 4096],
+        [8, 901],
+      ] as const;
+      const pieces = places.map(([from, length]) => b.bytes.subarray(from, from + length));
+      expect(all).toMatchObject({ status: WcStatus.SUCCESS, checksum: checksum(pieces, 2 ** 53 - 1) });
+      expect(alone?.checksum).toBe(checksum(b.bytes.subarray(64, 128), 0));
+      expect(empty?.checksum).toBe(alone?.checksum);
+      expect(without?.checksum).toBeUndefined();
+      expect(a.bytes.subarray(8192 + 900, 8192 + 1800)).toEqual(b.bytes.subarray(9, 909));
+    });
+
+    it('a checksum is of READs only, and goes on only where it is asked for', () => {
+      const [a, b] = pair();
+      for (const [opcode, sendFlags] of [
+        [WrOpcode.RDMA_WRITE, CHECKSUM],
+        [WrOpcode.SEND, CHECKSUM],
+        [WrOpcode.RDMA_READ, CHECKSUM_CONTINUED],
+      ] as const) {
+        const refused = a.queuePair.postSend([transfer(a, b, 8, { opcode, sendFlags })]);
+        expect(refused).toEqual({ accepted: 0, errno: EINVAL });
+      }
+      const before = transfer(a, b, 8, { opcode: WrOpcode.RDMA_READ, sendFlags: CHECKSUM, checksumBefore: 2 ** 53 });
+      expect(() => a.queuePair.postSend([before])).toThrow(RangeError);
     });
 
     it('a PostList carries immediate data and flags', () => {

@@ -29,7 +29,7 @@ import {
 import type { CommandSink, RecoveredState } from '../../consensus/replication-host.js';
 import { errorCode, QuorateError } from '../../errors.js';
 import { lockFile } from '../../verbs/file-lock.js';
-import { monotonicNs } from '../../verbs/index.js';
+import { monotonicNs } from '../../verbs/objects.js';
 import { makeDirectory } from '../directories.js';
 import type { StateMachine } from '../replica-options.js';
 import type { DonorHost } from '../transfer/donor.js';

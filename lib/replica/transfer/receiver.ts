@@ -76,6 +76,8 @@ interface Landing {
   readonly length: number;
   readonly places: readonly Uint8Array[] | null;
   readonly views: readonly Uint8Array[];
+  /** Of what came, behind what was announced before; undefined where nobody has computed it yet. */
+  sum: number | undefined;
 }
 
 /** What is not where it shall be in the end goes there. */
@@ -166,9 +168,10 @@ class ChunkReader {
     this.ahead = chunksAhead(opened.slots);
     this.parts = new Array<ChunkParts>(this.ahead).fill([]);
     this.checksums = new Array<number>(this.ahead).fill(0);
-    link.onArrived = (error) => {
+    link.onArrived = (error, sum) => {
       if (error !== undefined) this.fail(error);
       else {
+        (this.landings[this.arrived - this.used] as Landing).sum = sum;
         this.arrived++;
         this.news();
       }
@@ -226,8 +229,8 @@ class ChunkReader {
     return chunkLength(parts) <= chunkBytes;
   }
 
-  private post({ bytes, sink }: ChunkTarget): void {
-    const { link, opened } = this;
+  private post({ bytes, sum, sink }: ChunkTarget): void {
+    const { link, opened, ahead } = this;
     const readsMax = Math.min(CHUNK_READS_MAX, opened.slots);
     while (this.posted < this.announced && this.posted - this.used < readsMax && this.failure === undefined) {
       const parts = this.parts[this.posted % this.ahead] as ChunkParts;
@@ -238,9 +241,11 @@ class ChunkReader {
         return;
       }
       const places = sink.places?.(this.postedBytes, length) ?? null;
-      const views = link.read(this.posted % opened.slots, parts, places);
+      // That of the chunk before, as it was announced: whether it holds is known before this one is used.
+      const before = this.posted === this.used ? sum : (this.checksums[(this.posted - 1) % ahead] as number);
+      const views = link.read(this.posted % opened.slots, parts, places, before);
       if (views === null) return; // when another one has come
-      this.landings.push({ length, places, views });
+      this.landings.push({ length, places, views, sum: undefined });
       this.posted++;
       this.postedBytes += length;
       link.poll();
@@ -272,7 +277,7 @@ class ChunkReader {
         continue;
       }
       const landing = this.landings.shift() as Landing;
-      const sum = checksum(landing.views, target.sum);
+      const sum = landing.sum ?? checksum(landing.views, target.sum);
       if (sum !== this.checksums[this.used % ahead]) {
         const text = `chunk ${this.used}, ${landing.length} bytes behind byte ${target.bytes} of the snapshot, is not what the donor announced`;
         throw new QuorateError('QUORATE_TRANSFER_CORRUPT', text);

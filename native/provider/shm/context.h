@@ -94,6 +94,7 @@ class ShmContext final : public Context {
   int asyncFd() override;
   bool getAsyncEvent(AsyncEvent* event) override;
   bool accessFlagsRevocationIsSynchronous() const override { return true; }  // see revoker.h
+  bool checksummedReads() const override { return true; }
   std::shared_ptr<PeerProcess> openPeerProcess(const Gid& gid) override;
   void close() override;
   bool closed() const override { return closed_.load(std::memory_order_acquire); }

@@ -23,6 +23,7 @@
 #include "provider/shm/region.h"
 #include "provider/shm/shared_receive_queue.h"
 #include "provider/shm/spin_lock.h"
+#include "verbs/checksum.h"
 #include "verbs/verbs.h"
 
 namespace quorate::shm {
@@ -136,7 +137,8 @@ class ShmQueuePair final : public QueuePair {
   Step claimShared(ControlSegment* control, Chunk* chunk, uint64_t total, uint64_t* taken, Target* target);
   static bool narrow(ControlSegment* control, uint64_t total, Target* target, Chunk* chunk);
   bool invalidateRemoteWindow(ControlSegment* control, uint32_t rkey);
-  void copyPieces(const Chunk& chunk, uint8_t* target) const;
+  void copyRead(const Chunk& chunk, uint8_t* to, const uint8_t* from, uint32_t bytes);
+  void copyPieces(const Chunk& chunk, uint8_t* target);
   void copyDatagram(const Chunk& chunk, uint8_t* target) const;
   int flushShared(WorkCompletion* completions, int max);
   void violate(uint64_t word, ReceiveEntry* receive, WcStatus receiveStatus);
@@ -188,6 +190,7 @@ class ShmQueuePair final : public QueuePair {
   std::array<Piece, kMaxSge> pieces_;
   uint32_t pieceCount_ = 0;
   std::vector<uint8_t> gathered_;
+  Checksum readChecksum_;  // of the READs so far that were to have one
 
   // The connection as a requester; all but nextPsn_ taken from the responder's slot, and bounded.
   struct CachedSegment {

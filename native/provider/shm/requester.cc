@@ -42,7 +42,8 @@ constexpr int64_t kLeastTransportTimeout_ns = 20'000'000;
 constexpr int64_t kMostTransportTimeout_ns = 4'000'000'000;
 constexpr uint32_t kPsnMask = 0xffffff;
 constexpr uint32_t kMaxQpNum = 0xffffff;
-constexpr uint32_t kKnownSendFlags = kSendFence | kSendSignaled | kSendSolicited | kSendInline;
+constexpr uint32_t kChecksumFlags = kSendChecksum | kSendChecksumContinued;
+constexpr uint32_t kKnownSendFlags = kSendFence | kSendSignaled | kSendSolicited | kSendInline | kChecksumFlags;
 // Microseconds for each value of minRnrTimer (InfiniBand specification, "Encoding for RNR NAK Timer Field").
 constexpr int64_t kRnrTimer_us[32] = {655360, 10,    20,    30,    40,    60,     80,     120,    160,    240,   320,
                                       480,    640,   960,   1280,  1920,  2560,   3840,   5120,   7680,   10240, 15360,
@@ -93,6 +94,10 @@ struct ShmQueuePair::Chunk {
 int ShmQueuePair::refusal(const SendWorkRequest& request) const {
   const OperationTraits* traits = traitsOf(request.opcode);
   if (traits == nullptr || request.length > kMaxMessageBytes || (request.sendFlags & ~kKnownSendFlags) != 0) {
+    return EINVAL;
+  }
+  if ((request.sendFlags & kChecksumFlags) != 0 && (traits->kind != OperationKind::Read ||
+                                                (request.sendFlags & kChecksumFlags) == kSendChecksumContinued)) [[unlikely]] {
     return EINVAL;
   }
   if (type_ != QpType::Rc) [[unlikely]] {
@@ -315,6 +320,10 @@ void ShmQueuePair::complete(const SendWorkRequest& request, uint64_t index, WcSt
   completion.opcode = static_cast<int>(request.opcode == WrOpcode::FetchAdd ? WcOpcode::FetchAdd : traits.completed);
   completion.byteLen = request.length;
   completion.qpNum = place_.number;
+  if ((request.sendFlags & kSendChecksum) != 0 && status == WcStatus::Success) {
+    completion.checksum = readChecksum_.result();
+    completion.wcFlags = kWcWithChecksum;
+  }
   const bool fits = sendCq_->push(completion, this, index);
   if (status == WcStatus::Success ? !fits : status != WcStatus::WrFlushErr) [[unlikely]] {
     if (type_ == QpType::Rc || !fits) {
@@ -546,6 +555,9 @@ ShmQueuePair::Outcome ShmQueuePair::execute(const SendWorkRequest& request, cons
     *status = WcStatus::RetryExcErr;
     return Outcome::Done;
   }
+  if ((request.sendFlags & kChecksumFlags) == kSendChecksum && progress->offset == 0) [[unlikely]] {
+    readChecksum_ = Checksum(request.checksumBefore);
+  }
   for (int again = 0;;) {
     const uint64_t left = request.length - progress->offset;
     const bool last = left <= kChunkBytes;
@@ -588,8 +600,17 @@ bool ShmQueuePair::findPieces(const SendWorkRequest& request, uint32_t access) {
   return true;
 }
 
+// What a READ brings.
+void ShmQueuePair::copyRead(const Chunk& chunk, uint8_t* to, const uint8_t* from, uint32_t bytes) {
+  if ((chunk.request.sendFlags & kSendChecksum) == 0) [[likely]] {
+    copy(to, from, bytes);
+  } else {
+    readChecksum_.takeCopying(to, from, bytes);
+  }
+}
+
 // Between the local pieces and `target`, in the direction of the operation.
-void ShmQueuePair::copyPieces(const Chunk& chunk, uint8_t* target) const {
+void ShmQueuePair::copyPieces(const Chunk& chunk, uint8_t* target) {
   uint64_t skip = chunk.offset;
   uint32_t left = chunk.bytes;
   for (uint32_t i = 0; i < pieceCount_ && left > 0; i++) {
@@ -600,7 +621,7 @@ void ShmQueuePair::copyPieces(const Chunk& chunk, uint8_t* target) const {
     uint8_t* const local = pieces_[i].bytes + skip;
     const uint32_t bytes = std::min(left, static_cast<uint32_t>(pieces_[i].length - skip));
     if (chunk.traits.kind == OperationKind::Read) {
-      copy(local, target, bytes);
+      copyRead(chunk, local, target, bytes);
     } else {
       copy(target, local, bytes);
     }
@@ -808,7 +829,7 @@ ShmQueuePair::Step ShmQueuePair::runChunk(Chunk& chunk, WcStatus* status) {
       if (pieceCount_ > 0) [[unlikely]] {
         copyPieces(chunk, target);
       } else if (chunk.bytes > 0) {
-        copy(local, target, chunk.bytes);
+        copyRead(chunk, local, target, chunk.bytes);
       }
       break;
     case OperationKind::Atomic: {
