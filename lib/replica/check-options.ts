@@ -48,6 +48,7 @@ const REPLICA_OPTIONS: Members<ReplicaOptions> = {
   surviveCrash: true,
   holdAtExitMs: true,
   keepCompiledCode: true,
+  rehearseTakeovers: true,
 };
 
 /** A misspelt option would be one that is left out: `durable`, say. */
@@ -275,7 +276,7 @@ export function checkReplicaOptions(options: ReplicaOptions<never>): CheckedRepl
   if (options.signal !== undefined && !(options.signal instanceof AbortSignal)) {
     return invalid('signal is no AbortSignal');
   }
-  for (const name of ['waitForLeader', 'keepCompiledCode'] as const) {
+  for (const name of ['waitForLeader', 'keepCompiledCode', 'rehearseTakeovers'] as const) {
     if (!['undefined', 'boolean'].includes(typeof options[name])) return invalid(`${name} is not a boolean`);
   }
   const durable = checkDurable(options.durable, options.id, options.surviveCrash);

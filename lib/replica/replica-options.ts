@@ -285,10 +285,17 @@ export interface ReplicaOptions<Result = unknown> {
    * example. A setting of the whole process and for good, as `node --no-flush-bytecode`: it is made if one of its replicas
    * does not say false. Costs memory for the code of the application that runs once; and V8 takes code caches of before for
    * those of another V8, so that worker threads that start later take some milliseconds longer. While this replica opens, V8
-   * also compiles functions at their first call, as with `node --always-sparkplug`. Default true; without effect on a software
-   * device with profile `relaxed`, where a replica does not rehearse its takeovers.
+   * also compiles functions at their first call, as with `node --always-sparkplug`. Default true; without effect where a
+   * replica does not rehearse its takeovers.
    */
   readonly keepCompiledCode?: boolean;
+  /**
+   * Runs some forty takeovers of three small replicas in shared memory when this one opens, so that V8 has compiled what a
+   * real one runs: on shm the first failover takes 1 to 2 ms instead of some 10, and opening takes 0.1 to 0.2 s more of
+   * each of two threads. False where a start costs more than a slow failover: in tests of a service, say. Default true, but
+   * false on a software device with profile `relaxed`.
+   */
+  readonly rehearseTakeovers?: boolean;
 }
 
 /** Where and how much of a replica outlives its process. */

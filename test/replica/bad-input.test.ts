@@ -184,7 +184,7 @@ describe('Replica.open() refuses', () => {
       'durable',
     ],
     ...['surviveCrash', 'lease', 'lease.lengthUs', 'lease.driftBoundPpm', 'surviveCrash.snapshotBytesMax'],
-    ...['waitForLeader', 'keepCompiledCode'],
+    ...['waitForLeader', 'keepCompiledCode', 'rehearseTakeovers'],
   ])('%s that is null, which is not left out', async (option) => {
     const [name, member] = option.split('.') as [string, string | undefined];
     const value = member === undefined ? null : { [member]: null };

@@ -76,6 +76,8 @@ export function optionsFor(
     stateMachine: new CommandLog(),
     device: 'shm',
     logBytes: 1024 * 1024,
+    // A third of what it takes to open one; test/replica/rehearsal.test.ts is about it.
+    rehearseTakeovers: false,
     ...more,
   };
 }

@@ -14,6 +14,12 @@ import { PROFILES } from '../../dist/replica/profiles.js';
 import { rehearse } from '../../dist/replica/rehearsal.js';
 import { members, optionsFor } from './fixture.js';
 
+/** Of a replica that rehearses if nobody says otherwise. */
+function rehearsing(...parameters: Parameters<typeof optionsFor>): ReplicaOptions<number> {
+  const { rehearseTakeovers: _, ...options } = optionsFor(...parameters);
+  return { ...options, ...parameters[2] };
+}
+
 let shmDirectory: string;
 beforeEach(() => {
   shmDirectory = mkdtempSync(join(tmpdir(), 'quorate-rehearsal-'));
@@ -102,14 +108,14 @@ it("a rehearsal gives its replication planes options of the shape of a replica's
     shapes.set(this, Object.keys(this['options']).join(' '));
     return original.call(this, now_ns);
   });
-  const replica = await Replica.open(optionsFor(0, await members(1), { shmDirectory, keepCompiledCode: false }));
+  const replica = await Replica.open(rehearsing(0, await members(1), { shmDirectory, keepCompiledCode: false }));
   poll.mockRestore();
   await replica.close();
   expect(shapes.size).toBe(3 + 1);
   expect([...new Set(shapes.values())]).toHaveLength(1);
 });
 
-it('is left out on a software device whose failures are noticed late', async () => {
+it('is left out on a software device whose failures are noticed late, and as the option says', async () => {
   const { open } = VerbsEndpoint;
   const opened = vi.spyOn(VerbsEndpoint, 'open').mockImplementation((options) => {
     const endpoint = open.call(VerbsEndpoint, options);
@@ -117,14 +123,22 @@ it('is left out on a software device whose failures are noticed late', async () 
   });
   try {
     const rehearsals: number[] = [];
-    for (const profile of [undefined, 'relaxed', 'balanced', 'fast'] as const) {
+    const chosen: Partial<ReplicaOptions<number>>[] = [
+      {},
+      { profile: 'relaxed' },
+      { profile: 'balanced' },
+      { profile: 'fast' },
+      { profile: 'fast', rehearseTakeovers: false },
+      { profile: 'relaxed', rehearseTakeovers: true },
+    ];
+    for (const more of chosen) {
       opened.mockClear();
-      const options = { shmDirectory, keepCompiledCode: false, ...(profile === undefined ? {} : { profile }) };
-      const replica = await Replica.open(optionsFor(0, await members(1), options));
+      const options = { shmDirectory, keepCompiledCode: false, ...more };
+      const replica = await Replica.open(rehearsing(0, await members(1), options));
       await replica.close();
       rehearsals.push((opened.mock.calls.length - 1) / 3);
     }
-    expect(rehearsals).toEqual([0, 0, 1, 1]);
+    expect(rehearsals).toEqual([0, 0, 1, 1, 0, 1]);
   } finally {
     opened.mockRestore();
   }
@@ -137,7 +151,7 @@ it('is made by the first replica of a thread for all that follow, once V8 keeps 
     opened.mockClear();
     const lists = await Promise.all(Array.from({ length: count }, () => members(1)));
     const options = { shmDirectory, ...more };
-    replicas.push(...(await Promise.all(lists.map((list) => Replica.open(optionsFor(0, list, options))))));
+    replicas.push(...(await Promise.all(lists.map((list) => Replica.open(rehearsing(0, list, options))))));
     return (opened.mock.calls.length - count) / 3;
   };
   try {
