@@ -1,9 +1,10 @@
 // The receiver of a state transfer, and donors that give it what they have, without replicas around them: what it owes to
 // those who order a state from it, whatever its own state machine does. Real memory and READs, on shm.
 import { EventEmitter } from 'node:events';
-import { expect, it } from 'vitest';
+import { afterEach, expect, it, vi } from 'vitest';
 import { genesisConfiguration } from '#lib/consensus/configuration.js';
 import { chainBeginning } from '#lib/consensus/entry.js';
+import { TransferSink } from '#lib/fabric/transfer-link.js';
 import { QuorateError, type RestoreInPlace, type StateMachine } from '#lib/index.js';
 import type { ControlConnection } from '#lib/replica/control-channel.js';
 import { Donor } from '#lib/replica/transfer/donor.js';
@@ -11,6 +12,8 @@ import { CHUNK_BYTES } from '#lib/replica/transfer/limits.js';
 import { checkClosed, checkReady, checkTaken } from '#lib/replica/transfer/messages.js';
 import { Receiver } from '#lib/replica/transfer/receiver.js';
 import { SnapshotSource } from '#lib/replica/transfer/snapshot-stream.js';
+import { turn } from '#lib/replica/turn.js';
+import { Context } from '#lib/verbs/index.js';
 import { closeAfterEach, closeLater, openEndpoint } from './endpoints.js';
 import { CommandLog, waitFor } from './fixture.js';
 
@@ -19,6 +22,10 @@ const DONOR = 1;
 const CLUSTER_ID = 7;
 
 closeAfterEach();
+
+afterEach(() => {
+  vi.restoreAllMocks();
+});
 
 /** Of a replica that has applied the log up to `lsn`. */
 interface Given {
@@ -205,3 +212,31 @@ it('does not go on in places that it gave back when there was no room for what t
   expect(aborted.length).toBeGreaterThan(0);
   expect(aborted.every((place) => place.every((byte) => byte === 0xa5))).toBe(true);
 });
+
+it.each([
+  ['brings the checksum', true],
+  ['brings no checksum', false],
+])(
+  'takes chunks that come while it puts those before them away, from a device that %s',
+  async (_, checksummedReads) => {
+    vi.spyOn(Context.prototype, 'checksummedReads', 'get').mockReturnValue(checksummedReads);
+    // As on a device that does nothing in the call that asks for it: the event loop hears of each READ's end.
+    vi.spyOn(TransferSink.prototype, 'poll').mockImplementation(() => {});
+    const fills = Array.from({ length: 12 }, (_, index) => index);
+    const snapshotChunks = () => fills.map((fill) => new Uint8Array(CHUNK_BYTES).fill(fill));
+    const came: number[] = [];
+    const restoreChunks = async (chunks: AsyncIterable<Uint8Array>) => {
+      for await (const chunk of chunks) {
+        came.push(chunk[0] as number);
+        await turn();
+        await turn();
+      }
+      return () => {};
+    };
+    const machine = Object.assign(new CommandLog(), { restoreChunks });
+    const { receiver, installed } = transfer(machine, { lsn: 64, machine: { snapshotChunks } });
+    expect(await receiver.order({ donors: [DONOR], minLsn: 64 })).toBe(64);
+    expect(installed).toEqual([64]);
+    expect(came).toEqual(fills);
+  },
+);

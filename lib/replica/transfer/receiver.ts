@@ -153,6 +153,7 @@ class ChunkReader {
   private readonly checksums: number[];
   /** How many chunks of which something is in the donor's staging memory were taken since it was told. */
   private stagedTaken = 0;
+  /** Of the chunks from number `used` on. */
   private readonly landings: Landing[] = [];
   /** Bytes of the stream before the next chunk to be READ. */
   private postedBytes = 0;
@@ -276,7 +277,7 @@ class ChunkReader {
         });
         continue;
       }
-      const landing = this.landings.shift() as Landing;
+      const landing = this.landings[0] as Landing;
       const sum = landing.sum ?? checksum(landing.views, target.sum);
       if (sum !== this.checksums[this.used % ahead]) {
         const text = `chunk ${this.used}, ${landing.length} bytes behind byte ${target.bytes} of the snapshot, is not what the donor announced`;
@@ -298,6 +299,8 @@ class ChunkReader {
       // Not before: if this ends on the way the next donor goes on from here.
       target.sum = sum;
       target.bytes += landing.length;
+      // Together: others arrive while this one is put away.
+      this.landings.shift();
       this.used++;
       this.lastNews_ms = performance.now();
       onChunk();
