@@ -14,8 +14,10 @@ const sequence = onRdmaDevices ? {} : { sequencer: (await import('./test/support
 export default defineConfig({
   test: {
     include: ['test/**/*.test.ts'],
-    // A process per file: the addon's state, shared memory and worker threads of one file do not meet another's.
+    // A process per file: the addon's state, shared memory and worker threads of one file do not meet another's. In the
+    // virtual machine each one takes ten seconds to start, and files have little in their own process.
     pool: 'forks',
+    isolate: !onRdmaDevices,
     // The devices, their counters and injected faults are shared by all files of the virtual machine.
     fileParallelism: !onRdmaDevices,
     maxWorkers: onRdmaDevices ? 1 : 2,
