@@ -154,6 +154,9 @@ describe('events of an id', () => {
     id.events({ signal });
     id.close();
     expect(listeners()).toBe(0);
+    const none = id.events({ signal }); // the id is closed already
+    expect(listeners()).toBe(0);
+    expect(await none.next()).toEqual({ done: true, value: undefined });
   });
 
   it('are those from the call on, also if the iteration begins later', async () => {

@@ -555,8 +555,11 @@ export class CmId extends VerbsObject<NativeCmId> {
       else waiting.push(event);
       wake?.();
     };
-    this.#onEvent.add(take);
-    signal?.addEventListener('abort', onAbort);
+    if (!this.closed) {
+      // Else nothing would let go of these if the iteration never begins.
+      this.#onEvent.add(take);
+      signal?.addEventListener('abort', onAbort);
+    }
     let release: (() => void) | undefined;
     try {
       yield undefined as never; // to events()
