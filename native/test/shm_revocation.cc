@@ -444,6 +444,31 @@ TEST_CASE("shm: a revocation that cannot move the memory says so, and can be rep
   CHECK(target.unchanged());
 }
 
+TEST_CASE("shm: a queue pair that is dropped in the middle of a store is looked at by later revocations") {
+  ShmTestDirectory directory;
+  const std::string path = directory.path() + "/replica.log";
+  WriterFactory writers(directory);
+  Target target(directory, path);
+  writers.pid();
+  writers.orders().stopAt = static_cast<int>(HookPoint::MidCopy);
+  writers.orders().stopChunk = 1;
+  target.beginTrial(writers.offer(WriterOrders::Single, WrOpcode::RdmaWrite, 4096));
+  writers.start(target.endpoint.coordinates());
+  REQUIRE(writers.waitStopped());
+  // Its end cannot move the memory, and there is nobody whom it could tell.
+  std::filesystem::create_directory(path + ".quorate-new");
+  target.endpoint.qp.reset();
+  CHECK(codeOf([&] { target.endpoint.region->close(); }) == "QUORATE_REVOKE_FAILED");
+  std::filesystem::remove(path + ".quorate-new");
+  target.endpoint.region->close();
+  target.snapshot();
+  CHECK(target.counts().moves == 1);
+  writers.resume();
+  REQUIRE(writers.waitFinished());
+  CHECK(writers.orders().status.load() == static_cast<int>(WcStatus::RetryExcErr));
+  CHECK(target.unchanged());
+}
+
 TEST_CASE("shm: a memory that cannot be moved keeps no other one from being moved later") {
   ShmTestDirectory directory;
   const std::string path = directory.path() + "/replica.log";

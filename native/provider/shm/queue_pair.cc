@@ -129,7 +129,8 @@ ShmQueuePair::~ShmQueuePair() {
     receiveCq_->forget(this);
     sendCq_->forget(this);
     const std::lock_guard<std::mutex> guard(context_.revoker().mutex());
-    context_.revoker().removeResponder(place_.index);
+    closeWord(*slot_);  // if it was a window that could not be closed
+    context_.revoker().leaveResponder(place_.index);
   }
 }
 

@@ -41,6 +41,16 @@ bool passOver(QueuePairSlot& slot, uint64_t operation, bool exited) {
   return false;
 }
 
+void Revoker::leaveResponder(uint32_t index) {
+  auto left = std::make_unique<Responder>();
+  left->slot = responders_[index]->slot;
+  left->peer = responders_[index]->peer;
+  left->announce = [] {};
+  left->datagram = responders_[index]->datagram;
+  responders_[index] = left.get();
+  left_.push_back(std::move(left));
+}
+
 std::vector<Revoker::Pending> Revoker::collect(const Concerns& concerns) const {
   std::vector<Pending> pending;
   for (Responder* responder : responders_) {
@@ -192,7 +202,7 @@ void Revoker::setMoving(const std::vector<ShmMemory*>& memories, bool moving) {
 
 void Revoker::waitForLocalPosts() {
   for (Responder* responder : responders_) {
-    if (responder == nullptr) continue;
+    if (responder == nullptr || responder->postLock == nullptr) continue;
     responder->postLock->lock();
     responder->postLock->unlock();
   }

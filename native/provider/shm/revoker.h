@@ -31,7 +31,7 @@ class ShmMemory;
 // The responder side of one queue pair.
 struct Responder {
   QueuePairSlot* slot = nullptr;
-  SpinLock* postLock = nullptr;
+  SpinLock* postLock = nullptr;       // null: nobody posts any more
   std::shared_ptr<PeerHca> peer;      // whose operations these are, as far as known
   std::function<void()> announce;     // "the queue pair has news": called after its word changed
   bool datagram = false;              // UD: the sender has to be looked for, see datagram.cc
@@ -62,6 +62,8 @@ class Revoker {
   // All of the following with mutex() held.
   void addResponder(uint32_t index, Responder* responder) { responders_[index] = responder; }
   void removeResponder(uint32_t index) { responders_[index] = nullptr; }
+  // Its queue pair goes, and an operation may be under way on it that still has its right: later revocations look at it.
+  void leaveResponder(uint32_t index);
   void addRegion(uint32_t index, ShmMemory* memory) { regions_[index] = memory; }
   void removeRegion(uint32_t index) { regions_[index] = nullptr; }
 
@@ -91,6 +93,7 @@ class Revoker {
   ShmContext& context_;
   std::mutex mutex_;
   std::array<Responder*, kMaxQueuePairs> responders_ = {};
+  std::vector<std::unique_ptr<Responder>> left_;
   std::array<ShmMemory*, kMaxMemoryRegions> regions_ = {};
   bool movesOwed_ = false;  // some memory's moveOwed is set
   RevocationCounts counts_;
