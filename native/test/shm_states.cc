@@ -1,6 +1,7 @@
 // The state machine of shm queue pairs, and the notification of completion channels.
 #include <poll.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -216,6 +217,44 @@ TEST_CASE("shm: an armed CQ wakes its channel once, for what it was armed for") 
     CHECK(a.channel->getEvent() == a.cq);
     CHECK(a.wait().status == 0);
   }
+}
+
+TEST_CASE("shm: an event that found its channel full of others' comes when they have been taken") {
+  ShmTestDirectory directory;
+  EndpointOptions options;
+  options.withChannel = true;
+  Endpoint a(directory), b(directory, options), c(b.context, {});
+  c.channel = b.channel;
+  c.cq = c.context->createCompletionQueue(16, c.channel);
+  c.newQueuePair();
+  connectPair(a, c);
+  REQUIRE(c.postReceive(1, 0, 64) == 0);
+  // As many armings of one queue as fill the channel, and none of their events is taken.
+  Endpoint d(directory);
+  connectPair(b, d);
+  auto& channel = static_cast<shm::ShmCompletionChannel&>(*b.channel);
+  const auto fill = [&] {
+    int unread = 0;
+    REQUIRE(ioctl(channel.fd(), FIONREAD, &unread) == 0);
+    return unread;
+  };
+  for (int before = -1; fill() != before;) {
+    before = fill();
+    b.cq->requestNotify(false);
+    REQUIRE(b.run(b.request(WrOpcode::RdmaWrite, 0, 8, d.coordinates())) == WcStatus::Success);
+  }
+  c.cq->requestNotify(false);
+  SUBCASE("from another process") {
+    CHECK(a.run(a.request(WrOpcode::Send, 0, 8, c.coordinates())) == WcStatus::Success);
+  }
+  SUBCASE("of a local completion") {
+    CHECK(c.post(c.request(WrOpcode::RdmaWrite, 0, 8, a.coordinates())) == 0);
+  }
+  bool told = false;
+  while (readable(b, 0)) {
+    if (b.channel->getEvent() == c.cq) told = true;
+  }
+  CHECK(told);
 }
 
 TEST_CASE("shm: a channel that is closed while another thread asks for its descriptor gives that, or says so") {

@@ -62,6 +62,7 @@ std::shared_ptr<CompletionQueue> ShmCompletionChannel::getEvent() {
       if (length < 0 && errno == EINTR) continue;
       if (length < 0 && errno != EAGAIN) throw systemError("read", errno, "the FIFO of a completion channel");
       if (length != static_cast<ssize_t>(sizeof(event))) return nullptr;
+      sendUnsent();
       const auto entry = completionQueues_.find(event.completionQueue);
       if (entry == completionQueues_.end()) continue;
       completionQueue = entry->second.lock();
@@ -70,6 +71,19 @@ std::shared_ptr<CompletionQueue> ShmCompletionChannel::getEvent() {
     if (completionQueue != nullptr && completionQueue->takeEvent(event.arming)) return completionQueue;
   }
   return nullptr;  // the descriptor stays readable: the rest comes with the next call
+}
+
+// What found the FIFO full, now that an event has been read. With mutex_ held.
+void ShmCompletionChannel::sendUnsent() {
+  for (const auto& [index, queue] : completionQueues_) {
+    CompletionQueueSlot& slot = context_->control()->completionQueues[index];
+    if (slot.unsent.load(std::memory_order_seq_cst) == 0) [[likely]]
+      continue;
+    slot.unsent.store(0, std::memory_order_seq_cst);
+    wakeIfArmed(slot, index, true, [this](uint32_t, uint32_t completionQueue, uint32_t arming) {
+      return write(completionQueue, arming);
+    });
+  }
 }
 
 void ShmCompletionChannel::close() {
@@ -148,6 +162,7 @@ std::shared_ptr<ShmCompletionQueue> ShmCompletionQueue::create(std::shared_ptr<S
   queue->takenArming_ = armingOf(slot.armed.fetch_and(~kArmedMask, std::memory_order_seq_cst));
   // `sleepers` stays: a thread may still sleep on the slot's last user, and counts itself out when it wakes.
   slot.timestamps.store(static_cast<uint32_t>(timestamps), std::memory_order_seq_cst);
+  slot.unsent.store(0, std::memory_order_seq_cst);
   slot.channel.store(own == nullptr ? 0 : own->number(), std::memory_order_seq_cst);
   if (own != nullptr) own->attach(queue->index_, queue);
   return queue;

@@ -38,6 +38,8 @@ class ShmCompletionChannel final : public CompletionChannel {
   bool write(uint32_t index, uint32_t arming);  // false if the FIFO is full
 
  private:
+  void sendUnsent();
+
   const std::shared_ptr<ShmContext> context_;
   const uint32_t number_;
   Children children_;

@@ -279,6 +279,7 @@ struct alignas(128) CompletionQueueSlot {
   std::atomic<uint32_t> channel;     // number of the channel's FIFO; 0: none
   std::atomic<uint32_t> sleepers;    // threads of the owner that sleep on the doorbell, or are about to
   std::atomic<uint32_t> timestamps;  // a Timestamps: what requesters leave in completions
+  std::atomic<uint32_t> unsent;      // 1: it is armed, and its event found the FIFO full
 };
 static_assert(sizeof(CompletionQueueSlot) == 128);
 

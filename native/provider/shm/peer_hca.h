@@ -68,7 +68,14 @@ void wakeIfArmed(CompletionQueueSlot& slot, uint32_t index, bool solicited, Wake
     return;
   if (armedFor(armed) == Armed::SolicitedOnly && !solicited) return;
   // First the event, then disarm (this arming only): one who dies in between costs a spurious event, not a lost one.
-  if (wake(slot.channel.load(std::memory_order_relaxed), index, armingOf(armed))) {
+  const auto send = [&] { return wake(slot.channel.load(std::memory_order_relaxed), index, armingOf(armed)); };
+  bool sent = send();
+  if (!sent) [[unlikely]] {
+    // Whoever reads the channel sends it when there is room; if all has been read meanwhile, there is room now.
+    slot.unsent.store(1, std::memory_order_seq_cst);
+    sent = send();
+  }
+  if (sent) {
     slot.armed.compare_exchange_strong(armed, armed & ~kArmedMask, std::memory_order_seq_cst);
   }
 }
