@@ -151,7 +151,31 @@ struct FakeVerbs {
     srq->srq_context = init->srq_context;
     return made(srq);
   }
-  static int destroySrq(ibv_srq* srq) { return gone(static_cast<FakeSharedReceiveQueue*>(srq)); }
+  static int destroySrq(ibv_srq* srq) {
+    if (g_device->destroySrqResult != 0) return g_device->destroySrqResult;
+    return gone(static_cast<FakeSharedReceiveQueue*>(srq));
+  }
+  static int getAsyncEvent(ibv_context*, ibv_async_event* event) {
+    std::lock_guard<std::mutex> lock(g_device->mutex_);
+    if (g_device->asyncEvents_.empty()) {
+      errno = EAGAIN;
+      return -1;
+    }
+    *event = g_device->asyncEvents_.front();
+    g_device->asyncEvents_.pop_front();
+    return 0;
+  }
+  static int getCqEvent(ibv_comp_channel*, ibv_cq** queue, void** cookie) {
+    std::lock_guard<std::mutex> lock(g_device->mutex_);
+    if (g_device->completionEvents_.empty()) {
+      errno = EAGAIN;
+      return -1;
+    }
+    *queue = g_device->completionEvents_.front();
+    *cookie = (*queue)->cq_context;
+    g_device->completionEvents_.pop_front();
+    return 0;
+  }
   static int postSharedReceive(ibv_srq* base, ibv_recv_wr* wr, ibv_recv_wr** bad) {
     std::lock_guard<std::mutex> lock(g_device->mutex_);
     *bad = nullptr;
@@ -164,6 +188,7 @@ struct FakeVerbs {
     auto owned = std::make_unique<FakeQueuePair>();
     FakeQueuePair* qp = owned.get();
     qp->context = pd->context;
+    qp->qp_context = init->qp_context;
     qp->pd = pd;
     qp->send_cq = init->send_cq;
     qp->recv_cq = init->recv_cq;
@@ -276,11 +301,10 @@ FakeDevice::FakeDevice() {
   library_.destroyCompChannel = FakeVerbs::destroyChannel;
   library_.createCq = FakeVerbs::createCq;
   library_.destroyCq = FakeVerbs::destroyCq;
-  library_.getCqEvent = [](ibv_comp_channel*, ibv_cq**, void**) {
-    errno = EAGAIN;
-    return -1;
-  };
+  library_.getCqEvent = FakeVerbs::getCqEvent;
   library_.ackCqEvents = [](ibv_cq*, unsigned) {};
+  library_.getAsyncEvent = FakeVerbs::getAsyncEvent;
+  library_.ackAsyncEvent = [](ibv_async_event*) {};
   library_.createSrq = FakeVerbs::createSrq;
   library_.destroySrq = FakeVerbs::destroySrq;
   library_.createQp = FakeVerbs::createQp;
@@ -356,9 +380,24 @@ std::vector<PostedRequest> FakeDevice::postedSends(uint32_t qpNumber) {
   return qp == nullptr ? std::vector<PostedRequest>() : std::vector<PostedRequest>(qp->sends.begin(), qp->sends.end());
 }
 
+ibv_qp* FakeDevice::handleOf(uint32_t qpNumber) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return find(qpNumber);
+}
+
 void FakeDevice::setState(uint32_t qpNumber, ibv_qp_state state) {
   std::lock_guard<std::mutex> lock(mutex_);
   find(qpNumber)->state = state;
+}
+
+void FakeDevice::raise(const ibv_async_event& event) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  asyncEvents_.push_back(event);
+}
+
+void FakeDevice::raiseCompletionEvent(ibv_cq* queue) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  completionEvents_.push_back(queue);
 }
 
 }  // namespace quorate::test

@@ -57,13 +57,17 @@ class FakeDevice {
   // Puts any completion into the queue that reports the sends of a queue pair.
   void injectCompletion(uint32_t qpNumber, uint64_t cookie, ibv_wc_status status);
   std::vector<PostedRequest> postedSends(uint32_t qpNumber);
+  ibv_qp* handleOf(uint32_t qpNumber);
   size_t largestCompletionQueueFill() const { return largestFill_; }
   void setState(uint32_t qpNumber, ibv_qp_state state);  // as if by an error
+  void raise(const ibv_async_event& event);              // asynchronous; the next call for one gives it
+  void raiseCompletionEvent(ibv_cq* queue);              // on whatever channel is asked next
 
   // What the next calls return; 0 is success.
   std::atomic<int> deregResult{0};
   std::atomic<int> destroyQpResult{0};
   std::atomic<int> destroyCqResult{0};
+  std::atomic<int> destroySrqResult{0};
   std::atomic<int> deallocMwResult{0};
   std::atomic<int> modifyResult{0};
   std::atomic<int> reregResult{0};  // an ibv_rereg_mr_err_code; errno is then reregErrno
@@ -94,6 +98,8 @@ class FakeDevice {
   std::vector<std::unique_ptr<FakeQueuePair>> queuePairs_;
   std::set<ibv_mr*> refused_;  // regions that a test left registered
   std::map<ibv_mw*, uint32_t> boundThrough_;
+  std::deque<ibv_async_event> asyncEvents_;
+  std::deque<ibv_cq*> completionEvents_;
   std::atomic<size_t> largestFill_{0};
   uint32_t nextNumber_ = 17;
 };

@@ -7,8 +7,10 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
+#include "provider/ibverbs/completion_queue.h"
 #include "provider/ibverbs/shared_receive_queue.h"
 #include "provider/ibverbs/work_queue.h"
 #include "test/child_process.h"
@@ -432,6 +434,45 @@ TEST_CASE("memory that a dropped region could not be taken off stays mapped for 
   CHECK(test::waitForChild(child) == 0);
   bytes[0] = 1;  // the device may still write here; an unmapped page would end this program
   CHECK(bytes[0] == 1);
+}
+
+TEST_CASE("events about objects that were dropped, and that the device did not destroy, name nobody") {
+  FakeDevice device;
+  Rig rig(device);
+  const auto channel = rig.context->createCompletionChannel();
+  auto cq = rig.context->createCompletionQueue(8, channel);
+  auto srq = rig.domain->createSharedReceiveQueue(4, 1);
+  ibv_async_event ofQueuePair{}, ofCompletionQueue{}, ofSharedQueue{};
+  ofQueuePair.event_type = IBV_EVENT_QP_FATAL;
+  ofQueuePair.element.qp = device.handleOf(rig.qp->number());
+  ofCompletionQueue.event_type = IBV_EVENT_CQ_ERR;
+  ofCompletionQueue.element.cq = static_cast<ibverbs::IbvCompletionQueue&>(*cq).handle();
+  ofSharedQueue.event_type = IBV_EVENT_SRQ_LIMIT_REACHED;
+  ofSharedQueue.element.srq = static_cast<ibverbs::IbvSharedReceiveQueue&>(*srq).handle();
+  const std::vector<std::pair<ibv_async_event, const VerbsObject*>> events = {
+      {ofQueuePair, rig.qp.get()}, {ofCompletionQueue, cq.get()}, {ofSharedQueue, srq.get()}};
+  AsyncEvent event;
+  for (const auto& [raw, about] : events) {
+    device.raise(raw);
+    REQUIRE(rig.context->getAsyncEvent(&event));
+    CHECK(event.object.get() == about);
+  }
+  event = AsyncEvent();
+  device.raiseCompletionEvent(ofCompletionQueue.element.cq);
+  CHECK(channel->getEvent() == cq);
+
+  device.destroyQpResult = device.destroyCqResult = device.destroySrqResult = EBUSY;
+  rig.qp.reset();
+  cq.reset();
+  srq.reset();
+  for (const auto& [raw, about] : events) {
+    device.raise(raw);
+    REQUIRE(rig.context->getAsyncEvent(&event));
+    CHECK(event.type == static_cast<int>(raw.event_type));
+    CHECK(event.object == nullptr);
+  }
+  device.raiseCompletionEvent(ofCompletionQueue.element.cq);
+  CHECK(channel->getEvent() == nullptr);
 }
 
 TEST_CASE("closing a parent closes its children first, and every later call says closed") {

@@ -55,8 +55,9 @@ std::shared_ptr<CompletionQueue> IbvCompletionChannel::getEvent() {
       throwSystemError("ibv_get_cq_event", errno, "Reading a completion channel", "");
     }
     // The queue's destruction waits for the acknowledgement, so the object is still there; it may be in its
-    // destructor, though, and then has no owner to be returned.
-    auto queue = static_cast<IbvCompletionQueue*>(cookie)->weak_from_this().lock();
+    // destructor, though, and then has no owner to be returned. There is no cookie if that could not destroy the queue.
+    std::shared_ptr<VerbsObject> queue;
+    if (cookie != nullptr) queue = static_cast<IbvCompletionQueue*>(cookie)->weak_from_this().lock();
     context_->lib().ackCqEvents(handle, 1);
     if (queue != nullptr) return std::static_pointer_cast<CompletionQueue>(queue);
   }

@@ -151,6 +151,7 @@ void IbvCompletionQueue::resize(int depth) {
 
 IbvCompletionQueue::~IbvCompletionQueue() {
   closeInDestructor(this, {context_, channel_});
+  if (!closed() && handle_ != nullptr) handle_->cq_context = nullptr;  // it lives on, and events carry this
 }
 
 void IbvCompletionQueue::close() {

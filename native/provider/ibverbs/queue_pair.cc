@@ -192,6 +192,7 @@ std::shared_ptr<IbvQueuePair> IbvQueuePair::create(std::shared_ptr<IbvProtection
 
 IbvQueuePair::~IbvQueuePair() {
   closeInDestructor(this, {domain_, sendCq_, receiveCq_});
+  if (!closed() && handle_ != nullptr) handle_->qp_context = nullptr;  // it lives on, and events carry this
 }
 
 void IbvQueuePair::close() {

@@ -56,6 +56,7 @@ std::shared_ptr<IbvSharedReceiveQueue> IbvSharedReceiveQueue::create(std::shared
 
 IbvSharedReceiveQueue::~IbvSharedReceiveQueue() {
   closeInDestructor(this, {domain_});
+  if (!closed() && handle_ != nullptr) handle_->srq_context = nullptr;  // it lives on, and events carry this
 }
 
 void IbvSharedReceiveQueue::close() {

@@ -62,7 +62,7 @@ class Revoker {
   // All of the following with mutex() held.
   void addResponder(uint32_t index, Responder* responder) { responders_[index] = responder; }
   void removeResponder(uint32_t index) { responders_[index] = nullptr; }
-  // Its queue pair goes, and an operation may be under way on it that still has its right: later revocations look at it.
+  // Its queue pair goes, but an operation may be under way on it that still has its right: later revocations see it.
   void leaveResponder(uint32_t index);
   void addRegion(uint32_t index, ShmMemory* memory) { regions_[index] = memory; }
   void removeRegion(uint32_t index) { regions_[index] = nullptr; }
