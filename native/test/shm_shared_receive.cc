@@ -231,6 +231,27 @@ TEST_CASE("shm: a queue pair is let go of while another thread polls its last re
   CHECK(waitForChild(child) == 0);
 }
 
+TEST_CASE("shm: a limit that was undercut is told of, although who undercut it died before it could tell") {
+  ShmTestDirectory directory;
+  Shared rig(directory);
+  REQUIRE(rig.post(1, 3) == 3);
+  pollfd events{rig.b.context->asyncFd(), POLLIN, 0};
+  rig.srq->setLimit(3);
+  rig.slot().limit = 0;
+  rig.slot().limitReached = 1;  // its claimer died right there
+  REQUIRE(poll(&events, 1, 0) == 0);
+  const auto send = [&] { return rig.a.run(rig.a.request(WrOpcode::Send, 0, 8, rig.b.coordinates())); };
+  CHECK(send() == WcStatus::Success);
+  CHECK(poll(&events, 1, 0) == 1);
+  AsyncEvent event;
+  REQUIRE(rig.b.context->getAsyncEvent(&event));
+  CHECK(event.type == static_cast<int>(AsyncEventType::SrqLimitReached));
+  CHECK(event.object == rig.srq);
+  CHECK(send() == WcStatus::Success);
+  CHECK(poll(&events, 1, 0) == 0);  // once
+  CHECK_FALSE(rig.b.context->getAsyncEvent(&event));
+}
+
 TEST_CASE("shm: a process that wakes the reader of asynchronous events without end does not hold it up") {
   ShmTestDirectory directory;
   const pid_t child = forkChild([&] {

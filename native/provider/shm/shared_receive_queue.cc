@@ -230,8 +230,9 @@ uint32_t claimSharedReceive(ControlSegment& control, SharedReceiveQueueSlot& slo
     const uint32_t limit = slot.limit.load(std::memory_order_relaxed);
     if (limit != 0 && left < limit && slot.limit.exchange(0, std::memory_order_seq_cst) != 0) {
       slot.limitReached.store(1, std::memory_order_seq_cst);
-      *limitReached = true;
     }
+    // Also by another requester: that may have died before it could tell.
+    *limitReached = slot.limitReached.load(std::memory_order_seq_cst) != 0;
     return index;
   }
   return kNoReceive;

@@ -82,7 +82,8 @@ constexpr uint32_t kNoReceive = ~0u;
 uint32_t claimedReceive(const ControlSegment& control, uint32_t base, uint32_t capacity, uint32_t queuePair,
                         uint64_t word);
 // Requester, who holds the word: claims a receive of the queue at `slot` for the queue pair in slot `queuePair`. `base`
-// and `capacity` are the queue's, bounded. kNoReceive if none is left. Sets *limitReached if that was armed and undercut.
+// and `capacity` are the queue's, bounded. kNoReceive if none is left. Sets *limitReached if that was armed and undercut
+// and its owner does not know yet.
 uint32_t claimSharedReceive(ControlSegment& control, SharedReceiveQueueSlot& slot, uint32_t base, uint32_t capacity,
                             uint32_t queuePair, bool* limitReached);
 
