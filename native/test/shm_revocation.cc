@@ -67,29 +67,29 @@ class Target {
     }
     endpoint.newQueuePair();
     endpoint.connect(writer);
-    window_.reset();
+    window.reset();
   }
 
   // What the writer is told: the key of the region, or that of a window over it if a window is what will be taken back.
   Coordinates grant(Act act) {
     Coordinates coordinates = endpoint.coordinates();
     if (!isOfWindow(act)) return coordinates;
-    window_ = endpoint.domain->allocateMemoryWindow(act == Act::UnbindWindow ? 1 : 2);
+    window = endpoint.domain->allocateMemoryWindow(act == Act::UnbindWindow ? 1 : 2);
     const MwBind bind{endpoint.region, endpoint.region->address(), kTargetBytes,
                       kAccessRemoteWrite | kAccessRemoteRead | kAccessRemoteAtomic};
     if (act == Act::UnbindWindow) {
-      REQUIRE(endpoint.qp->bindMemoryWindow(*window_, bind, 8, kSendSignaled, &coordinates.rkey) == 0);
+      REQUIRE(endpoint.qp->bindMemoryWindow(*window, bind, 8, kSendSignaled, &coordinates.rkey) == 0);
     } else {
       SendWorkRequest request;
       request.opcode = WrOpcode::BindMw;
       request.sendFlags = kSendSignaled;
-      request.memoryWindow = window_.get();
+      request.memoryWindow = window.get();
       request.bind = &bind;
-      request.bindRkey = window_->rkey() ^ 1;
+      request.bindRkey = window->rkey() ^ 1;
       REQUIRE(endpoint.post(request) == 0);
     }
     REQUIRE(endpoint.wait().status == static_cast<int>(WcStatus::Success));
-    coordinates.rkey = window_->rkey();
+    coordinates.rkey = window->rkey();
     return coordinates;
   }
 
@@ -105,7 +105,7 @@ class Target {
         return endpoint.qp->close();
       case Act::UnbindWindow: {
         uint32_t rkey = 0;
-        REQUIRE(endpoint.qp->bindMemoryWindow(*window_, MwBind(), 9, kSendSignaled, &rkey) == 0);
+        REQUIRE(endpoint.qp->bindMemoryWindow(*window, MwBind(), 9, kSendSignaled, &rkey) == 0);
         REQUIRE(endpoint.wait().status == static_cast<int>(WcStatus::Success));
         return;
       }
@@ -113,7 +113,7 @@ class Target {
         SendWorkRequest request;
         request.opcode = WrOpcode::LocalInv;
         request.sendFlags = kSendSignaled;
-        request.invalidateRkey = window_->rkey();
+        request.invalidateRkey = window->rkey();
         REQUIRE(endpoint.post(request) == 0);
         REQUIRE(endpoint.wait().status == static_cast<int>(WcStatus::Success));
         return;
@@ -126,9 +126,9 @@ class Target {
   const shm::RevocationCounts& counts() const { return endpoint.internals().revoker().counts(); }
 
   Endpoint endpoint;
+  std::shared_ptr<MemoryWindow> window;  // that was granted last
 
  private:
-  std::shared_ptr<MemoryWindow> window_;
   std::vector<uint8_t> snapshot_ = std::vector<uint8_t>(kTargetBytes);
 };
 
@@ -460,6 +460,41 @@ TEST_CASE("shm: a queue pair that is dropped in the middle of a store is looked 
   target.endpoint.qp.reset();
   CHECK(codeOf([&] { target.endpoint.region->close(); }) == "QUORATE_REVOKE_FAILED");
   std::filesystem::remove(path + ".quorate-new");
+  target.endpoint.region->close();
+  target.snapshot();
+  CHECK(target.counts().moves == 1);
+  writers.resume();
+  REQUIRE(writers.waitFinished());
+  CHECK(writers.orders().status.load() == static_cast<int>(WcStatus::RetryExcErr));
+  CHECK(target.unchanged());
+}
+
+TEST_CASE("shm: a region whose window was not proven revoked is not either, whatever became of the window") {
+  ShmTestDirectory directory;
+  const std::string path = directory.path() + "/replica.log";
+  WriterFactory writers(directory);
+  Target target(directory, path);
+  writers.pid();
+  writers.orders().stopAt = static_cast<int>(HookPoint::MidCopy);
+  writers.orders().stopChunk = 1;
+  target.beginTrial(writers.offer(WriterOrders::Single, WrOpcode::RdmaWrite, 4096));
+  writers.start(target.grant(Act::UnbindWindow));
+  REQUIRE(writers.waitStopped());
+  std::filesystem::create_directory(path + ".quorate-new");
+  bool dropped = false;
+  SUBCASE("closed in vain") {
+    CHECK(codeOf([&] { target.window->close(); }) == "QUORATE_REVOKE_FAILED");
+  }
+  SUBCASE("dropped") {
+    target.window.reset();
+    dropped = true;
+  }
+  CHECK(codeOf([&] { target.endpoint.region->close(); }) == "QUORATE_REVOKE_FAILED");
+  std::filesystem::remove(path + ".quorate-new");
+  if (!dropped) {
+    SUBCASE("and then in earnest") { target.window->close(); }
+    SUBCASE("and then not at all") {}
+  }
   target.endpoint.region->close();
   target.snapshot();
   CHECK(target.counts().moves == 1);

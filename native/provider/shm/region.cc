@@ -1,6 +1,7 @@
 // Registering memory and, the part that matters, revoking it.
 #include "provider/shm/region.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 
@@ -186,9 +187,19 @@ void ShmMemoryRegion::revoke() {
   // First the right goes, then whoever is still using it: see layout.h.
   slot.tag.store(region_tag::make(key_.load(), slot.tag.load(std::memory_order_relaxed), 0), std::memory_order_seq_cst);
   context.localRegions()[index_].tag.store(0, std::memory_order_seq_cst);
-  context.revoker().drain([this](const Responder&, uint64_t word) { return word::region(word) == index_; });
+  context.revoker().drain([this](const Responder&, uint64_t word) {
+    const uint32_t named = word::region(word);
+    return named == index_ ||
+           std::find(unprovenWindows_.begin(), unprovenWindows_.end(), named) != unprovenWindows_.end();
+  });
+  unprovenWindows_.clear();
   context.revoker().waitForLocalPosts();
   context.revoker().removeRegion(index_);
+}
+
+void ShmMemoryRegion::setUnproven(uint32_t window, bool unproven) {
+  std::erase(unprovenWindows_, window);
+  if (unproven) unprovenWindows_.push_back(window);
 }
 
 bool ShmMemoryRegion::hasWindows() const {
@@ -299,7 +310,9 @@ void ShmMemoryWindow::revoke() {
   RegionSlot& slot = this->slot();
   const uint64_t tag = slot.tag.load(std::memory_order_relaxed);
   slot.tag.store(region_tag::make(region_tag::key(tag), tag, 0), std::memory_order_seq_cst);
+  if (held_.region != nullptr) held_.region->setUnproven(index_, true);
   context.revoker().drain([this](const Responder&, uint64_t word) { return word::region(word) == index_; });
+  if (held_.region != nullptr) held_.region->setUnproven(index_, false);
   context.revoker().removeRegion(index_);
 }
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <vector>
 
 #include "provider/shm/context.h"
 #include "provider/shm/memory.h"
@@ -57,6 +58,9 @@ class ShmMemoryRegion final : public MemoryRegion {
   const std::shared_ptr<ShmMemory>& memory() const { return memory_; }
   const std::shared_ptr<ShmProtectionDomain>& domain() const { return domain_; }
   size_t offset() const { return offset_; }
+  // Whether the revocation of the window at `window`, which is bound to this region no more, failed to be proven: then
+  // that of the region proves it.
+  void setUnproven(uint32_t window, bool unproven);
 
  private:
   // With the revoker's mutex held. After revoke() nobody uses the region any more.
@@ -73,6 +77,7 @@ class ShmMemoryRegion final : public MemoryRegion {
   std::atomic<uint32_t> access_;
   std::atomic<uint32_t> key_{0};
   uint32_t index_ = 0;
+  std::vector<uint32_t> unprovenWindows_;
   std::mutex closeMutex_;
   std::atomic<bool> closed_{false};
 };
