@@ -278,10 +278,8 @@ export class LinkManager {
     const { generation } = pending.request;
     const links = this.peer(id);
     if (kind === 'message' && !messages.install(id, pending, reply)) return false;
-    links.generation[kind] = generation;
-    links.live[kind] = true;
-    if (kind === 'message') return true;
     if (kind === 'probe') {
+      // First: what cannot be shared is no link, and is made again.
       background.send({
         type: 'probe',
         peer: id,
@@ -295,8 +293,10 @@ export class LinkManager {
           processId: links.processId,
         },
       });
-      return true;
     }
+    links.generation[kind] = generation;
+    links.live[kind] = true;
+    if (kind !== 'log') return true;
     fabric.setPeer(id, {
       queuePair,
       logAddress: reply.readable.address,

@@ -197,6 +197,50 @@ it('a peer that makes links is asked for those that it was not ready for before,
   manager.close();
 });
 
+it('a probe link that the background thread could not be given is made again', async () => {
+  vi.useFakeTimers();
+  onTestFinished(() => void vi.useRealTimers());
+  const address = { qpNum: 1, psn: 1, gid: 'fe80:0000:0000:0000:0000:0000:0000:0001', lid: 0, mtuBytes: 1024 };
+  const range = { address: 4096, rkey: 1 };
+  const reply = { queuePair: address, readable: range, writable: range, position: null };
+  let made = 0;
+  const share = () => {
+    made++;
+    if (made === 1) throw new QuorateError('QUORATE_LIMIT', 'all tokens of shared objects are in use');
+    return made;
+  };
+  const sent: ToBackground[] = [];
+  const warnings: Error[] = [];
+  const manager = new LinkManager({
+    clusterId: 5,
+    endpoint: {
+      initiate: (kind: string, generation: number) => {
+        if (kind !== 'probe') throw new QuorateError('QUORATE_NOT_READY', 'nothing but a probe link is made here');
+        return { kind, request: { generation }, queuePair: { share, close: () => {} } };
+      },
+      finds: () => true,
+      complete: async () => {},
+      peerProcess: () => null,
+    },
+    messages: {
+      initiate: () => {
+        throw new QuorateError('QUORATE_NOT_READY', 'nothing but a probe link is made here');
+      },
+      restart: () => {},
+    },
+    background: { send: (message: ToBackground) => sent.push(message) },
+    onWarning: (error: Error) => warnings.push(error),
+  } as unknown as LinkManagerOptions);
+  manager.connected(1, {
+    peer: { bootId: 1, processId: 1 },
+    request: async () => reply,
+  } as unknown as ControlConnection);
+  await vi.advanceTimersByTimeAsync(1_000);
+  manager.close();
+  expect(warnings).toMatchObject([{ code: 'QUORATE_LIMIT' }]);
+  expect(sent).toMatchObject([{ type: 'probe', peer: 1, link: { queuePair: 2 } }]);
+});
+
 it.each(['probe', 'log'] as const)(
   'the %s link that a peer asked for last is the one that stays, though one that it asked for before takes longer to make',
   async (kind) => {
