@@ -15,7 +15,13 @@ const LEADER = 0;
 
 closeAfterEach();
 
-function openMailbox(id: number, proposeHere: () => Promise<ProposeResult<unknown>>): { mailbox: Mailbox; wire: Wire } {
+function openMailbox(
+  id: number,
+  proposeHere: () => Promise<ProposeResult<unknown>>,
+  onWarning = (error: Error): void => {
+    throw error;
+  },
+): { mailbox: Mailbox; wire: Wire } {
   const endpoint = openEndpoint();
   const mailbox = new Mailbox({
     id,
@@ -25,9 +31,7 @@ function openMailbox(id: number, proposeHere: () => Promise<ProposeResult<unknow
     readIndex: () => ({ epoch: 0, lsn: 0 }),
     onTold: () => {},
     onBroken: () => {},
-    onWarning: (error) => {
-      throw error;
-    },
+    onWarning,
   });
   const { fabric } = mailbox;
   closeLater(fabric);
@@ -64,4 +68,14 @@ it('an answer to the process before is not taken for an answer to this one', asy
   second.wire.host.onMessage(LEADER, leader.wire.sent[1] as Uint8Array);
   expect(now).toMatchObject([{ lsn: 128, result: 'of this one' }]);
   expect(before).toEqual([]);
+});
+
+it('what a peer says that makes no sense is a warning once, however often it is said, and for each peer', () => {
+  const warnings: string[] = [];
+  const nothing = () => Promise.reject(new Error('nobody proposes'));
+  const { wire } = openMailbox(LEADER, nothing, ({ message }) => void warnings.push(message));
+  for (const peer of [1, 2]) {
+    for (let count = 0; count < 100; count++) wire.host.onMessage(peer, Uint8Array.of(255));
+  }
+  expect(warnings).toEqual([expect.stringMatching(/^replica 1: /), expect.stringMatching(/^replica 2: /)]);
 });

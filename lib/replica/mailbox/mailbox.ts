@@ -6,6 +6,7 @@ import type { OutgoingMessage } from '../../consensus/message-port.js';
 import { QuorateError } from '../../errors.js';
 import { MessageFabric } from '../../fabric/message-fabric.js';
 import type { VerbsEndpoint } from '../../fabric/verbs-endpoint.js';
+import { WarningLimit } from '../control-channel.js';
 import type { ReadIndex } from '../follower-reads.js';
 import type { ProposeResult, SessionCommand } from '../replica-options.js';
 import { ANSWERS_QUEUED_BYTES_MAX } from './limits.js';
@@ -58,6 +59,8 @@ export class Mailbox {
   /** Of this process: an answer to the one before must not pass for an answer to this one. */
   private readonly asker = randomInt(1, ASKER_END);
   private lastNumber = 0;
+  /** A peer decides how often it says what makes no sense. */
+  private readonly warningLimit = new WarningLimit();
 
   constructor(private readonly host: MailboxHost) {
     this.fabric = new MessageFabric(host.endpoint, {
@@ -141,7 +144,9 @@ export class Mailbox {
     try {
       return action();
     } catch (error) {
-      const text = `replica ${peer}: ${(error as Error).message}`;
+      const before = this.warningLimit.admit(`replica ${peer}`);
+      if (before === undefined) return undefined;
+      const text = `replica ${peer}: ${(error as Error).message}${before}`;
       this.host.onWarning(new QuorateError('QUORATE_PROTOCOL', text, { cause: error }));
       return undefined;
     }
