@@ -3,6 +3,7 @@
 import { EventEmitter } from 'node:events';
 import { afterEach, expect, it, vi } from 'vitest';
 import { chainBeginning } from '#lib/consensus/entry.js';
+import { QuorateError } from '#lib/errors.js';
 import { TransferSource } from '#lib/fabric/transfer-link.js';
 import type { ControlConnection } from '#lib/replica/control-channel.js';
 import { Donor, type DonorHost } from '#lib/replica/transfer/donor.js';
@@ -96,10 +97,10 @@ function connectionOf(id: number) {
 }
 
 /** Links to receivers are made at once, of staging memory that nobody READs. */
-function linkAtOnce(): void {
+function linkAtOnce(close = (): void => {}): void {
   const link = {
     bytes: new Uint8Array(4 * 1024 * 1024),
-    close: vi.fn(),
+    close,
     views: () => [],
     state: { indexOf: () => -1 },
   };
@@ -181,4 +182,23 @@ it('is not told that chunks were taken which it has not announced yet', async ()
     code: 'QUORATE_PROTOCOL',
     message: 'chunk 2 was acknowledged; 1 were announced',
   });
+});
+
+it('ends every transfer of a connection that is lost, and warns of links that cannot be taken down', async () => {
+  linkAtOnce(() => {
+    throw new QuorateError('QUORATE_SYSTEM', 'the device is gone');
+  });
+  const ended: number[] = [];
+  const warnings: Error[] = [];
+  const donor = donorOf(new SilentLog(), {
+    onProgress: ({ state, receiver }) => void (state === 'failed' && ended.push(receiver)),
+    onWarning: (error) => void warnings.push(error),
+  });
+  const connection = connectionOf(2);
+  for (const transfer of [1, 2]) await donor.open(connection as unknown as ControlConnection, { ...REQUEST, transfer });
+  connection.isClosed = true;
+  connection.emit('close');
+  expect(ended).toEqual([2, 2]);
+  expect(donor.statuses).toEqual([]);
+  expect(warnings).toMatchObject([{ code: 'QUORATE_SYSTEM' }, { code: 'QUORATE_SYSTEM' }]);
 });

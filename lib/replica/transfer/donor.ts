@@ -274,7 +274,12 @@ class Donation {
     this.state.source.close();
     this.progress.change(error === undefined ? 'done' : 'failed');
     this.onOver();
-    this.link.close();
+    try {
+      this.link.close();
+    } catch (failure) {
+      // Of a device that fails, say: the transfer is over all the same, and whoever ended it has more to do.
+      this.host.onWarning(failure as Error);
+    }
   }
 }
 
