@@ -72,6 +72,7 @@ export class ListeningPlace {
 
   /** Undefined if it is impossible. */
   private async begin(host: string, port: number): Promise<Place | undefined> {
+    const before = [...this.former.keys()];
     const server = this.host.makeServer();
     this.others.add(server);
     try {
@@ -83,6 +84,13 @@ export class ListeningPlace {
       const isInUse = (error as QuorateError).code === 'QUORATE_ADDRESS_IN_USE';
       const here = isInUse ? await this.underAnotherName(host, port).catch(() => undefined) : undefined;
       if (here !== undefined) return here;
+      const left = before.filter((place) => place.port === port && !this.former.has(place));
+      if (isInUse && left.length > 0) {
+        // Perhaps one of these held the address, for which nobody has to wait any more.
+        await Promise.all(left.map((place) => place.server.close()));
+        if (this.host.isClosed()) return undefined; // close() knows nothing of a server that is made now
+        return await this.begin(host, port);
+      }
       const { message } = error as Error;
       const text =
         `the address of this replica was changed to ${host}:${port}, where it cannot listen (${message}); it goes on ` +

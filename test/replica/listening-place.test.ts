@@ -1,7 +1,8 @@
 // Where a replica listens while its address is changed, and changed again.
-import { afterEach, expect, it } from 'vitest';
+import { afterEach, expect, it, vi } from 'vitest';
 import { ControlServer } from '#lib/replica/control-channel.js';
 import { ListeningPlace } from '#lib/replica/listening-place.js';
+import { REMOVED_GRACE_MS } from '#lib/replica/member-directory.js';
 import { answers, CLUSTER_KEY, freePorts } from './fixture.js';
 
 const HOST = '127.0.0.1';
@@ -85,5 +86,27 @@ it('stays as it is when the change is to another name of the same address', asyn
   await place.move(HOST, first);
   expect(warnings).toEqual([]);
   expect(place.at).toEqual({ host: HOST, port: first });
+  expect(await answers(HOST, first)).toBe(true);
+});
+
+it('is a former one again, under another name, also when that is left in the moment in which it is found to be in use', async () => {
+  const [first, second] = (await freePorts(2)) as [number, number];
+  const otherName = '127.1'; // as inet_aton(3) reads it, 127.0.0.1
+  const place = makePlace();
+  await place.listen(HOST, first);
+  vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] });
+  const { listen } = ControlServer.prototype;
+  try {
+    await place.move(HOST, second);
+    ControlServer.prototype.listen = function (...parameters) {
+      return listen.apply(this, parameters).finally(() => vi.advanceTimersByTime(REMOVED_GRACE_MS));
+    };
+    await place.move(otherName, first);
+  } finally {
+    ControlServer.prototype.listen = listen;
+    vi.useRealTimers();
+  }
+  expect(warnings).toEqual([]);
+  expect(place.at).toEqual({ host: otherName, port: first });
   expect(await answers(HOST, first)).toBe(true);
 });
