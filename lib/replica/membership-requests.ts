@@ -167,6 +167,12 @@ export class MembershipRequests {
       throw new QuorateError('QUORATE_UNKNOWN_MEMBER', `replica ${oldId} is no member and cannot be replaced`);
     }
     const role = roleOf(id);
+    const there = memberWithId(known, id);
+    // Somebody else, and not what an earlier attempt has added.
+    if (there !== undefined && role !== 'spare' && (there.host !== host || there.port !== port)) {
+      const text = `replica ${id} is a ${role} at ${there.host}:${there.port} already, and not at ${host}:${port}`;
+      throw new QuorateError('QUORATE_MEMBER_EXISTS', text);
+    }
     if (role === undefined || role === 'spare') {
       await this.changeInTurn({ kind: 'addLearner', id, host, port, priority }, endsAt_ms);
     }

@@ -34,3 +34,36 @@ it('lets everything else go on while changes wait for room in the log, without w
   requests.look();
   expect(await promotions).toEqual(['promoted', 'promoted']);
 });
+
+it.each(['voter', 'learner'])(
+  'takes no %s that is somewhere else for the new member of a replacement',
+  async (role) => {
+    const place = { host: '10.0.0.1', port: 7000 };
+    const members = [
+      { id: 0, role: 'voter', ...place },
+      { id: 1, role, ...place, port: 7001 },
+      { id: 2, role: 'voter', ...place, port: 7002 },
+    ];
+    const changes: unknown[] = [];
+    const plane = {
+      role: 'leader',
+      configuration: { version: 1, members },
+      appliedConfiguration: { version: 1 },
+      changeMembership: (change: unknown) => {
+        changes.push(change);
+        return { code: 'QUORATE_QUORUM_AT_RISK', message: 'nothing is done here' };
+      },
+    };
+    const requests = new MembershipRequests({
+      plane: plane as unknown as ReplicationPlane,
+      now_ns: () => 0,
+      onBegun: () => {},
+      notLeader: () => new QuorateError('QUORATE_NOT_LEADER', 'not expected'),
+    });
+    await expect(requests.replace(2, { id: 1, host: '10.0.0.9', port: 7001 }, 1_000)).rejects.toMatchObject({
+      code: 'QUORATE_MEMBER_EXISTS',
+      message: expect.stringContaining('10.0.0.1:7001'),
+    });
+    expect(changes).toEqual([]);
+  },
+);
