@@ -159,6 +159,13 @@ function checkPlace({ id, members, join, address }: ReplicaOptions<never>): Memb
 
 function checkFounders(id: number, members: readonly MemberAddress[]): MemberAddress {
   const ids = checkList(members, 'members');
+  const byAddress = new Map<string, number>();
+  for (const { id: member, host, port } of members) {
+    const address = `${host}:${port}`;
+    const other = byAddress.get(address);
+    if (other !== undefined) invalid(`members lists ${address} twice, for replicas ${other} and ${member}`);
+    byAddress.set(address, member);
+  }
   const self = members.find((member) => member.id === id);
   if (self === undefined) {
     const known = [...ids].sort((a, b) => a - b).join(', ');

@@ -28,6 +28,12 @@ describe('Replica.open() refuses', () => {
       /id 0 is not in members/,
     ],
     ['an id that is listed twice', (list) => ({ members: [...list, list[0]] }), 'QUORATE_INVALID_ARGUMENT', /twice/],
+    [
+      'an address that is listed twice',
+      (list) => ({ members: [...list, { ...list[0], id: 7 }] }),
+      'QUORATE_INVALID_ARGUMENT',
+      /members lists 127\.0\.0\.1:[0-9]+ twice, for replicas 0 and 7/,
+    ],
     ['an empty member list', () => ({ members: [] }), 'QUORATE_INVALID_ARGUMENT', /members/],
     ['a ring that is no power of two', () => ({ logBytes: 100_000 }), 'QUORATE_INVALID_ARGUMENT', /power of two/],
     ['a ring that is too small', () => ({ logBytes: 1024 }), 'QUORATE_INVALID_ARGUMENT', /logBytes 1024/],
