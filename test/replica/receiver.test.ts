@@ -240,3 +240,23 @@ it.each([
     expect(came).toEqual(fills);
   },
 );
+
+it('takes no state from the next donor that is older than the one that began to come, behind which the leader keeps no log', async () => {
+  const chunk = new Uint8Array(CHUNK_BYTES);
+  const whole = { snapshotChunks: () => [chunk] };
+  const failing = {
+    snapshotChunks: () =>
+      (async function* () {
+        yield chunk;
+        throw new Error('it gives no more');
+      })(),
+  };
+  const { receiver, installed } = transfer(
+    new CommandLog(),
+    { lsn: 128, machine: failing },
+    { lsn: 64, machine: whole },
+    { lsn: 192, machine: { snapshotChunks: () => [Buffer.from('[]')] } },
+  );
+  expect(await receiver.order({ donors: [1, 2, 3], minLsn: 64 })).toBe(192);
+  expect(installed).toEqual([192]);
+});

@@ -389,7 +389,8 @@ export class Receiver {
     try {
       for (const donor of order.donors) {
         try {
-          await this.pull(run, donor, order.minLsn);
+          // What the leader was told to come is what it keeps the log for.
+          await this.pull(run, donor, Math.max(order.minLsn, progress.lsn));
         } catch (error) {
           if (run.cancelled !== undefined) throw run.cancelled;
           reasons.push(`replica ${donor}: ${(error as Error).message}`);
