@@ -17,14 +17,16 @@ import { join } from 'node:path';
 import { afterEach, expect, it, onTestFinished, vi } from 'vitest';
 import { genesisConfiguration } from '#lib/consensus/configuration.js';
 import { chainBeginning } from '#lib/consensus/entry.js';
-import { Replica } from '#lib/index.js';
+import { QuorateError, Replica } from '#lib/index.js';
 import { CrashSurvival, type CrashSurvivalHost } from '#lib/replica/recovery/crash-survival.js';
 import { Recovery, type RecoveryHost } from '#lib/replica/recovery/recovery.js';
+import { Donor } from '#lib/replica/transfer/donor.js';
 import { SnapshotSink } from '#lib/replica/transfer/snapshot-stream.js';
 import { checksum } from '#lib/verbs/checksum.js';
 import { CommandLog, members, optionsFor } from './fixture.js';
 import { Processes, type Report } from './processes.js';
 
+const never = new Promise<never>(() => {});
 const LOG_BYTES = 2 * 1024 * 1024;
 /** Keys of 4 KiB: a state of 6 MiB, three times the ring. */
 const KEYS = 1536;
@@ -213,6 +215,57 @@ it('a replica that is removed leaves nothing behind', async () => {
   );
 });
 
+it('a replica comes back by its own region though the one that it asks first stands still', async () => {
+  const directory = mkdtempSync(join(tmpdir(), 'quorate-recovery-'));
+  const list = await members(3);
+  const replicas: Replica[] = [];
+  const open = async (id: number): Promise<Replica> => {
+    const replica = await Replica.open(optionsFor(id, list, { profile: 'relaxed', surviveCrash: { directory } }));
+    replicas.push(replica);
+    return replica;
+  };
+  onTestFinished(async () => {
+    vi.restoreAllMocks();
+    await Promise.all(replicas.map((replica) => replica.close()));
+    rmSync(directory, { recursive: true });
+  });
+  const [first] = (await Promise.all(list.map(({ id }) => open(id)))) as [Replica];
+  for (let count = 0; count < 10; count++) await first.propose(Buffer.from(`${count}`));
+  await first.close();
+  // One that is stopped holds its connections.
+  const { open: answer } = Donor.prototype;
+  vi.spyOn(Donor.prototype, 'open').mockImplementation(function (this: Donor, connection, body) {
+    const { host } = this as unknown as { host: { id: number } };
+    return host.id === 2 ? never : answer.call(this, connection, body);
+  });
+  expect((await open(0)).status().recovery).toMatchObject({ stage: 'done', donor: 1 });
+});
+
+it('who did not answer is not asked again by a replica that comes back', async () => {
+  const asked: number[] = [];
+  const host: Partial<RecoveryHost> = {
+    region: { path: 'a region' } as never,
+    donors: () => [2, 1],
+    readLog: (donor) => {
+      asked.push(donor);
+      const code = donor === 2 ? 'QUORATE_TIMEOUT' : 'QUORATE_LOG_RECYCLED';
+      return Promise.reject(new QuorateError(code, 'it gives no log'));
+    },
+    onStatus: () => {},
+    onWarning: () => {},
+    isClosed: () => false,
+  };
+  const position = chainBeginning(5);
+  const predecessor = { anchor: { clusterId: 5, position, snapshot: null }, ring: new Uint32Array(LOG_BYTES / 4) };
+  const recovery = new Recovery(host as RecoveryHost);
+  expect(await recovery.run({ clusterId: 5 } as never, predecessor as never)).toBeNull();
+  expect(asked.filter((donor) => donor === 2)).toEqual([2]);
+  expect(recovery.status).toMatchObject({
+    stage: 'full',
+    reason: expect.stringContaining('replica 2: it gives no log'),
+  });
+});
+
 it('a replica that is closed while nobody could be asked asks no more', async () => {
   let rounds = 0;
   const host: Partial<RecoveryHost> = {
@@ -265,8 +318,6 @@ it('a state that cannot be compared is not put in place, and its places are give
   expect(await recovery.run({ clusterId: 5 } as never, predecessor as never)).toBeNull();
   expect(ends).toEqual([expect.stringContaining('its log begins later')]);
 });
-
-const never = new Promise<never>(() => {});
 
 it.each([
   [

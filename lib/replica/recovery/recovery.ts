@@ -80,7 +80,6 @@ const PASSING: readonly string[] = [
   'QUORATE_CLOSED',
   'QUORATE_DISCONNECTED',
   'QUORATE_PEER_CLOSED',
-  'QUORATE_TIMEOUT',
   'QUORATE_LINK_DEAD',
 ];
 
@@ -216,6 +215,8 @@ export class Recovery {
   ): Promise<{ from: ChainPosition; tail: LogTail; configuration: Configuration; donor: number }> {
     const { host } = this;
     const reasons = new Set<string>();
+    /** Those that stood still: each of them costs as long as an answer is waited for. */
+    const silent = new Set<number>();
     for (let round = 0; round < DONOR_ROUNDS_MAX; round++) {
       if (round > 0) await new Promise((resolve) => setTimeout(resolve, DONOR_PAUSE_MS));
       if (host.isClosed()) throw new QuorateError('QUORATE_CLOSED', 'the replica was closed');
@@ -223,6 +224,7 @@ export class Recovery {
       let isPassing = donors.length === 0;
       for (const from of log.candidates) {
         for (const donor of donors) {
+          if (silent.has(donor)) continue;
           if (host.isClosed()) throw new QuorateError('QUORATE_CLOSED', 'the replica was closed');
           try {
             const received = await this.read(donor, from);
@@ -230,7 +232,9 @@ export class Recovery {
             if (tail !== null) return { from, tail, configuration: received.configuration, donor };
             reasons.add(`the log of replica ${donor} does not continue it at LSN ${from.lsn}`);
           } catch (error) {
-            isPassing ||= PASSING.includes(errorCode(error) ?? '');
+            const code = errorCode(error) ?? '';
+            if (code === 'QUORATE_TIMEOUT') silent.add(donor);
+            isPassing ||= PASSING.includes(code);
             reasons.add(`replica ${donor}: ${(error as Error).message}`);
           }
         }

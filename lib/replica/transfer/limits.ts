@@ -38,6 +38,8 @@ export const RESTORE_WHOLE_BYTES_MAX = 2 ** 31;
 export const DONATIONS_MAX = 2;
 /** To freeze the state, connect and, when a transfer is taken over from another donor, find the place where it stopped. */
 export const OPEN_TIMEOUT_MS = 60_000;
+/** The same where the log is wanted, for which nothing is frozen: a replica that comes back asks another one then. */
+export const LOG_OPEN_TIMEOUT_MS = 5_000;
 /** Neither chunk nor news of one for so long: the receiver tries another donor. */
 export const STALL_TIMEOUT_MS = 20_000;
 /** A receiver that takes nothing for so long is given up by the donor. */

@@ -15,7 +15,14 @@ import type { ControlConnection } from '../control-channel.js';
 import type { StateMachine } from '../replica-options.js';
 import { turn } from '../turn.js';
 import { chunksAhead } from './geometry.js';
-import { CHUNK_READS_MAX, OPEN_TIMEOUT_MS, SNAPSHOT_BYTES_MAX, STALL_TIMEOUT_MS, TAKEN_PARTS } from './limits.js';
+import {
+  CHUNK_READS_MAX,
+  LOG_OPEN_TIMEOUT_MS,
+  OPEN_TIMEOUT_MS,
+  SNAPSHOT_BYTES_MAX,
+  STALL_TIMEOUT_MS,
+  TAKEN_PARTS,
+} from './limits.js';
 import {
   checkOpened,
   type TransferClosed,
@@ -507,7 +514,8 @@ export class Receiver {
     connection.on('close', lost);
     try {
       const request: TransferOpen = { transfer, queuePair: link.address, ...wanted };
-      const opened = checkOpened(await connection.request('transferOpen', request, OPEN_TIMEOUT_MS));
+      const timeoutMs = wanted.logAfter === null ? OPEN_TIMEOUT_MS : LOG_OPEN_TIMEOUT_MS;
+      const opened = checkOpened(await connection.request('transferOpen', request, timeoutMs));
       if (opened.isLog !== (wanted.logAfter !== null)) {
         throw new QuorateError(
           'QUORATE_PROTOCOL',
