@@ -1,8 +1,8 @@
 // The leader's part when the log cannot bring a replica up to date: has it get a snapshot from a follower, while the log
 // behind that is kept; or sends it whole where the two ends have no memory for anything else. One at a time per replica.
 import type { ReplicationPlane } from '../consensus/replication-plane.js';
-import { QuorateError } from '../errors.js';
-import type { ControlConnection } from './control-channel.js';
+import { errorCode, QuorateError } from '../errors.js';
+import { type ControlConnection, WarningLimit } from './control-channel.js';
 import type { TransferOrder } from './transfer/messages.js';
 import { turn } from './turn.js';
 
@@ -29,6 +29,8 @@ export interface SnapshotSenderHost {
 
 export class SnapshotSender {
   private readonly receivers = new Set<number>();
+  /** By receiver: what keeps it from getting a snapshot does so at each attempt. */
+  private readonly warnings = new Map<number, WarningLimit>();
 
   constructor(private readonly host: SnapshotSenderHost) {}
 
@@ -57,15 +59,24 @@ export class SnapshotSender {
       } catch (error) {
         if (host.isClosed() || !IMPOSSIBLE_TRANSFER.includes((error as QuorateError).code)) throw error;
         // There is no memory to be had for READs: as a whole, over the control channel.
-        host.onWarning(error as Error);
+        this.warn(peer, error as Error);
         plane.beginSnapshot(peer);
         await connection.sendBlob('snapshot', host.encode(plane), SNAPSHOT_TIMEOUT_MS);
       }
     } catch (error) {
       if (host.isClosed()) return;
-      host.onWarning(error as Error);
+      this.warn(peer, error as Error);
       await new Promise((resolve) => setTimeout(resolve, SNAPSHOT_RETRY_MS));
     }
     host.onEnded(plane, peer);
+  }
+
+  private warn(peer: number, error: Error): void {
+    const limit = this.warnings.get(peer) ?? new WarningLimit();
+    this.warnings.set(peer, limit);
+    const code = errorCode(error) ?? 'QUORATE_SYSTEM';
+    const before = limit.admit(code);
+    if (before === undefined) return;
+    this.host.onWarning(before === '' ? error : new QuorateError(code, `${error.message}${before}`, { cause: error }));
   }
 }
