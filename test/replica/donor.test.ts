@@ -202,3 +202,28 @@ it('ends every transfer of a connection that is lost, and warns of links that ca
   expect(donor.statuses).toEqual([]);
   expect(warnings).toMatchObject([{ code: 'QUORATE_SYSTEM' }, { code: 'QUORATE_SYSTEM' }]);
 });
+
+it.each(['over its connection', 'by message'])(
+  'does not begin a transfer that its receiver gave up %s before there was an answer',
+  async (how) => {
+    let made = (_link: TransferSource): void => {};
+    vi.spyOn(TransferSource, 'open').mockReturnValue(
+      new Promise((resolve) => {
+        made = resolve;
+      }),
+    );
+    const link = { bytes: new Uint8Array(4 * 1024 * 1024), close: vi.fn(), state: { indexOf: () => -1 } };
+    const freed = vi.spyOn(SnapshotSource.prototype, 'close');
+    const donor = donorOf(new SilentLog());
+    const connection = connectionOf(2) as unknown as ControlConnection;
+    const opened = donor.open(connection, REQUEST).catch((error: Error) => error);
+    const closed = { transfer: 1, code: 'QUORATE_TIMEOUT', message: 'it did not answer' };
+    if (how === 'by message') donor.closedAt(2, closed);
+    else donor.closed(connection, closed);
+    made(link as unknown as TransferSource);
+    expect(await opened).toMatchObject({ code: 'QUORATE_CANCELLED' });
+    expect(donor.statuses).toEqual([]);
+    expect(link.close).toHaveBeenCalledTimes(1);
+    expect(freed).toHaveBeenCalled();
+  },
+);

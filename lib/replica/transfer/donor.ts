@@ -283,9 +283,16 @@ class Donation {
   }
 }
 
+/** A transfer that was asked for, and is not answered yet. */
+interface Opening {
+  readonly connection: ControlConnection;
+  readonly transfer: number;
+  isGivenUp: boolean;
+}
+
 export class Donor {
   private readonly donations = new Map<ControlConnection, Map<number, Donation>>();
-  private opening = 0;
+  private readonly openings = new Set<Opening>();
   private isClosed = false;
 
   constructor(private readonly host: DonorHost) {}
@@ -295,7 +302,7 @@ export class Donor {
   }
 
   private get count(): number {
-    let count = this.opening;
+    let count = this.openings.size;
     for (const of of this.donations.values()) count += of.size;
     return count;
   }
@@ -318,11 +325,12 @@ export class Donor {
     if (this.count >= DONATIONS_MAX) {
       throw new QuorateError('QUORATE_BUSY', `replica ${host.id} gives its state to ${DONATIONS_MAX} others already`);
     }
-    this.opening++;
+    const opening: Opening = { connection, transfer: request.transfer, isGivenUp: false };
+    this.openings.add(opening);
     try {
-      return await this.begin(connection, request);
+      return await this.begin(opening, request);
     } finally {
-      this.opening--;
+      this.openings.delete(opening);
     }
   }
 
@@ -331,8 +339,9 @@ export class Donor {
     throw new QuorateError('QUORATE_PROTOCOL', `transfer ${transfer} is under way already`);
   }
 
-  private async begin(connection: ControlConnection, request: TransferOpen): Promise<TransferOpened> {
+  private async begin(opening: Opening, request: TransferOpen): Promise<TransferOpened> {
     const { host } = this;
+    const { connection } = opening;
     const { resume, logAfter } = request;
     const freeze = (): DonorState => (logAfter === null ? host.freeze() : host.logAfter(logAfter));
     let state = freeze();
@@ -362,6 +371,7 @@ export class Donor {
         }
       }
       if (this.isClosed || connection.isClosed) throw new QuorateError('QUORATE_CLOSED', 'the receiver has gone');
+      if (opening.isGivenUp) throw new QuorateError('QUORATE_CANCELLED', 'the receiver gave up');
       this.checkNew(connection, request.transfer); // or was asked for once more meanwhile
       const { position, configuration, sessionsBytes, source } = state;
       this.add(connection, request.transfer, link, state, slots, chunker);
@@ -420,7 +430,9 @@ export class Donor {
 
   /** As closed(), by a message of this peer. */
   closedAt(peer: number, closed: { transfer: number; code: string; message: string }): void {
-    const connection = this.connectionOf(peer, closed.transfer);
+    const { transfer } = closed;
+    const opening = [...this.openings].find((one) => one.connection.peer.id === peer && one.transfer === transfer);
+    const connection = this.connectionOf(peer, transfer) ?? opening?.connection;
     if (connection !== undefined) this.closed(connection, closed);
   }
 
@@ -436,6 +448,10 @@ export class Donor {
     connection: ControlConnection,
     { transfer, code, message }: { transfer: number; code: string; message: string },
   ): void {
+    // Perhaps it is not answered yet, and its receiver waits no longer: nobody would take anything.
+    for (const opening of this.openings) {
+      if (opening.connection === connection && opening.transfer === transfer) opening.isGivenUp = true;
+    }
     const error = code === '' ? undefined : new QuorateError(code, message);
     this.donations.get(connection)?.get(transfer)?.end(error);
   }
