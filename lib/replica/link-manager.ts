@@ -56,6 +56,8 @@ class PeerLinks {
   readonly generation = { probe: 0, log: 0, message: 0 };
   readonly live = { probe: false, log: false, message: false };
   readonly making = { probe: false, log: false, message: false };
+  /** What the last attempt failed by does not pass by itself. */
+  readonly isFaulty = { probe: false, log: false, message: false };
   /** What keeps links from being made, a wrong option at the peer, does so at each retry. */
   readonly warnings = new WarningLimit();
   /** What makes those that could not be made another time. */
@@ -203,6 +205,8 @@ export class LinkManager {
     for (const kind of KINDS) {
       const retry = links.retries[kind];
       if (retry === undefined || !this.timers.has(retry)) continue;
+      // Two that cannot be linked would ask each other as fast as they can, each because the other asks.
+      if (links.isFaulty[kind]) continue;
       links.retryDelayMs[kind] = RETRY_DELAY_MIN_MS;
       this.ensure(id, kind);
     }
@@ -228,6 +232,7 @@ export class LinkManager {
     const { clusterId, endpoint, messages, onRefused } = this.options;
     const links = this.peer(id);
     const generation = this.nextGeneration++;
+    links.isFaulty[kind] = false;
     let pending: PendingLink | undefined;
     try {
       pending = kind === 'message' ? messages.initiate(id, generation) : endpoint.initiate(kind, generation);
@@ -257,6 +262,7 @@ export class LinkManager {
         code === 'QUORATE_NOT_A_MEMBER' || // it has not heard of this replica yet, or that it was added again
         code === 'QUORATE_CLOSED' ||
         links.connection !== connection;
+      links.isFaulty[kind] = !isPassing;
       if (!isPassing && !this.closed) this.warn(links, error as Error);
       if (code === 'QUORATE_NOT_A_MEMBER' && !this.closed) onRefused(id);
       return false;

@@ -197,6 +197,38 @@ it('a peer that makes links is asked for those that it was not ready for before,
   manager.close();
 });
 
+it('a peer that cannot be linked with is not asked any sooner because it asks: two such would do nothing else', async () => {
+  vi.useFakeTimers();
+  onTestFinished(() => void vi.useRealTimers());
+  const mismatch = () =>
+    Promise.reject(new QuorateError('QUORATE_CONFIGURATION_MISMATCH', 'logBytes must be the same'));
+  const initiate = () => ({ request: {}, queuePair: { close: () => {} } });
+  const manager = new LinkManager({
+    clusterId: 5,
+    endpoint: { initiate, accept: mismatch },
+    messages: { initiate, accept: mismatch, restart: () => {} },
+    background: { send: () => {} },
+    onWarning: () => {},
+  } as unknown as LinkManagerOptions);
+  let asked = 0;
+  const request = () => {
+    asked++;
+    return mismatch();
+  };
+  manager.connected(1, { peer: { bootId: 1, processId: 1 }, request } as unknown as ControlConnection);
+  await vi.advanceTimersByTimeAsync(5_000);
+  const before = asked;
+  const gid = 'fe80:0000:0000:0000:0000:0000:0000:0001';
+  const queuePair = { qpNum: 1, psn: 1, gid, lid: 0, mtuBytes: 1024 };
+  for (const kind of ['probe', 'log', 'message']) {
+    const link = { kind, generation: 1, queuePair, logBytes: 65536, stream: 1, clusterId: 5 };
+    expect(await rejection(manager.accept(1, link))).toMatchObject({ code: 'QUORATE_CONFIGURATION_MISMATCH' });
+  }
+  await vi.advanceTimersByTimeAsync(0);
+  expect(asked - before).toBe(0);
+  manager.close();
+});
+
 it('a probe link that the background thread could not be given is made again', async () => {
   vi.useFakeTimers();
   onTestFinished(() => void vi.useRealTimers());
