@@ -212,7 +212,7 @@ export class DurableLog {
 
   /**
    * What is on disk need not lead to where the log goes on: a snapshot that was received stands in between, and no segment
-   * that says so has begun. A snapshot that is stored now has to be marked so.
+   * that says so is there. A snapshot that is stored now has to be marked so.
    */
   get isDetached(): boolean {
     return this.isBehindSnapshot;
@@ -287,7 +287,6 @@ export class DurableLog {
       frame.segment = number;
       frame.kind = this.isBehindSnapshot ? FrameKind.segmentBehindSnapshot : FrameKind.segment;
       frame.entriesBytes = 0;
-      this.isBehindSnapshot = false;
       writeFrame(fillingWords, 0, frame, 0, options.clusterId);
     }
     const offset = this.segmentBytes;
@@ -317,6 +316,7 @@ export class DurableLog {
       return;
     }
     if (this.writingRestarts === this.restarts) {
+      this.isBehindSnapshot = false; // the segment that says so is there
       copyPosition(this.writtenUpTo, this.reached);
       this.agreedLsn = this.writingAgreedLsn;
       if (!this.isHeld) copyPosition(this.reached, this.synced);

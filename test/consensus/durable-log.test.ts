@@ -180,6 +180,29 @@ describe('a log on its way to disk', () => {
     expect(disk.recover(place, true)).toMatchObject({ tail: other.tail, segments: [{ number: 2, lsn: place.lsn }] });
   });
 
+  test('gives way to a snapshot of another leader, also when the power goes before all of what is written behind that is there', () => {
+    const [ring, disk] = [new Ring(), new Disk()];
+    const log = durableLog(ring, disk);
+    for (let count = 0; count < 4; count++) ring.append(1, 40);
+    take(log, ring);
+    disk.complete();
+    const other = new Ring();
+    for (let count = 0; count < 3; count++) other.append(2, 8);
+    const place = { ...other.tail };
+    expect(place.lsn).toBeLessThan(ring.tail.lsn);
+    log.restart(place);
+    ring.bytes.set(other.bytes);
+    ring.truncate(place);
+    ring.applied = place.lsn;
+    ring.append(2, 8);
+    take(log, ring);
+    // While that is being written the snapshot gets to the disk.
+    expect(log.reaches(place.lsn)).toBe(true);
+    const { isDetached } = log;
+    disk.tear(() => false);
+    expect(disk.recover(place, isDetached)).toMatchObject({ tail: place, discard: [2, 1], isDetached: true });
+  });
+
   test('is none to a cluster that was forked off, whichever segments of it are left, and how whole they are', () => {
     const [ring, disk] = [new Ring(), new Disk()];
     const log = durableLog(ring, disk, 512);
