@@ -267,6 +267,30 @@ describe('the store of the state', () => {
     expect(refusals).toBeGreaterThan(0);
   });
 
+  test('is refused when a table ends before its end, wherever that is', async () => {
+    const path = join(folder(), 'state');
+    const store = await StateStore.open(path);
+    await store.setIdentity(IDENTITY);
+    await storeSnapshot(store, 1, 1);
+    await store.close();
+    const tables = readdirSync(path).filter((name) => name.endsWith('.ldb'));
+    expect(tables.length).toBeGreaterThan(0);
+    for (const name of tables) {
+      const sound = readFileSync(join(path, name));
+      for (const bytes of [0, 47, 48, 4096, sound.length >> 1, sound.length - 49, sound.length - 1]) {
+        const copy = folder();
+        cpSync(path, copy, { recursive: true });
+        writeFileSync(join(copy, name), sound.subarray(0, bytes));
+        const found = (async () => {
+          const again = await StateStore.open(copy);
+          await (async () => [again.identity(), await contents(again)])().finally(() => again.close());
+        })();
+        await expect(found, `${name} of ${bytes} bytes`).rejects.toMatchObject(INVALID);
+        rmSync(copy, { recursive: true });
+      }
+    }
+  });
+
   test('is refused for a damaged table also where it would make another one of it as soon as it is open', async () => {
     const path = join(folder(), 'state');
     const tables = () => readdirSync(path).filter((name) => name.endsWith('.ldb'));

@@ -77,18 +77,18 @@ function readError(path: string, error: unknown): unknown {
  * Takes the tables that are damaged out of the store's sight before it opens: as soon as it is open it may make new ones of them, with
  * checksums that are right. It does not open without one that it needs. Which those were, and where they are damaged.
  */
-async function setDamagedAside(path: string): Promise<{ name: string; at: number }[]> {
+async function setDamagedAside(path: string): Promise<{ name: string; where: string }[]> {
   for (const name of await readdir(path)) {
     if (!name.endsWith(TABLE + DAMAGED)) continue; // of a process that ended before it had put them back
     await rename(join(path, name), join(path, name.slice(0, -DAMAGED.length)));
   }
-  const damaged: { name: string; at: number }[] = [];
+  const damaged: { name: string; where: string }[] = [];
   for (const name of await readdir(path)) {
     if (!name.endsWith(TABLE)) continue;
-    const at = await findDamage(join(path, name));
-    if (at === null) continue;
+    const where = await findDamage(join(path, name));
+    if (where === null) continue;
     await rename(join(path, name), join(path, name + DAMAGED));
-    damaged.push({ name, at });
+    damaged.push({ name, where });
   }
   return damaged;
 }
@@ -119,7 +119,7 @@ export class StateStore {
       const cause = (error as Error).cause ?? error;
       const [first] = damages;
       if (first === undefined || (cause as { code?: string }).code !== CORRUPTION) throw readError(path, cause);
-      throw storeInvalid(path, `its file ${first.name} is damaged at byte ${first.at}: a checksum differs`);
+      throw storeInvalid(path, `its file ${first.name} is damaged ${first.where}`);
     }
     // An earlier process left them behind unfinished.
     for (const { name } of damages) await unlink(join(path, name + DAMAGED));

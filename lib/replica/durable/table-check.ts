@@ -106,27 +106,33 @@ async function readBlock(file: FileHandle, fileBytes: number, { offset, bytes }:
   return block.readUInt32LE(bytes + 1) === maskedCrc32c(memory, summed.length) ? summed : null;
 }
 
+const NO_TABLE = 'at its end: it is not an sstable';
+
+function damageAt(offset: number): string {
+  return `at byte ${offset}: a checksum differs`;
+}
+
 /**
- * Where the table is damaged, in bytes from its beginning; null if it is not. What does not end as a table does is none: the
- * store says so itself, unless it does not need it.
+ * Where the table is damaged, and how; null if it is not. What does not end as a table does is none. Of one that is too short
+ * the store, which knows how long it was, says no more than that it cannot be read.
  */
-export async function findDamage(path: string): Promise<number | null> {
+export async function findDamage(path: string): Promise<string | null> {
   const file = await open(path, 'r');
   try {
     const { size } = await file.stat();
-    if (size < FOOTER_BYTES) return null;
+    if (size < FOOTER_BYTES) return NO_TABLE;
     const footer = Buffer.alloc(FOOTER_BYTES);
     await file.read(footer, 0, FOOTER_BYTES, size - FOOTER_BYTES);
     const isTable =
       footer.readUInt32LE(FOOTER_BYTES - 8) === MAGIC_LOW && footer.readUInt32LE(FOOTER_BYTES - 4) === MAGIC_HIGH;
-    if (!isTable) return null;
+    if (!isTable) return NO_TABLE;
     const cursor = new Cursor(footer);
     for (const list of [cursor.place(), cursor.place()]) {
       const places = await readBlock(file, size, list);
-      if (places === null) return size - FOOTER_BYTES;
+      if (places === null) return damageAt(size - FOOTER_BYTES);
       if (places.at(-1) !== UNCOMPRESSED) continue; // another program's: this store compresses nothing
       for (const place of placesIn(places.subarray(0, -1))) {
-        if ((await readBlock(file, size, place)) === null) return place.offset;
+        if ((await readBlock(file, size, place)) === null) return damageAt(place.offset);
       }
     }
     return null;
