@@ -1,5 +1,5 @@
 // What a durable replica keeps beside its log: its promise, and who it is with its last snapshot.
-import {
+import fs, {
   cpSync,
   existsSync,
   mkdirSync,
@@ -10,10 +10,11 @@ import {
   statSync,
   writeFileSync,
 } from 'node:fs';
+import { syncBuiltinESMExports } from 'node:module';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { ClassicLevel } from 'classic-level';
-import { afterAll, afterEach, describe, expect, test, vi } from 'vitest';
+import { afterAll, afterEach, describe, expect, onTestFinished, test, vi } from 'vitest';
 import { genesisConfiguration } from '#lib/consensus/configuration.js';
 import { makeEpoch } from '#lib/consensus/epoch.js';
 import { diskError } from '#lib/replica/durable/disk-error.js';
@@ -474,6 +475,34 @@ describe('the directory of a durable replica', () => {
       ...INVALID,
       message: expect.stringContaining('lost which cluster'),
     });
+  });
+
+  test.each([
+    ['that it makes', () => {}],
+    ['that an earlier process made, which ended then', (above: string) => mkdirSync(above, { recursive: true })],
+  ])('is on disk when it is open, with all directories above it %s', async (_which, prepare) => {
+    const root = folder();
+    const above = join(root, 'a', 'b');
+    prepare(above);
+    const { openSync, fsyncSync } = fs;
+    const [paths, synced] = [new Map<number, unknown>(), new Set<unknown>()];
+    onTestFinished(() => {
+      Object.assign(fs, { openSync, fsyncSync });
+      syncBuiltinESMExports();
+    });
+    fs.openSync = (path, ...rest) => {
+      const descriptor = openSync(path, ...rest);
+      paths.set(descriptor, path);
+      return descriptor;
+    };
+    fs.fsyncSync = (descriptor) => {
+      synced.add(paths.get(descriptor));
+      fsyncSync(descriptor);
+    };
+    syncBuiltinESMExports();
+    const durability = await Durability.open(options(join(above, 'c')));
+    await durability.close();
+    for (const path of [root, join(root, 'a'), above, join(above, 'c')]) expect([...synced]).toContain(path);
   });
 
   test('is the same life after each start', async () => {

@@ -3,7 +3,7 @@
 // `log`: the log behind the snapshot, in files. Opens them, brings back what they hold, takes snapshots when the log has
 // grown, and stops using all of it when the disk fails.
 import { randomInt } from 'node:crypto';
-import { closeSync, existsSync, fsyncSync, openSync, readdirSync } from 'node:fs';
+import { closeSync, existsSync, fsyncSync, openSync, readdirSync, statSync } from 'node:fs';
 import { dirname, join, resolve } from 'node:path';
 import type { Configuration } from '../../consensus/configuration.js';
 import { decodeConfiguration } from '../../consensus/configuration.js';
@@ -69,14 +69,20 @@ export interface DurabilityHost {
   onWarning(error: Error): void;
 }
 
-/** The entries of files that were made just now must not vanish with the power, or the replica would be another one. */
+/**
+ * The entries of files that were made just now must not vanish with the power, or the replica would be another one; nor may those
+ * of directories above, made by this process or by one that ended before it had come to this.
+ */
 function syncDirectories(directory: string): void {
   for (const path of [join(directory, 'state'), join(directory, 'promise'), directory]) syncPath(path);
-  try {
-    syncPath(dirname(directory));
-  } catch (error) {
-    // A folder in which this user may make files and not look is the administrator's.
-    if ((error as NodeJS.ErrnoException).code !== 'EACCES') throw error;
+  const { dev } = statSync(directory);
+  for (let path = directory; path !== dirname(path) && statSync(dirname(path)).dev === dev; path = dirname(path)) {
+    try {
+      syncPath(dirname(path));
+    } catch (error) {
+      // A folder in which this user may make files and not look is the administrator's.
+      if ((error as NodeJS.ErrnoException).code !== 'EACCES') throw error;
+    }
   }
 }
 
