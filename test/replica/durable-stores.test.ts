@@ -341,6 +341,21 @@ describe('the store of the state', () => {
     expect(readdirSync(path).filter((name) => name.startsWith('000099'))).toEqual([]);
   });
 
+  test('has no snapshot in force that it could not put into a table', async () => {
+    const path = join(folder(), 'state');
+    const store = await StateStore.open(path);
+    await store.setIdentity(IDENTITY);
+    const inTheWay = Array.from({ length: 100 }, (_, number) => join(path, `${String(number).padStart(6, '0')}.ldb`));
+    const { compactRange } = ClassicLevel.prototype;
+    vi.spyOn(ClassicLevel.prototype, 'compactRange').mockImplementation(async function (this: ClassicLevel, ...range) {
+      for (const name of inTheWay) mkdirSync(name, { recursive: true });
+      await compactRange.apply(this, range);
+    });
+    await expect(storeSnapshot(store, 1, 1)).rejects.toMatchObject({ message: expect.stringContaining('directory') });
+    await store.close();
+    for (const name of inTheWay) rmSync(name, { recursive: true });
+  });
+
   test.each([
     ['its first snapshot', IDENTITY, (store: StateStore, snapshot: StoredSnapshot) => store.commit(snapshot)],
     [

@@ -264,7 +264,11 @@ export class StateStore {
     const records = [[SNAPSHOT, snapshot] as const, ...(identity === undefined ? [] : [[IDENTITY, identity] as const])];
     const puts = records.map(([key, record]) => ({ type: 'put', key, value: sealRecord(record) }) as const);
     await this.settle(() => this.database.batch(puts, SYNC));
-    await this.change(() => this.database.compactRange(IDENTITY, IDENTITY));
+    await this.change(async () => {
+      await this.database.compactRange(IDENTITY, IDENTITY);
+      // Should it have failed nobody was told, but the store takes nothing more then.
+      await this.database.del(PIECES_END);
+    });
   }
 
   /** Removes the pieces of all snapshots but this one, and gives back the room that they took. */
