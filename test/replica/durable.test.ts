@@ -338,6 +338,26 @@ describe('the directory of a durable replica', () => {
     await expect(Replica.open({ ...options, stateMachine })).rejects.toBe(refused);
   });
 
+  test('is refused when the state machine does not take the snapshot, and then its places are its own again', async () => {
+    const [list, directory] = [await members(1), folder()];
+    const options = optionsFor(0, list, { durable: { directory, snapshotAfterBytes: 64 * 1024 } });
+    const first = await Replica.open(options);
+    clusters.push(first);
+    while (first.status().durable?.snapshotLsn === 0) await first.propose(new Uint8Array(10_000));
+    await first.close();
+    const refused = new Error('refused by the state machine');
+    const aborts: Error[] = [];
+    const stateMachine = Object.assign(new CommandLog(), {
+      restoreInPlace: () => ({
+        next: () => new Uint8Array(1024),
+        finish: () => Promise.reject(refused),
+        abort: (error: Error) => void aborts.push(error),
+      }),
+    });
+    await expect(Replica.open({ ...options, stateMachine })).rejects.toBe(refused);
+    expect(aborts).toEqual([refused]);
+  });
+
   test('is refused without the promise that its log shows to have been made, and taken without it before there was one', async () => {
     const [list, directory] = [await members(3), folder()];
     const first = await open(list, directory);

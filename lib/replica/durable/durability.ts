@@ -305,15 +305,16 @@ export class Durability {
 
   private async restore(snapshot: StoredSnapshot, host: ReplayHost): Promise<void> {
     const sink = new SnapshotSink(host.stateMachine, snapshot.sessionsBytes, snapshot.bytes - snapshot.sessionsBytes);
+    let restored: Awaited<ReturnType<SnapshotSink['finish']>>;
     try {
       for await (const piece of this.storedPieces(snapshot)) await sink.write(piece);
+      restored = await sink.finish();
     } catch (error) {
       sink.abort(error as Error);
       throw error;
     }
-    const { sessions, put } = await sink.finish();
-    put();
-    host.restoreSessions(sessions);
+    restored.put();
+    host.restoreSessions(restored.sessions);
   }
 
   /** What the state machine throws, to which they go, is not the disk's. */
