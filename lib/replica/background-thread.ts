@@ -26,9 +26,10 @@ export interface BackgroundThreadOptions {
   readonly onFailure: (error: Error) => void;
 }
 
-/** What the thread has to say itself has a code; anything else is of Node.js, or a defect. */
+/** What the thread has to say itself has a code, and has lost its class on the way; anything else is of Node.js, or a defect. */
 function threadError(id: number, thrown: unknown): Error {
-  if (errorCode(thrown) !== undefined) return thrown as Error;
+  const code = errorCode(thrown);
+  if (code !== undefined) return new QuorateError(code, (thrown as Error).message, thrown as QuorateError);
   const { message = String(thrown), syscall } = (thrown ?? {}) as NodeJS.ErrnoException;
   const remedy =
     syscall === 'uv_cwd'

@@ -16,7 +16,7 @@ import { afterEach, describe, expect, test, vi } from 'vitest';
 import { canMountPrivately } from '#lib/cli/nemesis/private-memory.js';
 import { whyNoThinDisks } from '#lib/cli/nemesis/thin-disk.js';
 import { genesisConfiguration } from '#lib/consensus/configuration.js';
-import { type MemberAddress, type QuorateError, Replica } from '#lib/index.js';
+import { type MemberAddress, QuorateError, Replica } from '#lib/index.js';
 import { Durability } from '#lib/replica/durable/durability.js';
 import { SegmentFiles } from '#lib/replica/durable/segment-files.js';
 import { StateStore } from '#lib/replica/durable/state-store.js';
@@ -258,6 +258,16 @@ describe('the directory of a durable replica', () => {
     for (const said of [absolute, none]) {
       expect(said).toMatch(/^QUORATE_BACKGROUND_THREAD .*working directory of the process was removed: start it/);
     }
+  });
+
+  test('is refused with an error as any other when the background thread cannot store its promise', async () => {
+    const [list, directory] = [await members(1), folder()];
+    mkdirSync(join(Durability.promisePath(directory), 'promise.next'), { recursive: true });
+    const error = await Replica.open(optionsFor(0, list, { durable: { directory } })).catch(
+      (reason: unknown) => reason,
+    );
+    expect(error).toBeInstanceOf(QuorateError);
+    expect(error).toMatchObject({ code: 'QUORATE_DISK_FAILED', message: expect.stringContaining('EISDIR') });
   });
 
   test('is refused when the log lost what was synced, and read up to where its end is torn', async () => {
