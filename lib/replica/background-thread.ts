@@ -44,6 +44,7 @@ export class BackgroundThread {
   private readonly waiter = new Waiter();
   private readonly worker: Worker;
   private readonly exited: Promise<void>;
+  private hasEnded_ = false;
   /** Its code is loaded, or it has ended. */
   readonly started: Promise<void>;
   /** It ticks, or it has ended. */
@@ -110,6 +111,7 @@ export class BackgroundThread {
     this.worker.on('error', (error: unknown) => options.onFailure(threadError(options.id, error)));
     this.exited = new Promise((resolve) => {
       this.worker.once('exit', (code) => {
+        this.hasEnded_ = true;
         if (!this.stopping) {
           const message = `the background thread of replica ${options.id} ended with exit code ${code}`;
           options.onFailure(new QuorateError('QUORATE_BACKGROUND_THREAD', message));
@@ -129,6 +131,10 @@ export class BackgroundThread {
   /** Ends the thread's pause between two ticks. */
   wake(): void {
     this.waiter.wake();
+  }
+
+  get hasEnded(): boolean {
+    return this.hasEnded_;
   }
 
   /** Stops the thread and waits for its end. From then on nobody grants or beats for this replica. */

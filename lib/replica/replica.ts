@@ -770,7 +770,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
 
   /**
    * Leaves the cluster quietly: proposals that are not settled reject, the background plane stops (so others take over),
-   * links and memory are released. The returned promise settles when nothing is left.
+   * links and memory are released. The returned promise settles when nothing is left; but a write of a durable replica to a disk
+   * that stands still is waited for for 5 s only, and what it uses, such as the directory, is in use until it ends.
    */
   close(): Promise<void> {
     if (this.closing === undefined) {
@@ -805,9 +806,16 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     this.transfers.close(error());
     this.links?.close();
     await Promise.all([this.place.close(), this.directory.close(), this.survival?.close()]);
-    await this.background?.stop();
-    await this.durability?.close();
+    const stopped = this.background?.stop() ?? Promise.resolve();
+    await this.durability?.close(stopped);
     this.endpoint.channel.onEvent(null);
+    const released = stopped.then(() => this.release());
+    // The thread uses its memory until the disk has let go of it, which may stand still with the promise that it writes.
+    if (this.durability === null || this.background?.hasEnded !== false) await released;
+  }
+
+  /** Nobody uses links and memory any more. */
+  private release(): void {
     this.mailbox.close();
     this.fabric.close();
     this.ownProcess?.close();

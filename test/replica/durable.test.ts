@@ -1,8 +1,11 @@
-import { spawnSync } from 'node:child_process';
+import { execFileSync, spawnSync } from 'node:child_process';
 import {
+  closeSync,
+  constants,
   existsSync,
   mkdirSync,
   mkdtempSync,
+  openSync,
   readdirSync,
   readFileSync,
   rmSync,
@@ -199,6 +202,34 @@ test('a snapshot that a disk which stands still does not take keeps no replica f
   const next = await again();
   clusters.push(next);
   expect(next.status().role).toBe('leader');
+});
+
+test('a promise that a disk which stands still does not take keeps no replica from its end, and its directory from others', async () => {
+  const [list, directory] = [await members(2), folder()];
+  const cluster = await open(list, directory);
+  const leader = await cluster.leader();
+  const other = cluster.replicas[1 - leader.id] as Replica;
+  // Whoever opens it in order to write waits until somebody reads.
+  const next = join(Durability.promisePath(join(directory, `${leader.id}`)), 'promise.next');
+  execFileSync('mkfifo', [next]);
+  leader.transferLeadership(other.id).catch(() => {});
+  const isStill = () => other.status().peers.some(({ id, trusted }) => id === leader.id && !trusted);
+  await waitFor(isStill, 'the voter to stand still with its promise');
+  await leader.close();
+  const options = optionsFor(leader.id, list, {
+    profile: 'relaxed',
+    durable: { directory: join(directory, `${leader.id}`) },
+  });
+  await expect(Replica.open(options)).rejects.toMatchObject({ code: 'QUORATE_STORE_IN_USE' });
+  const closed = vi.spyOn(StateStore.prototype, 'close');
+  const reader = openSync(next, constants.O_RDONLY | constants.O_NONBLOCK);
+  await waitFor(() => closed.mock.results.length > 0, 'the use of the directory to end');
+  await closed.mock.results[0]?.value;
+  closeSync(reader);
+  rmSync(next);
+  const again = await Replica.open(options);
+  clusters.push(again);
+  expect(again.status().isVoter).toBe(true);
 });
 
 describe('the directory of a durable replica', () => {

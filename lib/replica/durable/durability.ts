@@ -512,17 +512,17 @@ export class Durability {
   }
 
   /**
-   * Ends the use of the directory; what was being written gets time to end. On a disk that stands still it goes on afterwards, and
-   * the directory is in use for so long.
+   * Ends the use of the directory; what was being written gets time to end, and so does the thread that writes promises, whose end
+   * is passed. On a disk that stands still it goes on afterwards, and the directory is in use for so long.
    */
-  close(): Promise<void> {
-    this.ended ??= this.end();
+  close(threadEnded: Promise<void> = Promise.resolve()): Promise<void> {
+    this.ended ??= this.end(threadEnded);
     return this.ended;
   }
 
-  private async end(): Promise<void> {
+  private async end(threadEnded: Promise<void>): Promise<void> {
     this.stop();
-    const released = this.release();
+    const released = this.release(threadEnded);
     released.catch(() => {}); // after the timeout nobody is there to be told
     let timer: NodeJS.Timeout | undefined;
     const timeout = new Promise<void>((done) => {
@@ -532,7 +532,8 @@ export class Durability {
     clearTimeout(timer);
   }
 
-  private async release(): Promise<void> {
+  private async release(threadEnded: Promise<void>): Promise<void> {
+    await threadEnded;
     await this.files.idle();
     this.files.close();
     await this.taking;
