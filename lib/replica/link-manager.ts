@@ -329,17 +329,19 @@ export class LinkManager {
       queuePair.close();
       throw new QuorateError('QUORATE_CLOSED', `the ${kind} link of replica ${id} was replaced while it was made`);
     }
+    let shared: number;
+    try {
+      shared = queuePair.share();
+    } catch (error) {
+      queuePair.close();
+      throw error;
+    }
     if (kind === 'probe') {
-      background.send({ type: 'incomingProbe', peer: id, queuePair: queuePair.share() });
+      background.send({ type: 'incomingProbe', peer: id, queuePair: shared });
     } else {
       links.acceptedLog = request.generation;
       links.isAcceptedLogDead = false;
-      background.send({
-        type: 'incomingLog',
-        peer: id,
-        generation: request.generation,
-        queuePair: queuePair.share(),
-      });
+      background.send({ type: 'incomingLog', peer: id, generation: request.generation, queuePair: shared });
     }
     return reply;
   }

@@ -303,6 +303,27 @@ it.each(['probe', 'log'] as const)(
   },
 );
 
+it.each(['probe', 'log'])(
+  'the end of a %s link that the background thread could not be given is released',
+  async (kind) => {
+    const close = vi.fn();
+    const share = () => {
+      throw new QuorateError('QUORATE_LIMIT', 'all tokens of shared objects are in use');
+    };
+    const manager = new LinkManager({
+      clusterId: 5,
+      endpoint: { accept: async () => ({ queuePair: { share, close }, reply: {} }) },
+      background: { send: () => {} },
+    } as unknown as LinkManagerOptions);
+    const gid = 'fe80:0000:0000:0000:0000:0000:0000:0001';
+    const queuePair = { qpNum: 1, psn: 1, gid, lid: 0, mtuBytes: 1024 };
+    const accepted = manager.accept(1, { kind, generation: 1, queuePair, logBytes: 65536, stream: 1, clusterId: 5 });
+    expect(await rejection(accepted)).toMatchObject({ code: 'QUORATE_LIMIT' });
+    expect(close).toHaveBeenCalledTimes(1);
+    manager.close();
+  },
+);
+
 it('a peer that is connected again, and not ready still, is asked for each link by one chain of retries', async () => {
   vi.useFakeTimers();
   onTestFinished(() => void vi.useRealTimers());
