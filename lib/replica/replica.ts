@@ -595,6 +595,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
         stateMachine: this.stateMachine as StateMachine<never>,
         ring: this.fabric.logBytes,
         restoreSessions: (sessions) => this.sessions.restore(sessions),
+        onWarning: (error) => this.warn(error),
         applyCommand: (lsn, from, sequence, bytes, payloadOffset, payloadBytes) =>
           this.applyCommand(lsn, from, sequence, bytes, payloadOffset, payloadBytes),
       },

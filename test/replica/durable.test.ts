@@ -392,7 +392,10 @@ describe('the directory of a durable replica', () => {
       restoreInPlace: () => ({
         next: () => new Uint8Array(1024),
         finish: () => Promise.reject(refused),
-        abort: (error: Error) => void aborts.push(error),
+        abort: (error: Error) => {
+          aborts.push(error);
+          throw new Error('it throws in abort(), too');
+        },
       }),
     });
     await expect(Replica.open({ ...options, stateMachine })).rejects.toBe(refused);
