@@ -213,8 +213,8 @@ test('a promise that a disk which stands still does not take keeps no replica fr
   const next = join(Durability.promisePath(join(directory, `${leader.id}`)), 'promise.next');
   execFileSync('mkfifo', [next]);
   leader.transferLeadership(other.id).catch(() => {});
-  const isStill = () => other.status().peers.some(({ id, trusted }) => id === leader.id && !trusted);
-  await waitFor(isStill, 'the voter to stand still with its promise');
+  const isAtIt = (thread: string) => readFileSync(`/proc/self/task/${thread}/wchan`, 'utf8') === 'wait_for_partner';
+  await waitFor(() => readdirSync('/proc/self/task').some(isAtIt), 'the voter to stand still with its promise');
   await leader.close();
   const options = optionsFor(leader.id, list, {
     profile: 'relaxed',
