@@ -16,21 +16,25 @@ namespace {
 
 constexpr uint32_t kQkey = 77;
 
+void start(QueuePair& qp) {
+  QpAttributes a;
+  a.mask = kQpState | kQpPkeyIndex | kQpPort | kQpQkey;
+  a.state = QpState::Init;
+  a.qkey = kQkey;
+  qp.modify(a);
+  qp.modify(stateAttributes(QpState::Rtr));
+  a = stateAttributes(QpState::Rts);
+  a.mask |= kQpSqPsn;
+  qp.modify(a);
+}
+
 std::shared_ptr<QueuePair> datagramQueuePair(Endpoint& end, std::shared_ptr<SharedReceiveQueue> srq = nullptr) {
   QpInit init;
   init.type = QpType::Ud;
   init.srq = std::move(srq);
   init.sendCq = init.recvCq = end.cq;
   auto qp = end.domain->createQueuePair(init);
-  QpAttributes a;
-  a.mask = kQpState | kQpPkeyIndex | kQpPort | kQpQkey;
-  a.state = QpState::Init;
-  a.qkey = kQkey;
-  qp->modify(a);
-  qp->modify(stateAttributes(QpState::Rtr));
-  a = stateAttributes(QpState::Rts);
-  a.mask |= kQpSqPsn;
-  qp->modify(a);
+  start(*qp);
   return qp;
 }
 
@@ -154,6 +158,20 @@ TEST_CASE("shm: while a living sender holds the queue pair, others' datagrams ar
   CHECK_FALSE(rig.received());
   CHECK(rig.slot().sender.load() == claimOf(getppid(), 0));
   rig.slot().sender.store(0);
+  rig.send();
+  CHECK(rig.received());
+}
+
+TEST_CASE("shm: a sender that died, and of whom nobody can tell, holds a queue pair no longer than until RESET") {
+  ShmTestDirectory directory;
+  Datagrams rig(directory);
+  rig.slot().sender.store(1);  // of another PID namespace
+  rig.post(1);
+  rig.send();
+  CHECK_FALSE(rig.received());
+  rig.to->modify(stateAttributes(QpState::Reset));
+  start(*rig.to);
+  rig.post(2);
   rig.send();
   CHECK(rig.received());
 }

@@ -313,6 +313,7 @@ void ShmQueuePair::toReset() {
   receivesPosted_ = receivesTaken_ = 0;
   flushing_ = lastReceiveTold_ = false;
   slot_->claimedReceive.store(0, std::memory_order_relaxed);
+  slot_->sender.store(0, std::memory_order_relaxed);  // it may have died in another PID namespace
   if (srq_ != nullptr) srq_->reclaim(place_.index, SIZE_MAX, [](const ReceiveWorkRequest&) {});
   needsDrain_.store(false);
   slot_->postedReceives.store(0, std::memory_order_relaxed);
