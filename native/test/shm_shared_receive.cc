@@ -1,6 +1,7 @@
 // Shared receive queues on shared memory: claims of many requesters at once, and receives that a requester claimed and
 // never filled.
 #include <fcntl.h>
+#include <malloc.h>
 #include <poll.h>
 #include <signal.h>
 #include <time.h>
@@ -301,6 +302,18 @@ TEST_CASE("shm: limits that peers report without end take no more memory than ot
   size_t pending = 0;
   while (end.context->getAsyncEvent(&event)) pending++;
   CHECK(pending <= 4 * shm::kMaxQueuePairs);
+}
+
+TEST_CASE("shm: shared receive queues that come and go leave no memory behind if nobody asks for their events") {
+  ShmTestDirectory directory;
+  Endpoint end(directory);
+  const auto comeAndGo = [&](int times) {
+    for (int i = 0; i < times; i++) end.domain->createSharedReceiveQueue(1);
+  };
+  comeAndGo(1000);
+  const size_t before = mallinfo2().uordblks;
+  comeAndGo(1000);
+  CHECK(mallinfo2().uordblks <= before + 64 * 1024);
 }
 
 TEST_CASE("shm: no byte of a SEND lands in a shared receive after it was revoked") {

@@ -96,6 +96,7 @@ void AsyncEvents::post(AsyncEventType type, std::weak_ptr<VerbsObject> object) {
 
 void AsyncEvents::watch(const std::shared_ptr<ShmSharedReceiveQueue>& queue) {
   const std::lock_guard<std::mutex> guard(mutex_);
+  std::erase_if(queues_, [](const auto& entry) { return entry.expired(); });
   queues_.push_back(queue);
 }
 
