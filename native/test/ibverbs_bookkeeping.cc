@@ -473,6 +473,9 @@ TEST_CASE("events about objects that were dropped, and that the device did not d
   }
   device.raiseCompletionEvent(ofCompletionQueue.element.cq);
   CHECK(channel->getEvent() == nullptr);
+  // Nobody else knows them any more.
+  delete static_cast<test::FakeCompletionQueue*>(ofCompletionQueue.element.cq);
+  delete static_cast<test::FakeSharedReceiveQueue*>(ofSharedQueue.element.srq);
 }
 
 TEST_CASE("closing a parent closes its children first, and every later call says closed") {

@@ -48,6 +48,14 @@ std::shared_ptr<ShmMemory> checkRegistration(const std::shared_ptr<ShmContext>& 
   return own;
 }
 
+// Never freed: a stopped requester may still store into it.
+void keepForEver(std::shared_ptr<ShmMemory> memory) {
+  static std::mutex mutex;
+  static auto* const kept = new std::vector<std::shared_ptr<ShmMemory>>();
+  const std::lock_guard<std::mutex> guard(mutex);
+  kept->push_back(std::move(memory));
+}
+
 uint32_t newKey(uint32_t index, uint32_t previous) {
   uint32_t key = 0;
   do {
@@ -177,7 +185,7 @@ ShmMemoryRegion::~ShmMemoryRegion() {
   } catch (const VerbsError& error) {
     // The region's slot and memory stay as they are: nothing is reused that might still be written.
     std::fprintf(stderr, "quorate: a memory region was dropped without a proven revocation: %s\n", error.what());
-    new std::shared_ptr<ShmMemory>(memory_);
+    keepForEver(memory_);
   }
 }
 
@@ -289,7 +297,7 @@ ShmMemoryWindow::~ShmMemoryWindow() {
     ShmContext& context = *domain_->context();
     const std::lock_guard<std::mutex> guard(context.revoker().mutex());
     context.memoryWindows().erase(index_);
-    new std::shared_ptr<ShmMemory>(held_.memory);
+    keepForEver(held_.memory);
   }
 }
 
