@@ -813,6 +813,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     const released = stopped.then(() => this.release());
     // The thread uses its memory until the disk has let go of it, which may stand still with the promise that it writes.
     if (this.durability === null || this.background?.hasEnded !== false) await released;
+    else released.catch((failure: Error) => this.warn(failure));
   }
 
   /** Nobody uses links and memory any more. */
