@@ -285,8 +285,9 @@ it('a replica that is closed while nobody could be asked asks no more', async ()
   expect(rounds).toBe(1);
 });
 
-it('a state that cannot be compared is not put in place, and its places are given back', async () => {
+it('a state that cannot be compared is not put in place, and its places are given back, which changes nothing of why', async () => {
   const ends: string[] = [];
+  const warnings: string[] = [];
   const host: Partial<RecoveryHost> = {
     id: 0,
     logBytes: LOG_BYTES,
@@ -300,13 +301,16 @@ it('a state that cannot be compared is not put in place, and its places are give
       restoreInPlace: () => ({
         next: () => new Uint8Array(8),
         finish: () => () => ends.push('put'),
-        abort: ({ message }: Error) => ends.push(message),
+        abort: ({ message }: Error) => {
+          ends.push(message);
+          throw new Error('it throws in abort(), too');
+        },
       }),
     }) as never,
     donors: () => [1],
     readLog: () => Promise.reject(new Error('its log begins later')),
     onStatus: () => {},
-    onWarning: () => {},
+    onWarning: ({ message }) => warnings.push(message),
     isClosed: () => false,
   };
   const snapshot = { file: 'a snapshot', bytes: 8, checksum: 0, sessionsBytes: 0 };
@@ -317,6 +321,7 @@ it('a state that cannot be compared is not put in place, and its places are give
   const recovery = new Recovery(host as RecoveryHost);
   expect(await recovery.run({ clusterId: 5 } as never, predecessor as never)).toBeNull();
   expect(ends).toEqual([expect.stringContaining('its log begins later')]);
+  expect(warnings).toEqual(['it throws in abort(), too', expect.stringContaining('its log begins later')]);
 });
 
 it.each([

@@ -56,7 +56,7 @@ export interface ReplayHost extends CommandSink {
   readonly stateMachine: StateMachine<never>;
   readonly ring: Uint8Array;
   restoreSessions(sessions: Uint8Array): void;
-  onWarning(error: Error): void;
+  readonly onWarning: (error: Error) => void;
 }
 
 /** What the running replica does for its durability. */
@@ -311,11 +311,7 @@ export class Durability {
       for await (const piece of this.storedPieces(snapshot)) await sink.write(piece);
       restored = await sink.finish();
     } catch (error) {
-      try {
-        sink.abort(error as Error);
-      } catch (failure) {
-        host.onWarning(failure as Error); // it changes nothing of why
-      }
+      sink.abort(error as Error, host.onWarning);
       throw error;
     }
     restored.put();

@@ -202,9 +202,9 @@ export class Recovery {
         if (host.isClosed()) throw new QuorateError('QUORATE_CLOSED', 'the replica was closed');
         await sink.write(piece);
       }
-      return { bytes: snapshot.bytes, ...(await sink.finish()), abort: (error) => sink.abort(error) };
+      return { bytes: snapshot.bytes, ...(await sink.finish()), abort: (error) => sink.abort(error, host.onWarning) };
     } catch (error) {
-      sink.abort(error as Error);
+      sink.abort(error as Error, host.onWarning);
       throw error;
     }
   }

@@ -412,7 +412,7 @@ export class Receiver {
         if (run.cancelled !== undefined) throw run.cancelled;
         if (!host.install(position, configuration, sessions, put)) {
           const text = 'this replica has applied as much by now as the state that came stands for';
-          this.abort(sink, new QuorateError('QUORATE_CANCELLED', text));
+          sink.abort(new QuorateError('QUORATE_CANCELLED', text), host.onWarning);
         }
         progress.change('done');
         return position.lsn;
@@ -420,18 +420,9 @@ export class Receiver {
       throw new QuorateError(code, `no donor gave replica ${host.id} its state (${reasons.join('; ')})`);
     } catch (error) {
       run.cancel(error as Error);
-      if (run.snapshot !== undefined) this.abort(run.snapshot.sink, error as Error);
+      if (run.snapshot !== undefined) run.snapshot.sink.abort(error as Error, host.onWarning);
       progress.change('failed');
       throw error;
-    }
-  }
-
-  /** The state machine is told that nothing of it is used: what it makes of that changes nothing. */
-  private abort(sink: SnapshotSink, error: Error): void {
-    try {
-      sink.abort(error);
-    } catch (failure) {
-      this.host.onWarning(failure as Error);
     }
   }
 
@@ -450,7 +441,7 @@ export class Receiver {
         if (snapshot !== undefined) {
           run.snapshot = undefined; // also where there comes no other one
           const text = 'the transfer begins anew with another donor';
-          this.abort(snapshot.sink, new QuorateError('QUORATE_CANCELLED', text));
+          snapshot.sink.abort(new QuorateError('QUORATE_CANCELLED', text), host.onWarning);
         }
         const { bytesTotal, sessionsBytes } = opened;
         const stateBytes = bytesTotal === null ? undefined : Math.max(0, bytesTotal - sessionsBytes);

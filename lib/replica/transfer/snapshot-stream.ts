@@ -445,11 +445,18 @@ export class SnapshotSink {
     this.refuse?.(error);
   }
 
-  /** Nothing of it is used, and nothing is written to its places any more. Throws what the state machine throws. */
-  abort(error: Error): void {
+  /**
+   * Nothing of it is used, and nothing is written to its places any more. What the state machine makes of that changes nothing:
+   * what it throws is a warning.
+   */
+  abort(error: Error, onWarning: (failure: Error) => void): void {
     this.interrupt(error);
     if (this.isAborted) return;
     this.isAborted = true;
-    callUserAtOnce(`abort() of what ${RESTORE_IN_PLACE} returned`, () => this.inPlace?.restore.abort?.(error));
+    try {
+      callUserAtOnce(`abort() of what ${RESTORE_IN_PLACE} returned`, () => this.inPlace?.restore.abort?.(error));
+    } catch (failure) {
+      onWarning(failure as Error);
+    }
   }
 }
