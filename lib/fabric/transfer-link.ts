@@ -20,6 +20,7 @@ import {
   type WorkCompletion,
   WrOpcode,
 } from '../verbs/objects.js';
+import { closeAll } from './close-all.js';
 import type { QueuePairAddress, RemoteRange } from './link-parameters.js';
 import type { HeldStateAreas, StateArea } from './state-memory.js';
 import type { VerbsEndpoint } from './verbs-endpoint.js';
@@ -62,19 +63,6 @@ export const DIRECT_BYTES_MIN = 4096;
 
 /** Most READ requests in a send queue; a chunk takes one for each piece that the device transfers as a whole. */
 const READ_REQUESTS_MAX = 2048;
-
-/** Closes what there is, the last one first, even if one of them cannot be closed. */
-function closeAll(objects: readonly ({ close(): void } | null | undefined)[]): void {
-  let failure: unknown;
-  for (const object of objects) {
-    try {
-      object?.close();
-    } catch (error) {
-      failure ??= error;
-    }
-  }
-  if (failure !== undefined) throw failure;
-}
 
 /** The donor's end: memory that the receiver READs. */
 export class TransferSource {

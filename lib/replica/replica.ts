@@ -13,6 +13,7 @@ import { MAX_REPLICAS, PRIORITY_MAX, payloadBytesMax } from '../consensus/limits
 import type { RecoveredState, ReplicationHost } from '../consensus/replication-host.js';
 import { PROPOSE_NOT_LEADER, ReplicationPlane } from '../consensus/replication-plane.js';
 import { QuorateError } from '../errors.js';
+import { closeAll } from '../fabric/close-all.js';
 import { VerbsEndpoint } from '../fabric/verbs-endpoint.js';
 import { VerbsReplicationFabric } from '../fabric/verbs-replication-fabric.js';
 import { SessionTable } from '../rsm/session-table.js';
@@ -818,12 +819,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
 
   /** Nobody uses links and memory any more. */
   private release(): void {
-    this.mailbox.close();
-    this.fabric.close();
-    this.ownProcess?.close();
-    this.endpoint.close();
-    if (this.removal !== undefined) this.survival?.remove();
-    this.exitHold?.close();
+    const region = this.removal === undefined ? undefined : { close: () => this.survival?.remove() };
+    closeAll([this.mailbox, this.fabric, this.ownProcess, this.endpoint, region, this.exitHold]);
   }
 
   /** An invariant, the state machine or the background thread failed: better no replica than a wrong one. */

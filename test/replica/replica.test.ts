@@ -9,6 +9,8 @@ import workerThreads from 'node:worker_threads';
 import { afterEach, describe, expect, it, vi } from 'vitest';
 import { type MemberAddress, Replica } from '#lib/index.js';
 import { WARNING_INTERVAL_MS } from '#lib/replica/control/limits.js';
+import { Mailbox } from '#lib/replica/mailbox/mailbox.js';
+import { Context } from '#lib/verbs/index.js';
 import { addon } from '#lib/verbs/load-addon.js';
 import { answers, CommandLog, members, openCluster, optionsFor, type TestCluster, waitFor } from './fixture.js';
 
@@ -52,6 +54,24 @@ it('says so, and leaves nothing behind, when Node.js starts no background thread
     syncBuiltinESMExports();
   }
   expect(addon.diagnostics().sharedTokens).toBe(sharedTokens);
+});
+
+it('is closed but for what cannot be closed, and says so', async () => {
+  const cluster = await openCluster(1);
+  const failure = new Error('the device does not answer');
+  const { close } = Mailbox.prototype;
+  const closing = vi.spyOn(Mailbox.prototype, 'close').mockImplementation(function (this: Mailbox) {
+    close.call(this);
+    throw failure;
+  });
+  const context = vi.spyOn(Context.prototype, 'close');
+  try {
+    await expect(cluster.close()).rejects.toBe(failure);
+    expect(context).toHaveBeenCalledTimes(1);
+  } finally {
+    closing.mockRestore();
+    context.mockRestore();
+  }
 });
 
 describe('while open() is under way', () => {
