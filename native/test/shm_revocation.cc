@@ -172,6 +172,16 @@ bool isRevokedBy(Act act, WrOpcode opcode) {
   return !((act == Act::DropFlags || isOfWindow(act)) && send);
 }
 
+// A writer stands still in the middle of a WRITE by the right that `act` takes away.
+void stopInMidCopy(WriterFactory& writers, Target& target, Act act = Act::CloseRegion) {
+  writers.pid();
+  writers.orders().stopAt = static_cast<int>(HookPoint::MidCopy);
+  writers.orders().stopChunk = 1;
+  target.beginTrial(writers.offer(WriterOrders::Single, WrOpcode::RdmaWrite, 4096));
+  writers.start(target.grant(act));
+  REQUIRE(writers.waitStopped());
+}
+
 // Stops the writer at the step, revokes, lets it go on. Says whether a byte landed after the revocation.
 bool landsLate(WriterFactory& writers, Target& target, Act act, const Step& step, Fate fate) {
   writers.pid();
@@ -377,12 +387,7 @@ TEST_CASE("shm: the slot of a queue pair is kept back while a stopped requester 
   ShmTestDirectory directory;
   WriterFactory writers(directory);
   Target target(directory);
-  writers.pid();
-  writers.orders().stopAt = static_cast<int>(HookPoint::MidCopy);
-  writers.orders().stopChunk = 1;
-  target.beginTrial(writers.offer(WriterOrders::Single, WrOpcode::RdmaWrite, 4096));
-  writers.start(target.endpoint.coordinates());
-  REQUIRE(writers.waitStopped());
+  stopInMidCopy(writers, target);
   const uint32_t slot = target.endpoint.qp->number() % shm::kMaxQueuePairs;
   CHECK(codeOf([&] { target.endpoint.qp->modify(stateAttributes(QpState::Reset)); }) == "QUORATE_QP_STATE");
   target.endpoint.qp->close();
@@ -425,12 +430,7 @@ TEST_CASE("shm: a revocation that cannot move the memory says so, and can be rep
   const std::string path = directory.path() + "/replica.log";
   WriterFactory writers(directory);
   Target target(directory, path);
-  writers.pid();
-  writers.orders().stopAt = static_cast<int>(HookPoint::MidCopy);
-  writers.orders().stopChunk = 1;
-  target.beginTrial(writers.offer(WriterOrders::Single, WrOpcode::RdmaWrite, 4096));
-  writers.start(target.endpoint.coordinates());
-  REQUIRE(writers.waitStopped());
+  stopInMidCopy(writers, target);
   // The place for the new segment is taken by something that cannot be removed as a leftover.
   std::filesystem::create_directory(path + ".quorate-new");
   CHECK(codeOf([&] { target.endpoint.region->close(); }) == "QUORATE_REVOKE_FAILED");
@@ -449,12 +449,7 @@ TEST_CASE("shm: a queue pair that is dropped in the middle of a store is looked 
   const std::string path = directory.path() + "/replica.log";
   WriterFactory writers(directory);
   Target target(directory, path);
-  writers.pid();
-  writers.orders().stopAt = static_cast<int>(HookPoint::MidCopy);
-  writers.orders().stopChunk = 1;
-  target.beginTrial(writers.offer(WriterOrders::Single, WrOpcode::RdmaWrite, 4096));
-  writers.start(target.endpoint.coordinates());
-  REQUIRE(writers.waitStopped());
+  stopInMidCopy(writers, target);
   // Its end cannot move the memory, and there is nobody whom it could tell.
   std::filesystem::create_directory(path + ".quorate-new");
   target.endpoint.qp.reset();
@@ -474,12 +469,7 @@ TEST_CASE("shm: a region whose window was not proven revoked is not either, what
   const std::string path = directory.path() + "/replica.log";
   WriterFactory writers(directory);
   Target target(directory, path);
-  writers.pid();
-  writers.orders().stopAt = static_cast<int>(HookPoint::MidCopy);
-  writers.orders().stopChunk = 1;
-  target.beginTrial(writers.offer(WriterOrders::Single, WrOpcode::RdmaWrite, 4096));
-  writers.start(target.grant(Act::UnbindWindow));
-  REQUIRE(writers.waitStopped());
+  stopInMidCopy(writers, target, Act::UnbindWindow);
   std::filesystem::create_directory(path + ".quorate-new");
   bool dropped = false;
   SUBCASE("closed in vain") {

@@ -151,18 +151,23 @@ describe('a log on its way to disk', () => {
     expect(disk.recover().tail).toEqual(ring.tail);
   });
 
-  test('gives way to a snapshot of another leader, also when the power goes before an entry is written behind that', () => {
+  /** A log that gave way to a snapshot of the second epoch: that has other entries, and its place is none in this log. */
+  function overruled() {
     const [ring, disk] = [new Ring(), new Disk()];
     const log = durableLog(ring, disk);
     for (let count = 0; count < 4; count++) ring.append(1, 40);
     take(log, ring);
     disk.complete();
-    // The log of the second epoch has other entries, and its snapshot stands for a place that is none in this log.
     const other = new Ring();
     for (let count = 0; count < 3; count++) other.append(2, 8);
     const place = { ...other.tail };
     expect(place.lsn).toBeLessThan(ring.tail.lsn);
     log.restart(place);
+    return { ring, disk, log, other, place };
+  }
+
+  test('gives way to a snapshot of another leader, also when the power goes before an entry is written behind that', () => {
+    const { disk, log, other, place } = overruled();
     expect(log.isDetached).toBe(true);
     expect(log.reaches(place.lsn)).toBe(true);
     log.forget(place.lsn);
@@ -181,16 +186,7 @@ describe('a log on its way to disk', () => {
   });
 
   test('gives way to a snapshot of another leader, also when the power goes before all of what is written behind that is there', () => {
-    const [ring, disk] = [new Ring(), new Disk()];
-    const log = durableLog(ring, disk);
-    for (let count = 0; count < 4; count++) ring.append(1, 40);
-    take(log, ring);
-    disk.complete();
-    const other = new Ring();
-    for (let count = 0; count < 3; count++) other.append(2, 8);
-    const place = { ...other.tail };
-    expect(place.lsn).toBeLessThan(ring.tail.lsn);
-    log.restart(place);
+    const { ring, disk, log, other, place } = overruled();
     ring.bytes.set(other.bytes);
     ring.truncate(place);
     ring.applied = place.lsn;
