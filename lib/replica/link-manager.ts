@@ -271,10 +271,8 @@ export class LinkManager {
 
   private warn(links: PeerLinks, error: Error): void {
     const { code = 'QUORATE_SYSTEM' } = error as { code?: string };
-    const before = links.warnings.admit(code);
-    if (before === undefined) return;
-    const { onWarning } = this.options;
-    onWarning(before === '' ? error : new QuorateError(code, `${error.message}${before}`, { cause: error }));
+    const told = links.warnings.limited(error, code);
+    if (told !== undefined) this.options.onWarning(told);
   }
 
   /** False if the link is to be made again. */

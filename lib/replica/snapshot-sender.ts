@@ -74,9 +74,7 @@ export class SnapshotSender {
   private warn(peer: number, error: Error): void {
     const limit = this.warnings.get(peer) ?? new WarningLimit();
     this.warnings.set(peer, limit);
-    const code = errorCode(error) ?? 'QUORATE_SYSTEM';
-    const before = limit.admit(code);
-    if (before === undefined) return;
-    this.host.onWarning(before === '' ? error : new QuorateError(code, `${error.message}${before}`, { cause: error }));
+    const told = limit.limited(error, errorCode(error) ?? 'QUORATE_SYSTEM');
+    if (told !== undefined) this.host.onWarning(told);
   }
 }

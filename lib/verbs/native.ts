@@ -770,7 +770,7 @@ export interface WorkCompletion {
   invalidatedRkey: number;
   /** The device's own code when it failed. */
   vendorErr: number;
-  /** Bits: {@link WC_GRH}, {@link WC_WITH_IMM}. */
+  /** Bits: {@link WC_GRH}, {@link WC_WITH_IMM}, {@link WC_WITH_INV}; 65,536 where there is a `checksum`. */
   wcFlags: number;
   /** Of READs with SendFlags.CHECKSUM that succeeded. */
   checksum?: number;

@@ -1,4 +1,4 @@
-// JavaScript functions about the checksum of native/verbs/checksum.h.
+// The JavaScript function of the checksum of native/verbs/checksum.h.
 #include "addon/checksum.h"
 
 #include <cstdint>
@@ -10,15 +10,11 @@ namespace quorate::addon {
 
 namespace {
 
-Napi::Uint8Array readBytes(const Napi::Value& value, const char* refusal) {
-  if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != napi_uint8_array) {
-    throwInvalidArgument(refusal);
-  }
-  return value.As<Napi::Uint8Array>();
-}
-
 void takeArray(Checksum* sum, const Napi::Value& value) {
-  const Napi::Uint8Array bytes = readBytes(value, "bytes must be a Uint8Array, or an array of them");
+  if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != napi_uint8_array) {
+    throwInvalidArgument("bytes must be a Uint8Array, or an array of them");
+  }
+  const auto bytes = value.As<Napi::Uint8Array>();
   sum->take(bytes.Data(), bytes.ByteLength());
 }
 

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <functional>
 #include <random>
 #include <thread>
 
@@ -172,14 +173,32 @@ bool isRevokedBy(Act act, WrOpcode opcode) {
   return !((act == Act::DropFlags || isOfWindow(act)) && send);
 }
 
-// A writer stands still in the middle of a WRITE by the right that `act` takes away.
-void stopInMidCopy(WriterFactory& writers, Target& target, Act act = Act::CloseRegion) {
+// A writer stands still in the middle of a WRITE to what `grant` gives it.
+void stopInMidCopy(WriterFactory& writers, const std::function<Coordinates(const Coordinates& writer)>& grant) {
   writers.pid();
   writers.orders().stopAt = static_cast<int>(HookPoint::MidCopy);
   writers.orders().stopChunk = 1;
-  target.beginTrial(writers.offer(WriterOrders::Single, WrOpcode::RdmaWrite, 4096));
-  writers.start(target.grant(act));
+  writers.start(grant(writers.offer(WriterOrders::Single, WrOpcode::RdmaWrite, 4096)));
   REQUIRE(writers.waitStopped());
+}
+
+// ... by the right that `act` takes away.
+void stopInMidCopy(WriterFactory& writers, Target& target, Act act = Act::CloseRegion) {
+  stopInMidCopy(writers, [&](const Coordinates& writer) {
+    target.beginTrial(writer);
+    return target.grant(act);
+  });
+}
+
+// The region can be closed now, and nothing of what the stopped writer goes on with lands any more.
+void closeBeforeTheWriterGoesOn(WriterFactory& writers, Target& target) {
+  target.endpoint.region->close();
+  target.snapshot();
+  CHECK(target.counts().moves == 1);
+  writers.resume();
+  REQUIRE(writers.waitFinished());
+  CHECK(writers.orders().status.load() == static_cast<int>(WcStatus::RetryExcErr));
+  CHECK(target.unchanged());
 }
 
 // Stops the writer at the step, revokes, lets it go on. Says whether a byte landed after the revocation.
@@ -436,12 +455,7 @@ TEST_CASE("shm: a revocation that cannot move the memory says so, and can be rep
   CHECK(codeOf([&] { target.endpoint.region->close(); }) == "QUORATE_REVOKE_FAILED");
   CHECK_FALSE(target.endpoint.region->closed());
   std::filesystem::remove(path + ".quorate-new");
-  target.endpoint.region->close();
-  target.snapshot();
-  CHECK(target.counts().moves == 1);
-  writers.resume();
-  REQUIRE(writers.waitFinished());
-  CHECK(target.unchanged());
+  closeBeforeTheWriterGoesOn(writers, target);
 }
 
 TEST_CASE("shm: a queue pair that is dropped in the middle of a store is looked at by later revocations") {
@@ -455,13 +469,7 @@ TEST_CASE("shm: a queue pair that is dropped in the middle of a store is looked 
   target.endpoint.qp.reset();
   CHECK(codeOf([&] { target.endpoint.region->close(); }) == "QUORATE_REVOKE_FAILED");
   std::filesystem::remove(path + ".quorate-new");
-  target.endpoint.region->close();
-  target.snapshot();
-  CHECK(target.counts().moves == 1);
-  writers.resume();
-  REQUIRE(writers.waitFinished());
-  CHECK(writers.orders().status.load() == static_cast<int>(WcStatus::RetryExcErr));
-  CHECK(target.unchanged());
+  closeBeforeTheWriterGoesOn(writers, target);
 }
 
 TEST_CASE("shm: a region whose window was not proven revoked is not either, whatever became of the window") {
@@ -485,13 +493,7 @@ TEST_CASE("shm: a region whose window was not proven revoked is not either, what
     SUBCASE("and then in earnest") { target.window->close(); }
     SUBCASE("and then not at all") {}
   }
-  target.endpoint.region->close();
-  target.snapshot();
-  CHECK(target.counts().moves == 1);
-  writers.resume();
-  REQUIRE(writers.waitFinished());
-  CHECK(writers.orders().status.load() == static_cast<int>(WcStatus::RetryExcErr));
-  CHECK(target.unchanged());
+  closeBeforeTheWriterGoesOn(writers, target);
 }
 
 TEST_CASE("shm: a memory that cannot be moved keeps no other one from being moved later") {
@@ -500,18 +502,15 @@ TEST_CASE("shm: a memory that cannot be moved keeps no other one from being move
   WriterFactory toFirst(directory), toSecond(directory);
   Target first(directory, path);
   Endpoint second(first.endpoint.context, Target::options({}));
-  const auto stopInMidCopy = [](WriterFactory& writers, Endpoint& end) {
-    writers.pid();
-    writers.orders().stopAt = static_cast<int>(HookPoint::MidCopy);
-    writers.orders().stopChunk = 1;
-    const Coordinates writer = writers.offer(WriterOrders::Single, WrOpcode::RdmaWrite, 4096);
-    end.newQueuePair();
-    end.connect(writer);
-    writers.start(end.coordinates());
-    REQUIRE(writers.waitStopped());
+  const auto connect = [](Endpoint& end) {
+    return [&end](const Coordinates& writer) {
+      end.newQueuePair();
+      end.connect(writer);
+      return end.coordinates();
+    };
   };
-  stopInMidCopy(toFirst, first.endpoint);
-  stopInMidCopy(toSecond, second);
+  stopInMidCopy(toFirst, connect(first.endpoint));
+  stopInMidCopy(toSecond, connect(second));
   // The fresh segment can be made, but not take the place of the old one: a directory is there.
   std::filesystem::remove(path);
   std::filesystem::create_directory(path);

@@ -1,5 +1,6 @@
 // Warnings that somebody else can provoke at any rate: the first of each code is told at once, then at most one per
 // interval, which says how many were left out. Bounded in codes as well, because peers can name codes of their own.
+import { QuorateError } from '../../errors.js';
 import { WARNING_CODES_MAX, WARNING_INTERVAL_MS } from './limits.js';
 
 interface Occurrences {
@@ -34,6 +35,14 @@ export class WarningLimit {
     entry.told_ms = now_ms;
     entry.untold = 0;
     return before;
+  }
+
+  /** Counts an error. It, or one that says how many were not told, if it is to be told now; undefined if it is one too many. */
+  limited(error: Error, code: string): Error | undefined {
+    const before = this.admit(code);
+    if (before === undefined) return undefined;
+    if (before === '') return error;
+    return new QuorateError(code, `${error.message}${before}`, { cause: error });
   }
 
   private entryOf(code: string): Occurrences {

@@ -96,8 +96,9 @@ int ShmQueuePair::refusal(const SendWorkRequest& request) const {
   if (traits == nullptr || request.length > kMaxMessageBytes || (request.sendFlags & ~kKnownSendFlags) != 0) {
     return EINVAL;
   }
-  if ((request.sendFlags & kChecksumFlags) != 0 && (traits->kind != OperationKind::Read ||
-                                                (request.sendFlags & kChecksumFlags) == kSendChecksumContinued)) [[unlikely]] {
+  const uint32_t checksumFlags = request.sendFlags & kChecksumFlags;
+  if (checksumFlags != 0 && (traits->kind != OperationKind::Read || checksumFlags == kSendChecksumContinued))
+      [[unlikely]] {
     return EINVAL;
   }
   if (type_ != QpType::Rc) [[unlikely]] {
