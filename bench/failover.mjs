@@ -14,6 +14,9 @@
 // --collections N has every replica collect the garbage of its whole heap so often before each round, as in processes that have
 // been running for long; --forget-code lets V8 forget the code of a takeover by that (option keepCompiledCode: false).
 //
+// With SIGKILL on shm it tells besides how long the host takes for nothing but waking the threads of such a takeover, by a C++
+// program (bench/native/takeover_wakes.cc) that runs right before and right after: what is left is quorate's own work.
+//
 // A round in which the cluster was changing its leader already when the signal was sent measures something else: it is
 // counted as a false failover and repeated.
 import { fork, spawn } from 'node:child_process';
@@ -26,6 +29,7 @@ import { percentile } from '#lib/cli/demo/figures.js';
 import { freePorts } from '#lib/cli/demo/ports.js';
 import { monotonicNs } from '#lib/verbs/index.js';
 import { oneOf, profileName, readOptions, refuse, wholeNumber } from './support/options.mjs';
+import { runYardstick } from './support/yardstick.mjs';
 
 const REPLICAS = 3;
 const PROGRAM = fileURLToPath(new URL('support/failover-replica.mjs', import.meta.url));
@@ -39,6 +43,7 @@ const SETTLE_MS = 3_000;
 const STANDSTILL_MS = 20;
 const STANDSTILL = new Int32Array(new SharedArrayBuffer(4));
 const TICKS_PER_SECOND = 100;
+const WAKES_ROUNDS = 100;
 const NS_PER_HOUR = 3.6e12;
 
 const options = readOptions(import.meta.url, {
@@ -205,6 +210,16 @@ async function round() {
   };
 }
 
+/** What is compared is a process that dies, and whose death the host tells. */
+const isHostsPartKnown = signal === 'SIGKILL' && devices.every((name) => name === 'shm');
+
+/** In microseconds: how long the host takes to wake threads as a takeover does. Undefined if the program is not there. */
+async function hostsPart() {
+  if (!isHostsPartKnown) return undefined;
+  const { p50, p99, max } = (await runYardstick('takeover_wakes', ['--rounds', WAKES_ROUNDS])) ?? {};
+  return p50 === undefined ? undefined : { p50, p99, max };
+}
+
 /**
  * Changes of leader without a cause, and what the replicas cost, while nothing is done to them.
  * @param {number} busyProcesses
@@ -235,6 +250,7 @@ async function leftAlone(busyProcesses) {
 say(
   `${cpus()[0]?.model.trim() ?? 'unknown processor'}, ${cpus().length} processors, Linux ${release()}, Node.js ${process.version}`,
 );
+const before = await hostsPart();
 await Promise.all(members.map(({ id }) => launch(id)));
 const { device, permissionStrategy } = await whole();
 say(
@@ -284,6 +300,17 @@ say(
     `first commit ${breakdownUs.firstCommit} us`,
 );
 for (const child of replicas) child.disconnect();
+await Promise.all([...living].map((child) => new Promise((resolve) => child.once('exit', resolve))));
+const after = await hostsPart();
+const wakesUs = before && after && { before, after };
+if (wakesUs !== undefined) {
+  say(
+    `of it the host's part, to wake the threads of a takeover one after the other, in C++: p50 ${before.p50} us before, ` +
+      `${after.p50} us after   p99 ${before.p99} and ${after.p99} us`,
+  );
+} else if (isHostsPartKnown) {
+  say('the part of the host is not known; build its program with node scripts/build.mjs takeover-wakes');
+}
 clearTimeout(deadline);
 const summary = {
   device,
@@ -295,6 +322,7 @@ const summary = {
   leaseUs,
   failoverUs,
   breakdownUs,
+  wakesUs,
   falseFailoversPerHour: idle && loaded && { idle: idle.changesPerHour, loaded: loaded.changesPerHour },
   idlePercent: idle?.processorPercent,
 };

@@ -7,14 +7,11 @@
 // ends are in this process; the shm device and a READ or WRITE need nothing of the far end but its memory. The
 // yardstick is out/native/shm_write on shared memory (the same provider, from C++) and out/native/write_fanout on RDMA
 // devices (libibverbs, from C). Nothing here passes or fails by time: it prints what it found beside what is aimed at.
-import { execFile } from 'node:child_process';
-import { existsSync } from 'node:fs';
-import { fileURLToPath } from 'node:url';
-import { promisify } from 'node:util';
 import { percentile } from '#lib/cli/demo/figures.js';
 import { Fence, monotonicNs, Notifier, OP_FENCED_COPY, WC, WR, WR_STRIDE, WrOpcode } from '#lib/verbs/index.js';
 import { connectEnds, listFor, nearAndFar, openEnd } from './support/ends.mjs';
 import { readOptions, wholeNumber } from './support/options.mjs';
+import { runYardstick } from './support/yardstick.mjs';
 
 const options = readOptions(import.meta.url, {
   device: { type: 'string', default: 'shm' },
@@ -36,7 +33,6 @@ const BATCH = 16;
 /** Aims: how much a WRITE of 64 bytes may take beyond the loop in C. */
 const AIM_ADDED_NS = 150;
 const AIM_RATIO = 1.15;
-const YARDSTICK_TIMEOUT_MS = 180_000;
 /** On RDMA devices: operations between two readings of the clock, and how often. */
 const PER_SAMPLE = 10;
 const SAMPLES = 300;
@@ -114,18 +110,6 @@ prepare(WrOpcode.COMPARE_SWAP, 8);
 results['COMPARE_SWAP, posted and completed'] = measure(one, 1, step);
 
 const round1 = (/** @type {number} */ value) => Math.round(value * 10) / 10;
-
-/**
- * Runs the yardstick.
- * @param {string} name of the program
- * @param {(string | number)[]} args
- */
-async function runYardstick(name, args) {
-  const program = fileURLToPath(new URL(`../out/native/${name}`, import.meta.url));
-  if (!existsSync(program)) return undefined;
-  const { stdout } = await promisify(execFile)(program, args.map(String), { timeout: YARDSTICK_TIMEOUT_MS });
-  return JSON.parse(stdout);
-}
 
 /** The WRITE on shared memory: best of several rounds on each side, in ns per operation. */
 async function pairOnSharedMemory(/** @type {number} */ batchSize) {

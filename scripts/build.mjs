@@ -4,6 +4,7 @@
 //   addon-address, addon-thread             the addon under a sanitizer; use it with QUORATE_PREBUILD=out/addon-address
 //   write-fanout                            the C program that benchmarks compare with on RDMA devices
 //   shm-write                               the C++ program that bench/verbs-overhead.mjs compares with on shared memory
+//   takeover-wakes                          the C++ program that bench/failover.mjs compares with
 import { existsSync, mkdirSync, readdirSync, rmSync, statSync } from 'node:fs';
 import { dirname, join, relative } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -20,6 +21,7 @@ export const VARIANTS = [
   'addon-thread',
   'write-fanout',
   'shm-write',
+  'takeover-wakes',
 ];
 
 function packageFile(name, path) {
@@ -105,7 +107,7 @@ async function buildNative(variant, sanitizer, target, niceness) {
  * processor time that others leave.
  */
 export async function buildVariant(variant, niceness = 0) {
-  if (['write-fanout', 'shm-write'].includes(variant))
+  if (['write-fanout', 'shm-write', 'takeover-wakes'].includes(variant))
     return await buildNative('native', '', variant.replace('-', '_'), niceness);
   const [what, sanitizer = ''] = variant.split('-');
   if (what === 'native') return await buildNative(variant, sanitizer, 'native_tests', niceness);
