@@ -117,7 +117,7 @@ export class Proposals<Result> {
   private begin(
     log: CommandLog | undefined,
     command: Uint8Array,
-    session: SessionCommand | undefined,
+    named: SessionCommand | undefined,
     elsewhere: Elsewhere<Result> | undefined,
     resolve: Resolve<Result>,
     reject: Reject,
@@ -137,7 +137,9 @@ export class Proposals<Result> {
       );
       return;
     }
-    if (session !== undefined && !(isSessionNumber(session?.origin) && isSessionNumber(session?.sequence))) {
+    // A caller may count its next command in the same object while this one waits.
+    const session = named === undefined ? undefined : { origin: named?.origin, sequence: named?.sequence };
+    if (session !== undefined && !(isSessionNumber(session.origin) && isSessionNumber(session.sequence))) {
       reject(
         new QuorateError('QUORATE_INVALID_ARGUMENT', 'session origin and sequence must be integers from 1 to 2^53 - 1'),
       );

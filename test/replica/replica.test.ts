@@ -267,6 +267,19 @@ describe('a cluster of three', () => {
 });
 
 describe('clusters of other sizes', () => {
+  it('applies each command under the number it was proposed with, though its owner counts on in the same object', async () => {
+    cluster = await openCluster(1, { logBytes: 64 * 1024 });
+    const leader = await cluster.leader();
+    const session = { origin: 77, sequence: 0 };
+    // More than the log has room for at a time: some of them wait.
+    const answers = Array.from({ length: 20 }, () => {
+      session.sequence++;
+      return leader.propose(new Uint8Array(leader.payloadBytesMax), { session });
+    });
+    const results = (await Promise.all(answers)).map(({ result }) => result);
+    expect(results).toEqual(answers.map((_, index) => index + 1));
+  });
+
   it('answers all that was proposed in one turn without a pause, however much that is', async () => {
     cluster = await openCluster(1);
     const leader = await cluster.leader();
