@@ -248,10 +248,25 @@ export interface CheckedReplicaOptions {
   readonly shmDirectory: string | undefined;
 }
 
+/** All options that are given, each read once: they may be inherited, or computed by a class of settings. */
+export function takeReplicaOptions<Result>(given: ReplicaOptions<Result>): ReplicaOptions<Result> {
+  if (typeof given !== 'object' || given === null) return invalid('Replica.open() takes an options object');
+  checkNames(given, REPLICA_OPTIONS as Members<ReplicaOptions<Result>>, 'options');
+  const taken: Record<string, unknown> = {};
+  for (const name of Object.keys(REPLICA_OPTIONS) as (keyof ReplicaOptions)[]) {
+    const value: unknown = given[name];
+    if (value !== undefined) taken[name] = value;
+  }
+  return taken as unknown as ReplicaOptions<Result>;
+}
+
+/** A copy of a list that has been checked: whoever gave it may go on using it. */
+export function copyMembers(members: readonly MemberAddress[]): MemberAddress[] {
+  return members.map(({ id, host, port, priority = 0 }) => ({ id, host, port, priority }));
+}
+
 /** Throws besides QUORATE_CLUSTER_KEY. */
 export function checkReplicaOptions(options: ReplicaOptions<never>): CheckedReplicaOptions {
-  if (typeof options !== 'object' || options === null) return invalid('Replica.open() takes an options object');
-  checkNames(options, REPLICA_OPTIONS, 'options');
   checkInteger(options.id, 0, MAX_REPLICAS - 1, 'id');
   const self = checkPlace(options);
   const { logBytes = LOG_BYTES_DEFAULT, openTimeoutMs = OPEN_TIMEOUT_DEFAULT_MS } = options;

@@ -30,7 +30,9 @@ import {
   checkReplicaOptions,
   checkScheduling,
   checkTimeout,
+  copyMembers,
   invalid,
+  takeReplicaOptions,
 } from './check-options.js';
 import { compileAtFirstCall, keepCompiledCode } from './compiled-code.js';
 import { type ControlConnection, ControlServer, WarningLimit } from './control-channel.js';
@@ -266,17 +268,20 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     }
   }
 
-  private static async openAs<Result>(given: ReplicaOptions<Result>, fork: Fork | null): Promise<Replica<Result>> {
+  private static async openAs<Result>(asked: ReplicaOptions<Result>, fork: Fork | null): Promise<Replica<Result>> {
+    const given = takeReplicaOptions(asked);
     const { self, logBytes, openTimeoutMs, durable, shmDirectory } = checkReplicaOptions(
       given as unknown as ReplicaOptions<never>,
     );
-    const { id, surviveCrash, signal } = given;
+    const { id, surviveCrash, signal, members, join } = given;
     signal?.throwIfAborted();
     // Needed whenever a member is added or moves; whoever passed it may wipe it as soon as open() has returned.
     const clusterKey = typeof given.clusterKey === 'string' ? given.clusterKey : Uint8Array.from(given.clusterKey);
     // Directories are needed again, too, by the rehearsal and by a new cluster that is forced from this replica.
     const options = {
       ...given,
+      ...(members === undefined ? {} : { members: copyMembers(members) }),
+      ...(join === undefined ? {} : { join: copyMembers(join) }),
       clusterKey,
       durable: durable ?? false,
       ...(shmDirectory === undefined ? {} : { shmDirectory }),

@@ -3,7 +3,7 @@ import { mkdtempSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
-import { PROFILES, QuorateError, Replica } from '#lib/index.js';
+import { type MemberAddress, PROFILES, QuorateError, Replica, type ReplicaOptions } from '#lib/index.js';
 import { ControlServer } from '#lib/replica/control-channel.js';
 import { CLUSTER_KEY, members, openCluster, optionsFor } from './fixture.js';
 
@@ -350,6 +350,62 @@ describe('options of a call', () => {
       expect(replica.status()).toMatchObject({ tailLsn, role: 'leader' });
     } finally {
       await cluster.close();
+    }
+  });
+});
+
+describe('Replica.open() takes options', () => {
+  /** One whose options are computed, as a class of settings has them. */
+  class Settings {
+    readonly #options: ReplicaOptions<number>;
+    constructor(options: ReplicaOptions<number>) {
+      this.#options = options;
+    }
+    get id() {
+      return this.#options.id;
+    }
+    get members() {
+      return this.#options.members;
+    }
+    get clusterKey() {
+      return this.#options.clusterKey;
+    }
+    get stateMachine() {
+      return this.#options.stateMachine;
+    }
+    get device() {
+      return 'shm';
+    }
+    get rehearseTakeovers() {
+      return false;
+    }
+  }
+
+  it.each<[string, (options: ReplicaOptions<number>) => object]>([
+    ['that are inherited', (options) => Object.create(options) as object],
+    ['that are computed by a class', (options) => new Settings(options)],
+  ])('%s', async (_, given) => {
+    const replica = await Replica.open(given(optionsFor(0, await members(1))) as ReplicaOptions<number>);
+    try {
+      expect(await replica.propose(new Uint8Array(1))).toMatchObject({ result: 1 });
+    } finally {
+      await replica.close();
+    }
+  });
+
+  it('whose list of members goes on growing behind its back', async () => {
+    const list = await members(3);
+    const founders = list.slice(0, 2);
+    const opening = [0, 1].map((id) => Replica.open(optionsFor(id, founders, { openTimeoutMs: 10_000 })));
+    founders.push(list[2] as MemberAddress);
+    const replicas = await Promise.all(opening);
+    try {
+      expect(replicas.map((replica) => replica.status().voters)).toEqual([
+        [0, 1],
+        [0, 1],
+      ]);
+    } finally {
+      await Promise.all(replicas.map((replica) => replica.close()));
     }
   });
 });
