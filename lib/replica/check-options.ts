@@ -1,5 +1,5 @@
 // Checks of what users pass in: each failure is an error with code QUORATE_INVALID_ARGUMENT that names the option.
-import { types } from 'node:util';
+import { inspect, types } from 'node:util';
 import { hostBytes } from '../consensus/configuration.js';
 import { HOST_BYTES_MAX, LOG_BYTES_MAX, LOG_BYTES_MIN, MAX_REPLICAS, PRIORITY_MAX } from '../consensus/limits.js';
 import { type Members, QuorateError, unknownMember } from '../errors.js';
@@ -92,7 +92,8 @@ export function checkProposeOptions(options: ProposeOptions): void {
 
 /** A string, as of an environment variable, would look like the number that it is not. */
 function shown(value: unknown): string {
-  return typeof value === 'string' ? JSON.stringify(value) : String(value);
+  if (typeof value === 'string') return JSON.stringify(value);
+  return typeof value === 'object' ? inspect(value, { depth: 0 }) : String(value);
 }
 
 export function checkInteger(value: number, min: number, max: number, name: string): number {

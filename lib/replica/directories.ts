@@ -17,8 +17,11 @@ export function makeDirectory(path: string): void {
   }
 }
 
-/** What an option names, wherever the process is later. Throws QUORATE_SYSTEM. */
+/** What an option names, wherever the process is later. Throws QUORATE_INVALID_ARGUMENT or QUORATE_SYSTEM. */
 export function absolutePath(path: string, option: string): string {
+  if (path.includes('\0')) {
+    throw new QuorateError('QUORATE_INVALID_ARGUMENT', `${option} has a NUL character, which no path can have`);
+  }
   try {
     return resolve(path);
   } catch (error) {

@@ -1,5 +1,6 @@
 // Commands on their way from the caller through the log into the state machine: checks what is proposed, gives it to the
 // replication plane or has it wait for room in the ring, and settles its promise when the command comes out of the log.
+import { types } from 'node:util';
 import { PROPOSE_LEAVING, PROPOSE_LOG_FULL, PROPOSE_NOT_LEADER } from '../consensus/replication-plane.js';
 import { QuorateError } from '../errors.js';
 import type { SessionTable } from '../rsm/session-table.js';
@@ -109,7 +110,8 @@ export class Proposals<Result> {
     try {
       this.begin(log, command, session, elsewhere, resolve as Resolve<Result>, reject);
     } catch (error) {
-      reject(error as Error);
+      // What only looks like bytes, as a Proxy of them, throws when it is asked for its length.
+      reject(types.isUint8Array(command) ? (error as Error) : notBytes());
     }
     return promise;
   }
@@ -124,7 +126,7 @@ export class Proposals<Result> {
   ): void {
     const { host } = this;
     if (!(command instanceof Uint8Array)) {
-      reject(new QuorateError('QUORATE_INVALID_ARGUMENT', 'propose() takes a Uint8Array'));
+      reject(notBytes());
       return;
     }
     if (command.length > host.payloadBytesMax) {
@@ -254,6 +256,10 @@ export class Proposals<Result> {
     this.pending.rejectAll(inLog);
     for (const proposal of this.waiting.splice(0)) proposal.reject(notInLog());
   }
+}
+
+function notBytes(): QuorateError {
+  return new QuorateError('QUORATE_INVALID_ARGUMENT', 'propose() takes a Uint8Array');
 }
 
 function isSessionNumber(value: unknown): boolean {

@@ -11,7 +11,7 @@ import type { TransferStatus } from './transfer/progress.js';
 
 /**
  * The replicated state. Every replica applies the same commands in the same order, so apply() must be deterministic:
- * no clock, no randomness, no I/O. apply(), snapshot() and restore() must not be async. A command that is invalid for the
+ * no clock, no randomness, no I/O. apply(), snapshot(), restore() and attachMemory() must not be async. A command that is invalid for the
  * application is answered by its result; an exception thrown by apply() is a defect of the state machine, and the replica
  * stops rather than diverge.
  */

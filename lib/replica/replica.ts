@@ -91,7 +91,7 @@ import { ReplicatedState } from './replicated-state.js';
 import { SnapshotSender } from './snapshot-sender.js';
 import { SnapshotSource } from './transfer/snapshot-stream.js';
 import { Transfers } from './transfer/transfers.js';
-import { callUser, checkNoPromise } from './user-code.js';
+import { callUserAtOnce, checkNoPromise } from './user-code.js';
 
 const PENDING_PROPOSALS_DEFAULT = 65_536;
 const PENDING_READ_BARRIERS_DEFAULT = 65_536;
@@ -349,7 +349,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
         allocate: (lengthBytes) => stateMemory.allocate(lengthBytes),
         release: (bytes) => stateMemory.release(bytes),
       };
-      callUser('attachMemory() of the state machine', () => this.stateMachine.attachMemory?.(memory));
+      callUserAtOnce('attachMemory() of the state machine', () => this.stateMachine.attachMemory?.(memory));
     }
     this.logBytes = logBytes;
     this.payloadBytesMax = payloadBytesMax(logBytes);
@@ -1253,6 +1253,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
    * Leases depend on clocks, unlike all else in this package: see the option `lease`.
    */
   leasedRead<Value>(read: () => Value): Value | undefined {
+    if (typeof read !== 'function') invalid('leasedRead() takes a function that reads the state');
     const { plane } = this;
     if (plane === undefined || this.closing !== undefined) return undefined;
     const value = plane.leasedRead(read, monotonicNs);

@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { type MemberAddress, PROFILES, QuorateError, Replica, type ReplicaOptions } from '#lib/index.js';
 import { ControlServer } from '#lib/replica/control-channel.js';
-import { CLUSTER_KEY, members, openCluster, optionsFor } from './fixture.js';
+import { CLUSTER_KEY, members, openCluster, optionsFor, waitFor } from './fixture.js';
 
 async function failure(promise: Promise<unknown>): Promise<{ code?: string; message: string }> {
   try {
@@ -147,6 +147,45 @@ describe('Replica.open() refuses', () => {
       /signal is no AbortSignal/,
     ],
     ['an id in digits', () => ({ id: '0' }), 'QUORATE_INVALID_ARGUMENT', /id "0" is not an integer in 0\.\.15/],
+    [
+      'an id that is no value',
+      () => ({ id: Object.create(null) }),
+      'QUORATE_INVALID_ARGUMENT',
+      /id \[Object: null prototype\] \{\} is/,
+    ],
+    [
+      'a cluster key that only looks like bytes',
+      () => ({ clusterKey: new Proxy(new Uint8Array(32), {}) }),
+      'QUORATE_CLUSTER_KEY',
+      /neither a string nor a Uint8Array/,
+    ],
+    [
+      'a directory for a durable replica that no path can name',
+      () => ({ durable: { directory: '/tmp/a\0b' } }),
+      'QUORATE_INVALID_ARGUMENT',
+      /durable.directory has a NUL character/,
+    ],
+    [
+      'a region in a directory that no path can name',
+      () => ({ surviveCrash: { directory: '/tmp/a\0b' } }),
+      'QUORATE_INVALID_ARGUMENT',
+      /surviveCrash.directory has a NUL character/,
+    ],
+    [
+      'a state machine that is not attached yet when attachMemory() returns',
+      () => ({
+        stateMachine: {
+          apply() {},
+          snapshot() {},
+          restore() {},
+          async attachMemory() {
+            throw new Error('not today');
+          },
+        },
+      }),
+      'QUORATE_INVALID_ARGUMENT',
+      /attachMemory\(\) of the state machine returned a promise/,
+    ],
     ['a device that is a number', () => ({ device: 5 }), 'QUORATE_INVALID_ARGUMENT', /device 5 is not/],
     [
       "a device's port in digits",
@@ -285,7 +324,9 @@ describe('propose() refuses', () => {
     const cluster = await openCluster(1);
     try {
       const [replica] = cluster.replicas as [Replica<number>];
-      expect((await failure(replica.propose('text' as never))).code).toBe('QUORATE_INVALID_ARGUMENT');
+      for (const command of ['text', new Proxy(new Uint8Array(1), {}), Object.create(Uint8Array.prototype)]) {
+        expect((await failure(replica.propose(command as never))).code).toBe('QUORATE_INVALID_ARGUMENT');
+      }
       const limit = replica.payloadBytesMax;
       const error = await failure(replica.propose(new Uint8Array(limit + 1)));
       expect(error.code).toBe('QUORATE_PAYLOAD_TOO_LARGE');
@@ -306,6 +347,20 @@ describe('propose() refuses', () => {
       await cluster.close();
     }
   });
+});
+
+it('leasedRead() refuses what is no function, at the leader and elsewhere', async () => {
+  const cluster = await openCluster(1);
+  try {
+    const [replica] = cluster.replicas as [Replica<number>];
+    const refused = expect.objectContaining({ code: 'QUORATE_INVALID_ARGUMENT' });
+    await waitFor(() => replica.status().leaseRemainingUs > 0, 'a lease');
+    expect(() => replica.leasedRead(5 as never)).toThrow(refused);
+    await replica.close();
+    expect(() => replica.leasedRead(5 as never)).toThrow(refused);
+  } finally {
+    await cluster.close();
+  }
 });
 
 describe('options of a call', () => {

@@ -6,6 +6,7 @@
 // cluster key should be 32 random bytes rather than a phrase.
 import { constants, hkdfSync } from 'node:crypto';
 import type { ConnectionOptions, TLSSocket, TlsOptions } from 'node:tls';
+import { types } from 'node:util';
 import { QuorateError } from '../../errors.js';
 import { CLUSTER_KEY_BYTES_MAX, CLUSTER_KEY_BYTES_MIN } from './limits.js';
 
@@ -29,7 +30,7 @@ const COMMON_OPTIONS = {
 
 /** Throws QUORATE_CLUSTER_KEY if the key is unusable. */
 export function checkClusterKey(clusterKey: Uint8Array | string): Uint8Array {
-  if (typeof clusterKey !== 'string' && !(clusterKey instanceof Uint8Array)) {
+  if (typeof clusterKey !== 'string' && !types.isUint8Array(clusterKey)) {
     throw new QuorateError('QUORATE_CLUSTER_KEY', 'the cluster key is neither a string nor a Uint8Array');
   }
   const bytes = typeof clusterKey === 'string' ? Buffer.from(clusterKey, 'utf8') : clusterKey;

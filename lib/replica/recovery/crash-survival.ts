@@ -58,9 +58,8 @@ export class CrashSurvival {
     const { QUORATE_SHM_DIR: fromEnvironment } = process.env;
     const base = directory ?? shmDirectory ?? (fromEnvironment || `/dev/shm/quorate-${process.geteuid?.()}`);
     if (typeof base !== 'string' || base === '') return invalid('shmDirectory is not the path of a directory');
-    const region = Region.open(absolutePath(base, 'shmDirectory'), id, clusterKey, logBytes, (error) =>
-      early.push(error),
-    );
+    const option = directory === undefined ? 'shmDirectory' : 'surviveCrash.directory';
+    const region = Region.open(absolutePath(base, option), id, clusterKey, logBytes, (error) => early.push(error));
     return new CrashSurvival(region, logBytes, snapshotBytesMax, early);
   }
 
