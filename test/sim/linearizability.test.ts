@@ -34,11 +34,26 @@ describe('linearizability checker', () => {
     ['no response, left out', { ...write(10, NEVER, 5), returned_ns: undefined as unknown as number }],
     ['a response before the invocation', write(10, 5, 5)],
     ['no time of invocation', write(Number.NaN, NEVER, 5)],
+    ['no command', { ...write(10, 20, 5), command: undefined as unknown as Command }],
+    ['an operation by its name', operation(10, 20, 'write' as unknown as number, 5, 0)],
+    ['an operation that there is not', operation(10, NEVER, 5, 5, 0)],
+    ['digits for a register, which would be another one', write(10, 20, 5, '0' as unknown as number)],
+    ['digits for a value, which would never be read', write(10, 20, '5' as unknown as number)],
+    ['digits for an answer', read(10, 20, '5' as unknown as number)],
+    ['no answer, but a response', read(10, 20, undefined as unknown as number)],
   ])('does not judge a history in which an operation has %s', (_, bad) => {
     const judge = () => checkLinearizability([read(20, 30, 5), bad]);
     expect(judge).toThrow(expect.objectContaining({ code: 'QUORATE_INVALID_ARGUMENT' }));
     expect(judge).toThrow(/^operation 1 of the history: /);
   });
+
+  test.each([undefined, null, 'history', {}, new Set([write(0, 1, 5)])])(
+    'does not judge what is no list: %s',
+    (bad) => {
+      const judge = () => checkLinearizability(bad as never);
+      expect(judge).toThrow(expect.objectContaining({ code: 'QUORATE_INVALID_ARGUMENT' }));
+    },
+  );
 
   const good: [string, HistoryOperation[]][] = [
     ['nothing at all', []],

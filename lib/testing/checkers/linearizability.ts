@@ -69,26 +69,53 @@ interface Entry {
   next: Entry | null;
 }
 
-/** A history may come from anywhere, by JSON, say, which has no Infinity: the search would find something all the same. */
-function checkTimes({ invoked_ns, returned_ns }: HistoryOperation, index: number): void {
-  if (typeof invoked_ns === 'number' && typeof returned_ns === 'number' && invoked_ns <= returned_ns) return;
-  throw new QuorateError(
-    'QUORATE_INVALID_ARGUMENT',
-    `operation ${index} of the history: invoked_ns ${invoked_ns} and returned_ns ${returned_ns} are not numbers, the first ` +
-      'no larger than the second; returned_ns is Infinity where there is no response',
-  );
+const OPERATIONS: readonly number[] = Object.values(Operation);
+
+function usedBy(operation: number): readonly (keyof Command)[] {
+  if (operation === Operation.read) return ['key'];
+  return operation === Operation.compareAndSet ? ['key', 'value', 'expected'] : ['key', 'value'];
+}
+
+/**
+ * A history may come from anywhere, by JSON, say, which has no Infinity: the search would find something all the same. It
+ * would take digits for another register, or for an answer that nobody can have given.
+ */
+function checkOperation(operation: HistoryOperation, index: number): void {
+  const problem = whatIsWrong(operation);
+  if (problem === undefined) return;
+  throw new QuorateError('QUORATE_INVALID_ARGUMENT', `operation ${index} of the history: ${problem}`);
+}
+
+function whatIsWrong(operation: HistoryOperation): string | undefined {
+  if (typeof operation !== 'object' || operation === null) return 'it is no object';
+  const { command, invoked_ns, returned_ns, result } = operation;
+  if (!(typeof invoked_ns === 'number' && typeof returned_ns === 'number' && invoked_ns <= returned_ns)) {
+    return (
+      `invoked_ns ${invoked_ns} and returned_ns ${returned_ns} are not numbers, the first no larger than the second; ` +
+      'returned_ns is Infinity where there is no response'
+    );
+  }
+  if (typeof command !== 'object' || command === null) return 'it has no command';
+  if (!OPERATIONS.includes(command.operation)) return `its command's operation is none of ${OPERATIONS.join(', ')}`;
+  for (const name of usedBy(command.operation)) {
+    if (!Number.isFinite(command[name])) return `its command's ${name} is not a number`;
+  }
+  if (returned_ns !== Number.POSITIVE_INFINITY && !Number.isFinite(result)) return 'its result is not a number';
+  return undefined;
 }
 
 /**
  * Whether there is an order of all operations, each between its invocation and its response, in which every response is what
  * a register would have answered (Wing and Gong; Lowe, "Testing for linearizability", 2017). Register by register; the
- * search for one is given up after `stepsMax` steps, default 3 million. Throws QUORATE_INVALID_ARGUMENT for times that
- * are none.
+ * search for one is given up after `stepsMax` steps, default 3 million. Throws QUORATE_INVALID_ARGUMENT for what is no
+ * history, or an operation that is none.
  */
 export function checkLinearizability(history: readonly HistoryOperation[], stepsMax = STEPS_MAX): Verdict {
+  if (!Array.isArray(history))
+    throw new QuorateError('QUORATE_INVALID_ARGUMENT', 'the history is no list of operations');
   const byKey = new Map<number, HistoryOperation[]>();
-  for (const [index, operation] of history.entries()) {
-    checkTimes(operation, index);
+  for (const [index, operation] of (history as readonly HistoryOperation[]).entries()) {
+    checkOperation(operation, index);
     // A read without a response constrains nothing.
     if (operation.returned_ns === Number.POSITIVE_INFINITY && operation.command.operation === Operation.read) continue;
     const operations = byKey.get(operation.command.key);
