@@ -91,7 +91,7 @@ import { ReplicatedState } from './replicated-state.js';
 import { SnapshotSender } from './snapshot-sender.js';
 import { SnapshotSource } from './transfer/snapshot-stream.js';
 import { Transfers } from './transfer/transfers.js';
-import { callUserAtOnce, checkNoPromise } from './user-code.js';
+import { callUserAtOnce, readAtOnce } from './user-code.js';
 
 const PENDING_PROPOSALS_DEFAULT = 65_536;
 const PENDING_READ_BARRIERS_DEFAULT = 65_536;
@@ -1256,8 +1256,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     if (typeof read !== 'function') invalid('leasedRead() takes a function that reads the state');
     const { plane } = this;
     if (plane === undefined || this.closing !== undefined) return undefined;
-    const value = plane.leasedRead(read, monotonicNs);
-    checkNoPromise(value, 'the function that reads the state');
+    // Also of what counts for nothing without a lease: a promise might reject, and nobody would wait for it.
+    const value = plane.leasedRead(() => readAtOnce(read), monotonicNs);
     return value !== undefined && this.peersTakeItForAlive() ? value : undefined;
   }
 
@@ -1290,9 +1290,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     if (value !== undefined) return value;
     if (this.closing === undefined && this.plane?.role === 'leader') await this.readAsLeader(options.timeoutMs);
     else await this.readAsFollower(timeoutMs);
-    const current = read();
-    checkNoPromise(current, 'the function that reads the state');
-    return current;
+    return readAtOnce(read);
   }
 
   /** A timer for each read only where it is asked for: all of them end with the leadership, which is lost without a majority. */

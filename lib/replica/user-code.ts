@@ -43,3 +43,10 @@ export function callUserAtOnce<Returned>(what: string, call: () => Returned): Re
   checkNoPromise(returned, what);
   return returned;
 }
+
+/** What a function of users reads from the state. What it throws is for its caller, as it is. */
+export function readAtOnce<Value>(read: () => Value): Value {
+  const value = read();
+  checkNoPromise(value, 'the function that reads the state');
+  return value;
+}

@@ -148,6 +148,25 @@ describe('at a leader that holds a lease', () => {
     vi.restoreAllMocks();
   });
 
+  it('by such a function are refused at a leader that never has a lease, and nobody has to wait for that', async () => {
+    const { replicas, close } = await openCluster(1, { lease: 'off' });
+    try {
+      const [alone] = replicas as [Replica<number>];
+      const refusal = { code: 'QUORATE_INVALID_ARGUMENT', message: expect.stringContaining('returned a promise') };
+      const promises: Promise<never>[] = [];
+      const later = () => {
+        const promise = Promise.reject(new Error('which nobody waits for'));
+        promises.push(promise);
+        return promise;
+      };
+      expect(() => alone.leasedRead(later)).toThrow(expect.objectContaining(refusal));
+      await expect(alone.read(later)).rejects.toMatchObject(refusal);
+      expect(promises).toHaveLength(2);
+    } finally {
+      await close();
+    }
+  });
+
   it('they pass on what the function throws', async () => {
     await lease();
     const fail = () => {
