@@ -1,5 +1,6 @@
 // Rights on memory that are given and taken by work requests.
 import type { NativeMemoryWindow } from './native.js';
+import { checkInteger } from './options.js';
 import { existingFace, VerbsObject } from './verbs-object.js';
 
 /** The lowest 8 bits of a window's key are its owner's to choose: a new one for each binding of type 2. */
@@ -7,6 +8,7 @@ const KEY_BITS = 0xff;
 
 /** The key with its lowest 8 bits counted up, see ibv_inc_rkey(3): what the next binding of a window uses. */
 export function nextRkey(rkey: number): number {
+  checkInteger('rkey', rkey, 0, 2 ** 32 - 1);
   return ((rkey & ~KEY_BITS) | ((rkey + 1) & KEY_BITS)) >>> 0;
 }
 

@@ -14,6 +14,7 @@ import {
   formatGidTable,
   listDevices,
   Notifier,
+  nextRkey,
   normalizeGid,
   openDevice,
   PostList,
@@ -355,6 +356,7 @@ describe('wrong arguments', () => {
   });
 
   it('of memory windows, re-registration and several elements', () => {
+    refused(nextRkey, ['7', ...NOT_INTEGERS, 2 ** 32]);
     const { context, domain, memory, queuePair, queue, region } = end;
     const NOT_LISTS = [
       null,
