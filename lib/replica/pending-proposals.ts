@@ -21,7 +21,8 @@ export class OutcomeUnknownError extends QuorateError {
 const SETTLED_MAX = 1024;
 
 export class PendingProposals<Result> {
-  private entries: PendingProposal<Result>[] = [];
+  /** Undefined in place of those that are settled: what was proposed, and what came of it, is nobody's any more. */
+  private entries: (PendingProposal<Result> | undefined)[] = [];
   private head = 0;
 
   get size(): number {
@@ -37,7 +38,7 @@ export class PendingProposals<Result> {
   take(lsn: number): PendingProposal<Result> | undefined {
     const proposal = this.entries[this.head];
     if (proposal === undefined || proposal.lsn !== lsn) return undefined;
-    this.head++;
+    this.entries[this.head++] = undefined;
     if (this.head >= SETTLED_MAX) {
       this.entries.splice(0, this.head);
       this.head = 0;
@@ -47,7 +48,7 @@ export class PendingProposals<Result> {
 
   /** Rejects all that are left, in order. */
   rejectAll(error: (proposal: PendingProposal<Result>) => Error): void {
-    const rest = this.entries.slice(this.head);
+    const rest = this.entries.slice(this.head) as PendingProposal<Result>[];
     this.entries = [];
     this.head = 0;
     for (const proposal of rest) proposal.reject(error(proposal));

@@ -5,6 +5,8 @@ import { mkdtempSync, readdirSync, rmSync } from 'node:fs';
 import { syncBuiltinESMExports } from 'node:module';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
 import workerThreads from 'node:worker_threads';
 import { afterEach, describe, expect, it, vi } from 'vitest';
 import { type MemberAddress, Replica } from '#lib/index.js';
@@ -264,6 +266,25 @@ describe('a cluster of three', () => {
       await back.close();
     }
   });
+});
+
+it('keeps neither a command nor its result when it is settled', async () => {
+  setFlagsFromString('--expose-gc');
+  const collect = runInNewContext('gc') as () => void;
+  const stateMachine = Object.assign(new CommandLog(), { apply: () => ({ a: 'result' }) }) as never;
+  const replica = await Replica.open(optionsFor(0, await members(1), { stateMachine }));
+  const settled: WeakRef<object>[] = [];
+  const propose = async (sequence: number) => {
+    const command = new Uint8Array(1024);
+    const { result } = await replica.propose(command, { session: { origin: 5, sequence } });
+    settled.push(new WeakRef(command), new WeakRef(result as unknown as object));
+  };
+  for (let sequence = 1; sequence <= 8; sequence++) await propose(sequence);
+  await replica.propose(new Uint8Array(0)); // what was proposed last is kept
+  await new Promise((resolve) => setImmediate(resolve));
+  collect();
+  expect(settled.filter((one) => one.deref() !== undefined)).toEqual([]);
+  await replica.close();
 });
 
 describe('clusters of other sizes', () => {
