@@ -218,6 +218,30 @@ describe('the result of a forwarded command', () => {
     }
   });
 
+  it('is told to be missing, and nobody waits for it, where too much is on its way already', async () => {
+    const any = await openAny();
+    const count = 100;
+    try {
+      const outcomes = await Promise.allSettled(
+        Array.from({ length: count }, () => any.following.propose(bytes('bytes 200000'), { timeoutMs: 60_000 })),
+      );
+      const missing = outcomes.filter(({ status }) => status === 'rejected');
+      expect(missing.length).toBeGreaterThan(0);
+      expect(missing.length).toBeLessThan(count);
+      for (const outcome of missing) {
+        expect(outcome).toMatchObject({
+          reason: {
+            code: 'QUORATE_RESULT_NOT_SENDABLE',
+            message: expect.stringMatching(/was applied at LSN \d+/),
+          },
+        });
+      }
+      expect(any.machine.applied).toBe(count);
+    } finally {
+      await any.close();
+    }
+  });
+
   it('has as many values, levels and bytes of a key as propose() says, and no more', async () => {
     const any = await openAny();
     const nested = (levels: number): unknown => (levels === 0 ? 1 : [nested(levels - 1)]);

@@ -201,8 +201,19 @@ export class Mailbox {
     }
     void answer()
       .catch((error: Error) => encodeFailed(tag, error))
-      // Where it does not fit the peer is told nothing, and gives up by itself.
-      .then((bytes) => this.fabric.send(peer, bytes));
+      .then((bytes) => {
+        if (this.fabric.send(peer, bytes) === null) this.sendWithoutResult(peer, bytes);
+      });
+  }
+
+  /** The answer does not fit. Its result may be what is large; where that much does not fit, the peer gives up by itself. */
+  private sendWithoutResult(peer: number, bytes: Uint8Array): void {
+    const message = decodeMessage(bytes);
+    if (message.kind !== MessageKind.proposed) return;
+    const text =
+      `the command was applied at LSN ${message.lsn}, but its result is not sent: too much waits to be sent to replica ${peer} ` +
+      'already; propose fewer such commands at a time';
+    this.fabric.send(peer, encodeFailed(message.tag, new QuorateError('QUORATE_RESULT_NOT_SENDABLE', text)));
   }
 
   // -- links -------------------------------------------------------------------------------------------------------
