@@ -1159,8 +1159,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
    *
    * Beside what every call may reject with: QUORATE_NOT_LEADER with `forward: false`, or when no leader was known in time,
    * and QUORATE_TIMEOUT when the leader could not be reached in time (neither was proposed); QUORATE_RESULT_TOO_LARGE (more
-   * than 256 KiB) and QUORATE_RESULT_NOT_SENDABLE (it was applied, but its result cannot travel: it is no such data, or found more than
-   * 8 MiB on their way to this replica already).
+   * than 256 KiB) and QUORATE_RESULT_NOT_SENDABLE (it was applied, but its result cannot travel: it is no such data, has half of a
+   * surrogate pair in a string, or found more than 8 MiB on their way to this replica already).
    */
   propose(command: Uint8Array, options?: ProposeOptions): Promise<ProposeResult<Result>> {
     const { log } = this;

@@ -218,6 +218,22 @@ describe('the result of a forwarded command', () => {
     }
   });
 
+  it('is refused, and not altered, where it has half of a surrogate pair, as cutting a text leaves it', async () => {
+    const any = await openAny();
+    try {
+      for (const cut of ['\ud83d', `${'x'.repeat(100)}\ud83d`, ['a', ['\ude00']], { a: { '\ud83d': 1 } }]) {
+        await expect(any.following.propose(bytes(JSON.stringify(cut)))).rejects.toMatchObject({
+          code: 'QUORATE_RESULT_NOT_SENDABLE',
+          message: expect.stringMatching(/was applied at LSN \d+/),
+        });
+      }
+      const whole = ['\ud83d\ude00', { '\ud83d\ude00': '\ud83d\ude00'.repeat(100) }];
+      expect((await any.following.propose(bytes(JSON.stringify(whole)))).result).toEqual(whole);
+    } finally {
+      await any.close();
+    }
+  });
+
   it('is told to be missing, and nobody waits for it, where too much is on its way already', async () => {
     const any = await openAny();
     const count = 100;

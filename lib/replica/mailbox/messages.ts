@@ -106,16 +106,33 @@ export function encodeProposed(tag: Tag, lsn: number, duplicate: boolean, result
   return bytes;
 }
 
+/** Half of a surrogate pair, as cutting a text leaves it: in UTF-8 it would become something else. */
+const LONE_SURROGATE = /\p{Surrogate}/u;
+
+/** Of a value that can be encoded otherwise. */
+function hasLoneSurrogate(value: unknown): boolean {
+  if (typeof value === 'string') return LONE_SURROGATE.test(value);
+  if (typeof value !== 'object' || value === null || value instanceof Uint8Array) return false;
+  if (Array.isArray(value)) return value.some(hasLoneSurrogate);
+  return Object.entries(value).some(([key, member]) => LONE_SURROGATE.test(key) || hasLoneSurrogate(member));
+}
+
 function packResult(lsn: number, result: unknown): Uint8Array {
+  const cannotSend = (code: string, why: string): QuorateError => {
+    const text = `the command was applied at LSN ${lsn}, but its result cannot be sent to the replica that forwarded it: ${why}`;
+    return new QuorateError(code, text);
+  };
   let packed: Uint8Array;
   try {
     packed = encodeValue(result);
   } catch (error) {
     const tooLarge = (error as QuorateError).code === 'QUORATE_LIMIT';
-    throw new QuorateError(
-      tooLarge ? 'QUORATE_RESULT_TOO_LARGE' : 'QUORATE_RESULT_NOT_SENDABLE',
-      `the command was applied at LSN ${lsn}, but its result cannot be sent to the replica that forwarded it: ` +
-        (error as Error).message,
+    throw cannotSend(tooLarge ? 'QUORATE_RESULT_TOO_LARGE' : 'QUORATE_RESULT_NOT_SENDABLE', (error as Error).message);
+  }
+  if (hasLoneSurrogate(result)) {
+    throw cannotSend(
+      'QUORATE_RESULT_NOT_SENDABLE',
+      'a string in it has half of a surrogate pair, which would be altered',
     );
   }
   if (packed.length > FORWARDED_RESULT_BYTES_MAX) {
