@@ -804,7 +804,9 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     this.proposals.rejectAll(
       () =>
         new OutcomeUnknownError(`replica ${this.id} ${how} before the command was known to be committed and applied`),
-      error,
+      // Not the failure itself: one that another replica has forwarded goes to the next leader.
+      () =>
+        this.removal ?? new QuorateError('QUORATE_CLOSED', `replica ${this.id} ${how} before the command was proposed`),
     );
     this.readBarriers.rejectAll(error);
     this.followerReads.rejectAll(error);
