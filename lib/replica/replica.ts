@@ -496,7 +496,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       endpoint,
       isMember,
       proposeHere: (command, session) => this.proposeHere(command, session),
-      readIndex: () => this.readIndex(),
+      readIndex: () => this.readIndexForPeer(),
       onTold: (peer, type, body) => this.transfers.told(peer, type, body),
       onBroken: (peer) => this.links?.broken(peer, 'message'),
       onWarning: (error) => this.warn(error),
@@ -1335,6 +1335,15 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     const index = { epoch: plane.leaderEpoch, lsn: plane.commitLsn };
     if (plane.holdsLease(monotonicNs()) && this.peersTakeItForAlive()) return index;
     return this.readBarrier().then(() => index);
+  }
+
+  /** That this replica closes, or fails, would be taken by the peer's caller for what that one does, which goes on. */
+  private async readIndexForPeer(): Promise<ReadIndex> {
+    try {
+      return await this.readIndex();
+    } catch (error) {
+      throw this.closing === undefined ? error : new NotLeaderError(undefined, 'read');
+    }
   }
 
   private flush(): void {

@@ -25,7 +25,7 @@ const followers = () => cluster.replicas.filter((replica) => replica !== leader)
 
 /** What the tests look into: the background thread, which beats and promises, what peers think of it, the mailbox. */
 interface Internals {
-  background: { stop(): Promise<void> };
+  background: { stop(): Promise<void>; worker: { terminate(): Promise<number> } };
   ownProcess: { alive: boolean };
   mailbox: Mailbox;
 }
@@ -316,6 +316,24 @@ describe('options about leases that make no sense', () => {
     });
   });
 });
+
+it.each(['closes', 'fails'])(
+  'a read at a follower whose leader %s is told that this one leads no more, not that its own replica does so',
+  async (how) => {
+    await open(3, { lease: 'off' });
+    const [follower] = followers() as [Replica<number>];
+    await waitFor(() => follower.status().leader === leader.id, 'the follower to know the leader');
+    leader.on('fatal', () => {});
+    const passed = vi.spyOn(ReadBarriers.prototype, 'passed').mockImplementation(() => {});
+    const read = follower.read(() => true, { timeoutMs: 30_000 }).catch((error: Error) => error);
+    await waitFor(() => leader.status().pendingReadBarriers === 1, 'the question to wait at the leader');
+    passed.mockRestore();
+    if (how === 'closes') void leader.close();
+    else void internalsOf(leader).background.worker.terminate();
+    expect(await read).toMatchObject({ code: 'QUORATE_NOT_LEADER' });
+    await cluster.close();
+  },
+);
 
 it('ends as many reads as may wait, when their time is up, in one go', async () => {
   const reads = new FollowerReads({
