@@ -68,8 +68,8 @@ export class MessagePort {
   private readonly reportOut: SealedBlockWriter;
   private readonly reportIn = new SealedBlockReader(MESSAGE_REPORT_WORDS);
   private readonly incomingWords: Uint32Array;
-  /** What waits for room in the ring. */
-  private readonly queue: OutgoingMessage[] = [];
+  /** What waits for room in the ring, in order. A set, since when a leader is gone all of it may be taken back, one by one. */
+  private readonly queue = new Set<OutgoingMessage>();
   private queuedBytes_ = 0;
   /** Of the link over which this end writes, 0 while there is none. */
   private generation = 0;
@@ -131,7 +131,7 @@ export class MessagePort {
   send(bytes: Uint8Array): OutgoingMessage | null {
     if (bytes.length > MESSAGE_BYTES_MAX || this.queuedBytes_ + bytes.length > MESSAGE_QUEUE_BYTES_MAX) return null;
     const message = new OutgoingMessage(bytes);
-    this.queue.push(message);
+    this.queue.add(message);
     this.queuedBytes_ += bytes.length;
     return message;
   }
@@ -139,10 +139,7 @@ export class MessagePort {
   /** Takes a message back; false if some of it is in the ring, and it may arrive. */
   withdraw(message: OutgoingMessage): boolean {
     if (message.isWithdrawn) return true;
-    if (message.writtenBytes > 0 || message.isWritten) return false;
-    const index = this.queue.indexOf(message);
-    if (index < 0) return false;
-    this.queue.splice(index, 1);
+    if (message.writtenBytes > 0 || message.isWritten || !this.queue.delete(message)) return false;
     this.queuedBytes_ -= message.bytes.length;
     message.isWithdrawn = true;
     return true;
@@ -165,7 +162,6 @@ export class MessagePort {
 
   private fillRing(): void {
     const { writer, queue } = this;
-    let done = 0;
     for (const message of queue) {
       const { bytes } = message;
       while (!message.isWritten) {
@@ -176,9 +172,8 @@ export class MessagePort {
       }
       if (!message.isWritten) break;
       this.queuedBytes_ -= bytes.length;
-      done++;
+      queue.delete(message);
     }
-    if (done > 0) queue.splice(0, done);
   }
 
   private mayWrite(): boolean {
@@ -301,7 +296,7 @@ export class MessagePort {
     this.isStreamKnown = false;
     this.postedTo = 0;
     // Of this one a part was in the ring, which is no message: it goes anew.
-    const first = this.queue[0];
+    const [first] = this.queue;
     if (first !== undefined) first.writtenBytes = 0;
     this.host.onStreamEnded();
   }

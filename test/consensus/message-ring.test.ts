@@ -11,7 +11,7 @@ import {
   MESSAGE_RING_BYTES,
   MESSAGE_WAKES_MAX,
 } from '#lib/consensus/limits.js';
-import { MessagePort } from '#lib/consensus/message-port.js';
+import { MessagePort, type OutgoingMessage } from '#lib/consensus/message-port.js';
 import { MessageRingReader, MessageRingWriter } from '#lib/consensus/message-ring.js';
 
 function message(length: number, seed: number): Uint8Array {
@@ -369,6 +369,26 @@ describe('a message port', () => {
     expect(side.port.withdraw(second)).toBe(false);
     pair.settle();
     expect(peer.received).toEqual([2]);
+  });
+
+  it('takes back as many as may wait, in one go', () => {
+    const pair = new Pair();
+    const [side, peer] = pair.sides;
+    side.port.unlinked();
+    const waiting: OutgoingMessage[] = [];
+    for (;;) {
+      const message = side.port.send(numbered(1, 32));
+      if (message === null) break;
+      waiting.push(message);
+    }
+    expect(waiting.length).toBe(MESSAGE_QUEUE_BYTES_MAX / 32);
+    const last = waiting.pop();
+    expect(waiting.every((message) => side.port.withdraw(message))).toBe(true);
+    expect(side.port.queuedBytes).toBe(32);
+    pair.link(side);
+    pair.settle();
+    expect(last?.isWritten).toBe(true);
+    expect(peer.received).toEqual([1]);
   });
 
   it('begins another stream when the peer has forgotten the one before, and tells that what was written is lost', () => {
