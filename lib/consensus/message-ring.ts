@@ -179,6 +179,11 @@ export class MessageRingReader {
         continue;
       }
       this.consumed_ += recordBytes(payloadBytes);
+      // Each part takes memory besides its bytes, so that the limit on these bounds full ones only.
+      if (flags === FLAG_MORE && payloadBytes !== MESSAGE_FRAGMENT_BYTES_MAX) {
+        this.fault_ = `a part of ${payloadBytes} bytes of a message that has more of them`;
+        return null;
+      }
       if (this.partsBytes + payloadBytes > MESSAGE_BYTES_MAX) {
         this.fault_ = `a message of more than ${MESSAGE_BYTES_MAX} bytes`;
         return null;

@@ -2,6 +2,7 @@
 // placed; and bytes that are torn, stale or malicious are never taken for a message.
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
+import { hashHigh, hashLow, hashWords } from '#lib/consensus/hash.js';
 import {
   MESSAGE_BYTES_MAX,
   MESSAGE_FRAGMENT_BYTES_MAX,
@@ -164,6 +165,24 @@ describe('a message ring', () => {
     expect(one.reader.fault).toMatch(/more than \d+ bytes/);
     one.reader.begin(5);
     expect(one.reader.fault).toBeNull();
+  });
+
+  it('stops at a sender that gives its message in parts smaller than it takes, which cost more than they bring', () => {
+    for (const size of [0, 1, 1000]) {
+      const one = ring();
+      one.append(message(100, 1));
+      one.append(new Uint8Array(size));
+      // The last record says that more follows, which a writer says of full ones only.
+      const words = new Uint32Array(one.source.buffer);
+      const at = 160 / 4;
+      words[at + 1] = (words[at + 1] as number) | 1;
+      hashWords(words, at, 8 + Math.ceil(size / 4), at + 4, one.writer.stream, 0);
+      words[at + 4] = hashLow;
+      words[at + 5] = hashHigh;
+      one.carry();
+      expect(one.all()).toEqual([message(100, 1)]);
+      expect(one.reader.fault).toMatch(new RegExp(`a part of ${size} bytes`));
+    }
   });
 });
 
