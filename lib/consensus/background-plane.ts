@@ -6,7 +6,7 @@
 
 import { type BackgroundFabric, FabricStatus, PeerProcessState } from '../fabric/fabric.js';
 import { type ChainPosition, entryEpoch } from './entry.js';
-import { EPOCH_NONE, epochCounter, epochIncarnation, makeEpoch } from './epoch.js';
+import { EPOCH_COUNTER_MAX, EPOCH_NONE, epochCounter, epochIncarnation, makeEpoch } from './epoch.js';
 import { EpochHistory } from './epoch-history.js';
 import type { Exchange } from './exchange.js';
 import { type DetectorThresholds, FailureDetector, MISSED_BEATS_ASKED } from './failure-detector.js';
@@ -103,6 +103,14 @@ export interface DurablePromise {
   readonly record: (epoch: number, to: number) => void;
 }
 
+/** Nobody uses so many: a replica has promised what another one's memory or mailbox said that was wrong. */
+const EPOCHS_EXHAUSTED = Object.assign(
+  new Error(
+    `no epoch can be formed above the one promised, whose counter is ${EPOCH_COUNTER_MAX}: nobody can lead any more`,
+  ),
+  { code: 'QUORATE_EPOCHS_EXHAUSTED' },
+);
+
 /** Ticks at the pace of an election after the last sign that entries come, so that the next one finds this plane awake. */
 const WAKEFUL_TICKS = 4;
 
@@ -111,6 +119,12 @@ const KIND_MAILBOX_WRITE = 2;
 const KIND_WITHDRAWAL = 3;
 const KIND_RECALL_WRITE = 4;
 const KIND_RECALL_READ = 5;
+
+/** An epoch that a peer publishes; what can be none counts as none. */
+function readEpoch(words: Uint32Array, index: number): number {
+  const epoch = readU53(words, index);
+  return Number.isSafeInteger(epoch) ? epoch : EPOCH_NONE;
+}
 
 /** What the background plane knows of one peer. */
 class PeerWatch {
@@ -141,11 +155,11 @@ class PeerWatch {
   answeredRequestSequence = 0;
 
   promisedEpoch(): number {
-    return readU53(this.background.body, BackgroundField.promisedEpoch);
+    return readEpoch(this.background.body, BackgroundField.promisedEpoch);
   }
   /** Epoch that the peer leads, 0 if it leads none, or does not get anywhere with it. */
   leaderEpoch(): number {
-    const epoch = readU53(this.main.body, MainField.leaderEpoch);
+    const epoch = readEpoch(this.main.body, MainField.leaderEpoch);
     return epoch === readU53(this.background.body, BackgroundField.stalledEpoch) ? EPOCH_NONE : epoch;
   }
 }
@@ -1011,6 +1025,11 @@ export class BackgroundPlane {
     for (const watch of this.peers) counter = Math.max(counter, epochCounter(watch.promisedEpoch()));
     // In a new cluster that goes on with the state of another one the log says where epochs begin.
     counter = Math.max(counter, epochCounter(readU53(this.ownMain.body, MainField.appliedEpoch)));
+    if (counter >= EPOCH_COUNTER_MAX) {
+      options.onGrantFailure?.(options.id, EPOCHS_EXHAUSTED);
+      this.standBack(now_ns);
+      return;
+    }
     const epoch = makeEpoch(counter + 1, this.ownIncarnation());
     if (!this.promiseTo(options.id, epoch, now_ns)) return;
     this.candidateEpoch = epoch;

@@ -7,12 +7,13 @@ import { INCARNATION_MAX } from './limits.js';
 /** No epoch: nothing promised, no leader. Smaller than every real epoch. */
 export const EPOCH_NONE = 0;
 
-const COUNTER_MAX = 2 ** 33 - 1;
+/** Epochs with a higher counter would be no safe integers. */
+export const EPOCH_COUNTER_MAX = 2 ** 33 - 1;
 
 /** Packs (counter, incarnation). Counter starts at 1. */
 export function makeEpoch(counter: number, incarnation: number): number {
-  if (!Number.isInteger(counter) || counter < 1 || counter > COUNTER_MAX) {
-    throw new RangeError(`epoch counter ${counter} is not in 1..${COUNTER_MAX}`);
+  if (!Number.isInteger(counter) || counter < 1 || counter > EPOCH_COUNTER_MAX) {
+    throw new RangeError(`epoch counter ${counter} is not in 1..${EPOCH_COUNTER_MAX}`);
   }
   if (!Number.isInteger(incarnation) || incarnation < 1 || incarnation >= INCARNATION_MAX) {
     throw new RangeError(`incarnation ${incarnation} is not in 1..${INCARNATION_MAX - 1}`);
