@@ -67,6 +67,15 @@ export function choosePermissionStrategy(
   return wanted;
 }
 
+/** Undefined where the device does not say. */
+function stateOf(queuePair: QueuePair): QpState | undefined {
+  try {
+    return queuePair.query().state;
+  } catch {
+    return undefined;
+  }
+}
+
 /** One end of a log link at the responder: what a grant opens. */
 export interface IncomingLogLink {
   readonly generation: number;
@@ -145,7 +154,12 @@ export class LogPermissions {
       link.queuePair.setAccessFlags(READ_WRITE);
     } catch (error) {
       // Asked only now: in a failover, where nothing is broken, a query costs as much as the change itself.
-      if (link.queuePair.query().state === QpState.RTS) throw error;
+      const state = stateOf(link.queuePair);
+      if (state === QpState.RTS || state === undefined) {
+        // It may have opened all the same, and whoever asked believes that nobody can write.
+        this.revoke(peer);
+        throw error;
+      }
       this.granted = null;
       this.refuseDead(peer, link);
     }
@@ -171,7 +185,7 @@ export class LogPermissions {
     else this.flush(granted.link.queuePair);
     this.granted = null;
     const wasCurrent = this.links.get(peer) === granted.link;
-    const canServeAgain = this.strategy === 'mr-dereg' && granted.link.queuePair.query().state === QpState.RTS;
+    const canServeAgain = this.strategy === 'mr-dereg' && stateOf(granted.link.queuePair) === QpState.RTS;
     if (wasCurrent && canServeAgain) return;
     if (wasCurrent) this.links.delete(peer);
     this.ended.push({ peer, link: granted.link, wasCurrent });

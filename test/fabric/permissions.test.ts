@@ -165,3 +165,68 @@ describe('a flush marker', () => {
     expect(reports).toEqual([]);
   });
 });
+
+describe('a device that fails', () => {
+  const PEER = 3;
+  const OTHER = 4;
+  const failed = new Error('the device does not answer');
+  /** Queue pairs whose marker was flushed. */
+  const flushed: { qpNum: number }[] = [];
+  const queue = { poll: () => flushed.splice(0) } as unknown as CompletionQueue;
+  const region = { rkey: 5, close: () => {} };
+  const domain = { registerMemory: () => region } as never;
+
+  /** A queue pair whose next call of the method fails. */
+  function link(number: number, generation: number) {
+    let state: QpState = QpState.RTS;
+    let failing = '';
+    const mayFail = (method: string): void => {
+      if (failing !== method) return;
+      failing = '';
+      throw failed;
+    };
+    const queuePair = {
+      number,
+      setAccessFlags: () => mayFail('setAccessFlags'),
+      modify: (attributes: { state: QpState }) => {
+        state = attributes.state;
+        flushed.push({ qpNum: number });
+      },
+      query: () => {
+        mayFail('query');
+        return { state };
+      },
+      close: () => {},
+    };
+    const fail = (method: 'setAccessFlags' | 'query'): void => {
+      failing = method;
+    };
+    return { link: { generation, queuePair: queuePair as unknown as QueuePair }, fail };
+  }
+
+  it.each(['qp-flush', 'qp-flags'] as const)('while it grants keeps no other grant out for ever, %s', (strategy) => {
+    const permissions = new LogPermissions(strategy, domain, {} as never, queue, () => {});
+    const first = link(8, 1);
+    permissions.setLink(PEER, first.link);
+    first.fail('setAccessFlags');
+    expect(() => permissions.enable(PEER)).toThrow(failed);
+    permissions.prepare();
+    // What became of the access flags is not known, so the queue pair has done its service.
+    expect(permissions.generation(PEER)).toBe(0);
+    permissions.setLink(OTHER, link(8, 2).link);
+    expect(permissions.enable(OTHER)).toBe(0);
+  });
+
+  it('behind a revocation keeps no other grant out for ever', () => {
+    const permissions = new LogPermissions('mr-dereg', domain, { length: 64 } as never, queue, () => {});
+    const first = link(8, 1);
+    permissions.setLink(PEER, first.link);
+    permissions.enable(PEER);
+    first.fail('query');
+    permissions.revoke(PEER);
+    permissions.prepare();
+    expect(permissions.generation(PEER)).toBe(0);
+    permissions.setLink(OTHER, link(9, 2).link);
+    expect(permissions.enable(OTHER)).toBe(region.rkey);
+  });
+});
