@@ -128,7 +128,7 @@ export function votersChanged(before: Configuration, after: Configuration): numb
  */
 export function checkSuccessor(before: Configuration, after: Configuration): void {
   const fail = (what: string): never => {
-    throw new Error(`configuration ${after.version} cannot follow configuration ${before.version}: ${what}`);
+    throw refused(new Error(`configuration ${after.version} cannot follow configuration ${before.version}: ${what}`));
   };
   if (after.clusterId !== before.clusterId) fail('it is of another cluster');
   if (after.version !== before.version + 1) fail('versions must be consecutive');
@@ -150,8 +150,13 @@ function isCount(value: unknown, max: number): value is number {
   return typeof value === 'number' && Number.isInteger(value) && value >= 0 && value <= max;
 }
 
+/** What cannot be used came from another replica, by its log or by the control channel. */
+function refused<Refusal extends Error>(error: Refusal): Refusal {
+  return Object.assign(error, { code: 'QUORATE_PROTOCOL' });
+}
+
 function fail(what: string): never {
-  throw new Error(`invalid configuration: ${what}`);
+  throw refused(new Error(`invalid configuration: ${what}`));
 }
 
 /** What a host name takes of a configuration entry: in UTF-8, with what JSON escapes. */
@@ -221,11 +226,19 @@ export function encodeConfiguration(configuration: Configuration): Uint8Array {
   return bytes;
 }
 
+function parse(text: string): unknown {
+  try {
+    return JSON.parse(text) as unknown;
+  } catch {
+    return fail('no JSON');
+  }
+}
+
 export function decodeConfiguration(bytes: Uint8Array): Configuration {
   if (bytes.length > CONFIGURATION_BYTES_MAX) {
-    throw new RangeError(`configuration of ${bytes.length} bytes exceeds ${CONFIGURATION_BYTES_MAX} bytes`);
+    throw refused(new RangeError(`configuration of ${bytes.length} bytes exceeds ${CONFIGURATION_BYTES_MAX} bytes`));
   }
-  const value = JSON.parse(new TextDecoder().decode(bytes)) as unknown;
+  const value = parse(new TextDecoder().decode(bytes));
   if (!Array.isArray(value)) return fail('not an array');
   const [clusterId, version, nextIncarnation, rows] = value as unknown[];
   const members = !Array.isArray(rows)
@@ -237,7 +250,7 @@ export function decodeConfiguration(bytes: Uint8Array): Configuration {
           id,
           incarnation,
           bootId,
-          role: ROLES[role as number],
+          role: typeof role === 'number' ? ROLES[role] : undefined,
           priority,
           host,
           port,

@@ -186,3 +186,33 @@ describe('configuration', () => {
     }
   });
 });
+
+test('bytes and values that are no configuration are refused as what a peer sent amiss', () => {
+  const codeOf = (action: () => unknown): unknown => {
+    try {
+      action();
+    } catch (error) {
+      return (error as { code?: unknown }).code;
+    }
+    return 'taken';
+  };
+  const decode = (bytes: Uint8Array) => codeOf(() => decodeConfiguration(bytes));
+  const text = (value: string) => new TextEncoder().encode(value);
+  const refused = (code: unknown): void => {
+    expect(code).toBe('QUORATE_PROTOCOL');
+  };
+  refused(decode(new Uint8Array(CONFIGURATION_BYTES_MAX + 1)));
+  refused(decode(text('[77,1,2,[[0,1,100,{"toString":1},0,"",0,0]]]')));
+  fc.assert(fc.property(fc.uint8Array(), (bytes) => refused(decode(bytes))));
+  fc.assert(fc.property(fc.json(), (json) => refused(decode(text(json)))));
+  fc.assert(fc.property(fc.anything(), (value) => refused(codeOf(() => checkConfiguration(value)))));
+  refused(codeOf(() => checkSuccessor(genesis, genesis)));
+  const whole = encodeConfiguration(genesis);
+  fc.assert(
+    fc.property(fc.nat(whole.length - 1), fc.nat(255), (at, byte) => {
+      const bytes = Uint8Array.from(whole);
+      bytes[at] = byte;
+      expect(decode(bytes)).toBeOneOf(['taken', 'QUORATE_PROTOCOL']);
+    }),
+  );
+});
