@@ -23,7 +23,15 @@ export function decodeSnapshot(bytes: Uint8Array): Snapshot {
   const refuse = (what: string): never => {
     throw new QuorateError('QUORATE_SNAPSHOT_INVALID', `the snapshot cannot be used: ${what}`);
   };
-  const value = packer.unpack(bytes) as Partial<Record<keyof Snapshot, unknown>> | null;
+  /** What the decoder, or the check of a part, throws. */
+  const refused = <Value>(action: () => Value): Value => {
+    try {
+      return action();
+    } catch (error) {
+      return refuse((error as Error).message);
+    }
+  };
+  const value = refused(() => packer.unpack(bytes) as Partial<Record<keyof Snapshot, unknown>> | null);
   if (typeof value !== 'object' || value === null) return refuse('not an object');
   const position = value.position as Partial<ChainPosition> | undefined;
   for (const field of ['lsn', 'hashLow', 'hashHigh', 'epoch'] as const) {
@@ -33,7 +41,7 @@ export function decodeSnapshot(bytes: Uint8Array): Snapshot {
   if (!(value.sessions instanceof Uint8Array) || !(value.state instanceof Uint8Array)) return refuse('no bytes');
   return {
     position: position as ChainPosition,
-    configuration: checkConfiguration(value.configuration),
+    configuration: refused(() => checkConfiguration(value.configuration)),
     sessions: value.sessions,
     state: value.state,
   };
