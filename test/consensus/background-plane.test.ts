@@ -51,6 +51,7 @@ function asked() {
     queueRecallWrite: () => {},
     submit: () => 0,
     probeConnected: () => false,
+    peersEnd: MAX_REPLICAS,
     exitedMask: () => 0,
     exitedProcess: () => 0,
     processState: () => PeerProcessState.unknown,
@@ -139,6 +140,7 @@ function linked() {
       return done.length;
     },
     probeConnected: (peer) => peer === CANDIDATE,
+    peersEnd: CANDIDATE + 1,
     exitedMask: () => 0,
     exitedProcess: () => 0,
     processState: () => PeerProcessState.unknown,

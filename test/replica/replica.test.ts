@@ -287,6 +287,23 @@ it('keeps neither a command nor its result when it is settled', async () => {
   await replica.close();
 });
 
+it('has a leader, and another one when that closes, whatever ids its members have', async () => {
+  const list = (await members(3)).map((member, index) => ({ ...member, id: [2, 9, 15][index] as number }));
+  const open = ({ id }: MemberAddress) => Replica.open(optionsFor(id, list, { profile: 'relaxed' }));
+  const replicas = await Promise.all(list.map(open));
+  try {
+    const leading = () => replicas.find((replica) => replica.status().role === 'leader');
+    const first = await waitFor(leading, 'a leader');
+    expect((await first.propose(bytes('x'))).result).toBe(1);
+    await first.close();
+    replicas.splice(replicas.indexOf(first), 1);
+    const second = await waitFor(leading, 'another leader');
+    expect((await second.propose(bytes('y'))).result).toBe(2);
+  } finally {
+    await Promise.all(replicas.map((replica) => replica.close()));
+  }
+});
+
 describe('clusters of other sizes', () => {
   it('applies each command under the number it was proposed with, though its owner counts on in the same object', async () => {
     cluster = await openCluster(1, { logBytes: 64 * 1024 });
