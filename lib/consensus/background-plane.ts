@@ -746,10 +746,10 @@ export class BackgroundPlane {
     let voters = 0;
     let lost = 0;
     for (let peer = 0; peer < MAX_REPLICAS; peer++) {
-      const watch = this.peers[peer] as PeerWatch;
       const isVoter = this.voterBootId(peer) !== 0;
       if (isVoter) voters++;
-      if (peer === this.options.id) continue;
+      if (peer === this.options.id || peer >= this.peersEnd) continue;
+      const watch = this.peers[peer] as PeerWatch;
       if (watch.leaderEpoch() > this.candidateEpoch) return true;
       if (isVoter && watch.promisedEpoch() > this.candidateEpoch) lost++;
     }

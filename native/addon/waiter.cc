@@ -8,6 +8,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <climits>
 #include <system_error>
@@ -32,14 +33,16 @@ struct FutexWait {
 };
 std::atomic<bool> hasWaitv{true};
 
-constexpr uint32_t kFutex32 = 2;  // FUTEX_32 of futex_waitv(2): a word of 32 bits, shared between processes
+// Flags of futex_waitv(2): a word of 32 bits; of this process only, which the kernel need not look up in its page tables.
+constexpr uint32_t kFutex32 = 2;
+constexpr uint32_t kFutexPrivate = FUTEX_PRIVATE_FLAG;
 
-FutexWait waitOn(const std::atomic<uint32_t>* word, uint32_t expected) {
-  return {expected, reinterpret_cast<uintptr_t>(word), kFutex32, 0};
+FutexWait waitOn(const std::atomic<uint32_t>* word, uint32_t expected, uint32_t flags = 0) {
+  return {expected, reinterpret_cast<uintptr_t>(word), kFutex32 | flags, 0};
 }
 
-void wakeAll(std::atomic<uint32_t>* word) {
-  ::syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
+void wakeAll(std::atomic<uint32_t>* word, int flags = 0) {
+  ::syscall(SYS_futex, word, FUTEX_WAKE | flags, INT_MAX, nullptr, nullptr, 0);
 }
 
 [[noreturn]] void throwSystem(const char* syscall, int errnum) {
@@ -64,7 +67,7 @@ void Waiter::close() {
 
 void Waiter::wake() {
   wakes_.fetch_add(1, std::memory_order_seq_cst);
-  wakeAll(&wakes_);
+  wakeAll(&wakes_, FUTEX_PRIVATE_FLAG);
   const uint64_t one = 1;
   // Fails only when the counter is at its limit; then the descriptor is readable anyway.
   [[maybe_unused]] const ssize_t written = ::write(eventFd_, &one, sizeof(one));
@@ -90,6 +93,7 @@ void Waiter::watchQueue(std::shared_ptr<CompletionQueue> completionQueue, std::s
 }
 
 void Waiter::watchPeer(size_t slot, std::shared_ptr<PeerProcess> peer) {
+  if (peer != nullptr) peersEnd_ = std::max(peersEnd_, slot + 1);
   peers_.at(slot) = Peer{std::move(peer), false};
 }
 
@@ -115,7 +119,7 @@ uint32_t Waiter::look() {
     channelHasNews_ = false;
     reasons |= kCompletion;
   }
-  for (Peer& peer : peers_) {
+  for (Peer& peer : peers()) {
     if (peer.process == nullptr || peer.reported || peer.process->alive()) continue;
     peer.reported = true;
     wakeAll(peer.process->livenessWord());  // the kernel woke one of those who wait for this death
@@ -142,8 +146,8 @@ uint32_t Waiter::wait(uint64_t timeout_ns) {
 void Waiter::sleepOnFutexes(uint64_t deadline_ns) {
   std::array<FutexWait, kMaxPeers + 2> waits;
   size_t count = 0;
-  waits[count++] = waitOn(&wakes_, seenWakes_);
-  for (const Peer& peer : peers_) {
+  waits[count++] = waitOn(&wakes_, seenWakes_, kFutexPrivate);
+  for (const Peer& peer : peers()) {
     if (peer.process == nullptr || peer.reported) continue;
     std::atomic<uint32_t>* word = peer.process->livenessWord();
     uint32_t value = word->load(std::memory_order_seq_cst);
@@ -169,7 +173,8 @@ void Waiter::sleepOnFutexes(uint64_t deadline_ns) {
   }
   if (!hasWaitv.load(std::memory_order_relaxed)) {
     call = "futex(FUTEX_WAIT_BITSET)";  // unlike FUTEX_WAIT it takes a point in time
-    woken = ::syscall(SYS_futex, &wakes_, FUTEX_WAIT_BITSET, seenWakes_, &deadline, nullptr, FUTEX_BITSET_MATCH_ANY);
+    woken = ::syscall(SYS_futex, &wakes_, FUTEX_WAIT_BITSET_PRIVATE, seenWakes_, &deadline, nullptr,
+                      FUTEX_BITSET_MATCH_ANY);
   }
   const int errnum = woken < 0 ? errno : 0;
   if (doorbell_ != nullptr) sleepers_->fetch_sub(1, std::memory_order_seq_cst);

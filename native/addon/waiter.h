@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <span>
 
 #include "verbs/verbs.h"
 
@@ -49,6 +50,7 @@ class Waiter : public VerbsObject {
     bool reported = false;
   };
 
+  std::span<Peer> peers() { return {peers_.data(), peersEnd_}; }
   uint32_t look();
   void sleepOnFutexes(uint64_t deadline_ns);
   void sleepOnDescriptors(uint64_t deadline_ns);
@@ -65,6 +67,7 @@ class Waiter : public VerbsObject {
   uint32_t seenDoorbell_ = 0;
   bool channelHasNews_ = false;
   std::array<Peer, kMaxPeers> peers_;
+  size_t peersEnd_ = 0;  // slots from here on were never used
 };
 
 }  // namespace quorate::addon
