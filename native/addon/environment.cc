@@ -257,6 +257,7 @@ napi_value Environment::construct(napi_env env, napi_callback_info raw) {
     }
     environment.bind(info.This(), object);
     if (entry->kind == Kind::PostList) decoratePostList(environment, info.This().As<Napi::Object>(), object);
+    if (entry->kind == Kind::Waiter) decorateWaiter(environment, info.This().As<Napi::Object>(), object);
     return info.This();
   });
 }

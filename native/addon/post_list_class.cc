@@ -1,6 +1,5 @@
-// JavaScript class PostList. `run` is a function of its own for each list, with the list as its closure data: on the
-// path of every operation this saves the checks and the unwrapping that a method needs. Its arguments and its result
-// are in an array that both sides see, since each number that goes through Node-API costs a call.
+// JavaScript class PostList. `run`, which is on the path of every operation, is a function of each list's own. Its arguments and
+// its result are in an array that both sides see, since each number that goes through Node-API costs a call.
 #include <iterator>
 #include <string>
 #include <utility>
@@ -103,15 +102,8 @@ std::shared_ptr<VerbsObject> constructPostList(Environment&, const Napi::Callbac
 void decoratePostList(Environment& environment, Napi::Object self, const std::shared_ptr<VerbsObject>& object) {
   const auto list = std::static_pointer_cast<PostList>(object);
   napi_env env = environment.env();
-  auto* holder = new ListHolder(environment.shared_from_this(), list);
-  napi_value run = nullptr;
-  if (napi_create_function(env, "run", NAPI_AUTO_LENGTH, runCallback, holder, &run) != napi_ok ||
-      napi_add_finalizer(
-          env, run, holder, [](napi_env, void* data, void*) { delete static_cast<ListHolder*>(data); }, nullptr,
-          nullptr) != napi_ok) {
-    delete holder;
-    throw Napi::Error::New(env);
-  }
+  napi_value run =
+      ownFunction(env, "run", runCallback, std::make_unique<ListHolder>(environment.shared_from_this(), list));
   const auto own = [](const char* name, napi_value value) {
     return napi_property_descriptor{name, nullptr, nullptr, nullptr, nullptr, value, napi_enumerable, nullptr};
   };

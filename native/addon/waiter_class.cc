@@ -1,4 +1,4 @@
-// JavaScript classes Waiter and PeerProcess.
+// JavaScript classes Waiter and PeerProcess. `wait`, which a thread calls in each of its turns, is a function of each waiter's own.
 #include "addon/arguments.h"
 #include "addon/clock.h"
 #include "addon/environment.h"
@@ -34,9 +34,22 @@ Napi::Value watchPeer(Environment& environment, const Napi::CallbackInfo& info, 
   return environment.env().Undefined();
 }
 
-Napi::Value wait(Environment& environment, const Napi::CallbackInfo& info, Wrapper& self) {
-  const uint64_t timeoutNs = readInteger(info[0], "timeoutNs", 0, kMaxWaitNs);
-  return number(environment.env(), as<Waiter>(self)->wait(timeoutNs));
+struct WaiterHolder {
+  const std::shared_ptr<Environment> environment;
+  const std::shared_ptr<Waiter> waiter;
+};
+
+napi_value waitCallback(napi_env env, napi_callback_info info) noexcept {
+  size_t count = 1;
+  napi_value timeout = nullptr;
+  void* data = nullptr;
+  if (napi_get_cb_info(env, info, &count, &timeout, nullptr, &data) != napi_ok) return nullptr;
+  auto* holder = static_cast<WaiterHolder*>(data);
+  return guarded(env, holder->environment.get(), [&]() -> napi_value {
+    if (holder->waiter->closed()) throwClosed("Waiter");
+    const uint64_t timeoutNs = readInteger(Napi::Value(env, timeout), "timeoutNs", 0, kMaxWaitNs);
+    return number(env, holder->waiter->wait(timeoutNs));
+  });
 }
 
 Napi::Value getAlive(Environment& environment, const Napi::CallbackInfo&, Wrapper& self) {
@@ -53,13 +66,19 @@ std::shared_ptr<VerbsObject> constructWaiter(Environment&, const Napi::CallbackI
   return std::make_shared<Waiter>();
 }
 
+void decorateWaiter(Environment& environment, Napi::Object self, const std::shared_ptr<VerbsObject>& object) {
+  auto holder = std::make_unique<WaiterHolder>(
+      WaiterHolder{environment.shared_from_this(), std::static_pointer_cast<Waiter>(object)});
+  self.DefineProperty(Napi::PropertyDescriptor::Value(
+      "wait", ownFunction(environment.env(), "wait", waitCallback, std::move(holder)), napi_enumerable));
+}
+
 std::vector<napi_property_descriptor> waiterMembers(Environment* environment) {
   constexpr Kind k = Kind::Waiter;
   return {
       method<k, wake, true>(environment, "wake"),
       method<k, watchQueue>(environment, "watchQueue"),
       method<k, watchPeer>(environment, "watchPeer"),
-      method<k, wait>(environment, "wait"),
   };
 }
 
