@@ -499,6 +499,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       readIndex: () => this.readIndexForPeer(),
       onTold: (peer, type, body) => this.transfers.told(peer, type, body),
       onBroken: (peer) => this.links?.broken(peer, 'message'),
+      onStreamEnded: (peer) => this.forwarded.streamEnded(peer),
       onWarning: (error) => this.warn(error),
     });
     this.forwarded = new ForwardedProposals({

@@ -31,6 +31,7 @@ function openMailbox(
     readIndex: () => ({ epoch: 0, lsn: 0 }),
     onTold: () => {},
     onBroken: () => {},
+    onStreamEnded: () => {},
     onWarning,
   });
   const { fabric } = mailbox;

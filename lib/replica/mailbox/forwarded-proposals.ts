@@ -45,6 +45,8 @@ export interface ForwardedProposal {
 
 /** The replica that was asked cannot propose anything: another one may. */
 const NOT_HERE = new Set(['QUORATE_NOT_LEADER', 'QUORATE_CLOSED', 'QUORATE_REMOVED', 'QUORATE_NOT_A_MEMBER']);
+/** Nor will it ever: only a later process under its id may. */
+const NEVER_HERE = new Set(['QUORATE_CLOSED', 'QUORATE_REMOVED']);
 /** The command was applied, whatever else happened. */
 const APPLIED = new Set(['QUORATE_RESULT_TOO_LARGE', 'QUORATE_RESULT_NOT_SENDABLE']);
 
@@ -76,6 +78,8 @@ export class ForwardedProposals {
   private retry: NodeJS.Timeout | undefined;
   /** Leader that has just said that it does not lead; not asked again before the timer. */
   private refusedBy = -1;
+  /** It has ended, and is not asked again at all: a command that it took with it would be one of unknown outcome. */
+  private hasRefuserEnded = false;
   private lastLeader: number | undefined;
 
   constructor(private readonly host: ForwardedProposalsHost) {}
@@ -86,6 +90,7 @@ export class ForwardedProposals {
 
   /** Takes a proposal on; `mayHaveHappened` if an attempt of unknown outcome came before. */
   add(proposal: ForwardedProposal, mayHaveHappened = false): void {
+    if (this.all.size === 0) this.hasLeaderChanged(); // meanwhile nobody has looked
     const forwarded = new Forwarded(proposal, mayHaveHappened);
     forwarded.timer = setTimeout(() => this.timedOut(forwarded), proposal.timeoutMs);
     this.all.add(forwarded);
@@ -174,6 +179,7 @@ export class ForwardedProposals {
   private refused(forwarded: Forwarded, code: string, error: Error): void {
     const peer = forwarded.peer;
     if (NOT_HERE.has(code)) {
+      this.hasRefuserEnded = NEVER_HERE.has(code) || (this.hasRefuserEnded && this.refusedBy === peer);
       this.refusedBy = peer;
       this.park(forwarded);
       this.retrySoon();
@@ -202,7 +208,7 @@ export class ForwardedProposals {
   private retrySoon(): void {
     this.retry ??= setTimeout(() => {
       this.retry = undefined;
-      this.refusedBy = -1;
+      if (!this.hasRefuserEnded) this.refusedBy = -1;
       this.sendParked();
     }, FORWARD_RETRY_MS);
   }
@@ -230,12 +236,27 @@ export class ForwardedProposals {
   /** Who leads may have changed: called whenever that can be, which is often. */
   noticeLeader(): void {
     if (this.all.size === 0) return;
+    if (this.hasLeaderChanged()) this.look();
+    this.sendParked();
+  }
+
+  private hasLeaderChanged(): boolean {
     const leader = this.host.leaderId();
-    if (leader !== this.lastLeader) {
-      this.lastLeader = leader;
-      this.refusedBy = -1;
-      this.look();
-    }
+    if (leader === this.lastLeader) return false;
+    this.lastLeader = leader;
+    this.askAnybody();
+    return true;
+  }
+
+  private askAnybody(): void {
+    this.refusedBy = -1;
+    this.hasRefuserEnded = false;
+  }
+
+  /** The messages to this peer begin anew: it is another process now. */
+  streamEnded(peer: number): void {
+    if (peer !== this.refusedBy) return;
+    this.askAnybody();
     this.sendParked();
   }
 

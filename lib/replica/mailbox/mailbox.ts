@@ -37,6 +37,8 @@ export interface MailboxHost {
   /** The peer told something. Throws if it makes no sense. */
   onTold(peer: number, type: string, body: unknown): void;
   onBroken(peer: number): void;
+  /** Another process stands for the peer than the one that was asked before. */
+  onStreamEnded(peer: number): void;
   onWarning(error: Error): void;
 }
 
@@ -135,6 +137,7 @@ export class Mailbox {
       this.questions.delete(question.number);
       question.settle(null);
     }
+    this.host.onStreamEnded(peer);
   }
 
   // -- hearing -----------------------------------------------------------------------------------------------------
