@@ -258,13 +258,6 @@ export class BackgroundPlane {
    */
   isLinkAwaited = false;
 
-  /**
-   * What is done at every tick is done for ids below this, of this replica and of peers with links. What there is of others, a
-   * few hundred bytes each, would have to be fetched from memory, since an idle processor keeps nothing in its caches from
-   * one tick to the next.
-   */
-  private peersEnd = 0;
-
   /** Highest epoch that this replica has promised. */
   get promised(): number {
     return this.promisedEpoch;
@@ -278,7 +271,6 @@ export class BackgroundPlane {
   /** One round of everything. Returns after how many nanoseconds the next one is due. */
   tick(now_ns: number): number {
     const { fabric, options } = this;
-    this.peersEnd = Math.max(options.id + 1, fabric.peersEnd);
     if (this.mainNotice === MAIN_NOTICE_NEXT_TICK || now_ns >= this.mainNoticeDue_ns) this.mainNotice = MAIN_NOTICE_NOW;
     this.fromMain.read(this.exchange.words, this.exchange.toBackgroundOffset);
     this.ownMain.read(fabric.statusWords, MAIN_BLOCK_OFFSET_WORDS);
@@ -471,7 +463,7 @@ export class BackgroundPlane {
   private probe(): void {
     const { fabric } = this;
     let queued = false;
-    for (let peer = 0; peer < this.peersEnd; peer++) {
+    for (let peer = 0; peer < MAX_REPLICAS; peer++) {
       const watch = this.peers[peer] as PeerWatch;
       const isConnected = peer !== this.options.id && fabric.probeConnected(peer);
       // A fresh link's first WRITE, which is slow, is a withdrawal now rather than a request when it matters.
@@ -487,7 +479,7 @@ export class BackgroundPlane {
   }
 
   private score(): void {
-    for (let peer = 0; peer < this.peersEnd; peer++) {
+    for (let peer = 0; peer < MAX_REPLICAS; peer++) {
       if (peer === this.options.id) continue;
       const watch = this.peers[peer] as PeerWatch;
       const { sequence } = watch.background;
@@ -590,7 +582,7 @@ export class BackgroundPlane {
   private answerRequests(now_ns: number): void {
     const { fabric, options } = this;
     this.isLinkAwaited = false;
-    for (let peer = 0; peer < this.peersEnd; peer++) {
+    for (let peer = 0; peer < MAX_REPLICAS; peer++) {
       if (peer === options.id) continue;
       const watch = this.peers[peer] as PeerWatch;
       if (!watch.mailbox.read(fabric.mailboxWords, peer * MAILBOX_SLOT_WORDS)) continue;
@@ -659,7 +651,7 @@ export class BackgroundPlane {
    * to depose that leader. A leader that ceded publishes leader epoch 0 and is not protected.
    */
   private liveLeader(now_ns: number, candidate: number): boolean {
-    for (let peer = 0; peer < this.peersEnd; peer++) {
+    for (let peer = 0; peer < MAX_REPLICAS; peer++) {
       if (peer === candidate) continue;
       if (peer === this.options.id) {
         if (this.leads() && !this.isStalled) return true;
@@ -682,7 +674,7 @@ export class BackgroundPlane {
    * Deposing it would only disturb; it gets the time to prove itself.
    */
   private newLeader(): boolean {
-    for (let peer = 0; peer < this.peersEnd; peer++) {
+    for (let peer = 0; peer < MAX_REPLICAS; peer++) {
       if (peer === this.options.id || !this.detector.isUnderReview(peer)) continue;
       const leaderEpoch = (this.peers[peer] as PeerWatch).leaderEpoch();
       if (leaderEpoch !== EPOCH_NONE && leaderEpoch >= this.promisedEpoch) return true;
@@ -746,10 +738,10 @@ export class BackgroundPlane {
     let voters = 0;
     let lost = 0;
     for (let peer = 0; peer < MAX_REPLICAS; peer++) {
+      const watch = this.peers[peer] as PeerWatch;
       const isVoter = this.voterBootId(peer) !== 0;
       if (isVoter) voters++;
-      if (peer === this.options.id || peer >= this.peersEnd) continue;
-      const watch = this.peers[peer] as PeerWatch;
+      if (peer === this.options.id) continue;
       if (watch.leaderEpoch() > this.candidateEpoch) return true;
       if (isVoter && watch.promisedEpoch() > this.candidateEpoch) lost++;
     }
@@ -1126,7 +1118,7 @@ export class BackgroundPlane {
   private writeNotices(): void {
     const { fabric } = this;
     let queued = false;
-    for (let peer = 0; peer < this.peersEnd; peer++) {
+    for (let peer = 0; peer < MAX_REPLICAS; peer++) {
       const watch = this.peers[peer] as PeerWatch;
       if (!watch.mayHoldRequest && !watch.noticeDue) continue;
       if (watch.mailboxWriteOutstanding || !fabric.probeConnected(peer)) continue;

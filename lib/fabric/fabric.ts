@@ -113,8 +113,6 @@ export interface BackgroundFabric extends Completions {
   processState(peer: number): PeerProcessState;
   submit(spin_ns: number, wanted: number): number;
   probeConnected(peer: number): boolean;
-  /** Peers that there has been a link to, or that may have written into the mailboxes, have ids below this. It never falls. */
-  readonly peersEnd: number;
 
   /** Refuses, when it returns, every append to the own log of a lower epoch (see queueAppend). */
   raiseFence(epoch: number): void;

@@ -102,7 +102,6 @@ export class VerbsBackgroundFabric implements BackgroundFabric {
   readonly completionPeer: Int32Array;
   readonly completionToken: Float64Array;
   readonly completionStatus: Int32Array;
-  private peersEnd_ = 0;
   private readonly book = new CompletionBuffer(OPERATIONS_MAX, MAX_REPLICAS * OPERATIONS_MAX * 2);
   private readonly list: PostList;
   private readonly workRequests: Float64Array;
@@ -151,13 +150,8 @@ export class VerbsBackgroundFabric implements BackgroundFabric {
     this.completions = this.list.completions;
   }
 
-  get peersEnd(): number {
-    return this.peersEnd_;
-  }
-
   /** Puts a fresh probe link in place; null when there is none any more. */
   setProbe(peer: number, target: ProbeTarget | null): void {
-    this.notePeer(peer);
     if (this.delivered) {
       this.book.count = 0;
       this.delivered = false;
@@ -174,10 +168,6 @@ export class VerbsBackgroundFabric implements BackgroundFabric {
     this.exited &= ~(1 << peer);
     this.brokenProbes &= ~(1 << peer);
     this.peers[peer] = target === null ? null : new OutgoingProbe(target, ++this.linkSerial * SERIAL_UNIT + peer);
-  }
-
-  private notePeer(peer: number): void {
-    if (peer >= this.peersEnd_) this.peersEnd_ = peer + 1;
   }
 
   /** Notes which log link this replica has to the peer. */
@@ -213,7 +203,6 @@ export class VerbsBackgroundFabric implements BackgroundFabric {
 
   /** Puts the responder of a peer's fresh probe link in place. */
   setIncomingProbe(peer: number, queuePair: QueuePair): void {
-    this.notePeer(peer);
     this.incoming[peer]?.close();
     this.incoming[peer] = queuePair;
   }

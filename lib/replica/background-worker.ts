@@ -185,8 +185,7 @@ async function run(data: BackgroundWorkerData): Promise<void> {
   const calm = new Calm();
   let promised = plane.promised;
   let hasMail = true;
-  // A function, though it is called here only: V8 does not optimize the loop of one that never returns.
-  const turn = (): void => {
+  while (Atomics.load(controlWords, stopIndex) === 0) {
     if (hasMail) {
       for (let next = receiveMessageOnPort(port); next !== undefined; next = receiveMessageOnPort(port)) {
         receive(next.message as ToBackground);
@@ -197,8 +196,7 @@ async function run(data: BackgroundWorkerData): Promise<void> {
     // A vote may be all that this replica sees of an election.
     const isCalm = calm.isDue(now_ns, plane.isElectionOn || plane.promised !== promised);
     promised = plane.promised;
-    // In this order: V8 gives up the code of a function that comes to read what it has never read before.
-    if (plane.isLinkAwaited || isCalm) {
+    if (isCalm || plane.isLinkAwaited) {
       permissions.prepare();
       const broken = fabric.takeBrokenProbes();
       for (let peer = 0; broken >>> peer !== 0; peer++) {
@@ -208,8 +206,7 @@ async function run(data: BackgroundWorkerData): Promise<void> {
       if (reports.length > 0) for (const message of reports.splice(0)) port.postMessage(message);
     }
     hasMail = fabric.wait(next_ns, !isCalm);
-  };
-  while (Atomics.load(controlWords, stopIndex) === 0) turn();
+  }
   fabric.close();
   voter?.close();
 }

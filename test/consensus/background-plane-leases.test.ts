@@ -70,7 +70,6 @@ class MadeUpFabric implements BackgroundFabric {
   readonly completionPeer = new Int32Array(64);
   readonly completionToken = new Float64Array(64);
   readonly completionStatus = new Int32Array(64);
-  readonly peersEnd = MAX_REPLICAS;
   readonly peers = new Map<number, Peer>();
   /** READs and WRITEs that were posted; READs bring what is there when they are executed. */
   posted: { peer: number; token: number }[] = [];

@@ -51,7 +51,6 @@ function asked() {
     queueRecallWrite: () => {},
     submit: () => 0,
     probeConnected: () => false,
-    peersEnd: MAX_REPLICAS,
     exitedMask: () => 0,
     exitedProcess: () => 0,
     processState: () => PeerProcessState.unknown,
@@ -140,7 +139,6 @@ function linked() {
       return done.length;
     },
     probeConnected: (peer) => peer === CANDIDATE,
-    peersEnd: CANDIDATE + 1,
     exitedMask: () => 0,
     exitedProcess: () => 0,
     processState: () => PeerProcessState.unknown,

@@ -27,8 +27,6 @@ export class SimBackgroundFabric implements BackgroundFabric {
   readonly completionPeer: Int32Array;
   readonly completionToken: Float64Array;
   readonly completionStatus: Int32Array;
-  /** The links over which others write are known to the others only. */
-  readonly peersEnd = MAX_REPLICAS;
   private readonly list = new CompletionList();
   /** What is queued: the peer, the token, and the bytes of a READ or what a WRITE does. */
   private readonly queuedPeer = new Int32Array(QUEUE_MAX);
