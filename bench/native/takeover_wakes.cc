@@ -1,8 +1,8 @@
-// The yardstick for a failover on one host: what it takes to have the threads of a takeover woken one after the other, and
-// nothing else. Three processes do what a leader's death has to start at the least: a thread of the second learns of it by
-// a robust mutex, asks a thread of the third, is answered, and wakes its own process's main thread. There is no state, no
-// memory to speak of, no JavaScript; each step is one store and one futex(2). bench/failover.mjs prints it beside its own
-// figure: what is missing from there to here is quorate's own work, what is here is the host's.
+// The yardstick for a failover on one host: what it takes to have the threads of a takeover woken one after the other,
+// and nothing else. Three processes do what a leader's death has to start at the least: a thread of the second learns
+// of it by a robust mutex, asks a thread of the third, is answered, and wakes its own process's main thread. There is
+// no state, no memory to speak of, no JavaScript; each step is one store and one futex(2). bench/failover.mjs prints
+// it beside its own figure: this is the host's part of that, the rest is quorate's own work.
 //
 //   takeover_wakes [--rounds 100] [--threads 11]
 //

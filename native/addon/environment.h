@@ -200,8 +200,8 @@ napi_property_descriptor function(Environment* environment, const char* name) {
   return {name, nullptr, functionCallback<body>, nullptr, nullptr, nullptr, napi_enumerable, environment};
 }
 
-// A function of one object's own, with `holder` as its closure data: where an object is used all the time this saves the checks
-// and the unwrapping that a method needs. The holder goes with the function.
+// A function of one object's own, with `holder` as its closure data: where an object is used all the time this saves
+// the checks and the unwrapping that a method needs. The holder goes with the function.
 template <typename Holder>
 napi_value ownFunction(napi_env env, const char* name, napi_callback callback, std::unique_ptr<Holder> holder) {
   napi_value function = nullptr;

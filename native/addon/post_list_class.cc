@@ -1,5 +1,5 @@
-// JavaScript class PostList. `run`, which is on the path of every operation, is a function of each list's own. Its arguments and
-// its result are in an array that both sides see, since each number that goes through Node-API costs a call.
+// JavaScript class PostList. `run`, which is on the path of every operation, is a function of each list's own. Its
+// arguments and its result are in an array that both sides see: each number that goes through Node-API costs a call.
 #include <iterator>
 #include <string>
 #include <utility>

@@ -33,7 +33,7 @@ struct FutexWait {
 };
 std::atomic<bool> hasWaitv{true};
 
-// Flags of futex_waitv(2): a word of 32 bits; of this process only, which the kernel need not look up in its page tables.
+// Flags of futex_waitv(2): a word of 32 bits; of this process only, which the kernel need not look up in page tables.
 constexpr uint32_t kFutex32 = 2;
 constexpr uint32_t kFutexPrivate = FUTEX_PRIVATE_FLAG;
 

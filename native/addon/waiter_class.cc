@@ -1,4 +1,5 @@
-// JavaScript classes Waiter and PeerProcess. `wait`, which a thread calls in each of its turns, is a function of each waiter's own.
+// JavaScript classes Waiter and PeerProcess. `wait`, which a thread calls in each of its turns, is a function of each
+// waiter's own.
 #include "addon/arguments.h"
 #include "addon/clock.h"
 #include "addon/environment.h"
