@@ -1297,11 +1297,17 @@ export class ReplicationPlane implements ConfigurationLog {
 
   /**
    * Runs `read` if this replica leads, and returns what it read if that was current: a lease held when it had been read,
-   * by a look at the clock from then. Otherwise undefined, and what was read may be stale. `read` must not wait.
+   * by a look at the clock from then. Otherwise undefined, and what was read may be stale. `read` must not wait. `check` gets
+   * all that it gives, and may throw.
    */
-  leasedRead<Value>(read: () => Value, clock_ns: () => number): Value | undefined {
+  leasedRead<Value>(
+    read: () => Value,
+    clock_ns: () => number,
+    check: (value: Value) => void = () => {},
+  ): Value | undefined {
     if (!this.mayHoldLease()) return undefined;
     const value = read();
+    check(value);
     // In this order: whatever `read` saw besides, of this process or of others, happened before the look at the clock.
     return this.holdsLease(clock_ns()) ? value : undefined;
   }

@@ -91,7 +91,7 @@ import { ReplicatedState } from './replicated-state.js';
 import { SnapshotSender } from './snapshot-sender.js';
 import { SnapshotSource } from './transfer/snapshot-stream.js';
 import { Transfers } from './transfer/transfers.js';
-import { callUserAtOnce, readAtOnce } from './user-code.js';
+import { callUserAtOnce, checkRead } from './user-code.js';
 
 const PENDING_PROPOSALS_DEFAULT = 65_536;
 const PENDING_READ_BARRIERS_DEFAULT = 65_536;
@@ -1261,7 +1261,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     const { plane } = this;
     if (plane === undefined || this.closing !== undefined) return undefined;
     // Also of what counts for nothing without a lease: a promise might reject, and nobody would wait for it.
-    const value = plane.leasedRead(() => readAtOnce(read), monotonicNs);
+    const value = plane.leasedRead(read, monotonicNs, checkRead);
     return value !== undefined && this.peersTakeItForAlive() ? value : undefined;
   }
 
@@ -1294,7 +1294,9 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     if (value !== undefined) return value;
     if (this.closing === undefined && this.plane?.role === 'leader') await this.readAsLeader(options.timeoutMs);
     else await this.readAsFollower(timeoutMs);
-    return readAtOnce(read);
+    const current = read();
+    checkRead(current);
+    return current;
   }
 
   /** A timer for each read only where it is asked for: all of them end with the leadership, which is lost without a majority. */

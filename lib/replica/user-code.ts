@@ -44,9 +44,7 @@ export function callUserAtOnce<Returned>(what: string, call: () => Returned): Re
   return returned;
 }
 
-/** What a function of users reads from the state. What it throws is for its caller, as it is. */
-export function readAtOnce<Value>(read: () => Value): Value {
-  const value = read();
+/** Of what a function of users has read from the state. */
+export function checkRead(value: unknown): void {
   checkNoPromise(value, 'the function that reads the state');
-  return value;
 }
