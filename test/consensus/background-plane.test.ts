@@ -32,6 +32,36 @@ const CANDIDATE = 1;
 const EPOCH = makeEpoch(5, 2);
 const LINK_GENERATION = 7;
 
+/** Nobody's process ends, and whatever is asked of the device is done. */
+const UNEVENTFUL = {
+  exitedMask: () => 0,
+  exitedProcess: () => 0,
+  processState: () => PeerProcessState.unknown,
+  raiseFence: () => {},
+  revokeLogWriter: () => {},
+  enableLogWriter: () => 0,
+};
+
+function optionsFor(takeoverTimeout_ns: number) {
+  return {
+    id: 0,
+    bootId: 1000,
+    logBytes: LOG_BYTES_MIN,
+    profile: {
+      tick_ns: MS,
+      electionTick_ns: MS,
+      takeoverTimeout_ns,
+      scoreMax: 10,
+      failBelow: 2,
+      recoverAbove: 4,
+      stallTimeout_ns: 1000 * MS,
+    },
+    lease: null,
+    random: () => 0.5,
+    notifyMain: () => {},
+  };
+}
+
 /** A voter whose mailbox holds a request, and the generation of the candidate's log link to it, 0 for none. */
 function asked() {
   const link = { generation: 0 };
@@ -40,9 +70,10 @@ function asked() {
   const fabric: BackgroundFabric = {
     statusWords,
     mailboxWords,
-    logWords: new Uint32Array(LOG_BYTES_MIN / 4),
     probeWords: new Uint32Array(MAX_REPLICAS * STATUS_WORDS),
+    logWords: new Uint32Array(LOG_BYTES_MIN / 4),
     outboxWords: new Uint32Array(MAX_REPLICAS * MAILBOX_SLOT_WORDS),
+    ...UNEVENTFUL,
     completionPeer: new Int32Array(1),
     completionToken: new Float64Array(1),
     completionStatus: new Int32Array(1),
@@ -51,12 +82,6 @@ function asked() {
     queueRecallWrite: () => {},
     submit: () => 0,
     probeConnected: () => false,
-    exitedMask: () => 0,
-    exitedProcess: () => 0,
-    processState: () => PeerProcessState.unknown,
-    raiseFence: () => {},
-    revokeLogWriter: () => {},
-    enableLogWriter: () => 0,
     incomingLogGeneration: (peer) => (peer === CANDIDATE ? link.generation : 0),
     outgoingLogGeneration: () => 0,
   };
@@ -67,27 +92,7 @@ function asked() {
   request.body[RequestField.requestSequence] = 1;
   request.body[RequestField.linkGeneration] = LINK_GENERATION;
   request.publish();
-  const plane = new BackgroundPlane(
-    {
-      id: 0,
-      bootId: 1000,
-      logBytes: LOG_BYTES_MIN,
-      profile: {
-        tick_ns: MS,
-        electionTick_ns: MS,
-        takeoverTimeout_ns: 100 * MS,
-        scoreMax: 10,
-        failBelow: 2,
-        recoverAbove: 4,
-        stallTimeout_ns: 1000 * MS,
-      },
-      lease: null,
-      random: () => 0.5,
-      notifyMain: () => {},
-    },
-    fabric,
-    new Exchange(new ArrayBuffer(EXCHANGE_BYTES)),
-  );
+  const plane = new BackgroundPlane(optionsFor(100 * MS), fabric, new Exchange(new ArrayBuffer(EXCHANGE_BYTES)));
   return { plane, link };
 }
 
@@ -127,6 +132,7 @@ function linked() {
     probeWords,
     logWords: new Uint32Array(LOG_BYTES_MIN / 4),
     outboxWords: new Uint32Array(MAX_REPLICAS * MAILBOX_SLOT_WORDS),
+    ...UNEVENTFUL,
     completionPeer: new Int32Array(64).fill(CANDIDATE),
     completionToken: new Float64Array(64),
     completionStatus: new Int32Array(64).fill(FabricStatus.success),
@@ -139,12 +145,6 @@ function linked() {
       return done.length;
     },
     probeConnected: (peer) => peer === CANDIDATE,
-    exitedMask: () => 0,
-    exitedProcess: () => 0,
-    processState: () => PeerProcessState.unknown,
-    raiseFence: () => {},
-    revokeLogWriter: () => {},
-    enableLogWriter: () => 0,
     incomingLogGeneration: () => LINK_GENERATION,
     outgoingLogGeneration: () => LINK_GENERATION,
   };
@@ -163,24 +163,7 @@ function linked() {
     mailbox: new SealedBlockWriter(mailboxWords, CANDIDATE * MAILBOX_SLOT_WORDS, MAILBOX_MESSAGE_WORDS),
   };
   const plane = new BackgroundPlane(
-    {
-      id: 0,
-      bootId: 1000,
-      logBytes: LOG_BYTES_MIN,
-      profile: {
-        tick_ns: MS,
-        electionTick_ns: MS,
-        takeoverTimeout_ns: 4 * MS,
-        scoreMax: 10,
-        failBelow: 2,
-        recoverAbove: 4,
-        stallTimeout_ns: 1000 * MS,
-      },
-      lease: null,
-      random: () => 0.5,
-      notifyMain: () => {},
-      onGrantFailure: (_peer, error) => failures.push(error),
-    },
+    { ...optionsFor(4 * MS), onGrantFailure: (_peer, error) => failures.push(error) },
     fabric,
     exchange,
   );
