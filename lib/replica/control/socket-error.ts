@@ -19,25 +19,34 @@ export function systemDetails(error: Error): QuorateErrorDetails {
   };
 }
 
+/** How OpenSSL names an alert: up to version 3.4 by the protocol version that introduced it, since then some by none. */
+const ALERT = /^ERR_SSL_(?:SSLV3|TLSV1|TLSV13|SSL\/TLS)_ALERT_/;
+const ALERT_PREFIX = 'alert ';
+
 /** The TLS alerts and failures by which a wrong key shows, depending on which end and which record notices first. */
-const WRONG_KEY_CODES: ReadonlySet<string> = new Set([
-  'ERR_SSL_SSLV3_ALERT_BAD_RECORD_MAC',
-  'ERR_SSL_TLSV1_ALERT_DECRYPT_ERROR',
-  'ERR_SSL_TLSV1_ALERT_DECRYPTION_FAILED',
+const WRONG_KEY_REASONS: ReadonlySet<string> = new Set([
+  `${ALERT_PREFIX}BAD_RECORD_MAC`,
+  `${ALERT_PREFIX}DECRYPT_ERROR`,
+  `${ALERT_PREFIX}DECRYPTION_FAILED`,
   'ERR_SSL_DECRYPTION_FAILED_OR_BAD_RECORD_MAC',
   'ERR_SSL_BAD_RECORD_MAC',
   'ERR_SSL_DIGEST_CHECK_FAILED',
 ]);
 /** The peer derives its key in another way than this version. */
-const OTHER_DERIVATION_CODES: ReadonlySet<string> = new Set([
-  'ERR_SSL_TLSV1_ALERT_UNKNOWN_PSK_IDENTITY',
+const OTHER_DERIVATION_REASONS: ReadonlySet<string> = new Set([
+  `${ALERT_PREFIX}UNKNOWN_PSK_IDENTITY`,
   'ERR_SSL_PSK_IDENTITY_NOT_FOUND',
 ]);
 /** What this project's server without a key answers to TLS (see server.ts). */
-const NO_KEY_CODE = 'ERR_SSL_TLSV1_ALERT_ACCESS_DENIED';
+const NO_KEY_REASON = `${ALERT_PREFIX}ACCESS_DENIED`;
+
+/** An alert by its own name, whatever the version of OpenSSL; else the error's code. */
+function reasonOf(error: Error): string {
+  return ((error as SystemError).code ?? '').replace(ALERT, ALERT_PREFIX);
+}
 
 export function isWrongKey(error: Error): boolean {
-  return WRONG_KEY_CODES.has((error as SystemError).code ?? '');
+  return WRONG_KEY_REASONS.has(reasonOf(error));
 }
 
 /** Why a connection to `target` ("replica 2 at 10.0.0.2:7000") could not be made. */
@@ -49,11 +58,11 @@ export function dialError(error: Error, target: string): QuorateError {
     const message = `the peer at ${target} has another cluster key; configure the same key at every replica`;
     return new QuorateError('QUORATE_CLUSTER_KEY', message, details);
   }
-  if (code === NO_KEY_CODE) {
+  if (reasonOf(error) === NO_KEY_REASON) {
     const message = `the peer at ${target} runs without a cluster key; configure the same key at every replica`;
     return new QuorateError('QUORATE_CLUSTER_KEY', message, details);
   }
-  if (OTHER_DERIVATION_CODES.has(code)) {
+  if (OTHER_DERIVATION_REASONS.has(reasonOf(error))) {
     const message = `the peer at ${target} runs an incompatible version of quorate (it does not know this key identity)`;
     return new QuorateError('QUORATE_VERSION', message, details);
   }
