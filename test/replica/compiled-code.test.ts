@@ -1,5 +1,5 @@
 // Code that does not run for long, as that of a takeover, is there when it is needed: V8 keeps what it compiled of it.
-import { execFile, spawn } from 'node:child_process';
+import { execFile, execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { closeSync, mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -14,6 +14,11 @@ const PROGRAM = new URL('fixtures/growing-old.mjs', import.meta.url).pathname;
 
 const run = promisify(execFile);
 
+/** What has V8 tell of code that it throws away: the option got another name in Node.js 22. */
+const TRACE = ['--trace-flush-code', '--trace-flush-bytecode'].find((option) =>
+  execFileSync(process.execPath, ['--v8-options'], { encoding: 'utf8' }).includes(`${option} `),
+) as string;
+
 /** What V8's second compiler made of these is kept anyway: which ones are forgotten differs from run to run. */
 const TAKEOVER = ['adopt', 'beginTakeover', 'finishRecall', 'recallLease', 'removeWriteAccess', 'resume', 'standBack'];
 
@@ -22,7 +27,7 @@ const ONCE = 'checkDurable';
 
 /** The functions among these that V8 throws the compiled form away of while garbage is collected. */
 async function forgotten(keepCompiledCode: boolean): Promise<string[]> {
-  const args = ['--trace-flush-bytecode', PROGRAM, `${keepCompiledCode}`, `${(await freePorts(1))[0]}`];
+  const args = [TRACE, PROGRAM, `${keepCompiledCode}`, `${(await freePorts(1))[0]}`];
   // Into a file: what V8 prints faster than a pipe takes it is lost.
   const folder = mkdtempSync(join(tmpdir(), 'quorate-compiled-code-'));
   const path = join(folder, 'trace');
