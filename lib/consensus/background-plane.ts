@@ -29,6 +29,7 @@ import {
 } from './limits.js';
 import { LogScanner } from './log-scan.js';
 import { standsBefore } from './membership.js';
+import { isPossibleGrant, isPossibleMain } from './possible-status.js';
 import { readU53, SealedBlockReader, SealedBlockWriter, writeU53 } from './sealed-block.js';
 import {
   BackgroundField,
@@ -129,8 +130,8 @@ function readEpoch(words: Uint32Array, index: number): number {
 /** What the background plane knows of one peer. */
 class PeerWatch {
   readonly background = new SealedBlockReader(BACKGROUND_BLOCK_WORDS);
-  readonly main = new SealedBlockReader(MAIN_BLOCK_WORDS);
-  readonly grant = new SealedBlockReader(GRANT_BLOCK_WORDS);
+  readonly main = new SealedBlockReader(MAIN_BLOCK_WORDS, isPossibleMain);
+  readonly grant: SealedBlockReader;
   readonly mailbox = new SealedBlockReader(MAILBOX_MESSAGE_WORDS);
   isConnected = false;
   readOutstanding = false;
@@ -153,6 +154,10 @@ class PeerWatch {
   /** Newest request of this peer that was answered. */
   answeredEpoch = EPOCH_NONE;
   answeredRequestSequence = 0;
+
+  constructor(logBytes: number) {
+    this.grant = new SealedBlockReader(GRANT_BLOCK_WORDS, (words) => isPossibleGrant(words, logBytes));
+  }
 
   promisedEpoch(): number {
     return readEpoch(this.background.body, BackgroundField.promisedEpoch);
@@ -234,7 +239,7 @@ export class BackgroundPlane {
     this.grantWriter = new SealedBlockWriter(fabric.statusWords, GRANT_BLOCK_OFFSET_WORDS, GRANT_BLOCK_WORDS);
     this.toMainWriter = new SealedBlockWriter(exchange.words, exchange.toMainOffset, TO_MAIN_WORDS);
     for (let peer = 0; peer < MAX_REPLICAS; peer++) {
-      this.peers.push(new PeerWatch());
+      this.peers.push(new PeerWatch(options.logBytes));
       this.outboxWriters.push(
         new SealedBlockWriter(fabric.outboxWords, peer * MAILBOX_SLOT_WORDS, MAILBOX_MESSAGE_WORDS),
       );

@@ -71,6 +71,7 @@ import {
 import { LogPiece, LogScanner } from './log-scan.js';
 import { chooseDonors, type LeaderView, type MembershipChange, type MembershipRefusal } from './membership.js';
 import { type ConfigurationLog, MembershipChanges } from './membership-changes.js';
+import { isLsn } from './possible-status.js';
 import { ReadRounds } from './read-rounds.js';
 import { Replacement } from './replacement.js';
 import type { CandidacyStages, ReplicationHost, ReplicationOptions, Role } from './replication-host.js';
@@ -550,7 +551,7 @@ export class ReplicationPlane implements ConfigurationLog {
   }
 
   private raiseCommit(lsn: number): void {
-    if (lsn > this.commitLsn_ && Number.isSafeInteger(lsn)) this.commitLsn_ = lsn;
+    if (lsn > this.commitLsn_ && isLsn(lsn)) this.commitLsn_ = lsn;
   }
 
   /** Validates what arrived behind the tail, up to `entriesMax` entries. Returns whether it stopped for their number. */
@@ -565,7 +566,8 @@ export class ReplicationPlane implements ConfigurationLog {
       this.history.note(tail.epoch, lsn);
       this.dirty = true;
       const at = offset >>> 2;
-      if (tail.epoch === epochMax) this.raiseCommit(entryCommitLsn(words, at));
+      // The leader wrote the entry behind all that it had committed.
+      if (tail.epoch === epochMax && entryCommitLsn(words, at) <= lsn) this.raiseCommit(entryCommitLsn(words, at));
       if (entryType(words, at) === EntryType.configuration) this.noteConfiguration(at, tail.lsn);
     }
     return tail.lsn < limitLsn;

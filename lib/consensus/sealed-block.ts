@@ -65,7 +65,11 @@ export class SealedBlockReader {
   readonly body: Uint32Array;
   private readonly scratch: Uint32Array;
 
-  constructor(private readonly sizeWords: number) {
+  /** `isPossible` is asked of a whole block, with its words, whether it can be true. */
+  constructor(
+    private readonly sizeWords: number,
+    private readonly isPossible: ((words: Uint32Array) => boolean) | null = null,
+  ) {
     this.body = new Uint32Array(sizeWords);
     this.scratch = new Uint32Array(sizeWords);
   }
@@ -87,6 +91,7 @@ export class SealedBlockReader {
     for (let index = 0; index < sizeWords; index++) scratch[index] = source[offsetWords + index] as number;
     hashWords(scratch, 0, sizeWords - 2, -2, 0, 0);
     if (scratch[sizeWords - 2] !== hashLow || scratch[sizeWords - 1] !== hashHigh) return false;
+    if (this.isPossible !== null && !this.isPossible(scratch)) return false;
     body.set(scratch);
     return true;
   }
