@@ -10,7 +10,7 @@ import { EPOCH_COUNTER_MAX, EPOCH_NONE, epochCounter, epochIncarnation, makeEpoc
 import { EpochHistory } from './epoch-history.js';
 import type { Exchange } from './exchange.js';
 import { type DetectorThresholds, FailureDetector, MISSED_BEATS_ASKED } from './failure-detector.js';
-import { BeatTimes, LeasePromise, type LeaseSettings, LeaseTally } from './lease.js';
+import { BeatTimes, LeasePromise, type LeaseSettings, LeaseTally, leaseLengthMax_ns } from './lease.js';
 import { drawRecall } from './lease-recall.js';
 import {
   BACKGROUND_BLOCK_OFFSET_WORDS,
@@ -548,7 +548,11 @@ export class BackgroundPlane {
     const { body } = (this.peers[peer] as PeerWatch).background;
     if (readU53(body, BackgroundField.bootId) !== bootId) return;
     if (readU53(body, BackgroundField.promisedEpoch) !== this.candidateEpoch) return;
-    const length_ns = (body[BackgroundField.leaseLength_us] as number) * 1000;
+    // To rely on less than was promised is safe. What is relied on holds up grants of the own log, and must have an end.
+    const length_ns = Math.min(
+      (body[BackgroundField.leaseLength_us] as number) * 1000,
+      leaseLengthMax_ns(this.options.profile.takeoverTimeout_ns),
+    );
     this.tally.add(this.beats.timeOf(body[BackgroundField.leaseCounter] as number), length_ns, driftBound);
   }
 

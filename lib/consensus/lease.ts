@@ -15,6 +15,11 @@ export interface LeaseSettings {
   readonly driftBound: number;
 }
 
+/** Longest lease with a profile: a candidacy must outlast the leases that it waits for. */
+export function leaseLengthMax_ns(takeoverTimeout_ns: number): number {
+  return takeoverTimeout_ns / 2;
+}
+
 /** In place of a process that is not known; also what a block says that was never read. */
 const PROCESS_UNKNOWN = 0;
 

@@ -1,6 +1,6 @@
 // The option `lease`: what a user writes, and what it means for a profile that says nothing of leases.
 import type { BackgroundProfile } from '../consensus/background-plane.js';
-import { LEASE_TICKS_MIN, type LeaseSettings } from '../consensus/lease.js';
+import { LEASE_TICKS_MIN, type LeaseSettings, leaseLengthMax_ns } from '../consensus/lease.js';
 import { checkInteger, checkNames, invalid } from './check-options.js';
 import type { LeaseOptions } from './replica-options.js';
 
@@ -30,13 +30,14 @@ export function resolveLease(option: LeaseOptions | 'off' = {}, profile: Backgro
   const { lengthUs, driftBoundPpm = DRIFT_BOUND_DEFAULT_PPM } = option;
   const driftBound = checkInteger(driftBoundPpm, 0, DRIFT_BOUND_MAX_PPM, 'lease.driftBoundPpm') / 1e6;
   if (lengthUs !== undefined) {
-    // A candidacy must outlast the leases that it waits for.
-    const maxUs = Math.floor(profile.takeoverTimeout_ns / 2000);
+    const maxUs = Math.floor(leaseLengthMax_ns(profile.takeoverTimeout_ns) / 1000);
     return { length_ns: checkInteger(lengthUs, LENGTH_US_MIN, maxUs, 'lease.lengthUs') * 1000, driftBound };
   }
   const ticks = detectionTicks(profile) - 2;
   const length_ns = Math.floor((ticks * profile.tick_ns) / 1000) * 1000;
   const isUsable =
-    ticks >= LEASE_TICKS_MIN && length_ns >= LENGTH_US_MIN * 1000 && length_ns <= profile.takeoverTimeout_ns / 2;
+    ticks >= LEASE_TICKS_MIN &&
+    length_ns >= LENGTH_US_MIN * 1000 &&
+    length_ns <= leaseLengthMax_ns(profile.takeoverTimeout_ns);
   return isUsable ? { length_ns, driftBound } : null;
 }

@@ -327,3 +327,25 @@ test('a voter that is started again keeps what it promised, also if what it read
   ticks(3);
   expect(plane.promised).toBe(later);
 });
+
+test('however long a voter says that its promise is, a leader that stands still lets in another one before long', () => {
+  const one = replica([1, 2]);
+  const { fabric, plane, ownMain, peer, configure, ticks, lease, now } = one;
+  configure(1, [0, 1, 2]);
+  const epoch = elect(one, [1, 2]);
+  ticks(2);
+  writeU53(ownMain.body, MainField.leaderEpoch, epoch);
+  ownMain.publish();
+  ticks(1);
+  const { background } = peer(1);
+  background.body[BackgroundField.leaseCounter] = fabric.ownStatus[BACKGROUND_BLOCK_OFFSET_WORDS] as number;
+  background.body[BackgroundField.leaseLength_us] = 0xffffffff;
+  ticks(3);
+  expect(lease().end_ns).toBeGreaterThan(now());
+  // Its event loop is blocked.
+  ticks(1100);
+  const later = makeEpoch(6, 3);
+  ask(one, 2, later);
+  ticks(2);
+  expect(plane.promised).toBe(later);
+});
