@@ -3,7 +3,7 @@
 // (lib/replica/force-new-cluster.ts), and the simulated operator's.
 import { type Configuration, majority, voterWithId } from './configuration.js';
 import type { ChainPosition } from './entry.js';
-import { epochCounter, makeEpoch } from './epoch.js';
+import { EPOCH_COUNTER_MAX, epochCounter, makeEpoch } from './epoch.js';
 import { hashHigh, hashLow, hashWords } from './hash.js';
 
 /** Candidacies of the old cluster that nobody here has heard of are fewer than this, by a wide margin. */
@@ -78,6 +78,15 @@ export function isBetterLog(one: LogEnd, other: LogEnd): boolean {
   return one.tailEpoch === other.tailEpoch ? one.tailLsn > other.tailLsn : one.tailEpoch > other.tailEpoch;
 }
 
+function forkCounter(appliedEpoch: number, promisedEpoch: number): number {
+  return Math.max(epochCounter(promisedEpoch), epochCounter(appliedEpoch)) + EPOCH_COUNTER_STEP;
+}
+
+/** Whether a new cluster would have epochs above those of the old one: for the place of the fork, and for its leaders. */
+export function hasForkEpochs(appliedEpoch: number, promisedEpoch: number): boolean {
+  return forkCounter(appliedEpoch, promisedEpoch) < EPOCH_COUNTER_MAX;
+}
+
 /** The place of the fork: the end of the old log, in the chain of the new cluster, and with epochs above the old ones. */
 export function forkPosition(
   applied: Readonly<ChainPosition>,
@@ -86,6 +95,5 @@ export function forkPosition(
 ): ChainPosition {
   const words = Uint32Array.of(clusterId >>> 0, Math.floor(clusterId / 2 ** 32) >>> 0);
   hashWords(words, 0, words.length, -2, applied.hashLow, applied.hashHigh);
-  const counter = Math.max(epochCounter(promisedEpoch), epochCounter(applied.epoch)) + EPOCH_COUNTER_STEP;
-  return { lsn: applied.lsn, hashLow, hashHigh, epoch: makeEpoch(counter, 1) };
+  return { lsn: applied.lsn, hashLow, hashHigh, epoch: makeEpoch(forkCounter(applied.epoch, promisedEpoch), 1) };
 }

@@ -7,7 +7,7 @@ import { type Configuration, memberWithId, voterWithId } from '../consensus/conf
 import type { DurableLog } from '../consensus/durable-log.js';
 import { EPOCH_NONE, formatEpoch } from '../consensus/epoch.js';
 import { Exchange } from '../consensus/exchange.js';
-import { forkPosition } from '../consensus/fork.js';
+import { forkPosition, hasForkEpochs } from '../consensus/fork.js';
 import type { LeaseSettings } from '../consensus/lease.js';
 import { MAX_REPLICAS, PRIORITY_MAX, payloadBytesMax } from '../consensus/limits.js';
 import type { RecoveredState, ReplicationHost } from '../consensus/replication-host.js';
@@ -237,10 +237,10 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
    * and had not reached it, are gone. Choose the survivor by {@link bestSurvivor}.
    *
    * Rejects, and changes nothing, with QUORATE_UNSAFE (the option is missing), QUORATE_LEADER_EXISTS (a leader is known),
-   * QUORATE_QUORUM_REACHABLE (a majority of the voters is alive), QUORATE_NOT_A_VOTER, QUORATE_NO_LOG, QUORATE_NOT_READY and
-   * QUORATE_CLOSED (also if a new cluster was forced from this survivor already). If the new replica cannot be opened (errors
-   * of {@link Replica.open}; of a durable one also QUORATE_SNAPSHOT_FAILED, when its state machine gives no snapshot) the state
-   * machine holds the state still, and the same call with the same survivor tries again.
+   * QUORATE_QUORUM_REACHABLE (a majority of the voters is alive), QUORATE_NOT_A_VOTER, QUORATE_NO_LOG, QUORATE_NOT_READY,
+   * QUORATE_EPOCHS_EXHAUSTED and QUORATE_CLOSED (also if a new cluster was forced from this survivor already). If the new
+   * replica cannot be opened (errors of {@link Replica.open}; of a durable one also QUORATE_SNAPSHOT_FAILED, when its state
+   * machine gives no snapshot) the state machine holds the state still, and the same call with the same survivor tries again.
    */
   static async forceNewCluster<Result = unknown>(
     survivor: Replica<Result>,
@@ -988,6 +988,14 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     );
     if (refusal !== null) throw refusal;
     const { host, port, priority } = memberWithId(plane.configuration, this.id) ?? this.self;
+    // What the log holds besides is of no later epoch than these.
+    if (!hasForkEpochs(plane.appliedPosition.epoch, plane.promisedEpoch)) {
+      throw new QuorateError(
+        'QUORATE_EPOCHS_EXHAUSTED',
+        `a new cluster was not forced from replica ${this.id}, and nothing was changed: no epochs are left above those that ` +
+          'it has promised',
+      );
+    }
     // Until the directory is that of the new cluster it is a voter of the old one, and what is not committed there must not get
     // into a snapshot of it.
     this.durability?.stop();

@@ -6,8 +6,9 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, expect, it, vi } from 'vitest';
 import { genesisConfiguration } from '#lib/consensus/configuration.js';
-import { makeEpoch } from '#lib/consensus/epoch.js';
+import { EPOCH_COUNTER_MAX, makeEpoch } from '#lib/consensus/epoch.js';
 import { forkPosition, type SurvivorView } from '#lib/consensus/fork.js';
+import type { ReplicationPlane } from '#lib/consensus/replication-plane.js';
 import { bestSurvivor, type MemberAddress, Replica, type StateMemory } from '#lib/index.js';
 import { whyNotForced } from '#lib/replica/force-new-cluster.js';
 import { CommandLog, members, openCluster, optionsFor, waitFor } from './fixture.js';
@@ -302,6 +303,32 @@ it('is begun once from a survivor: its state machine has gone on with the new cl
     await expect(Replica.forceNewCluster(survivor, ACCEPTED).then((again) => again.close())).rejects.toMatchObject({
       code: 'QUORATE_CLOSED',
     });
+  } finally {
+    await Promise.all([survivor, other, forced].map((replica) => replica?.close()));
+  }
+});
+
+it('is refused while nothing is changed yet if there are no epochs left for the new cluster', async () => {
+  const [survivor, other] = (await openCluster(2)).replicas as [Replica<number>, Replica<number>];
+  let forced: Replica<number> | undefined;
+  try {
+    await survivor.propose(Buffer.from('a'));
+    await other.close();
+    await waitFor(() => {
+      const { leader, peers } = survivor.status();
+      return leader === undefined && peers.every(({ trusted }) => !trusted);
+    }, 'the loss of the majority');
+    // What another one's memory may say, and the elections of a test do not come to.
+    const plane = survivor['plane'] as ReplicationPlane;
+    const commitWholeLog = vi.spyOn(plane, 'commitWholeLog');
+    const promised = vi.spyOn(plane, 'promisedEpoch', 'get').mockReturnValue(makeEpoch(EPOCH_COUNTER_MAX - 1000, 1));
+    await expect(Replica.forceNewCluster(survivor, ACCEPTED)).rejects.toMatchObject({
+      code: 'QUORATE_EPOCHS_EXHAUSTED',
+    });
+    promised.mockRestore();
+    expect(commitWholeLog).not.toHaveBeenCalled();
+    forced = await Replica.forceNewCluster(survivor, ACCEPTED);
+    await forced.propose(Buffer.from('b'));
   } finally {
     await Promise.all([survivor, other, forced].map((replica) => replica?.close()));
   }
