@@ -32,7 +32,11 @@ export function checkReply(value: unknown): FormationReply {
   }
   const checked = (one: unknown): Configuration | null =>
     one === null || one === undefined ? null : checkConfiguration(one);
-  return { bootId, genesis: checked(genesis), current: checked(current) };
+  const reply = { bootId, genesis: checked(genesis), current: checked(current) };
+  if (reply.genesis !== null && reply.current !== null && reply.current.clusterId !== reply.genesis.clusterId) {
+    throw new QuorateError('QUORATE_PROTOCOL', 'formation reply with configurations of two clusters');
+  }
+  return reply;
 }
 
 export interface FormationOptions {

@@ -3,6 +3,7 @@ import { mkdtempSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
+import { genesisConfiguration } from '#lib/consensus/configuration.js';
 import { type MemberAddress, PROFILES, QuorateError, Replica, type ReplicaOptions } from '#lib/index.js';
 import { ControlServer } from '#lib/replica/control-channel.js';
 import { CLUSTER_KEY, members, openCluster, optionsFor, waitFor } from './fixture.js';
@@ -286,6 +287,14 @@ describe('Replica.open() refuses', () => {
     ['what is no answer', () => 'garbage', /replica 1 .*formation reply without a bootId/],
     ['a number that no life has', () => ({ bootId: 2 ** 48, genesis: null }), /replica 1 .*without a bootId/],
     ['no cluster', () => ({ bootId: 5, genesis: 'garbage' }), /replica 1 .*invalid configuration: not an object/],
+    [
+      'two clusters',
+      () => {
+        const founders = [0, 1].map((id) => ({ id, bootId: 70 + id, host: '127.0.0.1', port: 5000 + id }));
+        return { bootId: 5, genesis: genesisConfiguration(8, founders), current: genesisConfiguration(9, founders) };
+      },
+      /replica 1 .*configurations of two clusters/,
+    ],
     [
       'a failure',
       () => {
