@@ -1178,6 +1178,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     if (log !== undefined && options === undefined) return this.proposals.propose(log, command, undefined, undefined);
     try {
       if (options !== undefined) checkProposeOptions(options);
+      // This replica may lead since this very turn of its plane, and those of a session that wait for a leader come first.
+      if (log !== undefined) this.forwarded.noticeLeader();
       const settled = this.proposals.propose(log, command, options?.session, this.elsewhere(options ?? {}));
       const { session, timeoutMs } = options ?? {};
       // What goes elsewhere has a limit there. A timer for each command here only where it is asked for.

@@ -137,6 +137,29 @@ describe('a proposal at a follower', () => {
     expect(await appliedEverywhere(1)).toEqual(['x']);
   });
 
+  it('comes before those that its replica proposes as soon as it leads itself', async () => {
+    await open();
+    const origin = 9;
+    // The leader takes no commands as long as it waits for its successor.
+    const ready = vi.spyOn(LeadershipTransfer.prototype, 'isSuccessorReady').mockReturnValue(false);
+    const handedOver = leader.transferLeadership(follower.id, { timeoutMs: 60_000 });
+    await waitFor(() => leader.status().transferringTo === follower.id, 'the transfer to begin');
+    const first = follower.propose(bytes('1'), { session: { origin, sequence: 1 }, timeoutMs: 30_000 });
+    let second: Promise<ProposeResult<number>> | undefined;
+    // As a listener of an event does that the plane has while it turns: that of a configuration, say.
+    const { onLeader } = follower;
+    vi.spyOn(follower, 'onLeader').mockImplementation((epoch) => {
+      onLeader.call(follower, epoch);
+      second ??= follower.propose(bytes('2'), { session: { origin, sequence: 2 }, timeoutMs: 30_000 });
+      second.catch(() => {}); // awaited below
+    });
+    ready.mockRestore();
+    expect(await handedOver).toBe(follower.id);
+    expect(await first).toMatchObject({ result: 1 });
+    expect(await second).toMatchObject({ result: 2 });
+    expect(await appliedEverywhere(2)).toEqual(['1', '2']);
+  });
+
   it('that waits at a leader when that fails goes to the next one', async () => {
     await open();
     // The leader takes no commands as long as it waits for its successor.
