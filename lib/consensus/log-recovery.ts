@@ -195,7 +195,9 @@ export class LogRecovery {
     while (end.lsn < position.lsn + entriesBytes) {
       const before = end.lsn;
       if (!piece.step(end, Number.MAX_SAFE_INTEGER)) return 0;
-      commitLsn = Math.max(commitLsn, entryCommitLsn(words, at));
+      // The leader wrote the entry behind all that it had committed; more cannot be true.
+      const said = entryCommitLsn(words, at);
+      if (said > commitLsn && said <= before) commitLsn = said;
       at += (end.lsn - before) >>> 2;
     }
     this.goTo(position, segment, offset);

@@ -491,6 +491,19 @@ describe('recovery', () => {
     return { disk, synced: { ...log.synced }, end: { ...ring.tail } };
   }
 
+  test('takes nothing for committed by the word of an entry that stands in front of it', () => {
+    const ring = new Ring();
+    const disk = new Disk();
+    const log = durableLog(ring, disk);
+    ring.append(1, 100);
+    const committed = ring.tail.lsn;
+    ring.append(1, 100, committed);
+    for (const commitLsn of [ring.tail.lsn + 64, 2 ** 40, 2 ** 60]) ring.append(1, 100, commitLsn);
+    take(log, ring);
+    disk.complete();
+    expect(disk.recover()).toMatchObject({ tail: ring.tail, commitLsn: committed });
+  });
+
   test('finds all that was synced, whatever part of the last write is there, and nothing that was not written', () => {
     fc.assert(
       fc.property(
