@@ -2,6 +2,7 @@
 import { MAX_REPLICAS } from '../consensus/limits.js';
 import { type Members, QuorateError } from '../errors.js';
 import type { MutationRequest } from './mutation-run.js';
+import type { Mutation } from './mutations.js';
 import { JOINERS_MAX, LEAVE_OUT, PACE_MAX } from './sim-options.js';
 import type { SimulationRequest } from './simulation.js';
 
@@ -64,7 +65,9 @@ export function checkRequest(request: SimulationRequest): void {
 }
 
 /** The same for simulations with a mutation. */
-export function checkMutationRequest(request: MutationRequest): void {
+export function checkMutationRequest(mutation: Mutation, request: MutationRequest): void {
+  if (typeof mutation?.install !== 'function') invalid('the mutation has no function install()');
+  checkNumber(mutation.seedsMax, "the mutation's seedsMax", 1, Number.MAX_SAFE_INTEGER, true);
   if (typeof request !== 'object' || request === null) invalid('it must be an object with firstSeed, virtualSeconds');
   checkMembers(request, MUTATION_MEMBERS);
   const { firstSeed, virtualSeconds, seedsMax } = request;

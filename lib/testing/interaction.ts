@@ -28,9 +28,10 @@ import { formatEpoch } from '../consensus/epoch.js';
 import { LOG_BYTES_MAX, LOG_BYTES_MIN, MAX_REPLICAS } from '../consensus/limits.js';
 import type { MembershipChange } from '../consensus/membership.js';
 import { readU53 } from '../consensus/sealed-block.js';
+import { errorCode, QuorateError } from '../errors.js';
 import type { Violation } from '../fabric/sim/sim-world.js';
 import { describeEntry, nameOf, ProtocolTrace } from './protocol-trace.js';
-import { formatCommand, type Held, ScriptedCluster } from './scripted-cluster.js';
+import { formatCommand, type Held, mistake, ScriptedCluster } from './scripted-cluster.js';
 import type { ProposalOutcome } from './sim-life.js';
 
 const SEPARATOR = '----';
@@ -72,8 +73,12 @@ export interface InteractionResult {
   readonly violation: Violation | null;
 }
 
-/** Runs a script. Throws where it cannot be understood, with the number of the line. */
+/**
+ * Runs a script. Throws where it cannot be understood or done, with the number of the line: QUORATE_INVALID_ARGUMENT, or
+ * QUORATE_TIMEOUT if "run until" waits in vain.
+ */
 export function runInteraction(script: string): InteractionResult {
+  if (typeof script !== 'string') throw mistake('a script is a text');
   const interpreter = new Interpreter();
   const lineEnd = script.includes('\r\n') ? '\r\n' : '\n';
   const lines = script.split(lineEnd);
@@ -101,13 +106,14 @@ export function runInteraction(script: string): InteractionResult {
       try {
         output.push(...interpreter.execute(command.line));
       } catch (error) {
-        throw new Error(`line ${command.number}, '${command.line}': ${error instanceof Error ? error.message : error}`);
+        const text = `line ${command.number}, '${command.line}': ${error instanceof Error ? error.message : error}`;
+        throw new QuorateError(errorCode(error) ?? 'QUORATE_INTERNAL', text, { cause: error });
       }
     }
     text.push(SEPARATOR, ...(output.length === 0 ? ['ok'] : output));
     isBlock = true;
   }
-  if (!isBlock) throw new Error('the script has no command');
+  if (!isBlock) throw mistake('the script has no command');
   return { text: text.join(lineEnd), violation: interpreter.violation };
 }
 
@@ -150,7 +156,7 @@ class Interpreter {
   }
 
   private get cluster(): ScriptedCluster {
-    if (this.script === null) throw new Error('there is no cluster yet; begin with: cluster 3');
+    if (this.script === null) throw mistake('there is no cluster yet; begin with: cluster 3');
     return this.script;
   }
 
@@ -161,7 +167,7 @@ class Interpreter {
     switch (name) {
       case 'trace':
         if (words[0] !== 'all' && words[0] !== 'elections' && words[0] !== 'none')
-          throw new Error('all, elections or none?');
+          throw mistake('all, elections or none?');
         this.trace.level = words[0];
         return [];
       case 'run':
@@ -224,7 +230,7 @@ class Interpreter {
       case 'time':
         return [`${(cluster.world.now_ns / 1e6).toFixed(3)} ms`];
       default:
-        throw new Error('this command is unknown; lib/testing/interaction.ts lists those there are');
+        throw mistake('this command is unknown; lib/testing/interaction.ts lists those there are');
     }
   }
 
@@ -233,24 +239,24 @@ class Interpreter {
   private count(word: string | undefined): number {
     const value = Number(word);
     if (word === undefined || word === '' || !Number.isInteger(value) || value < 0)
-      throw new Error(`'${word}' is no count`);
+      throw mistake(`'${word}' is no count`);
     return value;
   }
 
   /** A word that is not understood would be one that is left out. */
   private noMore(words: readonly string[], count: number): void {
-    if (words.length > count) throw new Error(`'${words[count]}' means nothing here`);
+    if (words.length > count) throw mistake(`'${words[count]}' means nothing here`);
   }
 
   private id(word: string | undefined): number {
     const id = this.count(word);
-    if (id >= this.cluster.options.replicas) throw new Error(`there is no replica ${id}`);
+    if (id >= this.cluster.options.replicas) throw mistake(`there is no replica ${id}`);
     return id;
   }
 
   private duration_ns(word: string | undefined): number {
     const match = /^(\d+(?:\.\d+)?)(us|ms|s)$/.exec(word ?? '');
-    if (match === null) throw new Error(`'${word}' is no duration, such as 20us, 5ms or 1s`);
+    if (match === null) throw mistake(`'${word}' is no duration, such as 20us, 5ms or 1s`);
     return Number(match[1]) * (UNITS_NS[match[2] as string] as number);
   }
 
@@ -265,13 +271,13 @@ class Interpreter {
   // -- commands ----------------------------------------------------------------------------------------------------
 
   private newCluster(given: readonly string[]): string[] {
-    if (this.script !== null) throw new Error('a script has one cluster');
+    if (this.script !== null) throw mistake('a script has one cluster');
     const words = [...given];
     const joiners = this.setting(words, 'joiners', 0);
     const logBytes = this.setting(words, 'log', 64) * 1024;
     if (logBytes < LOG_BYTES_MIN || logBytes > LOG_BYTES_MAX || (logBytes & (logBytes - 1)) !== 0) {
       const range = `${LOG_BYTES_MIN / 1024}..${LOG_BYTES_MAX / 1024}`;
-      throw new Error(`a log of ${logBytes / 1024} KiB is not possible: log must be a power of two in ${range}`);
+      throw mistake(`a log of ${logBytes / 1024} KiB is not possible: log must be a power of two in ${range}`);
     }
     const seed = this.setting(words, 'seed', 1);
     const tearGapMax_ns = this.setting(words, 'tear', 0) * 1e3;
@@ -281,9 +287,9 @@ class Interpreter {
     const replaceAfter_ns = this.setting(words, 'replace', 0) * 1e6;
     const replicas = this.count(words[0]);
     this.noMore(words, 1);
-    if (replicas < 1 || replicas > REPLICAS_MAX) throw new Error(`${replicas} replicas are not in 1..${REPLICAS_MAX}`);
+    if (replicas < 1 || replicas > REPLICAS_MAX) throw mistake(`${replicas} replicas are not in 1..${REPLICAS_MAX}`);
     if (joiners > MAX_REPLICAS - replicas) {
-      throw new Error(`${joiners} joiners are not in 0..${MAX_REPLICAS - replicas}`);
+      throw mistake(`${joiners} joiners are not in 0..${MAX_REPLICAS - replicas}`);
     }
     const script = new ScriptedCluster({
       replicas,
@@ -328,7 +334,7 @@ class Interpreter {
     const bytes = this.setting(words, 'bytes', 0);
     const times = this.setting(words, 'times', 1);
     const id = this.id(words.shift());
-    if (words.length === 0) throw new Error('what shall be proposed?');
+    if (words.length === 0) throw mistake('what shall be proposed?');
     this.proposedTogether = times;
     for (let count = 0; count < times; count++) {
       for (const word of words) cluster.propose(id, word, bytes);
@@ -342,7 +348,7 @@ class Interpreter {
     const words = [...given];
     const at = this.setting(words, 'at', cluster.leader()?.id ?? -1);
     const life = cluster.lives[at];
-    if (!life) throw new Error('there is no leader to ask');
+    if (!life) throw mistake('there is no leader to ask');
     const id = words[0] === undefined && name === 'transfer' ? undefined : this.id(words[0]);
     const priority = name === 'priority' ? this.count(words[1]) : 0;
     this.noMore(words, name === 'priority' ? 2 : 1);
@@ -362,7 +368,7 @@ class Interpreter {
 
   private read(words: readonly string[]): string[] {
     const id = this.id(words[0]);
-    if (words.length < 2) throw new Error('which register shall be read?');
+    if (words.length < 2) throw mistake('which register shall be read?');
     this.proposedTogether = 1;
     for (const register of words.slice(1)) this.cluster.read(id, register);
     return [];
@@ -436,7 +442,7 @@ class Interpreter {
         break;
       }
       default:
-        throw new Error(`'until ${what}' is unknown`);
+        throw mistake(`'until ${what}' is unknown`);
     }
   }
 

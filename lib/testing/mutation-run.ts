@@ -30,10 +30,10 @@ export interface MutationRequest {
 
 /**
  * Breaks the protocol, simulates until a checker notices or the seeds are used up, and mends it. Throws
- * QUORATE_INVALID_ARGUMENT for a request that is none.
+ * QUORATE_INVALID_ARGUMENT for a mutation or a request that is none.
  */
 export function tryMutation(mutation: Mutation, request: MutationRequest): MutationVerdict {
-  checkMutationRequest(request);
+  checkMutationRequest(mutation, request);
   const seedsMax = Math.min(mutation.seedsMax, request.seedsMax ?? Number.POSITIVE_INFINITY);
   const { name, replicas, adjust } = mutation;
   const mend = mutation.install();

@@ -2,6 +2,7 @@
 // happens at random, and the network is calm, so that what follows is what the protocol does. The same checkers watch as
 // in random simulations; a violation ends the script.
 import { payloadBytesMax } from '../consensus/limits.js';
+import { QuorateError } from '../errors.js';
 import { SimWorld } from '../fabric/sim/sim-world.js';
 import { type CheckedCluster, createCheckedCluster } from './checked-cluster.js';
 import type { SimCluster, SimClusterObserver } from './sim-cluster.js';
@@ -152,6 +153,11 @@ export class Proposal {
   }
 }
 
+/** What is asked for cannot be done. */
+export function mistake(message: string): QuorateError {
+  return new QuorateError('QUORATE_INVALID_ARGUMENT', message);
+}
+
 /** "x=7", "x+=7" or "x?", where x is the register. */
 export function formatCommand({ operation, key, value, expected }: Command): string {
   const name = String.fromCharCode(97 + key);
@@ -169,7 +175,7 @@ export function formatCommand({ operation, key, value, expected }: Command): str
 
 export function parseCommand(text: string): Command {
   const match = /^([a-z])(?:(=|\+=)(\d{1,9})|\?)$/.exec(text);
-  if (match === null) throw new Error(`'${text}' is no command; write x=1, x+=1 or x?`);
+  if (match === null) throw mistake(`'${text}' is no command; write x=1, x+=1 or x?`);
   const operation = match[2] === undefined ? Operation.read : match[2] === '=' ? Operation.write : Operation.add;
   return { operation, key: (match[1] as string).charCodeAt(0) - 97, value: Number(match[3] ?? 0), expected: 0 };
 }
@@ -196,7 +202,7 @@ export class ScriptedCluster {
   /** The current life of a replica, which must be up. */
   life(id: number): SimLife {
     const life = this.cluster.lives[id];
-    if (!life) throw new Error(`replica ${id} is ${life === null ? 'down' : 'not a member'}`);
+    if (!life) throw mistake(`replica ${id} is ${life === null ? 'down' : 'not a member'}`);
     return life;
   }
 
@@ -214,7 +220,8 @@ export class ScriptedCluster {
     while (!condition()) {
       if (this.world.now_ns >= deadline_ns) {
         const lives = this.cluster.lives.map((life) => (life === null ? 'down' : `${life.name}: ${life.describe()}`));
-        throw new Error(`waited ${limit_ns / MS} ms of virtual time for: ${what}\n${lives.join('\n')}`);
+        const text = `waited ${limit_ns / MS} ms of virtual time for: ${what}\n${lives.join('\n')}`;
+        throw new QuorateError('QUORATE_TIMEOUT', text);
       }
       this.run(LOOK_NS);
     }
@@ -249,7 +256,7 @@ export class ScriptedCluster {
       holds = new Set();
       this.held.set(life, holds);
     }
-    if (holds.has(how)) throw new Error(`replica ${id} is ${how} already`);
+    if (holds.has(how)) throw mistake(`replica ${id} is ${how} already`);
     holds.add(how);
     this.keepHeld(life, how);
   }
@@ -258,7 +265,7 @@ export class ScriptedCluster {
   release(id: number): void {
     const life = this.life(id);
     const holds = this.held.get(life);
-    if (holds === undefined || holds.size === 0) throw new Error(`replica ${id} is not stopped`);
+    if (holds === undefined || holds.size === 0) throw mistake(`replica ${id} is not stopped`);
     for (const how of holds) life[HELD_FIELDS[how]] = 0;
     this.held.delete(life);
   }

@@ -3,6 +3,7 @@
 // every step taking its own time, so that lives end, links break and leaders change between any two of them.
 import { type Configuration, genesisConfiguration, memberWithId } from '../consensus/configuration.js';
 import type { ChainPosition } from '../consensus/entry.js';
+import { QuorateError } from '../errors.js';
 import { Random } from '../fabric/sim/random.js';
 import { SimLink, type SimLinkKind } from '../fabric/sim/sim-link.js';
 import { SimNetwork } from '../fabric/sim/sim-network.js';
@@ -175,7 +176,7 @@ export class SimCluster {
 
   /** Starts the next life of a replica and links it with all others. */
   start(id: number): void {
-    if (this.lives[id] !== null) throw new Error(`replica ${id} is up already`);
+    if (this.lives[id] !== null) throw new QuorateError('QUORATE_INVALID_ARGUMENT', `replica ${id} is up already`);
     if (this.isGivenUp) return;
     this.startSurvivor(id);
   }

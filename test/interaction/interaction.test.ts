@@ -176,8 +176,13 @@ describe('a script', () => {
     ['cluster 3\ntrace none\nrun until leader\nremove 1 2', "'2' means nothing here"],
     ['cluster 3\npartition 1 |', "'' is no count"],
     ['cluster 3\nrun until leader\npriority 1', "line 3, 'priority 1': 'undefined' is no count"],
+    ['cluster 3\nrestart 0', 'replica 0 is up already'],
     ['# nothing', 'the script has no command'],
+    [undefined as never, 'a script is a text'],
   ])('with a mistake is an error that names it: %j', (script, message) => {
-    expect(() => runInteraction(script)).toThrow(message);
+    const run = () => runInteraction(script);
+    expect(run).toThrow(message);
+    const code = message.startsWith('waited') ? 'QUORATE_TIMEOUT' : 'QUORATE_INVALID_ARGUMENT';
+    expect(run).toThrow(expect.objectContaining({ code }));
   });
 });

@@ -1,10 +1,11 @@
-// What runSimulation() and tryMutation() say of a request that is none, as programs in JavaScript may make it.
+// What runSimulation(), tryMutation() and minimize() say of a request that is none, as programs in JavaScript may make it.
 import { expect, test } from 'vitest';
 import {
   LEAVE_OUT,
   MUTATIONS,
   type Mutation,
   type MutationRequest,
+  minimize,
   runSimulation,
   type SimulationRequest,
   tryMutation,
@@ -57,6 +58,22 @@ test.each<[unknown, string]>([
   expect(run).toThrow(expect.objectContaining({ code: 'QUORATE_INVALID_ARGUMENT' }));
   expect(run).toThrow(message);
   expect(isInstalled).toBe(false);
+});
+
+test.each<[string, unknown, string]>([
+  ['none', undefined, 'the mutation has no function install()'],
+  ['its name', 'commit-on-minority', 'the mutation has no function install()'],
+  ['one without a limit', { ...MUTATIONS[0], seedsMax: undefined }, "the mutation's seedsMax is missing, an integer"],
+])('a mutation that is %s is refused', (_, mutation, message) => {
+  const run = (): unknown => tryMutation(mutation as Mutation, { firstSeed: 1, virtualSeconds: 2 });
+  expect(run).toThrow(expect.objectContaining({ code: 'QUORATE_INVALID_ARGUMENT' }));
+  expect(run).toThrow(message);
+});
+
+test('a simulation that does not fail is refused by minimize()', () => {
+  const run = (): unknown => minimize({ seed: 7, replicas: 1, virtualSeconds: 1, without: ['majorityLoss'] });
+  expect(run).toThrow(expect.objectContaining({ code: 'QUORATE_INVALID_ARGUMENT' }));
+  expect(run).toThrow('seed 7 does not fail, there is nothing to minimize');
 });
 
 test('options that adjust() makes impossible are an error, and no finding of the simulation', () => {
