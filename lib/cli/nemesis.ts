@@ -248,14 +248,20 @@ export async function main(argv: readonly string[]): Promise<number> {
       say(`key ${first.key}, the last ${HISTORY_LINES_MAX} of ${lines.length} operations:`);
       for (const line of lines.slice(-HISTORY_LINES_MAX)) say(`  ${line}`);
     }
-    for (const path of writeFiles(result, options, seed)) {
-      say(`history and faults: ${path}; check it again with: npm run nemesis -- --check ${path}`);
+    const problems = [...result.problems];
+    try {
+      for (const path of writeFiles(result, options, seed)) {
+        say(`history and faults: ${path}; check it again with: npm run nemesis -- --check ${path}`);
+      }
+    } catch (error) {
+      // What was found is told all the same.
+      problems.push(`the files of the run cannot be written: ${(error as Error).message}`);
     }
     const { folder } = result.powerLosses ?? {};
     if (folder !== undefined) say(`the directories of the replicas are kept: ${folder}`);
     for (const violation of result.violations) process.stderr.write(`VIOLATION: ${violation}\n`);
-    for (const problem of result.problems) process.stderr.write(`FAILED: ${problem}\n`);
-    const isGood = result.violations.length + result.problems.length === 0;
+    for (const problem of problems) process.stderr.write(`FAILED: ${problem}\n`);
+    const isGood = result.violations.length + problems.length === 0;
     if (isGood) say('Linearizable, and all replicas agree.');
     else process.stderr.write(`seed ${seed}\n`);
     if (options.json) process.stdout.write(`${JSON.stringify(summarize(result))}\n`);
@@ -263,6 +269,7 @@ export async function main(argv: readonly string[]): Promise<number> {
   } catch (error) {
     if (!(error instanceof DemoError)) throw error;
     process.stderr.write(`error: ${error.message} (seed ${seed})\n`);
+    if (options.json) process.stdout.write(`${JSON.stringify(summarize())}\n`);
     return 1;
   } finally {
     deadline.end();

@@ -243,3 +243,46 @@ test.each([
   expect(code).not.toBe(0);
   expect(errors).toMatch(message);
 });
+
+test(
+  'a run whose cluster cannot be formed says why, and --json prints its object all the same',
+  async () => {
+    const options = { program: 'nemesis.js', timeoutMs: TIMEOUT_MS } as const;
+    const { code, summary, errors } = await runDemo(['--device', 'nowhere0', '--faults', 'kill'], options);
+    expect(errors).toMatch(/^error: the cluster did not start: QUORATE_NO_DEVICE: .*'nowhere0'/m);
+    expect(summary).toEqual({
+      operations: 0,
+      unknown: 0,
+      leaderChanges: 0,
+      violations: 0,
+      failoverUs: { p50: null, p99: null, max: null },
+      powerLosses: null,
+    });
+    expect(code).toBe(1);
+  },
+  TIMEOUT_MS,
+);
+
+test(
+  'a run whose files cannot be written says so, and what it found all the same',
+  async () => {
+    const file = join(folder, 'no-folder');
+    writeFileSync(file, '');
+    const args = [
+      '--minutes',
+      '0.05',
+      '--seed',
+      `${SEED}`,
+      '--faults',
+      'kill',
+      '--history',
+      '--out',
+      join(file, 'out'),
+    ];
+    const { code, summary, errors } = await runDemo(args, { program: 'nemesis.js', timeoutMs: TIMEOUT_MS });
+    expect(errors).toMatch(/^FAILED: the files of the run cannot be written: ENOTDIR/m);
+    expect(summary, errors).toMatchObject({ operations: expect.any(Number), violations: 0 });
+    expect(code).toBe(1);
+  },
+  TIMEOUT_MS,
+);

@@ -21,7 +21,11 @@ export interface NemesisSummary {
   powerLosses: { count: number; returnMs: { p50: number | null; max: number | null }; limitMs: number } | null;
 }
 
-export function summarize(result: NemesisResult): NemesisSummary {
+/** Of a run that never had a cluster. */
+const NOTHING = { failovers: [], operations: 0, unknown: 0, leaderChanges: 0, violations: [], powerLosses: undefined };
+
+/** Without a result: of a run that had no cluster. */
+export function summarize(result: Pick<NemesisResult, keyof typeof NOTHING> = NOTHING): NemesisSummary {
   const values = result.failovers.map(({ us }) => us);
   const at = (percent: number) => {
     const us = percentile(values, percent);
