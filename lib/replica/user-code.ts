@@ -10,9 +10,13 @@ import { QuorateError } from '../errors.js';
  */
 export function checkNoPromise(returned: unknown, what: string): void {
   if (typeof returned !== 'object' || returned === null) return;
-  const { then } = returned as { then?: unknown };
-  if (typeof then !== 'function') return;
-  then.call(returned, undefined, () => {}); // what it rejects with nobody waits for
+  try {
+    const { then } = returned as { then?: unknown };
+    if (typeof then !== 'function') return;
+    then.call(returned, undefined, () => {}); // what it rejects with nobody waits for
+  } catch (error) {
+    throw thrownError(error, `then of what ${what} returned`);
+  }
   const text = `${what} returned a promise: it must have done all when it returns`;
   throw new QuorateError('QUORATE_INVALID_ARGUMENT', text);
 }

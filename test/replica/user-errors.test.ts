@@ -92,6 +92,22 @@ it('stops at the first command when apply() returns a promise', async () => {
   expect((await fatal)[0]).toMatchObject({ code: 'QUORATE_INVALID_ARGUMENT' });
 });
 
+it.each([new Error('no property'), 'a text', undefined])(
+  'stops, and says why, when what apply() returns throws when it is asked whether it is a promise, %#',
+  async (thrown) => {
+    const { replica, fatal } = await applying(() => {
+      const get = () => {
+        throw thrown;
+      };
+      return Object.defineProperty({}, 'then', { get }) as never;
+    });
+    await expect(replica.propose(bytes('x'))).rejects.toMatchObject({ code: 'QUORATE_OUTCOME_UNKNOWN' });
+    const [error] = (await fatal) as [Error];
+    expect(error).toBeInstanceOf(Error);
+    expect(thrown instanceof Error ? error : error.cause).toBe(thrown);
+  },
+);
+
 /** To open a durable replica again, with this state machine, that has left a snapshot. */
 async function leftSnapshot(stateMachine: CommandLog) {
   const durable = { directory: folder(), snapshotAfterBytes: 64 * 1024 };
