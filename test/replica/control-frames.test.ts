@@ -190,6 +190,20 @@ describe('values on the wire', () => {
     expect(thrown(() => encodeValue(Buffer.alloc(FRAME_BYTES_MAX)))).toMatchObject({ code: 'QUORATE_LIMIT' });
     expect(decodeValue(encodeValue({ absent: undefined }))).toEqual({ absent: null });
   });
+
+  it('that would take more than a frame written out are refused at once, however little memory they take', () => {
+    let shared: unknown[] = [];
+    for (let level = 0; level < VALUE_DEPTH_MAX - 1; level++) shared = Array(1000).fill(shared);
+    const text = 'x'.repeat(FRAME_BYTES_MAX / 4);
+    for (const value of [
+      shared,
+      new Array(2 ** 32 - 1),
+      Array(10_000).fill(text),
+      Array(10_000).fill(Buffer.from(text)),
+    ]) {
+      expect(thrown(() => encodeValue(value))).toMatchObject({ code: 'QUORATE_LIMIT' });
+    }
+  });
 });
 
 describe('frames', () => {

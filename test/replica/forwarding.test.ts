@@ -274,6 +274,36 @@ describe('the result of a forwarded command', () => {
     }
   });
 
+  it('is refused as one that cannot travel where a getter in it throws, whatever that is', async () => {
+    const any = await openAny();
+    const apply = any.machine.apply.bind(any.machine);
+    try {
+      for (const [thrown, why] of [
+        [new Error('a bad day'), /was applied at LSN \d+, .*a bad day/],
+        ['a text', /was applied at LSN \d+, .*threw 'a text', which is no Error/],
+        [undefined, /was applied at LSN \d+, .*threw undefined, which is no Error/],
+      ] as const) {
+        for (const readsBefore of [0, 1, 2]) {
+          let reads = 0;
+          const getter = () => {
+            if (reads++ >= readsBefore) throw thrown;
+            return 1;
+          };
+          any.machine.apply = (command) => {
+            apply(command);
+            return Object.defineProperty({}, 'value', { enumerable: true, get: getter });
+          };
+          await expect(any.following.propose(bytes('null'))).rejects.toMatchObject({
+            code: 'QUORATE_RESULT_NOT_SENDABLE',
+            message: expect.stringMatching(why),
+          });
+        }
+      }
+    } finally {
+      await any.close();
+    }
+  });
+
   it('is told to be missing, and nobody waits for it, where too much is on its way already', async () => {
     const any = await openAny();
     const count = 100;

@@ -5,6 +5,7 @@
 // a value that the peer would refuse is an error of the caller, here.
 import { Packr, Unpackr } from 'msgpackr';
 import { invalidArgument, QuorateError } from '../../errors.js';
+import { thrownError } from '../user-code.js';
 import { FRAME_BYTES_MAX, KEY_BYTES_MAX, VALUE_DEPTH_MAX, VALUES_PER_FRAME_MAX } from './limits.js';
 
 const packr = new Packr({ useRecords: false, mapsAsObjects: true, encodeUndefinedAsNil: true });
@@ -104,16 +105,35 @@ const FIXED_BYTES = Uint8Array.of(
   1, 2, 4, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
 );
 
+/** Bytes that what findForeign() has seen of a value takes at least. */
+let leastBytes = 0;
+
+/** An array within many others is written out for each: a small value would take hours, or all memory there is. */
+function takesAtLeast(lengthBytes: number): void {
+  leastBytes += lengthBytes;
+  if (leastBytes > FRAME_BYTES_MAX) throw tooLarge(`more than ${FRAME_BYTES_MAX}`);
+}
+
+function tooLarge(lengthBytes: string): QuorateError {
+  return new QuorateError(
+    'QUORATE_LIMIT',
+    `the value takes ${lengthBytes} bytes; a frame holds ${FRAME_BYTES_MAX}: send it as a blob`,
+  );
+}
+
 /**
  * What is wrong with a value that is to be sent. The encoder would take more, but not faithfully: sets become arrays,
  * functions null, and of a Float64Array it sends bytes of memory that are not the array's.
  */
 function findForeign(value: unknown, depth: number): string | undefined {
+  takesAtLeast(1);
   switch (typeof value) {
+    case 'string':
+      takesAtLeast(value.length);
+      return undefined;
     case 'undefined':
     case 'boolean':
     case 'number':
-    case 'string':
     case 'bigint':
       return undefined;
     case 'object':
@@ -121,7 +141,11 @@ function findForeign(value: unknown, depth: number): string | undefined {
     default:
       return `a ${typeof value}`;
   }
-  if (value === null || value instanceof Uint8Array) return undefined;
+  if (value === null) return undefined;
+  if (value instanceof Uint8Array) {
+    takesAtLeast(value.length);
+    return undefined;
+  }
   if (depth >= VALUE_DEPTH_MAX) return `more than ${VALUE_DEPTH_MAX} levels of nesting`;
   if (Array.isArray(value)) {
     for (const element of value) {
@@ -150,20 +174,17 @@ function cannotSend(fault: string, cause?: unknown): Error {
 
 /** Encodes plain data; undefined becomes null. Throws QUORATE_INVALID_ARGUMENT or QUORATE_LIMIT (larger than a frame). */
 export function encodeValue(value: unknown): Buffer {
+  leastBytes = 0;
   const foreign = findForeign(value, 0);
   if (foreign !== undefined) throw cannotSend(foreign);
   let bytes: Buffer;
   try {
     bytes = packr.pack(value);
   } catch (error) {
-    throw cannotSend(`something that cannot be encoded (${(error as Error).message})`, error);
+    const { message } = thrownError(error, 'a property of it');
+    throw cannotSend(`something that cannot be encoded (${message})`, error);
   }
-  if (bytes.length > FRAME_BYTES_MAX) {
-    throw new QuorateError(
-      'QUORATE_LIMIT',
-      `the value takes ${bytes.length} bytes; a frame holds ${FRAME_BYTES_MAX}: send it as a blob`,
-    );
-  }
+  if (bytes.length > FRAME_BYTES_MAX) throw tooLarge(`${bytes.length}`);
   const fault = findFault(bytes);
   if (fault !== undefined) throw cannotSend(fault);
   return bytes;

@@ -8,8 +8,9 @@
 //   readIndexIs    16 epoch   24 LSN
 //   failed         16.. {code, message, leader} (MessagePack)
 //   told           16.. [type, body] (MessagePack); asks for nothing, its tag is 0
-import { QuorateError } from '../../errors.js';
+import { errorCode, QuorateError } from '../../errors.js';
 import { decodeValue, encodeValue } from '../control/message-pack.js';
+import { thrownError } from '../user-code.js';
 import { FORWARDED_RESULT_BYTES_MAX } from './limits.js';
 
 export const MessageKind = { propose: 1, readIndex: 2, proposed: 3, readIndexIs: 4, failed: 5, told: 6 } as const;
@@ -123,13 +124,16 @@ function packResult(lsn: number, result: unknown): Uint8Array {
     return new QuorateError(code, text);
   };
   let packed: Uint8Array;
+  let isAltered: boolean;
   try {
     packed = encodeValue(result);
-  } catch (error) {
-    const tooLarge = (error as QuorateError).code === 'QUORATE_LIMIT';
-    throw cannotSend(tooLarge ? 'QUORATE_RESULT_TOO_LARGE' : 'QUORATE_RESULT_NOT_SENDABLE', (error as Error).message);
+    isAltered = hasLoneSurrogate(result);
+  } catch (thrown) {
+    const error = thrownError(thrown, 'a property of it');
+    const tooLarge = errorCode(error) === 'QUORATE_LIMIT';
+    throw cannotSend(tooLarge ? 'QUORATE_RESULT_TOO_LARGE' : 'QUORATE_RESULT_NOT_SENDABLE', error.message);
   }
-  if (hasLoneSurrogate(result)) {
+  if (isAltered) {
     throw cannotSend(
       'QUORATE_RESULT_NOT_SENDABLE',
       'a string in it has half of a surrogate pair, which would be altered',
