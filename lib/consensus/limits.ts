@@ -91,6 +91,8 @@ export const MESSAGE_FRAGMENT_BYTES_MAX = MESSAGE_RING_BYTES / 4 - MESSAGE_RECOR
 export const MESSAGE_BYTES_MAX = PAYLOAD_BYTES_MAX + 4096;
 /** Messages that wait for room in the ring to one peer may take this much together; more are refused. */
 export const MESSAGE_QUEUE_BYTES_MAX = 8 * 1024 * 1024;
+/** The same for answers that are a word and no result, of which there may be one for each command that the peer has under way. */
+export const MESSAGE_QUEUE_WITH_NOTES_BYTES_MAX = 32 * 1024 * 1024;
 /** How often a replica may wake a peer that has not come to look yet. */
 export const MESSAGE_WAKES_MAX = 16;
 /** Operations outstanding on a message link, and what one of them writes at most. */

@@ -127,9 +127,12 @@ export class MessagePort {
     return this.reader.fault;
   }
 
-  /** Queues a message; flush() sends it. Null if too much waits already, or if it is longer than MESSAGE_BYTES_MAX. */
-  send(bytes: Uint8Array): OutgoingMessage | null {
-    if (bytes.length > MESSAGE_BYTES_MAX || this.queuedBytes_ + bytes.length > MESSAGE_QUEUE_BYTES_MAX) return null;
+  /**
+   * Queues a message; flush() sends it. Null if more than `queueBytesMax` would wait, or if it is longer than
+   * MESSAGE_BYTES_MAX.
+   */
+  send(bytes: Uint8Array, queueBytesMax = MESSAGE_QUEUE_BYTES_MAX): OutgoingMessage | null {
+    if (bytes.length > MESSAGE_BYTES_MAX || this.queuedBytes_ + bytes.length > queueBytesMax) return null;
     const message = new OutgoingMessage(bytes);
     this.queue.add(message);
     this.queuedBytes_ += bytes.length;

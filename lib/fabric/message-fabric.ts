@@ -167,11 +167,14 @@ export class MessageFabric {
     return this.peers[id] !== null;
   }
 
-  /** Sends a message with all others of this turn; null if too much waits for this peer already, or it is not known. */
-  send(id: number, bytes: Uint8Array): OutgoingMessage | null {
+  /**
+   * Sends a message with all others of this turn; null if more than `queueBytesMax` would wait for this peer, or it is not
+   * known.
+   */
+  send(id: number, bytes: Uint8Array, queueBytesMax?: number): OutgoingMessage | null {
     const peer = this.peers[id];
     if (this.isClosed || !peer) return null;
-    const message = peer.port.send(bytes);
+    const message = peer.port.send(bytes, queueBytesMax);
     if (message !== null) this.flushSoon();
     return message;
   }

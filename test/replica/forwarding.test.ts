@@ -231,7 +231,7 @@ describe('the result of a forwarded command', () => {
     const joined = Replica.open({ ...joiner, join: [first], address: second, stateMachine: new Anything() });
     await leading.addLearner(second);
     const following = await joined;
-    return { following, machine, close: () => Promise.all([leading.close(), following.close()]) };
+    return { leading, following, machine, close: () => Promise.all([leading.close(), following.close()]) };
   }
 
   it('is what apply() returned, if that is plain data; else an error that says that it was applied', async () => {
@@ -322,6 +322,27 @@ describe('the result of a forwarded command', () => {
           },
         });
       }
+      expect(any.machine.applied).toBe(count);
+    } finally {
+      await any.close();
+    }
+  });
+
+  it('is told to be missing for each of many that come at once, for which there is no room, either', async () => {
+    const any = await openAny();
+    const count = 2000;
+    try {
+      // Nothing is committed for a while, as when a majority of the voters does not answer.
+      Object.assign(any.leading, { poll: () => {}, flush: () => {} });
+      const proposed = Array.from({ length: count }, () =>
+        any.following.propose(bytes('bytes 20000'), { timeoutMs: 60_000 }),
+      );
+      await waitFor(() => any.leading.status().pendingProposals === count, 'the commands to reach the leader');
+      for (const name of ['poll', 'flush']) delete (any.leading as unknown as Record<string, unknown>)[name];
+      const outcomes = await Promise.allSettled(proposed);
+      const missing = outcomes.filter(({ status }) => status === 'rejected');
+      expect(missing.length).toBeGreaterThan(count / 2);
+      for (const outcome of missing) expect(outcome).toMatchObject({ reason: { code: 'QUORATE_RESULT_NOT_SENDABLE' } });
       expect(any.machine.applied).toBe(count);
     } finally {
       await any.close();

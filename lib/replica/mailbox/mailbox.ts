@@ -2,6 +2,7 @@
 // and asks it for the read index. Every question is answered by a peer that lives, with what it knows; what becomes of a
 // question that a peer took with it when it ended, the one who asked has to decide.
 import { randomInt } from 'node:crypto';
+import { MESSAGE_QUEUE_WITH_NOTES_BYTES_MAX } from '../../consensus/limits.js';
 import type { OutgoingMessage } from '../../consensus/message-port.js';
 import { QuorateError } from '../../errors.js';
 import { MessageFabric } from '../../fabric/message-fabric.js';
@@ -199,7 +200,7 @@ export class Mailbox {
   private serve(peer: number, tag: Tag, answer: () => Promise<Uint8Array>): void {
     if (!this.host.isMember(peer)) {
       const text = `replica ${peer} is no member as far as replica ${this.host.id} knows`;
-      this.fabric.send(peer, encodeFailed(tag, new QuorateError('QUORATE_NOT_A_MEMBER', text)));
+      this.sendNote(peer, encodeFailed(tag, new QuorateError('QUORATE_NOT_A_MEMBER', text)));
       return;
     }
     void answer()
@@ -209,14 +210,22 @@ export class Mailbox {
       });
   }
 
+  /** Whoever is not told waits until its time is over, and does not know then what became of its command. */
+  private sendNote(peer: number, bytes: Uint8Array): void {
+    this.fabric.send(peer, bytes, MESSAGE_QUEUE_WITH_NOTES_BYTES_MAX);
+  }
+
   /** The answer does not fit. Its result may be what is large; where that much does not fit, the peer gives up by itself. */
   private sendWithoutResult(peer: number, bytes: Uint8Array): void {
     const message = decodeMessage(bytes);
-    if (message.kind !== MessageKind.proposed) return;
+    if (message.kind !== MessageKind.proposed) {
+      this.sendNote(peer, bytes);
+      return;
+    }
     const text =
       `the command was applied at LSN ${message.lsn}, but its result is not sent: too much waits to be sent to replica ${peer} ` +
       'already; propose fewer such commands at a time';
-    this.fabric.send(peer, encodeFailed(message.tag, new QuorateError('QUORATE_RESULT_NOT_SENDABLE', text)));
+    this.sendNote(peer, encodeFailed(message.tag, new QuorateError('QUORATE_RESULT_NOT_SENDABLE', text)));
   }
 
   // -- links -------------------------------------------------------------------------------------------------------
