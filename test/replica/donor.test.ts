@@ -227,3 +227,24 @@ it.each(['over its connection', 'by message'])(
     expect(freed).toHaveBeenCalled();
   },
 );
+
+it.each([
+  ['at once', { [Symbol.iterator]: () => ({ next: () => ({ done: false, value: new Uint8Array(0) }) }) }],
+  ['later', { [Symbol.asyncIterator]: () => ({ next: async () => ({ done: false, value: new Uint8Array(0) }) }) }],
+])('ends a transfer whose state machine gives empty pieces without end, each of them %s', async (_, stream) => {
+  linkAtOnce();
+  const told: object[] = [];
+  const donor = donorOf(Object.assign(new CommandLog(), { snapshotChunks: () => stream }), {
+    tell: (_connection: ControlConnection, type: string, body: unknown) =>
+      void told.push({ type, ...(body as object) }),
+  });
+  await donor.open(connectionOf(2) as unknown as ControlConnection, REQUEST);
+  await waitFor(() => told.length > 0, 'the receiver to be told');
+  expect(told).toMatchObject([
+    {
+      type: 'transferFailed',
+      code: 'QUORATE_INVALID_ARGUMENT',
+      message: expect.stringMatching(/^snapshotChunks\(\) of the state machine yields more than \d+ empty pieces/),
+    },
+  ]);
+});

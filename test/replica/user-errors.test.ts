@@ -368,6 +368,26 @@ it('gives nobody a state that is said to be larger than any that can be given, a
   });
 });
 
+it.each([
+  [
+    'durable',
+    'QUORATE_SNAPSHOT_FAILED',
+    (directory: string) => ({ durable: { directory, snapshotAfterBytes: 64 * 1024 } }),
+  ],
+  ['surviving', 'QUORATE_INVALID_ARGUMENT', (directory: string) => ({ surviveCrash: { directory } })],
+])('goes on, a %s replica, and warns, when its state machine gives empty pieces without end', async (_, code, kind) => {
+  const snapshotChunks = function* () {
+    for (;;) yield new Uint8Array(0);
+  };
+  const more = { ...kind(folder()), stateMachine: Object.assign(new CommandLog(), { snapshotChunks }) };
+  const replica = await Replica.open(optionsFor(0, await members(1), { ...more, logBytes: 64 * 1024 }));
+  open.push(replica);
+  const warned = once(replica, 'warning');
+  for (let count = 0; count < 100; count++) await replica.propose(new Uint8Array(1000));
+  expect(await warned).toMatchObject([{ code, message: expect.stringMatching(/more than \d+ empty pieces/) }]);
+  expect(await replica.propose(bytes('x'))).toMatchObject({ result: 101 });
+});
+
 /** Its snapshots begin and never end. */
 class EndlessSnapshot extends CommandLog {
   private begun = (): void => {};

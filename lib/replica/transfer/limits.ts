@@ -28,6 +28,8 @@ export const SLOTS_MAX = 64;
 export const STAGING_BYTES_MAX = 64 * 1024 * 1024;
 /** A state machine that gives no piece of its state for so long is not waited for. */
 export const PIECE_TIMEOUT_MS = 20_000;
+/** Pieces without a byte, one after the other: a state machine that gives more of them will never come to an end. */
+export const EMPTY_PIECES_MAX = 65_536;
 /** Session table within a snapshot. */
 export const SESSIONS_BYTES_MAX = 64 * 1024 * 1024;
 /** A whole snapshot, state and sessions. */

@@ -5,7 +5,7 @@
 import { QuorateError } from '../../errors.js';
 import type { RestoreInPlace, SnapshotStream, StateMachine } from '../replica-options.js';
 import { callUser, callUserAtOnce } from '../user-code.js';
-import { PIECE_TIMEOUT_MS, RESTORE_WHOLE_BYTES_MAX, SESSIONS_BYTES_MAX } from './limits.js';
+import { EMPTY_PIECES_MAX, PIECE_TIMEOUT_MS, RESTORE_WHOLE_BYTES_MAX, SESSIONS_BYTES_MAX } from './limits.js';
 
 type Pieces = Iterator<Uint8Array> | AsyncIterator<Uint8Array>;
 type Step = IteratorResult<Uint8Array> | Promise<IteratorResult<Uint8Array>>;
@@ -47,6 +47,8 @@ export class SnapshotSource implements PieceSource {
   private whole: Uint8Array | null = null;
   /** Bytes of all pieces of the stream that were pulled. */
   private given = 0;
+  /** The latest pieces, as far as they were empty. */
+  private emptyPieces = 0;
   private isClosed = false;
 
   constructor(stateMachine: StateMachine<never>, sessions: Uint8Array) {
@@ -95,6 +97,11 @@ export class SnapshotSource implements PieceSource {
     if (step.done === true) return null;
     if (!(step.value instanceof Uint8Array)) throw noBytes(`${SNAPSHOT_CHUNKS} yields`);
     this.given += step.value.length;
+    this.emptyPieces = step.value.length > 0 ? 0 : this.emptyPieces + 1;
+    if (this.emptyPieces > EMPTY_PIECES_MAX) {
+      const text = `${SNAPSHOT_CHUNKS} yields more than ${EMPTY_PIECES_MAX} empty pieces, one after the other`;
+      throw new QuorateError('QUORATE_INVALID_ARGUMENT', text);
+    }
     return step.value;
   }
 
