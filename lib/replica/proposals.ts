@@ -48,6 +48,7 @@ export interface ProposalsHost<Result> {
 
 interface WaitingProposal<Result> {
   readonly payload: Uint8Array;
+  readonly lengthBytes: number;
   readonly session: SessionCommand | undefined;
   readonly resolve: Resolve<Result>;
   readonly reject: Reject;
@@ -63,20 +64,24 @@ const capture = (resolve: unknown, reject: Reject): void => {
 const NOTHING = new Uint8Array(0);
 
 /**
- * Why the bytes of a command cannot be copied any more: their buffer is another thread's by now, or has shrunk. They have the
- * length of an empty command then, and copying them throws, which would end whoever does it for all others.
+ * Why the bytes of a command, which had this length, cannot be copied any more: their buffer is another thread's by now, or
+ * has another length. Of one that has gone they have the length of an empty command, and copying them throws, which would end
+ * whoever does it for all others; one that has grown may never find room, and all others would wait behind it.
  */
-export function whyGone(command: Uint8Array): QuorateError | null {
-  if (command.length > 0) return null;
-  try {
-    NOTHING.set(command);
-    return null;
-  } catch (cause) {
-    const text =
-      'the bytes of the command are gone, since their buffer was transferred elsewhere or has shrunk; it was not proposed: leave ' +
-      'them alone until the promise settles';
-    return new QuorateError('QUORATE_INVALID_ARGUMENT', text, { cause });
+export function whyGone(command: Uint8Array, lengthBytes: number): QuorateError | null {
+  if (command.length === lengthBytes) {
+    if (lengthBytes > 0) return null;
+    try {
+      NOTHING.set(command);
+      return null;
+    } catch {
+      // Gone, and told below.
+    }
   }
+  const text =
+    'the bytes of the command are gone, since their buffer was transferred elsewhere, or has shrunk or grown; it was not ' +
+    'proposed: leave them alone until the promise settles';
+  return new QuorateError('QUORATE_INVALID_ARGUMENT', text);
 }
 
 export class Proposals<Result> {
@@ -172,8 +177,9 @@ export class Proposals<Result> {
             }
           };
     try {
-      if (this.isWaiting || !this.append(log, command, session, resolve, failed)) {
-        this.waiting.push({ payload: command, session, resolve, reject: failed });
+      const lengthBytes = command.length;
+      if (this.isWaiting || !this.append(log, command, lengthBytes, session, resolve, failed)) {
+        this.waiting.push({ payload: command, lengthBytes, session, resolve, reject: failed });
       }
       host.flushSchedule.soon();
     } catch (error) {
@@ -185,8 +191,8 @@ export class Proposals<Result> {
   /** The ring may have room again. */
   proposeWaiting(log: CommandLog): void {
     let taken = 0;
-    for (const { payload, session, resolve, reject } of this.waiting) {
-      if (!this.append(log, payload, session, resolve, reject)) break;
+    for (const { payload, lengthBytes, session, resolve, reject } of this.waiting) {
+      if (!this.append(log, payload, lengthBytes, session, resolve, reject)) break;
       taken++;
     }
     if (taken === 0) return;
@@ -197,11 +203,12 @@ export class Proposals<Result> {
   private append(
     log: CommandLog,
     payload: Uint8Array,
+    lengthBytes: number,
     session: SessionCommand | undefined,
     resolve: Resolve<Result>,
     reject: Reject,
   ): boolean {
-    const gone = whyGone(payload);
+    const gone = whyGone(payload, lengthBytes);
     if (gone !== null) {
       reject(gone);
       return true;

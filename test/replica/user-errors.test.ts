@@ -306,6 +306,31 @@ it('refuses a command whose buffer has gone elsewhere, before propose() or while
   expect(await leader.propose(bytes('next'))).toMatchObject({ result: 33 });
 });
 
+it.each([2 * 1024 * 1024, 50])(
+  'refuses a command of 100 bytes whose buffer has %i of them when there is room for it, and takes those behind it',
+  async (lengthBytes) => {
+    const cluster = await openCluster(3);
+    open.push(...cluster.replicas);
+    const leader = await cluster.leader();
+    const others = Promise.all(Array.from({ length: 32 }, () => leader.propose(new Uint8Array(64 * 1024))));
+    // TypeScript's library does not have it yet, which Node.js 20 has.
+    const Resizable = ArrayBuffer as unknown as new (
+      lengthBytes: number,
+      options: { maxByteLength: number },
+    ) => ArrayBuffer & { resize(lengthBytes: number): void };
+    const buffer = new Resizable(100, { maxByteLength: 4 * 1024 * 1024 });
+    const refused = leader.propose(new Uint8Array(buffer)).catch((error: Error) => error);
+    const behind = leader.propose(bytes('behind'));
+    buffer.resize(lengthBytes);
+    expect((await others).length).toBe(32);
+    expect(await behind).toMatchObject({ result: 33 });
+    expect(await refused).toMatchObject({
+      code: 'QUORATE_INVALID_ARGUMENT',
+      message: expect.stringContaining('has shrunk or grown'),
+    });
+  },
+);
+
 it('refuses a command whose buffer has gone elsewhere while it waited for a leader', async () => {
   let leader: number | undefined;
   const proposals = new ForwardedProposals({

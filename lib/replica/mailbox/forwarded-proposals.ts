@@ -62,12 +62,16 @@ class Forwarded {
   /** Distinguishes attempts at this replica, which cannot be given up. */
   attempt = 0;
   isSettled = false;
+  /** Of the command, when it was proposed. */
+  readonly lengthBytes: number;
 
   constructor(
     readonly proposal: ForwardedProposal,
     /** It left this replica, or was proposed here, and was not certainly refused. */
     public mayHaveHappened: boolean,
-  ) {}
+  ) {
+    this.lengthBytes = proposal.command.length;
+  }
 }
 
 export class ForwardedProposals {
@@ -113,7 +117,7 @@ export class ForwardedProposals {
     const leader = this.host.leaderId();
     if (leader === undefined || leader === this.refusedBy) return false;
     const { command, session } = forwarded.proposal;
-    const gone = whyGone(command);
+    const gone = whyGone(command, forwarded.lengthBytes);
     if (gone !== null) {
       this.rejectKnown(forwarded, gone);
       return true;
