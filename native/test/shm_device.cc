@@ -1,13 +1,19 @@
 // The shm device itself: what it reports, its directory, its files and what dead processes leave of them.
 #include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstddef>
 #include <cstdlib>
+#include <iterator>
 #include <thread>
 
 #include "provider/shm/leftovers.h"
@@ -49,6 +55,33 @@ TEST_CASE("shm: one device with one port and one GID") {
   CHECK_FALSE(another->queryGids(1)[0].gid == gids[0].gid);
   context->close();
   CHECK(codeOf([&] { context->queryGids(1); }) == "QUORATE_CLOSED");
+}
+
+// From here on this process and its threads live on a kernel without robust futexes. For a child: there is no way back.
+bool forgetRobustFutexes() {
+  sock_filter program[] = {
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_set_robust_list, 0, 1),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOSYS),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+  };
+  sock_fprog filter{static_cast<unsigned short>(std::size(program)), program};
+  return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter) == 0;
+}
+
+TEST_CASE("shm: a device whose end its peers could not see is not opened") {
+  ShmTestDirectory directory;
+  const pid_t child = forkChild([&directory] {
+    if (!forgetRobustFutexes()) return 2;
+    try {
+      open(directory.path());
+      return 3;
+    } catch (const VerbsError& error) {
+      const std::string text = error.what();
+      return error.code == "QUORATE_SYSTEM" && text.find("robust futexes") != std::string::npos ? 0 : 4;
+    }
+  });
+  CHECK(waitForChild(child) == 0);
 }
 
 TEST_CASE("shm: the directory must be ours alone, and no symbolic link") {

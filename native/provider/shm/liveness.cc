@@ -41,7 +41,8 @@ struct LivenessHolder::State {
   std::function<bool()> service;
   std::atomic<uint32_t> kicks{0};
   std::atomic<bool> stopping{false};
-  std::atomic<bool> held{false};
+  std::atomic<bool> begun{false};
+  int errnum = 0;  // why the word is not held, once it has begun
   // The list stays in private memory: only the word itself can be reached by peers.
   robust_list node = {};
   robust_list_head head = {};
@@ -61,10 +62,12 @@ void LivenessHolder::State::run() {
   head.list.next = &node;
   head.futex_offset = reinterpret_cast<char*>(word) - reinterpret_cast<char*>(&node);
   head.list_op_pending = nullptr;
-  syscall(SYS_set_robust_list, &head, sizeof(head));
-  word->store(static_cast<uint32_t>(syscall(SYS_gettid)), std::memory_order_seq_cst);
-  held.store(true, std::memory_order_release);
-  held.notify_all();
+  const bool isHeld = syscall(SYS_set_robust_list, &head, sizeof(head)) == 0;
+  if (isHeld) word->store(static_cast<uint32_t>(syscall(SYS_gettid)), std::memory_order_seq_cst);
+  else errnum = errno;
+  begun.store(true, std::memory_order_release);
+  begun.notify_all();
+  if (!isHeld) return;
 
   long period_ns = kServicePeriod_ns;
   for (uint32_t before = 0; !stopping.load(std::memory_order_acquire);) {
@@ -100,8 +103,14 @@ LivenessHolder::LivenessHolder(std::atomic<uint32_t>* livenessWord, std::functio
       state_.get());
   pthread_sigmask(SIG_SETMASK, &previous, nullptr);
   if (errnum != 0) throw systemError("pthread_create", errnum, "the thread that holds a context's liveness");
+  state_->begun.wait(false, std::memory_order_acquire);
+  if (state_->errnum != 0) {
+    pthread_join(state_->thread, nullptr);
+    // Its peers would take this process for alive for ever.
+    throw systemError("set_robust_list", state_->errnum, "the liveness of a context",
+                      "Shared memory takes a Linux kernel with robust futexes; some sandboxes and emulators have none");
+  }
   state_->running = true;
-  state_->held.wait(false, std::memory_order_acquire);
 }
 
 LivenessHolder::~LivenessHolder() {

@@ -26,7 +26,8 @@ bool isAlive(uint32_t livenessWord);
 // kServicePeriod_ns, then ever more seldom up to kLongestServicePeriod_ns.
 class LivenessHolder {
  public:
-  // Returns when the word holds the thread's id. The word must stay mapped until stop() has returned.
+  // Returns when the word holds the thread's id. The word must stay mapped until stop() has returned. Throws QUORATE_SYSTEM
+  // where threads cannot be made, or the kernel has no robust futexes.
   LivenessHolder(std::atomic<uint32_t>* livenessWord, std::function<bool()> service);
   ~LivenessHolder();
   void kick();
