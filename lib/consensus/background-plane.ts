@@ -187,7 +187,7 @@ export class BackgroundPlane {
   private promisedAt_ns = 0;
   /** The one that was promised has not been trusted since. */
   private isPromisedUnseen = false;
-  /** Peer that can write the own log now, -1 if none can. */
+  /** Peer that can write the own log now, or is not proven unable to; -1 if none can. */
   private logWriter = -1;
   private candidateEpoch = EPOCH_NONE;
   private candidateSince_ns = 0;
@@ -268,7 +268,7 @@ export class BackgroundPlane {
     return this.promisedEpoch;
   }
 
-  /** Replica that can write this replica's log now, -1 if none can. */
+  /** Replica that can write this replica's log now, or is not proven unable to; -1 if none can. */
   get writer(): number {
     return this.logWriter;
   }
@@ -807,6 +807,8 @@ export class BackgroundPlane {
       try {
         writeKey = fabric.enableLogWriter(candidate);
       } catch (error) {
+        // It may have been let in all the same. Then that is taken back before anybody's grant, this replica's own included.
+        this.logWriter = fabric.logWriter();
         options.onGrantFailure?.(candidate, error);
         this.publishToMain();
         return false;

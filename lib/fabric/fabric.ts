@@ -123,9 +123,12 @@ export interface BackgroundFabric extends Completions {
   revokeLogWriter(peer: number): void;
   /**
    * Lets the peer write the own log from now on; returns the key it needs (0 where the device needs none). Throws if its
-   * link turns out to be dead; then nobody can write, and incomingLogGeneration() is 0 until there is a fresh one.
+   * link turns out to be dead; then nobody can write, and incomingLogGeneration() is 0 until there is a fresh one. Throws,
+   * too, if the device fails; then it may be that the peer can write: logWriter() tells.
    */
   enableLogWriter(peer: number): number;
+  /** Peer that can write the own log, or may be able to; -1 if it is proven that nobody can. */
+  logWriter(): number;
   /** Generation of the peer's current log link towards this replica (the peer initiates), 0 where there is none. */
   incomingLogGeneration(peer: number): number;
   /** Generation of this replica's current log link to the peer, as the peer knows it; 0 where there is none. */

@@ -108,6 +108,11 @@ export class LogPermissions {
     if (old !== undefined && this.granted?.link !== old) old.queuePair.close();
   }
 
+  /** See BackgroundFabric.logWriter. */
+  get writer(): number {
+    return this.granted?.peer ?? -1;
+  }
+
   /** Generation of the peer's current log link, 0 if it has none. */
   generation(peer: number): number {
     return this.links.get(peer)?.generation ?? 0;

@@ -323,6 +323,10 @@ export class VerbsBackgroundFabric implements BackgroundFabric {
     return this.permissions.enable(peer);
   }
 
+  logWriter(): number {
+    return this.permissions.writer;
+  }
+
   incomingLogGeneration(peer: number): number {
     return this.permissions.generation(peer);
   }

@@ -123,6 +123,9 @@ class MadeUpFabric implements BackgroundFabric {
   enableLogWriter(): number {
     return 0;
   }
+  logWriter(): number {
+    return -1;
+  }
   incomingLogGeneration(): number {
     return LINK_GENERATION;
   }

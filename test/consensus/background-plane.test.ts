@@ -40,6 +40,7 @@ const UNEVENTFUL = {
   raiseFence: () => {},
   revokeLogWriter: () => {},
   enableLogWriter: () => 0,
+  logWriter: () => -1,
 };
 
 function optionsFor(takeoverTimeout_ns: number) {
@@ -63,7 +64,7 @@ function optionsFor(takeoverTimeout_ns: number) {
 }
 
 /** A voter whose mailbox holds a request, and the generation of the candidate's log link to it, 0 for none. */
-function asked() {
+function asked(permissions: Partial<BackgroundFabric> = {}) {
   const link = { generation: 0 };
   const mailboxWords = new Uint32Array(MAX_REPLICAS * MAILBOX_SLOT_WORDS);
   const statusWords = new Uint32Array(STATUS_WORDS);
@@ -74,6 +75,7 @@ function asked() {
     logWords: new Uint32Array(LOG_BYTES_MIN / 4),
     outboxWords: new Uint32Array(MAX_REPLICAS * MAILBOX_SLOT_WORDS),
     ...UNEVENTFUL,
+    ...permissions,
     completionPeer: new Int32Array(1),
     completionToken: new Float64Array(1),
     completionStatus: new Int32Array(1),
@@ -106,6 +108,29 @@ test('a voter that is asked over a link that has ended says that a fresh one is 
   expect(plane.isLinkAwaited).toBe(false);
   expect(plane.promised).toBe(EPOCH);
   expect(plane.writer).toBe(CANDIDATE);
+});
+
+test('a voter that may have let a candidate in by a grant that failed takes that back before it grants again', () => {
+  const calls: string[] = [];
+  let writer = -1;
+  const { plane, link } = asked({
+    enableLogWriter: (peer) => {
+      calls.push(`enable ${peer}`);
+      writer = peer;
+      if (calls.length === 1) throw new Error('the device does not answer');
+      return 0;
+    },
+    revokeLogWriter: (peer) => {
+      calls.push(`revoke ${peer}`);
+      writer = -1;
+    },
+    logWriter: () => writer,
+  });
+  link.generation = LINK_GENERATION;
+  plane.tick(MS);
+  expect(plane.writer).toBe(CANDIDATE);
+  plane.tick(2 * MS);
+  expect(calls).toEqual([`enable ${CANDIDATE}`, `revoke ${CANDIDATE}`, `enable ${CANDIDATE}`]);
 });
 
 test('a voter that has promised a later epoch, or this one already, awaits nothing', () => {

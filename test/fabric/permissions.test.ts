@@ -176,18 +176,22 @@ describe('a device that fails', () => {
   const region = { rkey: 5, close: () => {} };
   const domain = { registerMemory: () => region } as never;
 
-  /** A queue pair whose next call of the method fails. */
+  /** A queue pair whose next call of a method, or next ones, can be made to fail. */
   function link(number: number, generation: number) {
     let state: QpState = QpState.RTS;
     let failing = '';
+    let times = 0;
     const mayFail = (method: string): void => {
-      if (failing !== method) return;
-      failing = '';
+      if (failing !== method || times === 0) return;
+      times--;
       throw failed;
     };
     const queuePair = {
       number,
-      setAccessFlags: () => mayFail('setAccessFlags'),
+      setAccessFlags: () => {
+        mayFail('setAccessFlags');
+        if (state !== QpState.RTS) throw new Error('the queue pair has failed');
+      },
       modify: (attributes: { state: QpState }) => {
         state = attributes.state;
         flushed.push({ qpNum: number });
@@ -198,8 +202,9 @@ describe('a device that fails', () => {
       },
       close: () => {},
     };
-    const fail = (method: 'setAccessFlags' | 'query'): void => {
+    const fail = (method: 'setAccessFlags' | 'query', count = 1): void => {
       failing = method;
+      times = count;
     };
     return { link: { generation, queuePair: queuePair as unknown as QueuePair }, fail };
   }
@@ -214,6 +219,20 @@ describe('a device that fails', () => {
     // What became of the access flags is not known, so the queue pair has done its service.
     expect(permissions.generation(PEER)).toBe(0);
     permissions.setLink(OTHER, link(8, 2).link);
+    expect(permissions.enable(OTHER)).toBe(0);
+  });
+
+  it('while it grants, and again while it takes that back, has the permission taken back before another is given', () => {
+    const permissions = new LogPermissions('qp-flags', domain, {} as never, queue, () => {});
+    const first = link(8, 1);
+    permissions.setLink(PEER, first.link);
+    first.fail('setAccessFlags', 2);
+    expect(() => permissions.enable(PEER)).toThrow(failed);
+    expect(permissions.writer).toBe(PEER);
+    permissions.setLink(OTHER, link(9, 2).link);
+    expect(() => permissions.enable(OTHER)).toThrow('single writer');
+    permissions.revoke(PEER);
+    expect(permissions.writer).toBe(-1);
     expect(permissions.enable(OTHER)).toBe(0);
   });
 

@@ -173,6 +173,10 @@ export class SimBackgroundFabric implements BackgroundFabric {
     return key;
   }
 
+  logWriter(): number {
+    return this.node.granted?.peer ?? -1;
+  }
+
   incomingLogGeneration(peer: number): number {
     return this.node.incomingLogGeneration(peer);
   }
