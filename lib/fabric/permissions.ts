@@ -153,7 +153,11 @@ export class LogPermissions {
       this.granted = { peer, link, region };
       return region.rkey;
     }
-    if (this.strategy === 'qp-flush') this.dropMarkers();
+    if (this.strategy === 'qp-flush') {
+      // Of one that has failed the marker would be dropped now, and waited for in vain if the device did not tell its state then.
+      if (link.queuePair.query().state !== QpState.RTS) return this.refuseDead(peer, link);
+      this.dropMarkers();
+    }
     this.granted = { peer, link, region: null };
     try {
       link.queuePair.setAccessFlags(READ_WRITE);

@@ -236,6 +236,18 @@ describe('a device that fails', () => {
     expect(permissions.enable(OTHER)).toBe(0);
   });
 
+  it('when it is asked for the state of a link that has failed keeps no other grant out for ever, qp-flush', () => {
+    const permissions = new LogPermissions('qp-flush', domain, {} as never, queue, () => {});
+    const broken = link(8, 1);
+    permissions.setLink(PEER, broken.link);
+    broken.link.queuePair.modify({ state: QpState.ERR });
+    broken.fail('query');
+    expect(() => permissions.enable(PEER)).toThrow(failed);
+    expect(permissions.writer).toBe(-1);
+    permissions.setLink(OTHER, link(9, 2).link);
+    expect(permissions.enable(OTHER)).toBe(0);
+  });
+
   it('behind a revocation keeps no other grant out for ever', () => {
     const permissions = new LogPermissions('mr-dereg', domain, { length: 64 } as never, queue, () => {});
     const first = link(8, 1);
