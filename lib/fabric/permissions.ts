@@ -16,18 +16,11 @@
 // carry a key that is gone; with the other two the permission is the queue pair's, so a queue pair carries one only,
 // and the peer makes a fresh link before it can be granted again (docs/bugs/permission-outlived-its-grant.md).
 //
-// Runs in the background plane's thread.
+// Runs in the background plane's thread. Simulations run it, too, on a simulated device, so it takes of a device no more
+// than it needs, and loads no addon.
 import { QuorateError } from '../errors.js';
-import {
-  Access,
-  type CompletionQueue,
-  type Memory,
-  type MemoryRegion,
-  monotonicNs,
-  type ProtectionDomain,
-  QpState,
-  type QueuePair,
-} from '../verbs/objects.js';
+import type { Memory } from '../verbs/memory.js';
+import { Access, QpState } from '../verbs/rights.js';
 
 export const PERMISSION_STRATEGIES = ['mr-dereg', 'qp-flush', 'qp-flags'] as const;
 export type PermissionStrategy = (typeof PERMISSION_STRATEGIES)[number];
@@ -67,8 +60,33 @@ export function choosePermissionStrategy(
   return wanted;
 }
 
+/** What is needed of a queue pair: {@link QueuePair} of quorate/verbs, or a simulated one. */
+export interface PermissionQueuePair {
+  readonly number: number;
+  setAccessFlags(accessFlags: number): void;
+  modify(attributes: { readonly state: QpState }): void;
+  query(): { readonly state: QpState };
+  close(): void;
+}
+
+/** What is needed of a memory region. */
+export interface PermissionRegion {
+  readonly rkey: number;
+  close(): void;
+}
+
+/** What is needed of a protection domain. */
+export interface PermissionDomain<Log> {
+  registerMemory(log: Log, offset: number, length: number, accessFlags: number): PermissionRegion;
+}
+
+/** What is needed of a completion queue: whose requests were flushed. */
+export interface PermissionQueue {
+  poll(completionsMax: number): readonly { readonly qpNum: number }[];
+}
+
 /** Undefined where the device does not say. */
-function stateOf(queuePair: QueuePair): QpState | undefined {
+function stateOf(queuePair: PermissionQueuePair): QpState | undefined {
   try {
     return queuePair.query().state;
   } catch {
@@ -79,23 +97,25 @@ function stateOf(queuePair: QueuePair): QpState | undefined {
 /** One end of a log link at the responder: what a grant opens. */
 export interface IncomingLogLink {
   readonly generation: number;
-  readonly queuePair: QueuePair;
+  readonly queuePair: PermissionQueuePair;
 }
 
-export class LogPermissions {
+export class LogPermissions<Log extends { readonly length: number } = Memory> {
   private readonly links = new Map<number, IncomingLogLink>();
   /** Links whose service ended with a revocation, to be closed; those that were their peer's current one are missed. */
   private readonly ended: { peer: number; link: IncomingLogLink; wasCurrent: boolean }[] = [];
-  private readonly spareRegions: MemoryRegion[] = [];
-  private granted: { peer: number; link: IncomingLogLink; region: MemoryRegion | null } | null = null;
+  private readonly spareRegions: PermissionRegion[] = [];
+  private granted: { peer: number; link: IncomingLogLink; region: PermissionRegion | null } | null = null;
 
   constructor(
     private readonly strategy: PermissionStrategy,
-    private readonly protectionDomain: ProtectionDomain,
-    private readonly logMemory: Memory,
-    private readonly incomingQueue: CompletionQueue,
+    private readonly protectionDomain: PermissionDomain<Log>,
+    private readonly logMemory: Log,
+    private readonly incomingQueue: PermissionQueue,
     /** Told when the responder's end of a peer's log link is of no use any more, so that the peer makes a fresh one. */
     private readonly onLinkDead: (peer: number, generation: number) => void,
+    /** A clock that only moves forward. */
+    private readonly now_ns: () => number = () => performance.now() * 1e6,
   ) {
     this.prepare();
   }
@@ -133,7 +153,7 @@ export class LogPermissions {
     if (this.strategy === 'mr-dereg' && this.spareRegions.length === 0) this.spareRegions.push(this.register());
   }
 
-  private register(): MemoryRegion {
+  private register(): PermissionRegion {
     const access = Access.LOCAL_WRITE | Access.REMOTE_WRITE;
     return this.protectionDomain.registerMemory(this.logMemory, 0, this.logMemory.length, access);
   }
@@ -210,7 +230,7 @@ export class LogPermissions {
    * A queue pair that left the connected states (an operation of the peer was refused, say) takes no access flags any
    * more; moving it to the error state is as synchronous where qp-flags is offered.
    */
-  private removeWriteAccess(queuePair: QueuePair): void {
+  private removeWriteAccess(queuePair: PermissionQueuePair): void {
     try {
       queuePair.setAccessFlags(READ_ONLY);
     } catch (error) {
@@ -219,13 +239,13 @@ export class LogPermissions {
     }
   }
 
-  private flush(queuePair: QueuePair): void {
+  private flush(queuePair: PermissionQueuePair): void {
     queuePair.modify({ state: QpState.ERR });
-    const deadline_ns = monotonicNs() + FLUSH_TIMEOUT_NS;
+    const deadline_ns = this.now_ns() + FLUSH_TIMEOUT_NS;
     for (;;) {
       // Those of others were flushed because their peer's operation failed; nobody waits for them.
       for (const { qpNum } of this.incomingQueue.poll(MARKERS_POLLED_MAX)) if (qpNum === queuePair.number) return;
-      if (monotonicNs() > deadline_ns) {
+      if (this.now_ns() > deadline_ns) {
         throw new QuorateError(
           'QUORATE_REVOKE_FAILED',
           `the flush marker of queue pair ${queuePair.number} did not arrive within ${FLUSH_TIMEOUT_NS / 1e6} ms; the ` +

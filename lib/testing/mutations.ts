@@ -11,6 +11,7 @@ import { ReadRounds } from '../consensus/read-rounds.js';
 import { ReplicationPlane } from '../consensus/replication-plane.js';
 import { readU53, SealedBlockReader, writeU53 } from '../consensus/sealed-block.js';
 import { ToMainField } from '../consensus/status-layout.js';
+import { LogPermissions } from '../fabric/permissions.js';
 import { SimBackgroundFabric } from '../fabric/sim/sim-background-fabric.js';
 import type { SimLink } from '../fabric/sim/sim-link.js';
 import { SimNode } from '../fabric/sim/sim-node.js';
@@ -23,7 +24,7 @@ import { MESSAGE_MUTATIONS } from './message-mutations.js';
 import { all, replace, replaceGetter } from './replace-method.js';
 import { SimCluster } from './sim-cluster.js';
 import { SimLife } from './sim-life.js';
-import type { SimOptions } from './sim-options.js';
+import { failingPermissions, type SimOptions } from './sim-options.js';
 import { decodeCommand, Operation, SimStateMachine, type StateSnapshot, step } from './sim-state-machine.js';
 import { SURVIVAL_MUTATIONS } from './survival-mutations.js';
 
@@ -66,6 +67,9 @@ function overwriting(options: SimOptions): SimOptions {
     },
   };
 }
+
+/** Of the calls by which permissions are given and taken one in three fails. */
+const failingOften = (options: SimOptions): SimOptions => failingPermissions(options, 1 / 3);
 
 /** The replication plane finds whatever it asks of voters true of all of them. */
 const allVotersCount = (): (() => void) =>
@@ -161,28 +165,77 @@ export const MUTATIONS: readonly Mutation[] = [
     breaks: 'a new writer is let in while the one before keeps its permission',
     seedsMax: 20,
     replicas: 3,
+    install: () =>
+      replace(
+        LogPermissions.prototype,
+        'revoke',
+        () =>
+          function () {
+            this.granted = null;
+          },
+      ),
+  },
+  {
+    name: 'failed-revocation-counts',
+    breaks: 'a permission counts as taken back although the device failed to, or did not prove it',
+    seedsMax: 40,
+    replicas: 3,
+    adjust: failingOften,
+    install: () =>
+      replace(
+        LogPermissions.prototype,
+        'revoke',
+        (original) =>
+          function (peer: number) {
+            try {
+              original.call(this, peer);
+            } catch {
+              this.granted = null;
+            }
+          },
+      ),
+  },
+  {
+    name: 'failed-grant-left-open',
+    breaks: 'what a grant that failed may have opened is not closed again',
+    seedsMax: 200,
+    replicas: 3,
+    adjust: failingOften,
     install: () => {
-      const kept = new WeakMap<SimNode, SimLink>();
+      const enabling = new WeakSet<object>();
       return all(
         replace(
-          SimNode.prototype,
-          'revoke',
-          () =>
-            function () {
-              if (this.granted !== null) kept.set(this, this.granted.link);
-              this.granted = null;
+          LogPermissions.prototype,
+          'enable',
+          (original) =>
+            function (peer: number) {
+              enabling.add(this);
+              try {
+                return original.call(this, peer);
+              } finally {
+                enabling.delete(this);
+              }
             },
         ),
         replace(
-          SimNode.prototype,
-          'mayWrite',
+          LogPermissions.prototype,
+          'revoke',
           (original) =>
-            function (link: SimLink, key: number) {
-              return kept.get(this as SimNode) === link || original.call(this, link, key);
+            function (peer: number) {
+              if (enabling.has(this)) this.granted = null;
+              else original.call(this, peer);
             },
         ),
       );
     },
+  },
+  {
+    name: 'failed-grant-forgotten',
+    breaks: 'a voter forgets whom it may have let in by a grant that failed, if that could not be taken back at once',
+    seedsMax: 40,
+    replicas: 3,
+    adjust: failingOften,
+    install: () => replace(SimBackgroundFabric.prototype, 'logWriter', () => () => -1),
   },
   {
     name: 'count-old-epoch-entries',

@@ -66,7 +66,7 @@ function calmOptions(replicas: number, founders: number, logBytes: number): SimO
     preemptProbability: 0,
     preemptMax_ns: 0,
     network: {
-      strategy: 'key',
+      strategy: 'mr-dereg',
       latencyMin_ns: SCRIPT_LATENCY_NS,
       latencyMax_ns: SCRIPT_LATENCY_NS,
       latencySpike_ns: 0,
@@ -85,6 +85,7 @@ function calmOptions(replicas: number, founders: number, logBytes: number): SimO
       gatherAtPost: true,
       strayProbability: 0,
       hostSeesProcesses: false,
+      permissionFailureProbability: 0,
     },
     faults: {
       interval_ns: Number.MAX_SAFE_INTEGER,

@@ -174,6 +174,7 @@ export class SimLife {
     this.node.wakeMain = (at_ns) => this.wakeMain(at_ns);
     this.node.preempt = () => this.preempt();
     this.node.isStopped = () => this.pausedUntil_ns > world.now_ns;
+    this.node.trace = (text) => this.trace(text);
     this.node.onLinkDead = (peer, generation) => events.onLogLinkDead(this, peer, generation);
     this.state = new SimStateMachine(options.keys);
     this.anchor = firstAnchor(genesis, this.state.snapshot());

@@ -5,6 +5,7 @@
 import type { BackgroundProfile } from '../consensus/background-plane.js';
 import { LEASE_TICKS_MIN, type LeaseSettings } from '../consensus/lease.js';
 import { payloadBytesMax } from '../consensus/limits.js';
+import { PERMISSION_STRATEGIES } from '../fabric/permissions.js';
 import { Random } from '../fabric/sim/random.js';
 import type { SimNetworkOptions } from '../fabric/sim/sim-network.js';
 import type { SimDiskOptions } from './sim-disk.js';
@@ -172,7 +173,19 @@ const FULL_PACE_PROBABILITY = 0.01;
 
 /** Draws the options of a run. */
 export function drawOptions(random: Random, request: SimRequest): SimOptions {
-  return withMajorityFirst(withLateVisibility(random, drawKind(random, request)));
+  return withPermissionFailures(withMajorityFirst(withLateVisibility(random, drawKind(random, request))));
+}
+
+/** Devices that fail when a permission is given or taken. Drawn apart: the other runs stay what they were before there was this. */
+function withPermissionFailures(options: SimOptions): SimOptions {
+  const apart = new Random(Math.floor(options.network.latencySpike_ns));
+  if (!apart.chance(PERMISSION_FAILURES_PROBABILITY)) return options;
+  return failingPermissions(options, apart.logBetween(0.02, 0.5));
+}
+
+/** Calls by which permissions are given and taken fail so often. */
+export function failingPermissions(options: SimOptions, permissionFailureProbability: number): SimOptions {
+  return { ...options, network: { ...options.network, permissionFailureProbability } };
 }
 
 /** Devices that take their time to post a WRITE. Drawn apart: the other runs stay what they were before there was this. */
@@ -217,6 +230,7 @@ function drawKind(random: Random, request: SimRequest): SimOptions {
 const DURABLE_PROBABILITY = 0.25;
 const MAJORITY_LOSS_PROBABILITY = 0.15;
 const MAJORITY_FIRST_PROBABILITY = 0.25;
+const PERMISSION_FAILURES_PROBABILITY = 0.2;
 /** What was on its way when the majority died has arrived by then, at pace 1. */
 const MAJORITY_LOSS_WAIT_MIN_NS = 500 * MS;
 const MAJORITY_LOSS_WAIT_MAX_NS = 2000 * MS;
@@ -373,7 +387,7 @@ function drawAtFullPace(random: Random, replicas: number): SimOptions {
     preemptProbability: random.chance(0.3) ? 0 : random.logBetween(0.0005, 0.02),
     preemptMax_ns: random.logBetween(100 * US, 100 * MS),
     network: {
-      strategy: random.pick(['key', 'link', 'link'] as const),
+      strategy: random.pick(PERMISSION_STRATEGIES),
       latencyMin_ns: latencyMax_ns * random.between(0.2, 0.9),
       latencyMax_ns,
       latencySpike_ns: random.between(2, 40) * MS,
@@ -392,6 +406,7 @@ function drawAtFullPace(random: Random, replicas: number): SimOptions {
       gatherAtPost: random.chance(0.5),
       strayProbability: random.chance(0.3) ? 0 : random.between(0.1, 1),
       hostSeesProcesses: random.chance(0.25),
+      permissionFailureProbability: 0,
     },
     faults: {
       interval_ns: random.logBetween(80 * MS, 3000 * MS),
@@ -522,6 +537,7 @@ export const LEAVE_OUT = [
   'late',
   'unseen',
   'stray',
+  'permissionFailure',
   'preempt',
   'jitter',
 ] as const;
@@ -543,6 +559,7 @@ export function leaveOut(options: SimOptions, names: readonly string[]): SimOpti
     else if (name === 'late') network['lateCompletionProbability'] = 0;
     else if (name === 'unseen') network['lateVisibilityProbability'] = 0;
     else if (name === 'stray') network['strayProbability'] = 0;
+    else if (name === 'permissionFailure') network['permissionFailureProbability'] = 0;
     else if (name === 'preempt') preemptProbability = 0;
     else tickJitter = 0;
   }

@@ -54,6 +54,8 @@ export interface SimulationResult {
   readonly returnsFailed: number;
   /** Lives that stopped using their disks because a write failed. */
   readonly diskFailures: number;
+  /** Calls by which a permission is given or taken that failed, and proofs that one is gone that were late. */
+  readonly permissionFailures: number;
   /** New clusters that were forced after the loss of a majority, at most one. */
   readonly forks: number;
   /** Commands that were answered and are not part of the new cluster, since no survivor held them. */
@@ -128,6 +130,7 @@ class Simulation {
   private returns = 0;
   private returnsFailed = 0;
   private diskFailures = 0;
+  private permissionFailures = 0;
   private fork: ForkHistory | null = null;
   /** A majority was to be lost, and there is no new cluster to go on with: the run ends. */
   private isOver = false;
@@ -184,6 +187,7 @@ class Simulation {
     this.returns += before.cluster.returns;
     this.returnsFailed += before.cluster.returnsFailed;
     this.diskFailures += before.cluster.diskFailures;
+    this.permissionFailures += before.cluster.network.permissionFailures;
     this.faultCount += this.faults.count;
     this.fork = new ForkHistory(tip, fork.state, world.now_ns, before.atMostOnce.effects);
     this.lost = clients.acknowledged.filter((one) => !this.isKept(one)).length;
@@ -278,6 +282,7 @@ class Simulation {
       returns: this.returns + cluster.returns,
       returnsFailed: this.returnsFailed + cluster.returnsFailed,
       diskFailures: this.diskFailures + cluster.diskFailures,
+      permissionFailures: this.permissionFailures + cluster.network.permissionFailures,
       forks: this.fork === null ? 0 : 1,
       lost: this.lost,
       faults: this.faultCount + this.faults.count,

@@ -7,6 +7,7 @@ import {
   STATUS_BYTES,
 } from '#lib/consensus/limits.js';
 import { FabricStatus } from '#lib/fabric/fabric.js';
+import { PERMISSION_STRATEGIES } from '#lib/fabric/permissions.js';
 import { Random } from '#lib/fabric/sim/random.js';
 import { SimBackgroundFabric } from '#lib/fabric/sim/sim-background-fabric.js';
 import { SimLink } from '#lib/fabric/sim/sim-link.js';
@@ -19,7 +20,7 @@ const LOG_BYTES = 4096;
 const MS = 1e6;
 
 const QUIET: SimNetworkOptions = {
-  strategy: 'link',
+  strategy: 'qp-flags',
   latencyMin_ns: 10_000,
   latencyMax_ns: 20_000,
   latencySpike_ns: 0,
@@ -38,6 +39,7 @@ const QUIET: SimNetworkOptions = {
   gatherAtPost: false,
   strayProbability: 0,
   hostSeesProcesses: false,
+  permissionFailureProbability: 0,
 };
 
 function pair(options: Partial<SimNetworkOptions> = {}, seed = 1) {
@@ -180,7 +182,7 @@ describe('log link', () => {
     expect([...main.workspaceBytes.subarray(32, 96)]).toEqual(new Array(64).fill(9));
   });
 
-  test.each(['key', 'link'] as const)('places nothing after a revocation (%s)', (strategy) => {
+  test.each(PERMISSION_STRATEGIES)('places nothing after a revocation (%s)', (strategy) => {
     let landedInPart = 0;
     for (let seed = 1; seed <= 60; seed++) {
       const { world, target, writer, main, background, placed, run } = pair(
@@ -386,8 +388,41 @@ describe('permissions', () => {
     expect(target.enable(0)).toBe(0);
   });
 
+  test.each(PERMISSION_STRATEGIES)(
+    'that a failing device may have given are known until they are proven gone (%s)',
+    (strategy) => {
+      let open = 0;
+      let closed = 0;
+      for (let seed = 1; seed <= 40; seed++) {
+        const { target, background, connect } = pair({ strategy, permissionFailureProbability: 0.5 }, seed);
+        for (let generation = 2; generation < 12; generation++) {
+          if (background.incomingLogGeneration(0) === 0) connect(generation);
+          try {
+            background.enableLogWriter(0);
+            expect([...target.writers()], `seed ${seed}`).toEqual([0]);
+          } catch {
+            if (target.writers().size > 0) expect(background.logWriter(), `seed ${seed}`).toBe(0);
+          }
+          for (let tries = 0; background.logWriter() >= 0 && tries < 100; tries++) {
+            try {
+              background.revokeLogWriter(0);
+            } catch {
+              if (target.writers().size > 0) open++;
+              else closed++;
+            }
+          }
+          expect(background.logWriter(), `seed ${seed}`).toBe(-1);
+          expect(target.writers().size, `seed ${seed}`).toBe(0);
+        }
+      }
+      // Revocations failed before and after they took effect.
+      expect(open).toBeGreaterThan(10);
+      expect(closed).toBeGreaterThan(10);
+    },
+  );
+
   test('by key are void for a key of an earlier grant', () => {
-    const { target, main, run, completions } = pair({ strategy: 'key' });
+    const { target, main, run, completions } = pair({ strategy: 'mr-dereg' });
     const first = target.enable(0);
     target.revoke(0);
     const second = target.enable(0);

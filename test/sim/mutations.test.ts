@@ -13,6 +13,9 @@ import { runSimulation } from '#lib/testing/simulation.js';
 const QUICK: Readonly<Record<string, number>> = {
   'grant-without-drain': 4,
   'writer-not-revoked': 1,
+  'failed-revocation-counts': 1,
+  'failed-grant-left-open': 1,
+  'failed-grant-forgotten': 1,
   'skip-tail-repair': 3,
   'ignore-chain-hash': 6,
   'apply-before-own-epoch-entry': 8,

@@ -174,7 +174,7 @@ export class SimBackgroundFabric implements BackgroundFabric {
   }
 
   logWriter(): number {
-    return this.node.granted?.peer ?? -1;
+    return this.node.logWriter();
   }
 
   incomingLogGeneration(peer: number): number {

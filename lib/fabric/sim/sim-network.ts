@@ -1,11 +1,11 @@
 // What lies between the replicas: how long a packet takes, which directions are cut, and how the device behaves where
 // devices differ. Faults change it while the simulation runs.
 import { MAX_REPLICAS } from '../../consensus/limits.js';
+import type { PermissionStrategy } from '../permissions.js';
 import type { Random } from './random.js';
 
-/** How a responder takes a permission away; see lib/fabric/permissions.ts for the real ones. */
-/** What carries the permission: a key of each grant (mr-dereg), or the link (qp-flush, qp-flags). */
-export type SimPermissionStrategy = 'key' | 'link';
+/** How a responder takes a permission away: those of a device, see ReplicaOptions.permissionStrategy. */
+export type SimPermissionStrategy = PermissionStrategy;
 
 /** The simulated transport. Probabilities are from 0 to 1. */
 export interface SimNetworkOptions {
@@ -50,12 +50,21 @@ export interface SimNetworkOptions {
   readonly strayProbability: number;
   /** All run on one host, which sees whether a process is stopped. */
   readonly hostSeesProcesses: boolean;
+  /**
+   * How often a call by which a permission is given or taken fails, be it that it took effect all the same; and how often the
+   * proof that one is gone is late.
+   */
+  readonly permissionFailureProbability: number;
 }
 
 export class SimNetwork {
   /** Bit `to` of word `from`: nothing gets through in that direction. */
   private readonly cut = new Int32Array(MAX_REPLICAS);
   latencyFactor = 1;
+  /** Calls by which a permission is given or taken that failed, and proofs that were late. */
+  permissionFailures = 0;
+  private failsPermissions = true;
+  private nodes = 0;
 
   constructor(
     readonly options: SimNetworkOptions,
@@ -74,6 +83,18 @@ export class SimNetwork {
   healAll(): void {
     this.cut.fill(0);
     this.latencyFactor = 1;
+    this.failsPermissions = false;
+  }
+
+  /** The first node is 1. */
+  nextNodeNumber(): number {
+    return ++this.nodes;
+  }
+
+  drawPermissionFailure(random: Random): boolean {
+    if (!this.failsPermissions || !random.chance(this.options.permissionFailureProbability)) return false;
+    this.permissionFailures++;
+    return true;
   }
 
   latency_ns(): number {

@@ -1,8 +1,11 @@
 // One life of a replica as its fabric sees it: the memory that peers reach, the fence, and who may write the log. It
 // ends with a crash; the next life of the same replica is another node with fresh memory.
 import { MAILBOX_BYTES, MAILBOX_SLOT_BYTES, MAX_REPLICAS, STATUS_BYTES } from '../../consensus/limits.js';
+import { QuorateError } from '../../errors.js';
+import { initialLogAccess, LogPermissions } from '../permissions.js';
 import type { SimLink } from './sim-link.js';
 import type { SimNetwork } from './sim-network.js';
+import { SimDeviceError, SimPermissionDevice } from './sim-permission-device.js';
 import type { SimWorld } from './sim-world.js';
 
 /** Told of everything that happens to a log and to the right to write it, at the instant it happens. */
@@ -58,8 +61,11 @@ export class SimNode {
   isStopped: () => boolean = () => false;
   /** The responder's end of a peer's log link is of no use any more. */
   onLinkDead: (peer: number, generation: number) => void = () => {};
+  /** Writes a line of trace. */
+  trace: (text: string) => void = () => {};
   private readonly incomingLog: (SimLink | null)[] = new Array(MAX_REPLICAS).fill(null);
-  private readonly retired: SimLink[] = [];
+  private readonly device: SimPermissionDevice;
+  private readonly permissions: LogPermissions<Uint8Array>;
 
   constructor(
     readonly world: SimWorld,
@@ -71,6 +77,16 @@ export class SimNode {
   ) {
     this.log = new Uint8Array(logBytes);
     this.workspace = new Uint8Array(workspaceBytes);
+    const device = new SimPermissionDevice(this, network.nextNodeNumber());
+    this.device = device;
+    this.permissions = new LogPermissions(
+      network.options.strategy,
+      device,
+      this.log,
+      device,
+      (peer, generation) => this.onLinkDead(peer, generation),
+      () => device.now_ns(),
+    );
   }
 
   /** The process dies and its memory with it. */
@@ -80,77 +96,79 @@ export class SimNode {
     this.outgoing.clear();
   }
 
+  /** Where time has passed in the middle of a call. */
+  mustLive(): void {
+    if (!this.alive) throw new SimProcessDied();
+  }
+
   // -- permission on the own log -----------------------------------------------------------------------------------
 
   /** A fresh log link of the peer replaces the one it had. */
   setIncomingLog(peer: number, link: SimLink): void {
-    const old = this.incomingLog[peer];
+    const queuePair = this.device.connect(link, initialLogAccess(this.network.options.strategy));
     this.incomingLog[peer] = link;
-    if (!old) return;
-    // The one that carries the permission stays open until that is revoked, as its packets may still be on their way.
-    if (this.granted?.link === old) this.retired.push(old);
-    else old.closeResponder();
+    this.permissions.setLink(peer, { generation: link.generation, queuePair });
   }
 
   incomingLogGeneration(peer: number): number {
-    return this.incomingLog[peer]?.generation ?? 0;
+    return this.permissions.generation(peer);
   }
 
-  private permissionIsOfLink(): boolean {
-    return this.network.options.strategy === 'link';
+  logWriter(): number {
+    return this.permissions.writer;
   }
 
   mayWrite(link: SimLink, key: number): boolean {
-    const { granted } = this;
-    if (granted === null) return false;
-    if (!this.permissionIsOfLink()) return granted.peer === link.initiator.id && granted.key === key;
-    return granted.link === link;
+    return this.device.permits(link, key);
+  }
+
+  /** Peers that the device would let write the log now, whatever the permission manager thinks. */
+  writers(): ReadonlySet<number> {
+    return this.device.writers();
   }
 
   enable(peer: number): number {
-    if (this.granted !== null) {
-      const text = `replica ${peer} enabled while replica ${this.granted.peer} may write the log of replica ${this.id}`;
-      this.world.fail('single writer', text);
-      throw new Error(text);
+    this.device.grantee = peer;
+    let key: number;
+    try {
+      key = this.permissions.enable(peer);
+    } catch (error) {
+      this.judge('single writer', error);
+      this.permissions.prepare();
+      throw error;
     }
-    const link = this.incomingLog[peer];
-    if (!link) throw new Error(`replica ${peer} has no log link to enable`);
-    if (link.responderClosed) {
-      this.dropLink(peer, link);
-      throw new Error(`the log link of replica ${peer} (generation ${link.generation}) failed before it was granted`);
-    }
-    const key = this.permissionIsOfLink() ? 0 : 1 + this.world.random.integer(2 ** 32 - 2);
-    this.granted = { peer, link, key };
+    this.granted = { peer, link: this.incomingLog[peer] as SimLink, key };
     this.observer.onEnabled(this, peer);
     return key;
   }
 
   revoke(peer: number): void {
-    const { granted } = this;
-    if (granted === null || granted.peer !== peer) {
-      const text = `replica ${peer} does not hold the permission to write the log of replica ${this.id}, to be revoked`;
-      this.world.fail('permission book', text);
-      throw new Error(text);
+    try {
+      this.permissions.revoke(peer);
+    } catch (error) {
+      this.judge('permission book', error);
+      throw error;
     }
-    this.drainWrites(peer);
-    this.granted = null;
-    this.observer.onRevoked(this, peer);
-    // Where the permission is the link's, a link carries one only (see LogPermissions).
-    if (this.permissionIsOfLink()) granted.link.closeResponder();
-    if (granted.link.responderClosed) this.dropLink(peer, granted.link);
-    for (const link of this.retired.splice(0)) link.closeResponder();
+    if (this.device.writers().has(peer)) {
+      this.world.fail('single writer', `replica ${peer} can write the log of ${this.id}, which was taken from it`);
+    }
+    // A grant that failed was told to nobody.
+    if (this.granted !== null) {
+      this.granted = null;
+      this.observer.onRevoked(this, peer);
+    }
+    this.permissions.prepare();
   }
 
-  /** What is on its way lands now, in part or in full, or never. */
-  protected drainWrites(peer: number): void {
-    for (const link of this.retired) link.drain();
-    this.incomingLog[peer]?.drain();
+  /** What is on its way over these links lands now, in part or in full, or never. */
+  drainWrites(links: readonly SimLink[]): void {
+    for (const link of links) link.drain();
   }
 
-  private dropLink(peer: number, link: SimLink): void {
-    if (this.incomingLog[peer] !== link) return; // replaced already
-    this.incomingLog[peer] = null;
-    link.closeResponder();
-    this.onLinkDead(peer, link.generation);
+  /** Devices and links may fail; anything else is an error of the caller. */
+  private judge(invariant: string, error: unknown): void {
+    const isExpected =
+      error instanceof SimDeviceError || error instanceof QuorateError || error instanceof SimProcessDied;
+    if (!isExpected) this.world.fail(invariant, `replica ${this.id}: ${(error as Error).message}`);
   }
 }

@@ -1,12 +1,18 @@
 // Invariant 1: at most one replica can write a voter's log at any time, and none between the end of a revocation and
 // the next grant. Keeps its own book of who was let in, from the calls of the permission manager, and holds every byte
-// that reaches a log against it.
+// that reaches a log against it, and whom the device would let in when a grant is published.
+import { GRANT_BLOCK_OFFSET_WORDS, GRANT_BLOCK_WORDS } from '../../consensus/limits.js';
+import { SealedBlockReader } from '../../consensus/sealed-block.js';
+import { GrantField } from '../../consensus/status-layout.js';
 import type { SimNode } from '../../fabric/sim/sim-node.js';
+import type { SimLife } from '../sim-life.js';
 import type { CheckContext, Checker } from './checker.js';
 
 interface Book {
   writer: number;
   fence: number;
+  readonly grant: SealedBlockReader;
+  grantSequence: number;
 }
 
 export class SingleWriterChecker implements Checker {
@@ -18,7 +24,7 @@ export class SingleWriterChecker implements Checker {
   private book(node: SimNode): Book {
     let book = this.books.get(node);
     if (book === undefined) {
-      book = { writer: -1, fence: 0 };
+      book = { writer: -1, fence: 0, grant: new SealedBlockReader(GRANT_BLOCK_WORDS), grantSequence: 0 };
       this.books.set(node, book);
     }
     return book;
@@ -38,6 +44,19 @@ export class SingleWriterChecker implements Checker {
     const book = this.book(node);
     if (book.writer !== peer) this.fail(`replica ${peer} revoked at ${node.id}, where ${book.writer} may write`);
     book.writer = -1;
+  }
+
+  afterBackground({ node, backgroundFabric }: SimLife): void {
+    const book = this.book(node);
+    const { grant } = book;
+    if (!grant.read(backgroundFabric.statusWords, GRANT_BLOCK_OFFSET_WORDS)) return; // none so far
+    if (grant.sequence === book.grantSequence) return;
+    book.grantSequence = grant.sequence;
+    const candidate = grant.body[GrantField.candidate] as number;
+    for (const writer of node.writers()) {
+      if (writer === candidate) continue;
+      this.fail(`replica ${node.id} granted its log to replica ${candidate}, which replica ${writer} can still write`);
+    }
   }
 
   onPlaced(node: SimNode, initiator: SimNode, logOffset: number, lengthBytes: number): void {
