@@ -104,7 +104,11 @@ export class LogPermissions<Log extends { readonly length: number } = Memory> {
   private readonly links = new Map<number, IncomingLogLink>();
   /** Links whose service ended with a revocation, to be closed; those that were their peer's current one are missed. */
   private readonly ended: { peer: number; link: IncomingLogLink; wasCurrent: boolean }[] = [];
+  /** Links that the device did not close when it was asked to. They carry no permission. */
+  private unclosed: { peer: number; link: IncomingLogLink }[] = [];
   private readonly spareRegions: PermissionRegion[] = [];
+  /** The device refused a region for the next grant, which asks once more. */
+  private isSpareRefused = false;
   private granted: { peer: number; link: IncomingLogLink; region: PermissionRegion | null } | null = null;
 
   constructor(
@@ -114,10 +118,12 @@ export class LogPermissions<Log extends { readonly length: number } = Memory> {
     private readonly incomingQueue: PermissionQueue,
     /** Told when the responder's end of a peer's log link is of no use any more, so that the peer makes a fresh one. */
     private readonly onLinkDead: (peer: number, generation: number) => void,
+    /** Told of what the device refused while nobody waited for it; that is tried again. */
+    private readonly onFailure: (what: string, error: unknown) => void,
     /** A clock that only moves forward. */
     private readonly now_ns: () => number = () => performance.now() * 1e6,
   ) {
-    this.prepare();
+    if (strategy === 'mr-dereg') this.spareRegions.push(this.register());
   }
 
   /** A fresh link of the peer replaces the one it had. */
@@ -125,7 +131,7 @@ export class LogPermissions<Log extends { readonly length: number } = Memory> {
     const old = this.links.get(peer);
     this.links.set(peer, link);
     // The one that carries the permission stays until that is revoked, as its packets may still be on their way.
-    if (old !== undefined && this.granted?.link !== old) old.queuePair.close();
+    if (old !== undefined && this.granted?.link !== old) this.closeLink(peer, old);
   }
 
   /** See BackgroundFabric.logWriter. */
@@ -145,12 +151,31 @@ export class LogPermissions<Log extends { readonly length: number } = Memory> {
   prepare(): void {
     // At every tick, and hardly ever is there one: an array less each time.
     if (this.ended.length > 0) {
+      const { unclosed } = this;
+      this.unclosed = [];
+      for (const { peer, link } of unclosed) this.closeLink(peer, link);
       for (const { peer, link, wasCurrent } of this.ended.splice(0)) {
-        link.queuePair.close();
+        this.closeLink(peer, link);
         if (wasCurrent) this.onLinkDead(peer, link.generation);
       }
     }
-    if (this.strategy === 'mr-dereg' && this.spareRegions.length === 0) this.spareRegions.push(this.register());
+    if (this.strategy !== 'mr-dereg' || this.spareRegions.length > 0 || this.isSpareRefused) return;
+    try {
+      this.spareRegions.push(this.register());
+    } catch (error) {
+      this.isSpareRefused = true;
+      this.onFailure('a region for the next grant', error);
+    }
+  }
+
+  /** Whatever the device says to it: others do not wait for that. */
+  private closeLink(peer: number, link: IncomingLogLink): void {
+    try {
+      link.queuePair.close();
+    } catch (error) {
+      this.unclosed.push({ peer, link });
+      this.onFailure(`closing a log link of replica ${peer}`, error);
+    }
   }
 
   private register(): PermissionRegion {
@@ -170,6 +195,7 @@ export class LogPermissions<Log extends { readonly length: number } = Memory> {
     if (this.strategy === 'mr-dereg') {
       if (link.queuePair.query().state !== QpState.RTS) return this.refuseDead(peer, link);
       const region = this.spareRegions.pop() ?? this.register();
+      this.isSpareRefused = false;
       this.granted = { peer, link, region };
       return region.rkey;
     }
@@ -222,7 +248,7 @@ export class LogPermissions<Log extends { readonly length: number } = Memory> {
 
   private dropLink(peer: number, link: IncomingLogLink): void {
     this.links.delete(peer);
-    link.queuePair.close();
+    this.closeLink(peer, link);
     this.onLinkDead(peer, link.generation);
   }
 

@@ -79,4 +79,6 @@ export type ToMain =
   | { readonly type: 'rehearsalFailed'; readonly code: string; readonly message: string }
   | { readonly type: 'probeBroken'; readonly peer: number }
   | { readonly type: 'incomingLogDead'; readonly peer: number; readonly generation: number }
-  | { readonly type: 'grantFailed'; readonly peer: number; readonly code: string; readonly message: string };
+  | { readonly type: 'grantFailed'; readonly peer: number; readonly code: string; readonly message: string }
+  /** What the device refused while nobody waited for it. */
+  | { readonly type: 'permissionsFailed'; readonly what: string; readonly code: string; readonly message: string };

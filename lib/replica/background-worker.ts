@@ -93,6 +93,7 @@ async function run(data: BackgroundWorkerData): Promise<void> {
     logMemory,
     adopt(tokens.incomingQueue) as CompletionQueue,
     (peer, generation) => report({ type: 'incomingLogDead', peer, generation }),
+    (what, error) => report({ type: 'permissionsFailed', what, ...describe(error) }),
   );
   const waiter = adopt(tokens.waiter) as Waiter;
   const wakeQueue = adopt(tokens.wakeQueue) as CompletionQueue;

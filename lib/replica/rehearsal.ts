@@ -143,6 +143,7 @@ class RehearsedReplica implements ReplicationHost {
       endpoint.logMemory,
       endpoint.incomingQueue,
       () => {},
+      () => {},
     );
     this.backgroundFabric = new VerbsBackgroundFabric(
       endpoint.backgroundQueue,

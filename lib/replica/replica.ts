@@ -773,6 +773,12 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
           this.warn(new QuorateError(message.code, `granting replica ${message.peer}: ${message.message}${before}`));
         }
         break;
+      case 'permissionsFailed': {
+        const before = this.grantWarnings.admit(message.code);
+        if (before === undefined) break;
+        this.warn(new QuorateError(message.code, `${message.what}: ${message.message}; it is tried again${before}`));
+        break;
+      }
     }
   }
 

@@ -10,6 +10,11 @@ import { type CompletionQueue, QpState, type QueuePair, WcStatus, WrOpcode } fro
 const LEADER = 0;
 const WRITE_ID = 7;
 
+/** Nothing is refused by surprise. */
+const fails = (what: string, error: unknown): void => {
+  throw new Error(what, { cause: error });
+};
+
 interface Link {
   readonly queuePair: QueuePair;
   readonly logAddress: number;
@@ -31,8 +36,13 @@ describe.each(PERMISSION_STRATEGIES)('permission to write a log, %s', (strategy:
     voter = VerbsEndpoint.open({ ...options, permissionStrategy: strategy });
     dead = [];
     generation = 0;
-    permissions = new LogPermissions(strategy, voter.logDomain, voter.logMemory, voter.incomingQueue, (_peer, which) =>
-      dead.push(which),
+    permissions = new LogPermissions(
+      strategy,
+      voter.logDomain,
+      voter.logMemory,
+      voter.incomingQueue,
+      (_peer, which) => dead.push(which),
+      fails,
     );
   });
   afterEach(() => {
@@ -150,7 +160,7 @@ describe('a flush marker', () => {
     ['was polled with that of another queue pair', [[9], [8]], []],
     ['is still in the queue', [[8]], [[9], []]],
   ])('of a former queue pair with the same number proves nothing, if it %s', (_, first, meanwhile) => {
-    const permissions = new LogPermissions('qp-flush', none, none, queue, () => {});
+    const permissions = new LogPermissions('qp-flush', none, none, queue, () => {}, fails);
     permissions.setLink(PEER, link(8, 1));
     permissions.enable(PEER);
     reports = first; // 9 is that of a link whose peer's operation was refused
@@ -172,6 +182,7 @@ describe('a device that fails', () => {
   const failed = new Error('the device does not answer');
   /** Queue pairs whose marker was flushed. */
   const flushed: { qpNum: number }[] = [];
+  let closed: number[] = [];
   const queue = { poll: () => flushed.splice(0) } as unknown as CompletionQueue;
   const region = { rkey: 5, close: () => {} };
   const domain = { registerMemory: () => region } as never;
@@ -200,9 +211,12 @@ describe('a device that fails', () => {
         mayFail('query');
         return { state };
       },
-      close: () => {},
+      close: () => {
+        mayFail('close');
+        closed.push(number);
+      },
     };
-    const fail = (method: 'setAccessFlags' | 'query', count = 1): void => {
+    const fail = (method: 'setAccessFlags' | 'query' | 'close', count = 1): void => {
       failing = method;
       times = count;
     };
@@ -210,7 +224,7 @@ describe('a device that fails', () => {
   }
 
   it.each(['qp-flush', 'qp-flags'] as const)('while it grants keeps no other grant out for ever, %s', (strategy) => {
-    const permissions = new LogPermissions(strategy, domain, {} as never, queue, () => {});
+    const permissions = new LogPermissions(strategy, domain, {} as never, queue, () => {}, fails);
     const first = link(8, 1);
     permissions.setLink(PEER, first.link);
     first.fail('setAccessFlags');
@@ -223,7 +237,7 @@ describe('a device that fails', () => {
   });
 
   it('while it grants, and again while it takes that back, has the permission taken back before another is given', () => {
-    const permissions = new LogPermissions('qp-flags', domain, {} as never, queue, () => {});
+    const permissions = new LogPermissions('qp-flags', domain, {} as never, queue, () => {}, fails);
     const first = link(8, 1);
     permissions.setLink(PEER, first.link);
     first.fail('setAccessFlags', 2);
@@ -237,7 +251,7 @@ describe('a device that fails', () => {
   });
 
   it('when it is asked for the state of a link that has failed keeps no other grant out for ever, qp-flush', () => {
-    const permissions = new LogPermissions('qp-flush', domain, {} as never, queue, () => {});
+    const permissions = new LogPermissions('qp-flush', domain, {} as never, queue, () => {}, fails);
     const broken = link(8, 1);
     permissions.setLink(PEER, broken.link);
     broken.link.queuePair.modify({ state: QpState.ERR });
@@ -249,7 +263,7 @@ describe('a device that fails', () => {
   });
 
   it('behind a revocation keeps no other grant out for ever', () => {
-    const permissions = new LogPermissions('mr-dereg', domain, { length: 64 } as never, queue, () => {});
+    const permissions = new LogPermissions('mr-dereg', domain, { length: 64 } as never, queue, () => {}, fails);
     const first = link(8, 1);
     permissions.setLink(PEER, first.link);
     permissions.enable(PEER);
@@ -259,5 +273,66 @@ describe('a device that fails', () => {
     expect(permissions.generation(PEER)).toBe(0);
     permissions.setLink(OTHER, link(9, 2).link);
     expect(permissions.enable(OTHER)).toBe(region.rkey);
+  });
+
+  it('to close a link keeps nothing else from being done, and is asked again', () => {
+    closed = [];
+    const dead: number[] = [];
+    const told: [string, unknown][] = [];
+    const permissions = new LogPermissions(
+      'qp-flags',
+      domain,
+      {} as never,
+      queue,
+      (_, generation) => dead.push(generation),
+      (what, error) => told.push([what, error]),
+    );
+    const first = link(8, 1);
+    first.fail('close');
+    permissions.setLink(PEER, first.link);
+    permissions.setLink(PEER, link(9, 2).link); // a fresh one replaces it
+    expect(told).toEqual([[`closing a log link of replica ${PEER}`, failed]]);
+    permissions.enable(PEER);
+    permissions.revoke(PEER);
+    permissions.prepare();
+    expect(closed).toEqual([8, 9]);
+    expect(dead).toEqual([2]);
+    expect(told).toHaveLength(1);
+  });
+
+  it('to register the log for a grant that is to come says so once, and is asked again when there is one', () => {
+    const told: [string, unknown][] = [];
+    let refused = 0;
+    let isRefusing = false;
+    const registering = {
+      registerMemory: () => {
+        if (isRefusing) {
+          refused++;
+          throw failed;
+        }
+        return region;
+      },
+    };
+    const log = { length: 64 } as never;
+    const permissions = new LogPermissions(
+      'mr-dereg',
+      registering,
+      log,
+      queue,
+      () => {},
+      (what, error) => told.push([what, error]),
+    );
+    permissions.setLink(PEER, link(8, 1).link);
+    isRefusing = true;
+    permissions.enable(PEER); // with the region that is there from the beginning
+    permissions.revoke(PEER);
+    permissions.prepare();
+    permissions.prepare();
+    expect(told).toEqual([['a region for the next grant', failed]]);
+    expect(refused).toBe(1);
+    expect(() => permissions.enable(PEER)).toThrow(failed);
+    expect(permissions.writer).toBe(-1);
+    isRefusing = false;
+    expect(permissions.enable(PEER)).toBe(region.rkey);
   });
 });

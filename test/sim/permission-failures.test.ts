@@ -9,9 +9,9 @@ const SEEDS = 3;
 
 /** What the trace of a run must tell of, by strategy: what failed. */
 const FAILURES = {
-  'mr-dereg': ['close', 'query'],
-  'qp-flush': ['marker', 'modify', 'setAccessFlags'],
-  'qp-flags': ['setAccessFlags'],
+  'mr-dereg': ['close', 'destroy', 'query', 'registerMemory'],
+  'qp-flush': ['destroy', 'marker', 'modify', 'setAccessFlags'],
+  'qp-flags': ['destroy', 'setAccessFlags'],
 } as const;
 
 test.each(PERMISSION_STRATEGIES)(

@@ -85,6 +85,7 @@ export class SimNode {
       this.log,
       device,
       (peer, generation) => this.onLinkDead(peer, generation),
+      (what, error) => this.trace(`${what}: ${(error as Error).message}`),
       () => device.now_ns(),
     );
   }

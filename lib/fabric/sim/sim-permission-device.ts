@@ -75,9 +75,11 @@ export class SimLogQueuePair implements PermissionQueuePair {
   }
 
   close(): void {
-    this.device.mark();
-    this.link.closeResponder();
-    this.device.queuePairs.delete(this);
+    this.device.call('destroy', () => {
+      this.device.mark();
+      this.link.closeResponder();
+      this.device.queuePairs.delete(this);
+    });
   }
 }
 
@@ -153,7 +155,12 @@ export class SimPermissionDevice {
 
   registerMemory(): SimLogRegion {
     const region = new SimLogRegion(this);
-    this.regions.add(region);
+    const register = () => {
+      this.regions.add(region);
+    };
+    // A replica whose first region is refused is not opened.
+    if (this.regions.size === 0 && this.queuePairs.size === 0) register();
+    else this.call('registerMemory', register);
     return region;
   }
 
