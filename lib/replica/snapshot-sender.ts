@@ -8,6 +8,8 @@ import { turn } from './turn.js';
 
 const SNAPSHOT_TIMEOUT_MS = 120_000;
 const SNAPSHOT_RETRY_MS = 200;
+/** A state that is sent whole is made by the leader, at each attempt, while nothing else happens there. */
+const WHOLE_RETRY_MAX_MS = 10_000;
 /** A donor or receiver has no memory for READs: asking again would not help. */
 const IMPOSSIBLE_TRANSFER: readonly string[] = ['QUORATE_MEMLOCK', 'QUORATE_LIMIT', 'QUORATE_SYSTEM'];
 
@@ -31,6 +33,8 @@ export class SnapshotSender {
   private readonly receivers = new Set<number>();
   /** By receiver: what keeps it from getting a snapshot does so at each attempt. */
   private readonly warnings = new Map<number, WarningLimit>();
+  /** How long to wait when the state was sent whole in vain once more, by the connection to the receiver. */
+  private readonly wholeRetries_ms = new WeakMap<ControlConnection, number>();
 
   constructor(private readonly host: SnapshotSenderHost) {}
 
@@ -50,6 +54,7 @@ export class SnapshotSender {
     const plane = host.plane();
     const connection = host.connectionTo(peer);
     if (plane === undefined || plane.role === 'follower' || host.isClosed()) return;
+    let retry_ms = SNAPSHOT_RETRY_MS;
     try {
       if (connection === undefined) throw new QuorateError('QUORATE_CLOSED', `replica ${peer} is not connected`);
       const minLsn = plane.beginSnapshot(peer);
@@ -61,12 +66,16 @@ export class SnapshotSender {
         // There is no memory to be had for READs: as a whole, over the control channel.
         this.warn(peer, error as Error);
         plane.beginSnapshot(peer);
+        retry_ms = this.wholeRetries_ms.get(connection) ?? SNAPSHOT_RETRY_MS;
+        this.wholeRetries_ms.set(connection, Math.min(2 * retry_ms, WHOLE_RETRY_MAX_MS));
         await connection.sendBlob('snapshot', host.encode(plane), SNAPSHOT_TIMEOUT_MS);
+        this.wholeRetries_ms.delete(connection);
       }
     } catch (error) {
       if (host.isClosed()) return;
       this.warn(peer, error as Error);
-      await new Promise((resolve) => setTimeout(resolve, SNAPSHOT_RETRY_MS));
+      // A process that is to end does not wait for that.
+      await new Promise((resolve) => setTimeout(resolve, retry_ms).unref());
     }
     host.onEnded(plane, peer);
   }
