@@ -93,11 +93,12 @@ export class StateMemoryAreas {
 
   /** Throws QUORATE_INVALID_ARGUMENT. Memory that a transfer is reading or filling is given back when that ends. */
   release(bytes: Uint8Array): void {
-    const area = this.areas.get(bytes.buffer);
+    const buffer = bytes?.buffer; // of a state machine, which may pass anything
+    const area = this.areas.get(buffer);
     if (area === undefined) {
       throw invalidArgument('the bytes to be released are not a view of memory that allocate() gave, or were released');
     }
-    this.areas.delete(bytes.buffer);
+    this.areas.delete(buffer);
     if (area.users === 0) area.close();
   }
 

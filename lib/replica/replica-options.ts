@@ -61,7 +61,8 @@ export interface StateMemory {
    * of any size: few large ones are better than many small ones. On RDMA devices it counts against RLIMIT_MEMLOCK. It
    * stays readable when the replica is closed.
    *
-   * @throws QuorateError QUORATE_LIMIT, QUORATE_MEMLOCK, QUORATE_SYSTEM; RangeError QUORATE_OUT_OF_RANGE
+   * @throws QuorateError QUORATE_LIMIT, QUORATE_MEMLOCK, QUORATE_SYSTEM, QUORATE_UNSUPPORTED (longer than an ArrayBuffer can
+   * be), QUORATE_CLOSED (the replica is closed); RangeError QUORATE_OUT_OF_RANGE; TypeError QUORATE_INVALID_ARGUMENT
    */
   allocate(lengthBytes: number): Uint8Array;
   /**

@@ -989,9 +989,11 @@ it('says what is wrong with memory that is asked for or given back, and leaves i
       expect(() => given.allocate(0)).toThrow(expect.objectContaining({ code: 'QUORATE_OUT_OF_RANGE' }));
       const areas = Array.from({ length: 256 }, () => given.allocate(4096));
       expect(() => given.allocate(4096)).toThrow(expect.objectContaining({ code: 'QUORATE_LIMIT' }));
-      expect(() => given.release(new Uint8Array(4096))).toThrow(
-        expect.objectContaining({ code: 'QUORATE_INVALID_ARGUMENT' }),
-      );
+      for (const foreign of [new Uint8Array(4096), undefined, null]) {
+        expect(() => given.release(foreign as Uint8Array)).toThrow(
+          expect.objectContaining({ code: 'QUORATE_INVALID_ARGUMENT' }),
+        );
+      }
       const [first, ...rest] = areas as [Uint8Array, ...Uint8Array[]];
       given.release(first.subarray(100, 200));
       expect(first.length).toBe(0);
