@@ -28,9 +28,11 @@ export interface StateMachine<Result = unknown> {
   /**
    * The same bytes as snapshot() would return now, piece by piece, so that a large state is neither copied at once nor
    * in memory twice. The stream is of the moment of this call: it must not see commands that are applied while it is
-   * read. Two replicas may be given the state at a time, each by a stream of its own moment. A piece that does not come within 20 s is not waited for: the snapshot fails. Each piece is used before the next one
-   * is asked for, unless the stream has taken(). If the stream is abandoned its iterator's return() is called. `lengthBytes`,
-   * if the stream has it, is the length of all of it: it tells the time that is left, and that it is more than may be kept. Without this method snapshot() is used.
+   * read. Two replicas may be given the state at a time, while a durable replica stores a snapshot besides: each by a stream
+   * of its own moment. A piece that does not come within 20 s is not waited for, nor does one follow 65,536 that were empty:
+   * the snapshot fails. Each piece is used before the next one is asked for, unless the stream has taken(). If the stream is
+   * abandoned its iterator's return() is called. `lengthBytes`, if the stream has it, is the length of all of it: it tells the
+   * time that is left, and that it is more than may be kept. Without this method snapshot() is used.
    */
   snapshotChunks?(): SnapshotStream;
   /**
@@ -110,7 +112,7 @@ export type SnapshotStream = (Iterable<Uint8Array> | AsyncIterable<Uint8Array>) 
 export interface MemberAddress {
   /** 0 .. 15, unique in the cluster. */
   readonly id: number;
-  /** Host name or address of the control channel. */
+  /** Host name or address of the control channel, at most 255 bytes. */
   readonly host: string;
   /** TCP port of the control channel. */
   readonly port: number;
@@ -148,7 +150,8 @@ export interface LeaseOptions {
    * takeover timeout. Longer leases bear more jitter before reads have to ask a majority; one that is longer than the
    * profile's detection time delays failovers by the difference, unless the leader's memory can be reached, in which it
    * is taken back, or its process is known to have ended.
-   * Default: two ticks less than the detection time. Replicas may have different ones.
+   * Default: two ticks less than the detection time; no leases where that is less than 5 ticks, or out of the range.
+   * Replicas may have different ones.
    */
   readonly lengthUs?: number;
   /**
@@ -234,11 +237,14 @@ export interface ReplicaOptions<Result = unknown> {
   readonly backgroundThread?: BackgroundScheduling;
   /** How the right to write the log is taken away; default: the fastest that the device makes synchronous. */
   readonly permissionStrategy?: 'mr-dereg' | 'qp-flush' | 'qp-flags';
-  /** Most proposals that wait for commit at a time; beyond it propose() rejects with QUORATE_BACKPRESSURE. Default 65536. */
+  /**
+   * Most proposals that wait for commit at a time, and as many that were forwarded, 1 .. 2^24; beyond it propose() rejects with
+   * QUORATE_BACKPRESSURE. Default 65536.
+   */
   readonly pendingProposalsMax?: number;
   /**
-   * Most calls of readBarrier(), and of read() at followers, that wait at a time; beyond it they reject with
-   * QUORATE_BACKPRESSURE. Default 65536.
+   * Most calls of readBarrier(), and as many of read() at followers, that wait at a time, 1 .. 2^24; beyond it they reject
+   * with QUORATE_BACKPRESSURE. Default 65536.
    */
   readonly pendingReadBarriersMax?: number;
   /**
@@ -254,7 +260,7 @@ export interface ReplicaOptions<Result = unknown> {
    * `quorate-<id>` of the working directory. Default false. See docs/OPERATIONS.md.
    */
   readonly durable?: boolean | DurableOptions;
-  /** How long open() waits until the replica is part of a formed cluster, default 30 000 ms. */
+  /** How long open() waits until the replica is part of a formed cluster, 1 .. 2^31 - 1, default 30,000 ms. */
   readonly openTimeoutMs?: number;
   /**
    * Ends open(), which then rejects with the signal's reason and leaves nothing behind: at once while it waits for the cluster,
@@ -301,16 +307,20 @@ export interface ReplicaOptions<Result = unknown> {
 
 /** Where and how much of a replica outlives its process. */
 export interface SurviveCrashOptions {
-  /** A directory on tmpfs, this user's alone (0700); made if it is not there. Default: as for `shmDirectory`. */
+  /** Absolute path of a directory on tmpfs, this user's alone (0700); made if it is not there. Default: as for `shmDirectory`. */
   readonly directory?: string;
   /**
-   * Largest snapshot that is kept, in bytes. Default 1 GiB. With a larger state nothing is kept, which is told as a warning;
-   * when it has become smaller, it is kept within ten minutes.
+   * Largest snapshot that is kept, in bytes, 0 .. 1 TiB. Default 1 GiB. With a larger state nothing is kept, which is told as a
+   * warning (QUORATE_LIMIT); when it has become smaller, it is kept within ten minutes.
    */
   readonly snapshotBytesMax?: number;
 }
 
-/** Names a command for exactly-once execution across retries and leader changes. */
+/**
+ * Names a command for exactly-once execution across retries and leader changes. 65,536 sessions are remembered: when another
+ * one begins the one that applied a command longest ago is forgotten. Its next command is refused (QUORATE_SESSION_GAP), and
+ * its first one, repeated so late, is applied again.
+ */
 export interface SessionCommand {
   /** Number of the client, chosen once at random (1 .. 2^53 - 1). */
   readonly origin: number;
@@ -348,7 +358,10 @@ export interface ProposeOptions {
 export interface ProposeResult<Result = unknown> {
   /** Position of the command in the log. */
   readonly lsn: number;
-  /** What StateMachine.apply() returned. Undefined when `duplicate` and the result is no longer kept. */
+  /**
+   * What StateMachine.apply() returned. Undefined when `duplicate` and the result is not kept: that is done for the last
+   * command of each session, if it is null, a boolean, a number, a string of at most 256 characters, or at most 256 bytes.
+   */
   readonly result: Result | undefined;
   /** True if the session had applied this sequence number before; then it was not applied again. */
   readonly duplicate: boolean;
@@ -477,7 +490,7 @@ export interface ReplicaStatus {
  * "recovery" (the return from a crash with `surviveCrash` made a step).
  */
 export interface ReplicaEvents {
-  /** Leadership changed; undefined: nobody is known to lead. */
+  /** Leadership changed; undefined: nobody is known to lead, which is told when it has been so for 10 ms. */
   leader: [leader: number | undefined, epoch: string];
   /** This replica stopped leading, or failed a takeover. */
   deposed: [epoch: string, reason: string];

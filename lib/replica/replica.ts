@@ -117,8 +117,9 @@ const ALL_IDS: readonly number[] = Array.from({ length: MAX_REPLICAS }, (_, id) 
  * One replica of a replicated state machine. Create it with {@link Replica.open}; see {@link ReplicaOptions}.
  *
  * Errors that reject calls, by `code`: QUORATE_INVALID_ARGUMENT, QUORATE_CLUSTER_KEY (missing, too short, or too long),
- * QUORATE_NO_DEVICE, QUORATE_NO_GID, QUORATE_MEMLOCK, QUORATE_SYSTEM (see `errno` and `syscall`), QUORATE_ADDRESS_IN_USE and QUORATE_DUPLICATE_ID (another process has
- * this id), QUORATE_OUT_OF_RANGE (the device has no such `devicePort`), QUORATE_UNSUPPORTED (a `permissionStrategy` that is not safe on the device),
+ * QUORATE_NO_DEVICE, QUORATE_NO_LIBRARY, QUORATE_NO_GID, QUORATE_MEMLOCK, QUORATE_SYSTEM (see `errno` and `syscall`),
+ * QUORATE_ADDRESS_IN_USE and QUORATE_DUPLICATE_ID (another process has this id), QUORATE_OUT_OF_RANGE (the device has no such
+ * `devicePort`), QUORATE_UNSUPPORTED (a `permissionStrategy` that is not safe on the device),
  * QUORATE_REGION_IN_USE (of `surviveCrash`: another process has this id and key), QUORATE_BACKGROUND_THREAD (Node.js could not start it),
  * QUORATE_OPEN_TIMEOUT, QUORATE_NOT_LEADER, QUORATE_OUTCOME_UNKNOWN, QUORATE_BACKPRESSURE,
  * QUORATE_PAYLOAD_TOO_LARGE, QUORATE_SESSION_GAP, QUORATE_LEADERSHIP_ENDED (of a read, which can be repeated),
@@ -1438,7 +1439,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
    * Makes a learner a voter. It must hold the leader's log but for 64 KiB (a sixteenth of the log, if that is less):
    * otherwise QUORATE_NOT_CAUGHT_UP, at once or after `timeoutMs` (default 0) of waiting for it. Rejects besides with
    * QUORATE_UNKNOWN_MEMBER, QUORATE_MEMBER_EXISTS (it is a voter already), QUORATE_QUORUM_AT_RISK (fewer than a majority
-   * of the voters that there would be can be written now), and as {@link Replica.addLearner}.
+   * of the voters that there would be can be written now), QUORATE_BACKPRESSURE (also if 64 calls wait already), and as
+   * {@link Replica.addLearner}.
    */
   async promote(id: number, options: { readonly timeoutMs?: number } = {}): Promise<void> {
     checkInteger(id, 0, MAX_REPLICAS - 1, 'id');
@@ -1483,7 +1485,10 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     await (await this.leading()).change({ kind: 'changeAddress', id, host: address.host, port: address.port });
   }
 
-  /** Changes a member's election priority, 0 .. 1000; it counts in the next election. As {@link Replica.addLearner}. */
+  /**
+   * Changes a member's election priority, 0 .. 1000; it counts in the next election. Rejects with QUORATE_UNKNOWN_MEMBER, and
+   * as {@link Replica.addLearner}.
+   */
   async setPriority(id: number, priority: number): Promise<void> {
     checkInteger(id, 0, MAX_REPLICAS - 1, 'id');
     checkInteger(priority, 0, PRIORITY_MAX, 'priority');
@@ -1493,9 +1498,10 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
   /**
    * Hands leadership over to a voter, by default to the one that would be elected. This leader takes no commands from
    * now on (they wait), until the successor holds the whole log, all of it committed; then it cedes. Resolves with the
-   * successor's id when that leads; commands that waited are rejected with QUORATE_NOT_LEADER then, and none is left in
-   * doubt. If the successor does not get that far within `timeoutMs` (default 5000) this replica goes on leading, with
-   * the commands that waited.
+   * successor's id when that leads; commands that waited are rejected with QUORATE_NOT_LEADER then, or go to the successor if
+   * they have a session, and none is left in doubt. If the successor does not get that far within `timeoutMs` (1 .. 2^30,
+   * default 5000) this replica goes on leading, with the commands that waited; when nobody was seen to lead within twice that
+   * it rejects, too.
    *
    * Rejects with QUORATE_TRANSFER_FAILED (this replica leads on, or another one was elected: the message says which),
    * QUORATE_NO_SUCCESSOR, QUORATE_TRANSFER_IN_PROGRESS, QUORATE_CHANGE_IN_PROGRESS and QUORATE_NOT_LEADER.

@@ -50,7 +50,7 @@ export interface KeyValueCommand {
 
 /** Options of {@link KeyValueStore}. */
 export interface KeyValueStoreOptions {
-  /** Limit of the whole store in bytes, 64 for each key included; the same at every replica. Default 512 MiB. */
+  /** Limit of the whole store in bytes, 64 for each key included; the same at every replica. Default and most: 512 MiB. */
   readonly stateBytesMax?: number;
 }
 
@@ -81,7 +81,10 @@ function encode(opcode: number, key: Text, value: Text): Uint8Array {
   return command;
 }
 
-/** The command that sets `key` to `value`. Throws QUORATE_INVALID_ARGUMENT, QUORATE_OUT_OF_RANGE or QUORATE_PAYLOAD_TOO_LARGE. */
+/**
+ * The command that sets `key`, of 1 to 1024 bytes, to `value`, of at most 1,047,549 bytes. A log of 8 MiB or less takes
+ * less: see Replica.payloadBytesMax. Throws QUORATE_INVALID_ARGUMENT, QUORATE_OUT_OF_RANGE or QUORATE_PAYLOAD_TOO_LARGE.
+ */
 export function encodeSet(key: Text, value: Text): Uint8Array {
   return encode(OPCODE_SET, key, value);
 }

@@ -5,7 +5,7 @@ import type { Context } from './context.js';
 import { Access } from './memory-region.js';
 import { QpType } from './queue-pair.js';
 
-/** What a device can do. What is false is refused with QUORATE_UNSUPPORTED by the call in the comment. */
+/** What a device can do. What is false is refused with QUORATE_UNSUPPORTED by the call in the comment, unless that says else. */
 export interface DeviceCapabilities {
   /** Queue pairs of each type (ProtectionDomain.createQueuePair). */
   readonly rc: boolean;
@@ -13,7 +13,7 @@ export interface DeviceCapabilities {
   readonly uc: boolean;
   /** See `rc`. */
   readonly ud: boolean;
-  /** COMPARE_SWAP and FETCH_ADD; the device's `atomicCap` says with respect to whom they are atomic. */
+  /** COMPARE_SWAP and FETCH_ADD, else refused by the device; its `atomicCap` says with respect to whom they are atomic. */
   readonly atomics: boolean;
   /** ProtectionDomain.createSharedReceiveQueue. */
   readonly sharedReceiveQueues: boolean;
@@ -37,11 +37,11 @@ export interface DeviceCapabilities {
   readonly rawTimestamps: boolean;
   /** See `extendedCompletionQueues`. */
   readonly wallclockTimestamps: boolean;
-  /** Context.openPeerProcess: the death of a peer's process is noticed at once. */
+  /** Context.openPeerProcess, which else returns null: the death of a peer's process is noticed at once. */
   readonly peerProcesses: boolean;
-  /** Taking REMOTE_WRITE from a queue pair is synchronous: Context.accessFlagsRevocationIsSynchronous. */
+  /** Taking REMOTE_WRITE from a queue pair is synchronous, and else is not: Context.accessFlagsRevocationIsSynchronous. */
   readonly synchronousAccessFlags: boolean;
-  /** SendFlags.CHECKSUM: Context.checksummedReads. */
+  /** SendFlags.CHECKSUM, else refused with EINVAL: Context.checksummedReads. */
   readonly checksummedReads: boolean;
 }
 

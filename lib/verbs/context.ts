@@ -69,7 +69,7 @@ export class Context extends VerbsObject<NativeContext> {
   }
 
   /**
-   * What the device can do of that which not every device can. What is false here is refused with QUORATE_UNSUPPORTED.
+   * What the device can do of that which not every device can. What is false is refused, mostly with QUORATE_UNSUPPORTED.
    * Found out at the first use, by trying it on small objects that are closed again.
    *
    * @throws QuorateError QUORATE_CLOSED
