@@ -11,6 +11,8 @@ export interface OpeningView {
   /** The latest configuration that it knows. */
   readonly known: Configuration | null;
   readonly isFormed: boolean;
+  /** It joins a cluster that exists, which any member may tell it of. */
+  readonly isJoining: boolean;
   /** Members that were not reached yet. */
   readonly missing: readonly number[];
   /** What was found on the way, reasons of connections that fail and warnings. */
@@ -68,15 +70,18 @@ function elsewhere({ id, place, known }: OpeningView): string[] {
 }
 
 function timeoutError(view: OpeningView, timeoutMs: number): QuorateError {
-  const { id, known, isFormed, missing, reasons } = view;
+  const { id, known, isFormed, isJoining, missing, reasons } = view;
+  const unreached = `replicas ${missing.join(', ')} could not be reached`;
   const isUnlisted = known !== null && memberWithId(known, id) === undefined;
   const why = isUnlisted
     ? `configuration ${known.version} of the cluster does not list it: add it at the leader, with addLearner()`
     : isFormed
       ? 'the cluster is formed but has no leader that this replica can see: is a majority of the voters running?'
-      : missing.length > 0
-        ? `replicas ${missing.join(', ')} could not be reached, and a cluster forms only when all members are there once`
-        : 'all members were reached but did not agree on forming a cluster';
+      : isJoining
+        ? `no member that it was told to ask has told it of a cluster${missing.length > 0 ? `; ${unreached}` : ''}`
+        : missing.length > 0
+          ? `${unreached}, and a cluster forms only when all members are there once`
+          : 'all members were reached but did not agree on forming a cluster';
   const last = [...new Set([...elsewhere(view), ...reasons])];
   return new QuorateError(
     'QUORATE_OPEN_TIMEOUT',

@@ -545,6 +545,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       place: this.place.at,
       known: this.membership.known ?? this.found,
       isFormed: this.formation.genesis !== null,
+      isJoining: options.join !== undefined,
       missing: this.formation.missing(),
       reasons: [...this.directory.reasons, ...this.formation.reasons, ...this.earlyWarnings.messages],
     }));

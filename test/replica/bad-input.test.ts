@@ -283,6 +283,22 @@ describe('Replica.open() refuses', () => {
     expect(error.message).toMatch(/replicas 1, 2 could not be reached/);
   });
 
+  it('to wait for ever for a cluster to join, and does not say that all of its members are needed', async () => {
+    const [self, ...list] = (await members(3)) as [MemberAddress, ...MemberAddress[]];
+    const { host, port } = self;
+    const options = {
+      ...optionsFor(0, undefined as never, { openTimeoutMs: 300 }),
+      join: list,
+      address: { host, port },
+    };
+    const error = await failure(Replica.open(options));
+    expect(error.code).toBe('QUORATE_OPEN_TIMEOUT');
+    expect(error.message).toMatch(
+      /no member that it was told to ask has told it of a cluster; replicas 1, 2 could not be reached/,
+    );
+    expect(error.message).not.toMatch(/all members/);
+  });
+
   it.each([
     ['what is no answer', () => 'garbage', /replica 1 .*formation reply without a bootId/],
     ['a number that no life has', () => ({ bootId: 2 ** 48, genesis: null }), /replica 1 .*without a bootId/],
