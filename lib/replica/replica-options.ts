@@ -428,7 +428,10 @@ export interface ReplicaStatus {
   readonly id: number;
   /** What it is at present. */
   readonly role: Role;
-  /** Id of the leader, or undefined if this replica knows none. */
+  /**
+   * Id of the leader, or undefined if this replica knows none. One that is gone counts until another replica stands for
+   * election: whether it is alive, `trusted` of the peer tells.
+   */
   readonly leader: number | undefined;
   /** Promised epoch as "counter.incarnation". */
   readonly epoch: string;
@@ -490,7 +493,10 @@ export interface ReplicaStatus {
  * "recovery" (the return from a crash with `surviveCrash` made a step).
  */
 export interface ReplicaEvents {
-  /** Leadership changed; undefined: nobody is known to lead, which is told when it has been so for 10 ms. */
+  /**
+   * Leadership changed; undefined: nobody is known to lead, which is told when it has been so for 10 ms. A leader that is gone
+   * counts until another replica stands for election.
+   */
   leader: [leader: number | undefined, epoch: string];
   /** This replica stopped leading, or failed a takeover. */
   deposed: [epoch: string, reason: string];
