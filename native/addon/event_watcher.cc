@@ -140,7 +140,8 @@ void watchEvents(Environment& environment, const std::shared_ptr<VerbsObject>& s
 void setWatcherRef(Environment& environment, const VerbsObject* source, bool hold) {
   const auto found = environment.watchers.find(source);
   if (found == environment.watchers.end()) {
-    throwInvalidArgument("ref() and unref() need an object that is watched: call onEvent() first");
+    throwInvalidArgument(
+        "ref() and unref() need an object that is watched: call onEvent() (of a context onAsyncEvent()) first");
   }
   hold ? found->second->ref() : found->second->unref();
 }

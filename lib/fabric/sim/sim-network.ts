@@ -1,11 +1,10 @@
 // What lies between the replicas: how long a packet takes, which directions are cut, and how the device behaves where
 // devices differ. Faults change it while the simulation runs.
 import { MAX_REPLICAS } from '../../consensus/limits.js';
-import type { PermissionStrategy } from '../permissions.js';
 import type { Random } from './random.js';
 
 /** How a responder takes a permission away: those of a device, see ReplicaOptions.permissionStrategy. */
-export type SimPermissionStrategy = PermissionStrategy;
+export type SimPermissionStrategy = 'mr-dereg' | 'qp-flush' | 'qp-flags';
 
 /** The simulated transport. Probabilities are from 0 to 1. */
 export interface SimNetworkOptions {
