@@ -413,6 +413,26 @@ it.each([
   expect(await replica.propose(bytes('x'))).toMatchObject({ result: 101 });
 });
 
+it('does not store a snapshot that its state machine could not restore, keeps the log, and says what is missing', async () => {
+  const directory = folder();
+  const machine = { snapshotChunks: () => Object.assign([new Uint8Array(1)], { lengthBytes: 2 ** 31 + 1 }) };
+  const addresses = await members(1);
+  const durable = { directory, snapshotAfterBytes: 64 * 1024 };
+  const openWith = async (stateMachine: CommandLog) => {
+    const replica = await Replica.open(optionsFor(0, addresses, { durable, stateMachine, logBytes: 64 * 1024 }));
+    open.push(replica);
+    return replica;
+  };
+  const replica = await openWith(Object.assign(new CommandLog(), machine));
+  const warned = once(replica, 'warning');
+  for (let count = 0; count < 100; count++) await replica.propose(new Uint8Array(1000));
+  expect(await warned).toMatchObject([
+    { code: 'QUORATE_SNAPSHOT_FAILED', message: expect.stringContaining('give the state machine restoreChunks()') },
+  ]);
+  await replica.close();
+  expect(await (await openWith(new CommandLog())).propose(bytes('x'))).toMatchObject({ result: 101 });
+});
+
 /** Its snapshots begin and never end. */
 class EndlessSnapshot extends CommandLog {
   private begun = (): void => {};

@@ -19,10 +19,19 @@ function noBytes(what: string): QuorateError {
   return new QuorateError('QUORATE_INVALID_ARGUMENT', `${what} something else than a Uint8Array`);
 }
 
+function tooLargeForRestore(): QuorateError {
+  return new QuorateError(
+    'QUORATE_LIMIT',
+    `the state has more than ${RESTORE_WHOLE_BYTES_MAX} bytes, too much for restore(): give the state machine restoreChunks()`,
+  );
+}
+
 /** Bytes that a transfer carries, piece by piece. */
 export interface PieceSource {
   /** Of all pieces, if that is known. */
   readonly bytesTotal: number | undefined;
+  /** The state machine that it is of can take so much back; no limit if absent. */
+  readonly restorableBytesMax?: number;
   /** The next piece, valid until the one after is asked for; null at the end. Not a promise where nothing is waited for. */
   pull(): Uint8Array | null | Promise<Uint8Array | null>;
   /** Pieces stay as they are until taken() tells that they are not needed any more. */
@@ -38,6 +47,7 @@ export class SnapshotSource implements PieceSource {
   /** All of it, if the state machine says how much that is. */
   readonly bytesTotal: number | undefined;
   readonly staysUntilTaken: boolean;
+  readonly restorableBytesMax: number;
   private readonly stream: SnapshotStream | null;
   private readonly sessionsBytes: number;
   private sessions: Uint8Array | null;
@@ -54,6 +64,8 @@ export class SnapshotSource implements PieceSource {
   constructor(stateMachine: StateMachine<never>, sessions: Uint8Array) {
     this.sessions = sessions;
     this.sessionsBytes = sessions.length;
+    const isWhole = stateMachine.restoreChunks === undefined && stateMachine.restoreInPlace === undefined;
+    this.restorableBytesMax = isWhole ? sessions.length + RESTORE_WHOLE_BYTES_MAX : Number.POSITIVE_INFINITY;
     if (stateMachine.snapshotChunks === undefined) {
       this.whole = callUserAtOnce(SNAPSHOT, () => stateMachine.snapshot());
       // A string, say, has a length too, and would be copied as zeros.
@@ -144,12 +156,19 @@ export class PieceReader {
     private readonly pieceTimeoutMs = PIECE_TIMEOUT_MS,
   ) {}
 
+  /** What is stored here is for this state machine, and of no use where it could not take it back. */
+  private checkRestorable(bytes: number): void {
+    if (bytes > (this.source.restorableBytesMax ?? Number.POSITIVE_INFINITY)) throw tooLargeForRestore();
+  }
+
   async pull(): Promise<Uint8Array | null> {
     if (this.failure !== null) throw this.failure;
+    this.checkRestorable(this.source.bytesTotal ?? 0);
     this.source.taken(this.bytes);
     const pulled = this.source.pull();
     const piece = pulled instanceof Promise ? await this.unlessInterrupted(pulled) : pulled;
     this.bytes += piece?.length ?? 0;
+    this.checkRestorable(this.bytes);
     return piece;
   }
 
@@ -258,12 +277,7 @@ async function restoreWhole(stateMachine: StateMachine<never>, pieces: AsyncIter
   let lengthBytes = 0;
   for await (const piece of pieces) {
     lengthBytes += piece.length;
-    if (lengthBytes > RESTORE_WHOLE_BYTES_MAX) {
-      throw new QuorateError(
-        'QUORATE_LIMIT',
-        `the state has more than ${RESTORE_WHOLE_BYTES_MAX} bytes, too much for restore(): give the state machine restoreChunks()`,
-      );
-    }
+    if (lengthBytes > RESTORE_WHOLE_BYTES_MAX) throw tooLargeForRestore();
     kept.push(piece.slice());
   }
   const whole = Buffer.concat(kept, lengthBytes);
