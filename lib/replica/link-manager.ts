@@ -288,12 +288,12 @@ export class LinkManager {
         type: 'probe',
         peer: id,
         link: {
-          queuePair: queuePair.share(),
+          queuePair: queuePair.shareUntilThreadEnds(),
           statusAddress: reply.readable.address,
           statusKey: reply.readable.rkey,
           mailboxAddress: reply.writable.address,
           mailboxKey: reply.writable.rkey,
-          process: this.options.endpoint.peerProcess(reply)?.share() ?? null,
+          process: this.options.endpoint.peerProcess(reply)?.shareUntilThreadEnds() ?? null,
           processId: links.processId,
         },
       });
@@ -329,7 +329,7 @@ export class LinkManager {
     }
     let shared: number;
     try {
-      shared = queuePair.share();
+      shared = queuePair.shareUntilThreadEnds();
     } catch (error) {
       queuePair.close();
       throw error;

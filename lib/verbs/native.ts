@@ -830,9 +830,9 @@ export interface NativeSharedObject extends NativeObject {
   /**
    * Puts the object into a table of this process and gives its token. The table holds a reference: the object lives
    * until it is closed or the token is withdrawn with `unshare`. Sharing an object again gives the same token.
-   * QUORATE_LIMIT above 65,536 tokens.
+   * With `untilThreadEnds` it is withdrawn at the end of the calling thread, too. QUORATE_LIMIT above 65,536 tokens.
    */
-  share(): number;
+  share(untilThreadEnds?: boolean): number;
 }
 
 export interface NativeContext extends NativeSharedObject {

@@ -90,6 +90,11 @@ export abstract class VerbsObject<Native extends NativeSharedObject = NativeShar
     return this.native.share();
   }
 
+  /** @internal As share(), but the number is withdrawn when the calling thread ends, which may be terminated at any moment. */
+  shareUntilThreadEnds(): number {
+    return this.native.share(true);
+  }
+
   /** @internal What was made from this object and has not been closed by itself. */
   protected children(): VerbsObject[] {
     return [...this.#children];

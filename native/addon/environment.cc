@@ -51,8 +51,10 @@ Napi::Value closeObject(Environment& environment, const Napi::CallbackInfo&, Wra
   return environment.env().Undefined();
 }
 
-Napi::Value shareObject(Environment& environment, const Napi::CallbackInfo&, Wrapper& wrapper) {
-  return number(environment.env(), static_cast<double>(ShareTable::instance().share(wrapper.object)));
+Napi::Value shareObject(Environment& environment, const Napi::CallbackInfo& info, Wrapper& wrapper) {
+  const bool untilThreadEnds = info[0].IsBoolean() && info[0].As<Napi::Boolean>().Value();
+  const void* owner = untilThreadEnds ? &environment : nullptr;
+  return number(environment.env(), static_cast<double>(ShareTable::instance().share(wrapper.object, owner)));
 }
 
 template <Kind kind>
@@ -157,6 +159,7 @@ Environment::Environment(napi_env env) : env_(env) {
 }
 
 Environment::~Environment() {
+  ShareTable::instance().dropOwned(this);  // the thread may have been terminated before it could withdraw them
   // The last thread that leaves takes down what is still in the share table: nobody can adopt it any more, and the
   // files behind it would otherwise stay behind.
   if (--diagnostics().environments == 0) ShareTable::instance().clear();

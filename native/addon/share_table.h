@@ -17,13 +17,15 @@ class ShareTable {
   static constexpr size_t kMaxTokens = 65536;
 
   static ShareTable& instance();
-  // The object's token, the same one when it is shared again. QUORATE_LIMIT when the table is full.
-  uint64_t share(const std::shared_ptr<VerbsObject>& object);
+  // The object's token, the same one when it is shared again. QUORATE_LIMIT when the table is full. With an owner it is
+  // withdrawn by dropOwned(), unless the object is shared without one, too.
+  uint64_t share(const std::shared_ptr<VerbsObject>& object, const void* owner = nullptr);
   // QUORATE_INVALID_ARGUMENT for an unknown token, QUORATE_CLOSED for an object that was closed since.
   std::shared_ptr<VerbsObject> find(uint64_t token);
   bool unshare(uint64_t token);
   // Lets go of all objects that were closed, by themselves or with their parent.
   void dropClosed();
+  void dropOwned(const void* owner);
   void clear();
   size_t size();
 
@@ -32,7 +34,11 @@ class ShareTable {
   static constexpr size_t kSmallestSweep = 64;
   uint64_t nextToken_ = 1;
   size_t sweepAt_ = kSmallestSweep;  // closed objects are looked for when the table has grown to this
-  std::unordered_map<uint64_t, std::shared_ptr<VerbsObject>> objects_;
+  struct Shared {
+    std::shared_ptr<VerbsObject> object;
+    const void* owner;
+  };
+  std::unordered_map<uint64_t, Shared> objects_;
   std::unordered_map<const VerbsObject*, uint64_t> tokens_;
 };
 

@@ -171,10 +171,10 @@ it('a peer that makes links is asked for those that it was not ready for before,
   vi.useFakeTimers();
   onTestFinished(() => void vi.useRealTimers());
   const initiate = () => ({ request: {}, queuePair: { close: () => {} } });
-  const share = () => ({});
+  const shareUntilThreadEnds = () => ({});
   const manager = new LinkManager({
     clusterId: 5,
-    endpoint: { initiate, accept: async () => ({ queuePair: { share }, reply: {} }) },
+    endpoint: { initiate, accept: async () => ({ queuePair: { shareUntilThreadEnds }, reply: {} }) },
     messages: { initiate, restart: () => {} },
     background: { send: () => {} },
   } as unknown as LinkManagerOptions);
@@ -236,7 +236,7 @@ it('a probe link that the background thread could not be given is made again', a
   const range = { address: 4096, rkey: 1 };
   const reply = { queuePair: address, readable: range, writable: range, position: null };
   let made = 0;
-  const share = () => {
+  const shareUntilThreadEnds = () => {
     made++;
     if (made === 1) throw new QuorateError('QUORATE_LIMIT', 'all tokens of shared objects are in use');
     return made;
@@ -248,7 +248,7 @@ it('a probe link that the background thread could not be given is made again', a
     endpoint: {
       initiate: (kind: string, generation: number) => {
         if (kind !== 'probe') throw new QuorateError('QUORATE_NOT_READY', 'nothing but a probe link is made here');
-        return { kind, request: { generation }, queuePair: { share, close: () => {} } };
+        return { kind, request: { generation }, queuePair: { shareUntilThreadEnds, close: () => {} } };
       },
       finds: () => true,
       complete: async () => {},
@@ -276,7 +276,7 @@ it('a probe link that the background thread could not be given is made again', a
 it.each(['probe', 'log'] as const)(
   'the %s link that a peer asked for last is the one that stays, though one that it asked for before takes longer to make',
   async (kind) => {
-    const queuePairOf = (generation: number) => ({ share: () => generation, close: vi.fn() });
+    const queuePairOf = (generation: number) => ({ shareUntilThreadEnds: () => generation, close: vi.fn() });
     const accepted = [1, 2].map((generation) => ({ queuePair: queuePairOf(generation), reply: {} }));
     const made: (() => void)[] = [];
     const accept = (_: number, { generation }: LinkRequest) =>
@@ -307,12 +307,12 @@ it.each(['probe', 'log'])(
   'the end of a %s link that the background thread could not be given is released',
   async (kind) => {
     const close = vi.fn();
-    const share = () => {
+    const shareUntilThreadEnds = () => {
       throw new QuorateError('QUORATE_LIMIT', 'all tokens of shared objects are in use');
     };
     const manager = new LinkManager({
       clusterId: 5,
-      endpoint: { accept: async () => ({ queuePair: { share, close }, reply: {} }) },
+      endpoint: { accept: async () => ({ queuePair: { shareUntilThreadEnds, close }, reply: {} }) },
       background: { send: () => {} },
     } as unknown as LinkManagerOptions);
     const gid = 'fe80:0000:0000:0000:0000:0000:0000:0001';
