@@ -109,6 +109,8 @@ export class VerbsEndpoint {
   private readonly statusRegion: MemoryRegion;
   private readonly logWriteRegion: MemoryRegion | null;
   private readonly mailboxRegions: MemoryRegion[] = [];
+  /** They are not the context's: whoever was to use and to close them may have ended before it came to that. */
+  private readonly peerProcesses = new Set<PeerProcess>();
   private readonly port: PortAttributes;
   private readonly gid: GidEntry;
   readonly portNum: number;
@@ -253,7 +255,11 @@ export class VerbsEndpoint {
 
   /** The process behind a link's other end, where the host can tell whether it lives. */
   peerProcess(reply: LinkReply): PeerProcess | null {
-    return this.isShm ? this.context.openPeerProcess(reply.queuePair.gid) : null;
+    if (!this.isShm) return null;
+    for (const process of this.peerProcesses) if (process.closed) this.peerProcesses.delete(process);
+    const process = this.context.openPeerProcess(reply.queuePair.gid);
+    if (process !== null) this.peerProcesses.add(process);
+    return process;
   }
 
   /** Whether the memory behind a link's other end is on this host, where this endpoint looks. A device tells when it is used. */
@@ -362,6 +368,7 @@ export class VerbsEndpoint {
 
   /** Releases everything, children before parents. */
   close(): void {
+    for (const process of this.peerProcesses) process.close();
     this.context.close();
     this.fence.close();
   }

@@ -9,6 +9,7 @@ import { afterEach, expect, it, onTestFinished, vi } from 'vitest';
 import type { LinkRequest } from '#lib/fabric/link-parameters.js';
 import { type MemberAddress, QuorateError, Replica } from '#lib/index.js';
 import type { ToBackground, ToMain } from '#lib/replica/background-messages.js';
+import { BackgroundThread } from '#lib/replica/background-thread.js';
 import { type ControlConnection, Dialer } from '#lib/replica/control-channel.js';
 import { LinkManager, type LinkManagerOptions } from '#lib/replica/link-manager.js';
 import { turn } from '#lib/replica/turn.js';
@@ -136,6 +137,19 @@ it('links to a peer that comes back leave nothing behind of those before', async
   const { sharedTokens } = addon.diagnostics();
   for (let count = 0; count < 3; count++) await comeBack();
   await waitFor(() => addon.diagnostics().sharedTokens <= sharedTokens, 'what the links had to be closed');
+});
+
+it('what a background thread is told of a peer, and has not come to when it ends, is closed with its replica', async () => {
+  const { sharedTokens } = addon.diagnostics();
+  const send = vi.spyOn(BackgroundThread.prototype, 'send').mockImplementation(() => {});
+  onTestFinished(() => send.mockRestore());
+  const stop = new AbortController();
+  const list = await members(2);
+  const opened = Promise.allSettled(list.map(({ id }) => Replica.open(optionsFor(id, list, { signal: stop.signal }))));
+  await waitFor(() => send.mock.calls.filter(([{ type }]) => type === 'probe').length >= 2, 'links for probes');
+  stop.abort();
+  await opened;
+  expect(addon.diagnostics().sharedTokens).toBe(sharedTokens);
 });
 
 it('replicas that do not find the memory of each other, as in containers of their own, are told so', async () => {
