@@ -1,7 +1,7 @@
 // What users ask of a leader about the membership and are waiting for: one change at a time until it is committed, a
 // transfer of leadership until somebody else leads, a learner until it has caught up. Composes the steps of a
 // replacement. Whether a change may be made is decided by the replication plane.
-import { type Configuration, memberWithId } from '../consensus/configuration.js';
+import { memberWithId } from '../consensus/configuration.js';
 import type { MembershipChange, MembershipRefusal } from '../consensus/membership.js';
 import type { ReplicationPlane } from '../consensus/replication-plane.js';
 import { QuorateError } from '../errors.js';
@@ -116,12 +116,34 @@ export class MembershipRequests {
     });
   }
 
-  /** Makes the change as soon as its turn comes: other changes may be under way, and a learner may have to catch up. */
-  private async changeInTurn(change: MembershipChange, endsAt_ms: number): Promise<void> {
+  /** Resolves when the configuration in force is committed, which somebody else asked for. */
+  private async inForceCommitted(endsAt_ms: number): Promise<void> {
+    const { plane } = this.options;
+    if (plane.role !== 'leader') throw this.options.notLeader();
+    const { version } = plane.configuration;
+    const isCommitted = (): boolean => {
+      if (plane.appliedConfiguration.version >= version) return true; // also if the leader steps down for it
+      if (plane.role !== 'leader') throw this.options.notLeader();
+      return false;
+    };
+    const late = () =>
+      new QuorateError('QUORATE_CHANGE_IN_PROGRESS', `configuration ${version} is not committed yet: try again`);
+    if (isCommitted()) return;
+    await this.until(isCommitted, Math.max(0, endsAt_ms - performance.now()), late);
+  }
+
+  /**
+   * Makes the change as soon as its turn comes: other changes may be under way, and a learner may have to catch up. Returns
+   * false if `next` has none to make, since somebody else has made it by then, whether it is committed or not.
+   */
+  private async changeInTurn(next: () => MembershipChange | null, endsAt_ms: number): Promise<boolean> {
     const { plane } = this.options;
     for (;;) {
+      const change = next();
+      if (change === null) return false;
       try {
-        return await this.change(change);
+        await this.change(change);
+        return true;
       } catch (error) {
         const code = (error as QuorateError).code;
         const isPassing =
@@ -148,36 +170,37 @@ export class MembershipRequests {
   }
 
   /** Promotes the learner now, or as soon as it has caught up within the time. */
-  promote(id: number, timeoutMs: number): Promise<void> {
+  async promote(id: number, timeoutMs: number): Promise<void> {
     const change: MembershipChange = { kind: 'promote', id };
-    return timeoutMs > 0 ? this.changeInTurn(change, performance.now() + timeoutMs) : this.change(change);
+    await (timeoutMs > 0 ? this.changeInTurn(() => change, performance.now() + timeoutMs) : this.change(change));
   }
 
   /**
-   * Adds the new member, promotes it once it has caught up, removes the old one. Each step is skipped if it was done
-   * before, so that a replacement that was interrupted can be asked for again.
+   * Adds the new member, promotes it once it has caught up, removes the old one. Each step is skipped if it is done by
+   * then, so that a replacement that was interrupted can be asked for again, also while another one does the same.
    */
   async replace(oldId: number, member: NewMember, timeoutMs: number): Promise<void> {
     const endsAt_ms = performance.now() + timeoutMs;
     const { plane } = this.options;
     const { id, host, port, priority = 0 } = member;
+    // What a replica that does not lead knows of the members may be old, or may never be committed.
+    if (plane.role !== 'leader') throw this.options.notLeader();
     const roleOf = (one: number) => memberWithId(plane.configuration, one)?.role;
-    const known: Configuration = plane.configuration;
-    if (memberWithId(known, oldId) === undefined && roleOf(id) !== 'voter') {
+    if (roleOf(oldId) === undefined && roleOf(id) !== 'voter') {
       throw new QuorateError('QUORATE_UNKNOWN_MEMBER', `replica ${oldId} is no member and cannot be replaced`);
     }
-    const role = roleOf(id);
-    const there = memberWithId(known, id);
-    // Somebody else, and not what an earlier attempt has added.
-    if (there !== undefined && role !== 'spare' && (there.host !== host || there.port !== port)) {
-      const text = `replica ${id} is a ${role} at ${there.host}:${there.port} already, and not at ${host}:${port}`;
+    const add = (): MembershipChange | null => {
+      const there = memberWithId(plane.configuration, id);
+      if (there === undefined || there.role === 'spare') return { kind: 'addLearner', id, host, port, priority };
+      if (there.host === host && there.port === port) return null;
+      // Somebody else, and not what an earlier attempt has added.
+      const text = `replica ${id} is a ${there.role} at ${there.host}:${there.port} already, and not at ${host}:${port}`;
       throw new QuorateError('QUORATE_MEMBER_EXISTS', text);
-    }
-    if (role === undefined || role === 'spare') {
-      await this.changeInTurn({ kind: 'addLearner', id, host, port, priority }, endsAt_ms);
-    }
-    if (roleOf(id) !== 'voter') await this.changeInTurn({ kind: 'promote', id }, endsAt_ms);
-    if (roleOf(oldId) !== undefined) await this.changeInTurn({ kind: 'remove', id: oldId }, endsAt_ms);
+    };
+    await this.changeInTurn(add, endsAt_ms);
+    await this.changeInTurn(() => (roleOf(id) === 'voter' ? null : { kind: 'promote', id }), endsAt_ms);
+    const remove = (): MembershipChange | null => (roleOf(oldId) === undefined ? null : { kind: 'remove', id: oldId });
+    if (!(await this.changeInTurn(remove, endsAt_ms))) await this.inForceCommitted(endsAt_ms);
   }
 
   // -- transfer ----------------------------------------------------------------------------------------------------

@@ -67,3 +67,43 @@ it.each(['voter', 'learner'])(
     expect(changes).toEqual([]);
   },
 );
+
+it('does not take a replacement for done whose last step somebody else has begun, and which is not committed', async () => {
+  const place = { host: '10.0.0.1', port: 7000 };
+  const plane = {
+    role: 'leader',
+    configuration: { version: 2, members: [{ id: 0, role: 'voter', ...place }] },
+    appliedConfiguration: { version: 1 },
+    changeMembership: () => ({ code: 'QUORATE_CHANGE_IN_PROGRESS', message: 'version 2 is not committed' }),
+  };
+  const requests = new MembershipRequests({
+    plane: plane as unknown as ReplicationPlane,
+    now_ns: () => 0,
+    onBegun: () => {},
+    notLeader: () => new QuorateError('QUORATE_NOT_LEADER', 'it leads no more'),
+  });
+  const outcomes: string[] = [];
+  const asked = () =>
+    requests.replace(1, { id: 0, ...place }, 60_000).then(
+      () => outcomes.push('replaced'),
+      ({ code }: QuorateError) => outcomes.push(code),
+    );
+  const first = asked();
+  await turn();
+  requests.look();
+  await turn();
+  expect(outcomes).toEqual([]);
+  plane.appliedConfiguration = { version: 2 };
+  plane.role = 'follower'; // it steps down for this very change
+  requests.look();
+  await first;
+  expect(outcomes).toEqual(['replaced']);
+  plane.role = 'leader';
+  plane.configuration.version = 3;
+  const second = asked();
+  await turn();
+  plane.role = 'follower';
+  requests.look();
+  await second;
+  expect(outcomes).toEqual(['replaced', 'QUORATE_NOT_LEADER']);
+});

@@ -288,6 +288,29 @@ describe('membership', () => {
     await verify(leader.status().voters);
   });
 
+  it('replaces a voter once when it is asked to twice at once', async () => {
+    const leader = await found(3, 4);
+    const victim = [2, 1, 0].find((id) => id !== leader.id) as number;
+    const joining = join(3);
+    await Promise.all([leader.replace(victim, place(3)), leader.replace(victim, place(3))]);
+    await joining;
+    expect(leader.status().voters).toEqual([0, 1, 2, 3].filter((id) => id !== victim));
+  });
+
+  it('sends who asks a follower for a replacement to the leader, whatever the follower knows of the members', async () => {
+    const leader = await found(3, 4);
+    const [follower, gone] = [...replicas.values()].filter((replica) => replica !== leader) as [
+      Replica<number>,
+      Replica<number>,
+    ];
+    await waitFor(() => follower.status().leader === leader.id, 'the follower to know the leader');
+    const elsewhere = { code: 'QUORATE_NOT_LEADER', leader: leader.id };
+    await expect(follower.replace(3, { ...place(3), id: 4 })).rejects.toMatchObject(elsewhere);
+    await leader.remove(gone.id);
+    await waitFor(() => !follower.status().voters.includes(gone.id), 'the follower to know of the removal');
+    await expect(follower.replace(gone.id, place(leader.id))).rejects.toMatchObject(elsewhere);
+  });
+
   it('adds a member when the bytes of the cluster key were wiped after open()', async () => {
     places = await members(2);
     const clusterKey = Buffer.from(CLUSTER_KEY);
