@@ -30,7 +30,7 @@ interface Place {
 export class MemberDirectory {
   private readonly places = new Map<number, Place>();
   private readonly closings = new Set<Promise<void>>();
-  private readonly contacts: ReadonlyMap<number, MemberAddress>;
+  private readonly contacts: Map<number, MemberAddress>;
   private isStarted = false;
   private isClosed = false;
 
@@ -106,6 +106,7 @@ export class MemberDirectory {
     const first = memberWithId(genesis, id);
     const contact = this.contacts.get(id);
     const isUnchanged = first?.host === member.host && first.port === member.port;
+    if (!isUnchanged) this.contacts.delete(id); // also when it moves back: the list may say where it was in between
     return contact !== undefined && isUnchanged ? contact : member;
   }
 

@@ -382,6 +382,26 @@ describe('membership', () => {
     );
   });
 
+  it('finds a member that has moved back to where the cluster was founded, whatever the list said meanwhile', async () => {
+    const leader = await found(3);
+    const [one, other] = [...replicas.values()].filter((replica) => replica !== leader) as [
+      Replica<number>,
+      Replica<number>,
+    ];
+    const { host, port } = place(other.id);
+    const [next] = (await freePorts(1)) as [number];
+    await leader.changeAddress(other.id, { host, port: next });
+    await one.close();
+    const list = places.map((member) => (member.id === other.id ? { ...member, port: next } : member));
+    const restarted = await open(one.id, { members: list });
+    await waitFor(() => restarted.status().isVoter, 'the one that was restarted to be a voter');
+    await leader.changeAddress(other.id, { host, port });
+    await other.close();
+    await open(other.id, { members: places });
+    const linked = (at: Replica<number>) => at.status().peers.find(({ id }) => id === other.id)?.linked;
+    await waitFor(() => linked(leader) && linked(restarted), 'both to be linked with the one that has moved back');
+  });
+
   it('elects by priority, and shows everything in status()', async () => {
     const leader = await found(3, 4, [7, 8, 9]);
     const [first, second] = [2, 1, 0].filter((id) => id !== leader.id) as [number, number];
