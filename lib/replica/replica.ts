@@ -1540,8 +1540,13 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     const { known } = this.membership;
     const isClosed = this.closing !== undefined;
     const inForce = plane?.configuration;
-    // A spare has no log; it knows what it was told.
-    const isTold = known !== null && (inForce === undefined || memberWithId(known, this.id)?.role === 'spare');
+    // A spare has no log, and that of a life that is no member any more may not say so: they know what they were told.
+    const own = known === null ? undefined : memberWithId(known, this.id);
+    const isTold =
+      known !== null &&
+      (inForce === undefined ||
+        own?.role === 'spare' ||
+        (own?.bootId !== this.bootId && known.version > inForce.version));
     const configuration = isTold ? known : inForce;
     const { id, links } = this;
     const view = { id, plane, links, trusts: (peer: number) => this.trusts(peer) };

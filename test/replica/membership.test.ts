@@ -12,6 +12,7 @@ import {
   type NotLeaderError,
   Replica,
   type ReplicaOptions,
+  type ReplicaStatus,
 } from '#lib/index.js';
 import { answers, CLUSTER_KEY, CommandLog, freePorts, members, optionsFor, waitFor } from './fixture.js';
 
@@ -539,6 +540,40 @@ describe('membership', () => {
     directory.places.clear();
     membership.follow();
     expect(await removed).toMatchObject({ code: 'QUORATE_REMOVED' });
+  });
+
+  it('shows who the members are when it was told by others that it is none, and its own log does not say so', async () => {
+    const leader = await found(3);
+    const [away, rest] = [...replicas.values()].filter((replica) => replica !== leader) as [
+      Replica<number>,
+      Replica<number>,
+    ];
+    interface Inside {
+      directory: { places: Map<number, { dialer: { close(): Promise<void> } }> };
+      links: { forget(id: number): void };
+      place: { close(): Promise<void> };
+      membership: { follow(): void };
+    }
+    // Neither links nor connections lead from it or to it.
+    const inside = (replica: Replica<number>) => replica as unknown as Inside;
+    await inside(away).place.close();
+    for (const other of [leader, rest]) {
+      for (const [one, id] of [
+        [away, other.id],
+        [other, away.id],
+      ] as const) {
+        await inside(one).directory.places.get(id)?.dialer.close();
+        inside(one).links.forget(id);
+      }
+    }
+    await leader.remove(away.id);
+    const told = new Promise<ReplicaStatus>((resolve) => away.once('removed', () => resolve(away.status())));
+    inside(away).directory.places.clear();
+    inside(away).membership.follow();
+    const shown = await told;
+    expect(shown.voters).toEqual(leader.status().voters);
+    expect(shown.members.map(({ id }) => id)).toEqual(shown.voters);
+    expect(shown.isVoter).toBe(false);
   });
 
   it('goes on with a voter that the leader did not reach when it added the one that leads now', async () => {
