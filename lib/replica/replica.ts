@@ -728,7 +728,11 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
           this.flushSchedule.soon();
           this.pollSoon();
         },
-        notLeader: () => new NotLeaderError(this.leaderId(), 'change'),
+        notLeader: () => {
+          const leader = this.leaderId();
+          // One that was removed still is the leader for a moment, and must not send the caller back to itself.
+          return new NotLeaderError(leader === this.id ? undefined : leader, 'change');
+        },
       });
       for (const [peer, connection] of this.connections) this.links.connected(peer, connection);
       this.membership.follow();

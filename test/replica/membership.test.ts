@@ -197,6 +197,12 @@ describe('membership', () => {
     await verify(next.status().voters);
   });
 
+  it('sends nobody to a leader that was removed and is about to step down', async () => {
+    const leader = await found(3);
+    const refused = leader.remove(leader.id).then(() => leader.setPriority(leader.id, 1));
+    await expect(refused).rejects.toMatchObject({ code: 'QUORATE_NOT_LEADER', leader: undefined });
+  });
+
   it('leaves nothing that runs when a leader that was removed is closed by a listener of "removed"', async () => {
     const leader = await found(3);
     const running = new Map<NodeJS.Timeout, number | undefined>();
