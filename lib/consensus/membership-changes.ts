@@ -85,10 +85,11 @@ export class MembershipChanges {
     return this.log.tailLsn;
   }
 
-  /** The learner could be promoted now, as far as its log goes. */
+  /** The learner could be promoted now, as far as its log goes; a spare, which may have one of before, could not. */
   isCaughtUp(id: number): boolean {
     const member = memberWithId(this.log.configuration, id);
-    return this.log.role === 'leader' && member !== undefined && isCaughtUp(member, this.view);
+    if (member === undefined || member.role === 'spare') return false;
+    return this.log.role === 'leader' && isCaughtUp(member, this.view);
   }
 
   /** Keeps the configuration true to the lives that there are: voters that came back, learners that were first seen. */

@@ -1,5 +1,8 @@
 // What waits for its turn to change the membership, at a plane that the test plays.
 import { expect, it } from 'vitest';
+import { genesisConfiguration, withMember } from '#lib/consensus/configuration.js';
+import { type ConfigurationLog, MembershipChanges } from '#lib/consensus/membership-changes.js';
+import { Replacement } from '#lib/consensus/replacement.js';
 import type { ReplicationPlane } from '#lib/consensus/replication-plane.js';
 import { QuorateError } from '#lib/errors.js';
 import { MembershipRequests } from '#lib/replica/membership-requests.js';
@@ -106,4 +109,47 @@ it('does not take a replacement for done whose last step somebody else has begun
   requests.look();
   await second;
   expect(outcomes).toEqual(['replaced', 'QUORATE_NOT_LEADER']);
+});
+
+it('lets everything else go on while it waits for a spare to become a learner, also if that holds the whole log', async () => {
+  const founded = genesisConfiguration(1, [{ id: 0, bootId: 10, host: '10.0.0.1', port: 7000 }]);
+  // It was called up and gone for a while, but its memory was not: what is written there is acknowledged still.
+  const configuration = withMember(founded, {
+    id: 1,
+    incarnation: 2,
+    bootId: 11,
+    role: 'spare',
+    priority: 0,
+    host: '10.0.0.1',
+    port: 7001,
+    returning: false,
+  });
+  const log = { role: 'leader', configuration, isConfigurationApplied: true, transferringTo: -1, isVoter: true };
+  const view = {
+    id: 0,
+    linkedLife: () => 11,
+    isActive: () => true,
+    lagBytes: () => 0,
+    lagBytesMax: 1024,
+    trusts: () => true,
+  };
+  const changes = new MembershipChanges(log as unknown as ConfigurationLog, view, new Replacement(0));
+  const plane = {
+    role: 'leader',
+    appliedConfiguration: configuration,
+    changeMembership: changes.change.bind(changes),
+    isCaughtUp: changes.isCaughtUp.bind(changes),
+  };
+  const requests = new MembershipRequests({
+    plane: plane as unknown as ReplicationPlane,
+    now_ns: () => 0,
+    onBegun: () => {},
+    notLeader: () => new QuorateError('QUORATE_NOT_LEADER', 'not expected'),
+  });
+  const happened: string[] = [];
+  const promotion = requests.promote(1, 200).catch(({ code }: QuorateError) => happened.push(code));
+  await turn();
+  happened.push('the event loop has turned');
+  await promotion;
+  expect(happened).toEqual(['the event loop has turned', 'QUORATE_NOT_CAUGHT_UP']);
 });
