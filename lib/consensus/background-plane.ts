@@ -222,6 +222,8 @@ export class BackgroundPlane {
   private readonly tally = new LeaseTally(MAX_REPLICAS);
   /** How long the promise to a former leader holds up what this plane would do, as of this tick; 0 if it does not. */
   private heldUp_ns = 0;
+  /** Leases of other members may be longer than the own: their profiles can be other ones. */
+  private readonly reliedLengthMax_ns: number;
   private readonly processId: number;
   /** Durable mode: entries come, or wait for a disk, so there is no long pause between ticks. */
   private wakefulUntil_ns = Number.NEGATIVE_INFINITY;
@@ -233,6 +235,10 @@ export class BackgroundPlane {
   ) {
     this.detector = new FailureDetector(options.profile, MAX_REPLICAS);
     this.promise = new LeasePromise(options.lease);
+    this.reliedLengthMax_ns = Math.max(
+      options.lease?.length_ns ?? 0,
+      leaseLengthMax_ns(options.profile.takeoverTimeout_ns),
+    );
     this.processId = options.processId ?? options.bootId;
     this.scanner = new LogScanner(fabric.logWords, options.logBytes);
     this.blockWriter = new SealedBlockWriter(fabric.statusWords, BACKGROUND_BLOCK_OFFSET_WORDS, BACKGROUND_BLOCK_WORDS);
@@ -549,10 +555,7 @@ export class BackgroundPlane {
     if (readU53(body, BackgroundField.bootId) !== bootId) return;
     if (readU53(body, BackgroundField.promisedEpoch) !== this.candidateEpoch) return;
     // To rely on less than was promised is safe. What is relied on holds up grants of the own log, and must have an end.
-    const length_ns = Math.min(
-      (body[BackgroundField.leaseLength_us] as number) * 1000,
-      leaseLengthMax_ns(this.options.profile.takeoverTimeout_ns),
-    );
+    const length_ns = Math.min((body[BackgroundField.leaseLength_us] as number) * 1000, this.reliedLengthMax_ns);
     this.tally.add(this.beats.timeOf(body[BackgroundField.leaseCounter] as number), length_ns, driftBound);
   }
 
