@@ -4,13 +4,13 @@
 //
 //   npm run test:node -- 22 24 26                                  (majors, or versions as in npm: 24.4.1)
 //   npm run test:node -- 26 test/replica/control-channel.test.ts
-import { existsSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, writeFileSync } from 'node:fs';
 import { delimiter, dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { buildAll } from './build.mjs';
 import { setup } from './setup.mjs';
-import { fail, run, runOrThrow } from './tools/child.mjs';
-import { readVitestCounts, VITEST } from './tools/vitest.mjs';
+import { fail, runOrThrow } from './tools/child.mjs';
+import { runVitest, TESTS_HERE } from './tools/vitest.mjs';
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)));
 const RESULTS = join(root, 'out/results');
@@ -18,7 +18,6 @@ const MINUTE_MS = 60_000;
 const INSTALL_MINUTES_MAX = 5;
 /** Of one version's tests: twice what they take on two slow processors. */
 const TESTS_MINUTES_MAX = 25;
-const ALL_TESTS = ['--exclude=test/rxe/**', '--exclude=test/*/long/**'];
 const VERSION = /^\d+(\.\d+){0,2}$/;
 
 /**
@@ -44,17 +43,12 @@ async function nodeOf(version) {
  */
 async function testWith(version, files) {
   const bin = await nodeOf(version);
-  const name = `node-${version}.json`;
   mkdirSync(RESULTS, { recursive: true });
-  rmSync(join(RESULTS, name), { force: true });
-  const args = [...VITEST, `--outputFile.json=${join(RESULTS, name)}`, ...(files.length > 0 ? files : ALL_TESTS)];
-  const { code, timedOut } = await run(join(bin, 'node'), args, {
+  return await runVitest(join(bin, 'node'), RESULTS, `node-${version}.json`, files.length > 0 ? files : TESTS_HERE, {
     cwd: root,
     env: { PATH: `${bin}${delimiter}${process.env.PATH}` }, // what tests start by name is of this version, too
-    timeoutMs: TESTS_MINUTES_MAX * MINUTE_MS,
+    minutesMax: TESTS_MINUTES_MAX,
   });
-  if (timedOut) console.log(`stopped after ${TESTS_MINUTES_MAX} minutes`);
-  return readVitestCounts(RESULTS, name, code);
 }
 
 try {

@@ -12,7 +12,7 @@ import { buildAll, buildVariant, variantFolder } from './build.mjs';
 import { setup } from './setup.mjs';
 import { RXE_RESULTS, RXE_RESULTS_FILE } from './test-rxe.mjs';
 import { fail, run, runOrThrow } from './tools/child.mjs';
-import { ESCAPE_SEQUENCE, readVitestCounts, VITEST } from './tools/vitest.mjs';
+import { ESCAPE_SEQUENCE, readVitestCounts, runVitest, TESTS_HERE } from './tools/vitest.mjs';
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)));
 const RESULTS = join(root, 'out/results');
@@ -22,6 +22,8 @@ const NICENESS_MAX = 19;
 const RXE_SECONDS_MAX = 900;
 /** Of a program. */
 const MINUTES_MAX = 5;
+/** Of tests of vitest. */
+const VITEST_MINUTES_MAX = 15;
 /** Of one that takes what another suite leaves of the processors. */
 const MINUTES_BESIDE_MAX = 14;
 /** What starts a program beside another suite: the virtual machine leaves some time to whoever can wait for it. */
@@ -137,12 +139,8 @@ async function nativeTests(variant, beside) {
  * @returns {Promise<Counts>}
  */
 async function vitestTests(name, selection, env = {}) {
-  const file = `${name}.json`;
-  rmSync(join(RESULTS, file), { force: true });
-  const args = [...VITEST, `--outputFile.json=${join(RESULTS, file)}`, ...selection];
-  const { code, timedOut } = await run(process.execPath, args, { cwd: root, env, timeoutMs: 15 * MINUTE_MS });
-  if (timedOut) console.log('stopped after 15 minutes');
-  return readVitestCounts(RESULTS, file, code);
+  const options = { cwd: root, env, minutesMax: VITEST_MINUTES_MAX };
+  return await runVitest(process.execPath, RESULTS, `${name}.json`, selection, options);
 }
 
 async function libraryPath(name) {
@@ -221,7 +219,7 @@ const SUITES = [
     name: 'unit',
     title: 'tests on this machine',
     needs: 'build',
-    run: () => vitestTests('unit', ['--exclude=test/rxe/**', '--exclude=test/*/long/**']),
+    run: () => vitestTests('unit', TESTS_HERE),
   },
   {
     name: 'native',

@@ -192,18 +192,18 @@ export class LogPermissions<Log extends { readonly length: number } = Memory> {
     if (link === undefined) {
       throw new QuorateError('QUORATE_LINK_DEAD', `replica ${peer} has no log link to enable now; a fresh one is made`);
     }
+    // With qp-flags the change itself tells, and a query would cost as much.
+    if (this.strategy !== 'qp-flags' && link.queuePair.query().state !== QpState.RTS) {
+      return this.refuseDead(peer, link);
+    }
     if (this.strategy === 'mr-dereg') {
-      if (link.queuePair.query().state !== QpState.RTS) return this.refuseDead(peer, link);
       const region = this.spareRegions.pop() ?? this.register();
       this.isSpareRefused = false;
       this.granted = { peer, link, region };
       return region.rkey;
     }
-    if (this.strategy === 'qp-flush') {
-      // Of one that has failed the marker would be dropped now, and waited for in vain if the device did not tell its state then.
-      if (link.queuePair.query().state !== QpState.RTS) return this.refuseDead(peer, link);
-      this.dropMarkers();
-    }
+    // Not of this link, whose marker would be waited for in vain: it works, as was asked just now.
+    if (this.strategy === 'qp-flush') this.dropMarkers();
     this.granted = { peer, link, region: null };
     try {
       link.queuePair.setAccessFlags(READ_WRITE);

@@ -773,19 +773,18 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
           this.durability?.promiseFailed(new QuorateError(message.code, message.message));
           break;
         }
-        if (message.code !== 'QUORATE_LINK_DEAD') {
-          const before = this.grantWarnings.admit(message.code);
-          if (before === undefined) break;
-          this.warn(new QuorateError(message.code, `granting replica ${message.peer}: ${message.message}${before}`));
-        }
+        if (message.code === 'QUORATE_LINK_DEAD') break;
+        this.warnOfPermissions(message.code, `granting replica ${message.peer}: ${message.message}`);
         break;
-      case 'permissionsFailed': {
-        const before = this.grantWarnings.admit(message.code);
-        if (before === undefined) break;
-        this.warn(new QuorateError(message.code, `${message.what}: ${message.message}; it is tried again${before}`));
+      case 'permissionsFailed':
+        this.warnOfPermissions(message.code, `${message.what}: ${message.message}; it is tried again`);
         break;
-      }
     }
+  }
+
+  private warnOfPermissions(code: string, text: string): void {
+    const told = this.grantWarnings.limited(new QuorateError(code, text), code);
+    if (told !== undefined) this.warn(told);
   }
 
   /**

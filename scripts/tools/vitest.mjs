@@ -1,6 +1,12 @@
 // How the scripts run vitest, and how they count what it did.
-import { existsSync, readFileSync } from 'node:fs';
+import { existsSync, readFileSync, rmSync } from 'node:fs';
 import { join, relative } from 'node:path';
+import { run } from './child.mjs';
+
+const MINUTE_MS = 60_000;
+
+/** Arguments that select the tests on this machine. */
+export const TESTS_HERE = ['--exclude=test/rxe/**', '--exclude=test/*/long/**'];
 
 /** Arguments for Node.js that run vitest once; `--outputFile.json=PATH` says where its results go. */
 export const VITEST = [
@@ -55,4 +61,22 @@ export function readVitestCounts(folder, name, exitCode) {
     skipped: results.numPendingTests + results.numTodoTests,
     failures,
   };
+}
+
+/**
+ * Runs tests for a limited time, and counts them.
+ * @param {string} node the program that runs them
+ * @param {string} folder where the file of results goes
+ * @param {string} name of that file
+ * @param {string[]} selection
+ * @param {{ cwd: string, minutesMax: number, env?: Record<string, string> }} options
+ * @returns {Promise<Counts>}
+ */
+export async function runVitest(node, folder, name, selection, { cwd, minutesMax, env = {} }) {
+  const path = join(folder, name);
+  rmSync(path, { force: true });
+  const args = [...VITEST, `--outputFile.json=${path}`, ...selection];
+  const { code, timedOut } = await run(node, args, { cwd, env, timeoutMs: minutesMax * MINUTE_MS });
+  if (timedOut) console.log(`stopped after ${minutesMax} minutes`);
+  return readVitestCounts(folder, name, code);
 }
