@@ -150,15 +150,16 @@ describe('the death of a peer process', () => {
   });
 });
 
+const pidfds = () =>
+  readdirSync('/proc/self/fd').filter((fd) => {
+    try {
+      return readlinkSync(`/proc/self/fd/${fd}`) === 'anon_inode:[pidfd]';
+    } catch {
+      return false; // that of the folder itself
+    }
+  }).length;
+
 it('a peer process that is closed holds no descriptors, whoever keeps its object', () => {
-  const pidfds = () =>
-    readdirSync('/proc/self/fd').filter((fd) => {
-      try {
-        return readlinkSync(`/proc/self/fd/${fd}`) === 'anon_inode:[pidfd]';
-      } catch {
-        return false; // that of the folder itself
-      }
-    }).length;
   const [context, peer, other] = [openDevice('shm'), openDevice('shm'), openDevice('shm')];
   const before = pidfds();
   const process = context.openPeerProcess(peer.chooseGid().gid) as PeerProcess;
@@ -171,6 +172,15 @@ it('a peer process that is closed holds no descriptors, whoever keeps its object
   expect(process.closed).toBe(true);
   expect(thrownBy(() => process.alive).code).toBe('QUORATE_CLOSED');
   for (const device of [context, other]) device.close();
+});
+
+it('a context that is closed holds no descriptors of the processes that it met', () => {
+  const before = pidfds();
+  const [context, peer] = [openDevice('shm'), openDevice('shm')];
+  context.openPeerProcess(peer.chooseGid().gid)?.close();
+  context.close();
+  peer.close();
+  expect(pidfds()).toBeLessThanOrEqual(before); // those of contexts that nobody closed may be collected meanwhile
 });
 
 describe('bad arguments to a waiter', () => {

@@ -205,8 +205,10 @@ void ShmContext::close() {
   closed_.store(true, std::memory_order_release);
   asyncEvents_.close();
   std::vector<std::shared_ptr<ShmMemory>> memories;
+  std::unordered_map<uint64_t, std::shared_ptr<PeerHca>> peers;
   {
     const std::lock_guard<std::mutex> tables(tablesMutex_);
+    peers.swap(peers_);
     for (const auto& entry : memories_) {
       if (std::shared_ptr<ShmMemory> memory = entry.lock()) memories.push_back(std::move(memory));
     }
