@@ -159,6 +159,14 @@ class PeerWatch {
     this.grant = new SealedBlockReader(GRANT_BLOCK_WORDS, (words) => isPossibleGrant(words, logBytes));
   }
 
+  /** Whether the block names the process that beats there: one that does not counts nowhere, and would not be asked for again. */
+  isOf(block: Uint32Array, bootIdIndex: number, processIdIndex: number): boolean {
+    const { body } = this.background;
+    return (
+      readU53(block, bootIdIndex) === readU53(body, BackgroundField.bootId) &&
+      readU53(block, processIdIndex) === readU53(body, BackgroundField.processId)
+    );
+  }
   promisedEpoch(): number {
     return readEpoch(this.background.body, BackgroundField.promisedEpoch);
   }
@@ -448,7 +456,8 @@ export class BackgroundPlane {
         if (
           readU53(grant, GrantField.epoch) === this.candidateEpoch &&
           grant[GrantField.candidate] === this.options.id &&
-          grant[GrantField.requestSequence] === watch.requestSequence
+          grant[GrantField.requestSequence] === watch.requestSequence &&
+          watch.isOf(grant, GrantField.bootId, GrantField.processId)
         ) {
           watch.granted = true;
           words.set(grant, view + GRANT_BLOCK_OFFSET_WORDS);

@@ -136,6 +136,8 @@ test.each<[string, Falsify]>([
   ['no end', (body) => writeU53(body, GrantField.tailLsn, 2 ** 60)],
   ['an end beyond its ring', (body) => add(body, GrantField.tailLsn, 2 ** 30)],
   ['a later epoch than its last run', (body) => add(body, GrantField.tailEpoch, 1)],
+  ['the name of another life', (body) => add(body, GrantField.bootId, 1)],
+  ['the name of another process', (body) => add(body, GrantField.processId, 1)],
   ['more runs than fit', (body) => body.fill(0xffffffff, GrantField.runCount, GrantField.runCount + 1)],
 ])('a grant with %s is none, and is taken when it is true', (_, falsify) => {
   const script = led();
