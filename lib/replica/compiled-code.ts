@@ -5,6 +5,7 @@
 // knows of objects of which none is there: in a busy service, within minutes, that is all of a takeover, rehearsed at start.
 // The next takeover would have to learn it again, at the worst moment. So V8 is told to keep it.
 import { setFlagsFromString } from 'node:v8';
+import { beginFirstCalls, endFirstCalls } from '../verbs/first-calls.js';
 
 /** As good as for ever, within what V8 can count. */
 const COLLECTIONS = 1_000_000_000;
@@ -12,20 +13,18 @@ const COLLECTIONS = 1_000_000_000;
 const AT_FIRST_CALL = 'always-sparkplug';
 /** It is the user's own setting. */
 const isAlwaysAtFirstCall = process.execArgv.includes(`--${AT_FIRST_CALL}`);
-/** How many have asked for it in this thread, and are not done. */
-let asking = 0;
 
 /**
- * Has V8 compile functions of all threads of this process at their first call, until the function that is returned is called.
- * Threads should not start meanwhile: they take longer.
+ * Has V8 compile functions of all threads of this process at their first call, until the function that is returned is called,
+ * or the calling thread ends. Threads should not start meanwhile: they take longer.
  */
 export function compileAtFirstCall(): () => void {
-  let isAsking = true;
-  if (asking++ === 0 && !isAlwaysAtFirstCall) setFlagsFromString(`--${AT_FIRST_CALL}`);
+  let isAsking = !isAlwaysAtFirstCall;
+  if (isAsking && beginFirstCalls()) setFlagsFromString(`--${AT_FIRST_CALL}`);
   return () => {
     if (!isAsking) return;
     isAsking = false;
-    if (--asking === 0 && !isAlwaysAtFirstCall) setFlagsFromString(`--no-${AT_FIRST_CALL}`);
+    if (endFirstCalls()) setFlagsFromString(`--no-${AT_FIRST_CALL}`);
   };
 }
 

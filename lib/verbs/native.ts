@@ -1172,6 +1172,9 @@ export interface NativeAddon {
   lockFile(descriptor: number): boolean;
   /** 53 bits that stand for the bytes, and for `before` (0 .. 2^53 - 1). */
   checksum(bytes: Uint8Array | readonly Uint8Array[], before: number): number;
+  /** See first-calls.ts. At the end of a thread it counts as ended, and V8 is told if it was the last. */
+  beginFirstCalls(): boolean;
+  endFirstCalls(): boolean;
   /** CLOCK_MONOTONIC in nanoseconds (exact to the nanosecond for the first 104 days of uptime). */
   monotonicNs(): number;
 

@@ -8,6 +8,7 @@
 
 #include "addon/arguments.h"
 #include "addon/checksum.h"
+#include "addon/first_calls.h"
 #include "addon/share_table.h"
 
 namespace quorate::addon {
@@ -159,6 +160,7 @@ Environment::Environment(napi_env env) : env_(env) {
 }
 
 Environment::~Environment() {
+  endFirstCalls(*this);
   ShareTable::instance().dropOwned(this);  // the thread may have been terminated before it could withdraw them
   // The last thread that leaves takes down what is still in the share table: nobody can adopt it any more, and the
   // files behind it would otherwise stay behind.
@@ -207,7 +209,8 @@ void Environment::attach(Napi::Env env, Napi::Object exports) {
       function<unshareFunction>(self, "unshare"),
       function<diagnosticsFunction>(self, "diagnostics"),
   };
-  for (const auto& more : {deviceFunctions(self), waitFunctions(self), cmFunctions(self), checksumFunctions(self)}) {
+  for (const auto& more : {deviceFunctions(self), waitFunctions(self), cmFunctions(self), checksumFunctions(self),
+                           firstCallFunctions(self)}) {
     functions.insert(functions.end(), more.begin(), more.end());
   }
   check(env, napi_define_properties(env, exports, functions.size(), functions.data()));

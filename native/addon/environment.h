@@ -92,6 +92,8 @@ class Environment : public std::enable_shared_from_this<Environment> {
 
   // Watchers of events in this thread's event loop, by what they watch. A watcher removes itself when it closes.
   std::unordered_map<const VerbsObject*, EventWatcher*> watchers;
+  // See first_calls.h.
+  size_t firstCalls = 0;
 
  private:
   void defineClass(Napi::Object exports, Kind kind, const std::vector<napi_property_descriptor>& properties,

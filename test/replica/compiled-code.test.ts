@@ -10,6 +10,7 @@ import { Replica } from '#lib/index.js';
 import { freePorts, members, optionsFor } from './fixture.ts';
 
 const TIERS = new URL('fixtures/tiers.mjs', import.meta.url).pathname;
+const TERMINATED = new URL('fixtures/rehearsal-terminated.mjs', import.meta.url).pathname;
 const PROGRAM = new URL('fixtures/growing-old.mjs', import.meta.url).pathname;
 
 const run = promisify(execFile);
@@ -65,6 +66,12 @@ test('after the rehearsal nothing of a takeover is interpreted', async () => {
 
 test('but what is short is, if V8 is to be left alone', async () => {
   expect(await interpreted(false)).toEqual(expect.arrayContaining(['recallLease', 'removeWriteAccess']));
+});
+
+test('a thread that is terminated while its replica rehearses has V8 interpret again', async () => {
+  const args = ['--allow-natives-syntax', TERMINATED, `${(await freePorts(1))[0]}`];
+  const { stdout } = await run(process.execPath, args, { timeout: 25_000 });
+  expect(stdout).toBe('interpreted');
 });
 
 test('the option is a boolean', async () => {
