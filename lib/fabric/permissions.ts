@@ -25,7 +25,7 @@ import { Access, QpState } from '../verbs/rights.js';
 export const PERMISSION_STRATEGIES = ['mr-dereg', 'qp-flush', 'qp-flags'] as const;
 export type PermissionStrategy = (typeof PERMISSION_STRATEGIES)[number];
 
-/** How long qp-flush waits for the flush completion before it reports the revocation as unproven. */
+/** How long qp-flush waits for the flush completion before it reports the revocation as unproven; from then on it only looks. */
 const FLUSH_TIMEOUT_NS = 2e9;
 const MARKERS_POLLED_MAX = 64;
 
@@ -109,6 +109,8 @@ export class LogPermissions<Log extends { readonly length: number } = Memory> {
   private readonly spareRegions: PermissionRegion[] = [];
   /** The device refused a region for the next grant, which asks once more. */
   private isSpareRefused = false;
+  /** Why the revocation that is asked for again is not proven; null if no marker was waited for in vain. */
+  private overdue: QuorateError | null = null;
   private granted: { peer: number; link: IncomingLogLink; region: PermissionRegion | null } | null = null;
 
   constructor(
@@ -270,13 +272,20 @@ export class LogPermissions<Log extends { readonly length: number } = Memory> {
     const deadline_ns = this.now_ns() + FLUSH_TIMEOUT_NS;
     for (;;) {
       // Those of others were flushed because their peer's operation failed; nobody waits for them.
-      for (const { qpNum } of this.incomingQueue.poll(MARKERS_POLLED_MAX)) if (qpNum === queuePair.number) return;
+      for (const { qpNum } of this.incomingQueue.poll(MARKERS_POLLED_MAX)) {
+        if (qpNum !== queuePair.number) continue;
+        this.overdue = null;
+        return;
+      }
+      // This thread has more to do: one that does not beat is taken for dead.
+      if (this.overdue !== null) throw this.overdue;
       if (this.now_ns() > deadline_ns) {
-        throw new QuorateError(
+        this.overdue = new QuorateError(
           'QUORATE_REVOKE_FAILED',
           `the flush marker of queue pair ${queuePair.number} did not arrive within ${FLUSH_TIMEOUT_NS / 1e6} ms; the ` +
             'permission of its peer is not proven revoked, so no other is granted',
         );
+        throw this.overdue;
       }
     }
   }

@@ -176,6 +176,51 @@ describe('a flush marker', () => {
   });
 });
 
+it('a flush marker that does not come is waited for once: then it is looked for, and others can be granted when it is there', () => {
+  const PEER = 3;
+  const OTHER = 4;
+  let now_ms = 0;
+  let polls = 0;
+  const flushed: { qpNum: number }[] = [];
+  /** Each look takes a millisecond. */
+  const queue = {
+    poll: () => {
+      now_ms++;
+      polls++;
+      return flushed.splice(0);
+    },
+  };
+  const link = (number: number) => ({
+    generation: number,
+    queuePair: {
+      number,
+      setAccessFlags: () => {},
+      modify: () => {},
+      query: () => ({ state: QpState.RTS }),
+      close: () => {},
+    },
+  });
+  const now_ns = () => now_ms * 1e6;
+  const none = { registerMemory: () => expect.unreachable() };
+  const permissions = new LogPermissions('qp-flush', none, { length: 64 }, queue, () => {}, fails, now_ns);
+  permissions.setLink(PEER, link(8));
+  permissions.setLink(OTHER, link(9));
+  permissions.enable(PEER);
+  const late = expect.objectContaining({ code: 'QUORATE_REVOKE_FAILED' });
+  expect(() => permissions.revoke(PEER)).toThrow(late);
+  // Whoever waits meanwhile does not beat, and is taken for dead.
+  polls = 0;
+  for (let tick = 0; tick < 5; tick++) expect(() => permissions.revoke(PEER)).toThrow(late);
+  expect(polls).toBe(5);
+  flushed.push({ qpNum: 7 }, { qpNum: 8 });
+  permissions.revoke(PEER);
+  expect(permissions.enable(OTHER)).toBe(0);
+  // That one's is waited for.
+  polls = 0;
+  expect(() => permissions.revoke(OTHER)).toThrow(late);
+  expect(polls).toBeGreaterThan(5);
+});
+
 describe('a device that fails', () => {
   const PEER = 3;
   const OTHER = 4;
