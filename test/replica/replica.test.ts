@@ -12,7 +12,7 @@ import { afterEach, describe, expect, it, vi } from 'vitest';
 import { type MemberAddress, Replica } from '#lib/index.js';
 import { WARNING_INTERVAL_MS } from '#lib/replica/control/limits.js';
 import { Mailbox } from '#lib/replica/mailbox/mailbox.js';
-import { Context } from '#lib/verbs/index.js';
+import { Context, Fence, unshare } from '#lib/verbs/index.js';
 import { addon } from '#lib/verbs/load-addon.js';
 import { answers, CommandLog, members, openCluster, optionsFor, type TestCluster, waitFor } from './fixture.js';
 
@@ -56,6 +56,22 @@ it('says so, and leaves nothing behind, when Node.js starts no background thread
     syncBuiltinESMExports();
   }
   expect(addon.diagnostics().sharedTokens).toBe(sharedTokens);
+});
+
+it('says so, and leaves nothing behind, when threads of the process share as many objects as they may', async () => {
+  const tokens: number[] = [];
+  const shareAnother = (): void => void tokens.push(new Fence().share());
+  expect(() => {
+    for (;;) shareAnother();
+  }).toThrow(expect.objectContaining({ code: 'QUORATE_LIMIT' }));
+  try {
+    for (const token of tokens.splice(-11)) unshare(token); // one fewer than it shares with its background thread
+    const { sharedTokens } = addon.diagnostics();
+    await expect(Replica.open(optionsFor(0, await members(1)))).rejects.toMatchObject({ code: 'QUORATE_LIMIT' });
+    expect(addon.diagnostics().sharedTokens).toBe(sharedTokens);
+  } finally {
+    for (const token of tokens) unshare(token);
+  }
 });
 
 it('is closed but for what cannot be closed, and says so', async () => {
