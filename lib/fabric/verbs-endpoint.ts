@@ -256,7 +256,11 @@ export class VerbsEndpoint {
   /** The process behind a link's other end, where the host can tell whether it lives. */
   peerProcess(reply: LinkReply): PeerProcess | null {
     if (!this.isShm) return null;
-    for (const process of this.peerProcesses) if (process.closed) this.peerProcesses.delete(process);
+    for (const process of this.peerProcesses) {
+      if (!process.closed) continue;
+      process.close(); // the background thread did, and this thread's object keeps its descriptors until it does
+      this.peerProcesses.delete(process);
+    }
     const process = this.context.openPeerProcess(reply.queuePair.gid);
     if (process !== null) this.peerProcesses.add(process);
     return process;

@@ -1,7 +1,7 @@
 // What the replicas tell each other about their links, when the control connections between two of them are down in that
 // moment. On shm, all members in this process, those two behind gates.
 import type { EventEmitter } from 'node:events';
-import { mkdtempSync, rmSync } from 'node:fs';
+import { mkdtempSync, readdirSync, readlinkSync, rmSync } from 'node:fs';
 import { connect, createServer, type Server, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -122,21 +122,43 @@ it('a follower that was cut off from its leader when that lost its leadership fo
   expect(machines[1]?.commands).toEqual(['first', 'second', 'third']);
 }, 60_000);
 
-it('links to a peer that comes back leave nothing behind of those before', async () => {
+/** A cluster of three, and what has the last of them end and come back. */
+async function openWithReturning(): Promise<() => Promise<void>> {
   const cluster = await openCluster(3, { profile: 'balanced' });
   const replicas = [...cluster.replicas];
   closing.push(() => Promise.all(replicas.map((replica) => replica.close())));
   const isWhole = () =>
     replicas.every((replica) => replica.status().isVoter && replica.status().peers.every(({ linked }) => linked));
-  const comeBack = async (): Promise<void> => {
+  await waitFor(isWhole, 'all links of the beginning');
+  return async () => {
     await replicas[2]?.close();
     replicas[2] = await Replica.open(optionsFor(2, cluster.members, { profile: 'balanced' }));
     await waitFor(isWhole, 'the replica to be back');
   };
-  await waitFor(isWhole, 'all links of the beginning');
+}
+
+it('links to a peer that comes back leave nothing behind of those before', async () => {
+  const comeBack = await openWithReturning();
   const { sharedTokens } = addon.diagnostics();
   for (let count = 0; count < 3; count++) await comeBack();
   await waitFor(() => addon.diagnostics().sharedTokens <= sharedTokens, 'what the links had to be closed');
+});
+
+it('a peer that comes back again and again takes no more descriptors each time', async () => {
+  const pidfds = () =>
+    readdirSync('/proc/self/fd').filter((fd) => {
+      try {
+        return readlinkSync(`/proc/self/fd/${fd}`) === 'anon_inode:[pidfd]';
+      } catch {
+        return false; // that of the folder itself
+      }
+    }).length;
+  const comeBack = await openWithReturning();
+  const returns = 4;
+  const before = pidfds();
+  for (let count = 0; count < returns; count++) await comeBack();
+  // Each of the two others may not have come to the process before the last.
+  expect(pidfds()).toBeLessThanOrEqual(before + 2);
 });
 
 it('what a background thread is told of a peer, and has not come to when it ends, is closed with its replica', async () => {
