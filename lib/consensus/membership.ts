@@ -20,7 +20,8 @@ export type MembershipChange =
       readonly id: number;
       readonly host: string;
       readonly port: number;
-      readonly priority: number;
+      /** Undefined: that of the spare that becomes a learner, else 0. */
+      readonly priority?: number | undefined;
     }
   | { readonly kind: 'promote'; readonly id: number }
   | { readonly kind: 'remove'; readonly id: number }
@@ -180,7 +181,7 @@ function add(
   member: ConfigurationMember | undefined,
   change: MembershipChange & { kind: 'addLearner' | 'addSpare' },
 ): Configuration | MembershipRefusal {
-  const { id, host, port, priority } = change;
+  const { id, host, port, priority = member?.priority ?? 0 } = change;
   const isSpareToLearner = member?.role === 'spare' && change.kind === 'addLearner';
   if (member !== undefined && !isSpareToLearner) {
     return refuse('QUORATE_MEMBER_EXISTS', `replica ${id} is a ${member.role} already`);

@@ -182,7 +182,7 @@ export class MembershipRequests {
   async replace(oldId: number, member: NewMember, timeoutMs: number): Promise<void> {
     const endsAt_ms = performance.now() + timeoutMs;
     const { plane } = this.options;
-    const { id, host, port, priority = 0 } = member;
+    const { id, host, port, priority } = member;
     // What a replica that does not lead knows of the members may be old, or may never be committed.
     if (plane.role !== 'leader') throw this.options.notLeader();
     const roleOf = (one: number) => memberWithId(plane.configuration, one)?.role;

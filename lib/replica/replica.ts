@@ -1415,8 +1415,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
 
   /**
    * Adds a member that gets the log and counts for nothing, to be promoted once it has caught up; its process is opened
-   * with `join`, before or after. A spare becomes a learner. Like all changes of the membership this works at the leader,
-   * one change at a time, and resolves when the change is committed.
+   * with `join`, before or after. A spare becomes a learner, with the priority that it has unless one is given. Like all
+   * changes of the membership this works at the leader, one change at a time, and resolves when the change is committed.
    *
    * Rejects with QUORATE_NOT_LEADER (whose `leader` says where to go), QUORATE_CHANGE_IN_PROGRESS (another change,
    * perhaps one that the leader makes by itself for a replica that came back, is not committed yet: try again),
@@ -1435,7 +1435,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
 
   private async add(kind: 'addLearner' | 'addSpare', member: NewMember): Promise<void> {
     checkMember(member, 'member');
-    const { id, host, port, priority = 0 } = member;
+    const { id, host, port, priority } = member;
     await (await this.leading()).change({ kind, id, host, port, priority });
   }
 

@@ -436,6 +436,24 @@ describe('membership', () => {
     await waitFor(() => spare.status().isVoter, 'the spare to be a voter');
   });
 
+  it.each(['addLearner', 'replace'])('leaves a spare the priority that it was added with at %s()', async (way) => {
+    const leader = await found(way === 'replace' ? 2 : 1, 3);
+    await leader.addSpare({ ...place(2), priority: 7 });
+    await join(2);
+    const priority = () => leader.status().members.find(({ id }) => id === 2)?.priority;
+    expect(priority()).toBe(7);
+    const other = [0, 1].find((id) => id !== leader.id) as number;
+    await (way === 'replace' ? leader.replace(other, place(2)) : leader.addLearner(place(2)));
+    expect(priority()).toBe(7);
+  });
+
+  it('gives a spare the priority that it is made a learner with', async () => {
+    const leader = await found(1, 2);
+    await leader.addSpare({ ...place(1), priority: 7 });
+    await leader.addLearner({ ...place(1), priority: 0 });
+    expect(leader.status().members[1]).toMatchObject({ role: 'learner', priority: 0 });
+  });
+
   it('refuses what cannot be done, by code, and does nothing then', async () => {
     const leader = await found(3, 5);
     const follower = [...replicas.values()].find((replica) => replica !== leader) as Replica<number>;
