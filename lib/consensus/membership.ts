@@ -7,6 +7,7 @@
 import {
   type Configuration,
   type ConfigurationMember,
+  checkConfiguration,
   majority,
   memberWithId,
   withMember,
@@ -149,11 +150,11 @@ export function planChange(
     }
     case 'remove': {
       if (member === undefined) return unknown(configuration, change.id);
-      if (member.role !== 'voter') return withoutMember(configuration, change.id);
+      if (member.role !== 'voter') return removed(configuration, member, view);
       if (configuration.voters.length === 1) {
         return refuse('QUORATE_LAST_VOTER', `replica ${member.id} is the only voter and cannot be removed`);
       }
-      return guarded(withoutMember(configuration, change.id), view);
+      return guarded(removed(configuration, member, view), view);
     }
     case 'changeAddress': {
       if (member === undefined) return unknown(configuration, change.id);
@@ -164,6 +165,22 @@ export function planChange(
       if (member === undefined) return unknown(configuration, change.id);
       return withMember(configuration, { ...member, priority: Math.min(PRIORITY_MAX, change.priority) });
   }
+}
+
+/**
+ * Without the member. If it is there, its place is given up and not free: whoever was called up for it while it was gone
+ * becomes a spare again, and no voter by itself.
+ */
+function removed(configuration: Configuration, member: ConfigurationMember, view: LeaderView): Configuration {
+  const next = withoutMember(configuration, member.id);
+  const holdsPlace = member.role === 'voter' || member.returning;
+  const isThere = member.id === view.id || (view.trusts(member.id) && view.linkedLife(member.id) !== 0);
+  if (!holdsPlace || !isThere) return next;
+  const members = next.members.map((one): ConfigurationMember => {
+    const { replaces, ...rest } = one;
+    return replaces === member.id ? { ...rest, role: 'spare' } : one;
+  });
+  return checkConfiguration({ ...next, members });
 }
 
 /** A refusal if the address is another member's. */

@@ -180,6 +180,17 @@ describe('a voter that is gone', () => {
     expect(leader.wait(1)).toEqual(['begun 1 by 4', 'removed 1 by 4', 'done 1 by 4']);
   });
 
+  test('is replaced by the spare that was called up for it also if it is removed on request meanwhile', () => {
+    const leader = new Leader(cluster(3, 1));
+    leader.away.add(2);
+    leader.lag.set(3, LEARNER_LAG_BYTES_MAX + 1);
+    expect(leader.wait(11)).toEqual(['begun 2 by 3']);
+    const { configuration } = leader;
+    leader.configuration = planChange(configuration, { kind: 'remove', id: 2 }, leader) as Configuration;
+    leader.lag.set(3, 0);
+    expect(leader.wait(1)).toEqual(['done 2 by 3']);
+  });
+
   test('is replaced even if the spare dies when the voter was just removed', () => {
     const leader = voterRemoved(2);
     expect(leader.roles).toEqual(['voter 0', 'voter 2', 'learner 3 for 1', 'spare 4']);
@@ -269,6 +280,21 @@ describe('nobody is replaced', () => {
     expect(leader.wait(100)).toEqual([]);
     leader.away.delete(3);
     expect(leader.wait(1)).toEqual(['begun 1 by 3', 'removed 1 by 3', 'done 1 by 3']);
+  });
+
+  test('when a voter that had come back is removed on request: who was called up for it is a spare again', () => {
+    const leader = new Leader(cluster(3, 1));
+    leader.away.add(2);
+    leader.lag.set(3, LEARNER_LAG_BYTES_MAX + 1);
+    expect(leader.wait(11)).toEqual(['begun 2 by 3']);
+    leader.away.delete(2);
+    leader.lag.set(3, 0);
+    expect(leader.wait(60)).toEqual([]);
+    const { configuration } = leader;
+    leader.configuration = planChange(configuration, { kind: 'remove', id: 2 }, leader) as Configuration;
+    expect(replacementNews(configuration, leader.configuration)).toEqual([{ state: 'cancelled', voter: 2, spare: 3 }]);
+    expect(leader.wait(60)).toEqual([]);
+    expect(leader.roles).toEqual(['voter 0', 'voter 1', 'spare 3']);
   });
 
   test('by a leader that no majority follows', () => {
