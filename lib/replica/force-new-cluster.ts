@@ -60,7 +60,7 @@ export interface Fork {
   /** Everything below is in the state of the survivor. */
   readonly position: ChainPosition;
   readonly sessions: Uint8Array;
-  /** Where the survivor listens. */
+  /** Where the survivor listens, with the priority that it has. */
   readonly place: { readonly id: number; readonly host: string; readonly port: number; readonly priority: number };
 }
 

@@ -998,7 +998,9 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       evenIfNotVoter,
     );
     if (refusal !== null) throw refusal;
-    const { host, port, priority } = memberWithId(plane.configuration, this.id) ?? this.self;
+    const { priority } = memberWithId(plane.configuration, this.id) ?? this.self;
+    // Not where it is listed: it may be unable to listen there, as when its directory was brought to another host.
+    const { host, port } = this.place.at;
     // What the log holds besides is of no later epoch than these.
     if (!hasForkEpochs(plane.appliedPosition.epoch, plane.promisedEpoch)) {
       throw new QuorateError(

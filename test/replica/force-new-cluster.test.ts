@@ -1,7 +1,9 @@
 // When a majority is lost a survivor can be made the only voter of a new cluster, if that is asked for in so many words and
 // nobody else can lead; members of the old cluster take no part in it. Real processes, on shm.
 import { spawnSync } from 'node:child_process';
+import { once } from 'node:events';
 import { mkdtempSync, readdirSync, rmSync } from 'node:fs';
+import { type AddressInfo, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, expect, it, vi } from 'vitest';
@@ -305,6 +307,32 @@ it('is begun once from a survivor: its state machine has gone on with the new cl
     });
   } finally {
     await Promise.all([survivor, other, forced].map((replica) => replica?.close()));
+  }
+});
+
+it('goes on where the survivor listens, which may not be where the old cluster had it', async () => {
+  const cluster = await openCluster(2);
+  const [survivor, other] = cluster.replicas as [Replica<number>, Replica<number>];
+  const taken = createServer();
+  let forced: Replica<number> | undefined;
+  try {
+    const port = await new Promise<number>((resolve) => {
+      taken.listen(0, '127.0.0.1', () => resolve((taken.address() as AddressInfo).port));
+    });
+    const warned = once(survivor, 'warning');
+    await (await cluster.leader()).changeAddress(survivor.id, { host: '127.0.0.1', port });
+    expect(await warned).toMatchObject([{ code: 'QUORATE_ADDRESS_CHANGE' }]);
+    await other.close();
+    await waitFor(() => {
+      const { leader, peers } = survivor.status();
+      return leader === undefined && peers.every(({ trusted }) => !trusted);
+    }, 'the loss of the majority');
+    forced = await Replica.forceNewCluster(survivor, ACCEPTED);
+    expect(forced.status().members).toMatchObject([cluster.members[survivor.id]]);
+    await forced.propose(Buffer.from('a'));
+  } finally {
+    await Promise.all([survivor, other, forced].map((replica) => replica?.close()));
+    taken.close();
   }
 });
 
