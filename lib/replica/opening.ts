@@ -59,7 +59,7 @@ export class Opening {
 }
 
 /** Others look for a member where the configuration has it. */
-function elsewhere({ id, place, known }: OpeningView): string[] {
+export function elsewhere({ id, place, known }: Pick<OpeningView, 'id' | 'place' | 'known'>): string[] {
   const listed = known === null ? undefined : memberWithId(known, id);
   if (listed === undefined || (listed.host === place.host && listed.port === place.port)) return [];
   const [there, here] = [listed, place].map(({ host, port }) => `${host}:${port}`);

@@ -64,7 +64,7 @@ import { MemberDirectory } from './member-directory.js';
 import { memberStatuses, peerStatuses } from './member-statuses.js';
 import { CATCH_UP_TIMEOUT_DEFAULT_MS, MembershipRequests, TRANSFER_TIMEOUT_DEFAULT_MS } from './membership-requests.js';
 import { NotLeaderError } from './not-leader-error.js';
-import { Opening } from './opening.js';
+import { elsewhere, Opening } from './opening.js';
 import { OutcomeUnknownError } from './pending-proposals.js';
 import { housekeepingIntervalMs, resolveProfile } from './profiles.js';
 import { type Elsewhere, Proposals } from './proposals.js';
@@ -590,6 +590,23 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     });
     if (this.failure !== undefined) throw this.failure;
     this.isOpen = true;
+    this.warnIfElsewhere();
+  }
+
+  /**
+   * Others look for this replica where the configuration lists it. One that follows a leader is found; one that waited for
+   * none may not be. Under what names the founders know each other is their own business.
+   */
+  private warnIfElsewhere(): void {
+    const { known } = this.membership;
+    const { genesis } = this.formation;
+    if (known === null || genesis === null || this.leaderId() !== undefined) return;
+    const [listed, founder] = [known, genesis].map((configuration) => memberWithId(configuration, this.id));
+    if (listed?.host === founder?.host && listed?.port === founder?.port) return;
+    for (const text of elsewhere({ id: this.id, place: this.place.at, known })) {
+      const message = `replica ${this.id} is open, and others may not find it: ${text}`;
+      this.warn(new QuorateError('QUORATE_ADDRESS_CHANGE', message));
+    }
   }
 
   // -- durable mode ------------------------------------------------------------------------------------------------
