@@ -1556,7 +1556,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
     this.propose(new Uint8Array(0), { forward: false }).catch(() => {}); // there is no leader yet
   }
 
-  /** What this replica knows now; of one that is closed, what it knew last. */
+  /** What this replica knows now; of one that is closed, what it knew last, but that it leads no more. */
   status(): ReplicaStatus {
     const { plane } = this;
     const { known } = this.membership;
@@ -1571,7 +1571,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
         (own?.bootId !== this.bootId && known.version > inForce.version));
     const configuration = isTold ? known : inForce;
     const { id, links } = this;
-    const view = { id, plane, links, trusts: (peer: number) => this.trusts(peer) };
+    // Of what a leader has of the others' logs nothing is left, as its role says.
+    const view = { id, plane: isClosed ? undefined : plane, links, trusts: (peer: number) => this.trusts(peer) };
     return {
       id,
       role: isClosed ? 'follower' : (plane?.role ?? 'follower'),
@@ -1590,7 +1591,7 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       voters: configuration?.voters.map((voter) => voter.id) ?? [],
       configurationVersion: configuration?.version ?? 0,
       members: configuration === undefined ? [] : memberStatuses(view, configuration),
-      transferringTo: plane === undefined || plane.transferringTo < 0 ? undefined : plane.transferringTo,
+      transferringTo: isClosed || plane === undefined || plane.transferringTo < 0 ? undefined : plane.transferringTo,
       pendingProposals: this.proposals.size + this.forwarded.size,
       pendingReadBarriers: this.readBarriers.size + this.followerReads.size,
       leaseRemainingUs: isClosed ? 0 : Math.floor((plane?.leaseRemaining_ns(monotonicNs()) ?? 0) / 1000),

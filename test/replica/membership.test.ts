@@ -436,6 +436,24 @@ describe('membership', () => {
     await waitFor(() => spare.status().isVoter, 'the spare to be a voter');
   });
 
+  it('shows of a leader that was closed nothing that only a leader has', async () => {
+    const leader = await found(3);
+    await leader.propose(bytes('one'));
+    const other = [0, 1, 2].find((id) => id !== leader.id) as number;
+    // Whom nothing is sent to any more: the transfer is under way still when the leader closes.
+    const { links } = leader as unknown as { links: { forget(id: number): void } };
+    links.forget(other);
+    const transferred = leader.transferLeadership(other).catch((error: unknown) => error);
+    await waitFor(() => leader.status().transferringTo === other, 'the transfer to begin');
+    await leader.close();
+    expect(await transferred).toMatchObject({ code: 'QUORATE_TRANSFER_FAILED' });
+    const { role, transferringTo, members: all, peers } = leader.status();
+    expect({ role, transferringTo }).toEqual({ role: 'follower', transferringTo: undefined });
+    const none = { phase: 'none', acknowledgedLsn: 0 };
+    expect(all).toMatchObject([none, none, none]);
+    expect(peers.map(({ phase }) => phase)).toEqual(['none', 'none']);
+  });
+
   it.each(['addLearner', 'replace'])('leaves a spare the priority that it was added with at %s()', async (way) => {
     const leader = await found(way === 'replace' ? 2 : 1, 3);
     await leader.addSpare({ ...place(2), priority: 7 });
