@@ -1192,7 +1192,8 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
    * leader, with what the leader's state machine returned. At any other replica it is forwarded to the leader, or waits for
    * one, up to `timeoutMs`; the state machine here may apply it a moment later ({@link Replica.read} waits for that). What
    * travels back is plain data (null, booleans, numbers, strings, bytes, arrays, plain objects) of up to 256 KiB, 65,536
-   * values with the keys of objects, 16 levels of nesting and 128 bytes for a key; undefined inside of it becomes null.
+   * values with the keys of objects, 16 levels of nesting and 128 bytes for a key; undefined inside of it becomes null, and -0
+   * becomes 0.
    *
    * The bytes must not be changed until the promise settles. A rejection with QUORATE_OUTCOME_UNKNOWN means that the
    * command may or may not take effect: propose it again with the same session to find out, exactly once. With a session

@@ -242,6 +242,7 @@ describe('the result of a forwarded command', () => {
         expect(result).toEqual(value);
       }
       expect((await any.following.propose(bytes('undefined'))).result).toBeUndefined();
+      expect((await any.following.propose(bytes('[-0]'))).result).toEqual([0]);
       const large = await any.following.propose(bytes(`bytes ${FORWARDED_RESULT_BYTES_MAX - 16}`));
       expect((large.result as Uint8Array).length).toBe(FORWARDED_RESULT_BYTES_MAX - 16);
       const { applied } = any.machine;
