@@ -72,11 +72,19 @@ export class KnownMembership {
     else this.noticeSpare();
   }
 
+  /** A spare gets no log: where its own ends, with the founders it may be, says nothing beside what it was told since. */
+  private inForce(): Configuration | undefined {
+    const { latest, host } = this;
+    const inForce = host.inForce();
+    if (latest === null || inForce === undefined || inForce.version >= latest.version) return inForce;
+    return memberWithId(latest, host.id)?.role === 'spare' ? undefined : inForce;
+  }
+
   /** Links and addresses follow the configuration in force and the one that is known to be committed. */
   follow(): void {
     const { genesis, latest, host } = this;
     if (genesis === null || latest === null) return;
-    const inForce = host.inForce() ?? latest;
+    const inForce = this.inForce() ?? latest;
     const [later, earlier] = inForce.version > latest.version ? [inForce, latest] : [latest, inForce];
     host.follow(genesis, later, earlier);
   }
@@ -89,7 +97,7 @@ export class KnownMembership {
   /** Members deal with members; who is none yet, or does not know it, deals with whoever does. */
   isMember(id: number): boolean {
     const { latest, host } = this;
-    const inForce = host.inForce();
+    const inForce = this.inForce();
     const lists = (one: number): boolean =>
       (latest !== null && memberWithId(latest, one) !== undefined) ||
       (inForce !== undefined && memberWithId(inForce, one) !== undefined);

@@ -436,6 +436,19 @@ describe('membership', () => {
     await waitFor(() => spare.status().isVoter, 'the spare to be a voter');
   });
 
+  it('lets go of a founder that was removed at a spare, too, whose own log ends with the founders', async () => {
+    const leader = await found(3, 4);
+    await leader.addSpare(place(3));
+    const spare = await join(3);
+    const gone = [0, 1, 2].find((id) => id !== leader.id) as number;
+    const dialed = (replica: Replica<number>) => replica.status().peers.some(({ id }) => id === gone);
+    await waitFor(() => dialed(spare), 'the spare to know all');
+    await leader.remove(gone);
+    await waitFor(() => spare.status().members.every(({ id }) => id !== gone), 'the spare to hear of it');
+    await waitFor(() => !dialed(leader), 'the leader to let go of it');
+    await waitFor(() => !dialed(spare), 'the spare to let go of it');
+  });
+
   it('shows of a leader that was closed nothing that only a leader has', async () => {
     const leader = await found(3);
     await leader.propose(bytes('one'));
