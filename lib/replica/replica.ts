@@ -35,6 +35,7 @@ import {
   takeReplicaOptions,
 } from './check-options.js';
 import { compileAtFirstCall, keepCompiledCode } from './compiled-code.js';
+import { isUnspecified } from './control/address.js';
 import { type ControlConnection, ControlServer, WarningLimit } from './control-channel.js';
 import type { Durability } from './durable/durability.js';
 import { TAKEOVER_EXTRA_NS } from './durable/limits.js';
@@ -1015,9 +1016,11 @@ export class Replica<Result = unknown> extends EventEmitter<ReplicaEvents> imple
       evenIfNotVoter,
     );
     if (refusal !== null) throw refusal;
-    const { priority } = memberWithId(plane.configuration, this.id) ?? this.self;
+    const listed = memberWithId(plane.configuration, this.id) ?? this.self;
+    const { priority } = listed;
     // Not where it is listed: it may be unable to listen there, as when its directory was brought to another host.
-    const { host, port } = this.place.at;
+    const { host: listensOn, port } = this.place.at;
+    const host = isUnspecified(listensOn) ? listed.host : listensOn;
     // What the log holds besides is of no later epoch than these.
     if (!hasForkEpochs(plane.appliedPosition.epoch, plane.promisedEpoch)) {
       throw new QuorateError(

@@ -6,7 +6,7 @@ import { type ConnectionOptions, connect as connectTls } from 'node:tls';
 import { describe, expect, it, onTestFinished, vi } from 'vitest';
 import { LAYOUT_VERSION } from '#lib/consensus/limits.js';
 import { QuorateError } from '#lib/errors.js';
-import { isLoopback } from '#lib/replica/control/address.js';
+import { isLoopback, isUnspecified } from '#lib/replica/control/address.js';
 import { clientTlsOptions, deriveTransportKey } from '#lib/replica/control/cluster-key.js';
 import { Deadline } from '#lib/replica/control/deadline.js';
 import { retryDelayMs } from '#lib/replica/control/dialer.js';
@@ -148,6 +148,13 @@ describe('addresses', () => {
     ]) {
       expect(isLoopback(address)).toBe(false);
     }
+  });
+
+  it('that stand for every address of the host are told from those of one', () => {
+    for (const address of ['0.0.0.0', '::', '0:0:0:0:0:0:0:0', '::ffff:0.0.0.0'])
+      expect(isUnspecified(address)).toBe(true);
+    for (const address of ['127.0.0.1', '::1', '10.0.0.0', 'localhost', '', '0'])
+      expect(isUnspecified(address)).toBe(false);
   });
 
   it('that are in use are reported as such', async () => {

@@ -113,6 +113,18 @@ export async function waitFor<Value>(probe: () => Value | undefined | false, wha
   }
 }
 
+/** The next warning with that code; under load there may be others before. */
+export function warningOf(replica: Replica<number>, code: string): Promise<Error> {
+  return new Promise((resolve) => {
+    const listen = (warning: NodeJS.ErrnoException): void => {
+      if (warning.code !== code) return;
+      replica.off('warning', listen);
+      resolve(warning);
+    };
+    replica.on('warning', listen);
+  });
+}
+
 /** Whether somebody listens there. */
 export function answers(host: string, port: number): Promise<boolean> {
   return new Promise((resolve) => {

@@ -1,7 +1,6 @@
 // When a majority is lost a survivor can be made the only voter of a new cluster, if that is asked for in so many words and
 // nobody else can lead; members of the old cluster take no part in it. Real processes, on shm.
 import { spawnSync } from 'node:child_process';
-import { once } from 'node:events';
 import { mkdtempSync, readdirSync, rmSync } from 'node:fs';
 import { type AddressInfo, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -13,7 +12,7 @@ import { forkPosition, type SurvivorView } from '#lib/consensus/fork.js';
 import type { ReplicationPlane } from '#lib/consensus/replication-plane.js';
 import { bestSurvivor, type MemberAddress, Replica, type StateMemory } from '#lib/index.js';
 import { whyNotForced } from '#lib/replica/force-new-cluster.js';
-import { CommandLog, members, openCluster, optionsFor, waitFor } from './fixture.js';
+import { CommandLog, members, openCluster, optionsFor, waitFor, warningOf } from './fixture.js';
 import { Processes, type Report } from './processes.js';
 
 const ACCEPTED = { iUnderstandThatAcknowledgedCommandsMayBeLost: true } as const;
@@ -319,9 +318,9 @@ it('goes on where the survivor listens, which may not be where the old cluster h
     const port = await new Promise<number>((resolve) => {
       taken.listen(0, '127.0.0.1', () => resolve((taken.address() as AddressInfo).port));
     });
-    const warned = once(survivor, 'warning');
+    const warned = warningOf(survivor, 'QUORATE_ADDRESS_CHANGE');
     await (await cluster.leader()).changeAddress(survivor.id, { host: '127.0.0.1', port });
-    expect(await warned).toMatchObject([{ code: 'QUORATE_ADDRESS_CHANGE' }]);
+    await warned;
     await other.close();
     await waitFor(() => {
       const { leader, peers } = survivor.status();
@@ -333,6 +332,33 @@ it('goes on where the survivor listens, which may not be where the old cluster h
   } finally {
     await Promise.all([survivor, other, forced].map((replica) => replica?.close()));
     taken.close();
+  }
+});
+
+it('goes on where the old cluster had the survivor if that listens at every address of its host, which nobody can dial', async () => {
+  const list = await members(2);
+  const [self, other] = list as [MemberAddress, MemberAddress];
+  const mine = [{ ...self, host: '0.0.0.0' }, other];
+  const replicas = await Promise.all([
+    Replica.open(optionsFor(0, mine, { profile: 'relaxed' })),
+    Replica.open(optionsFor(1, list, { profile: 'relaxed' })),
+  ]);
+  const [survivor] = replicas;
+  let forced: Replica<number> | undefined;
+  try {
+    const leads = () => replicas.find((replica) => replica.status().role === 'leader');
+    const warned = warningOf(survivor, 'QUORATE_ADDRESS_CHANGE');
+    await (await waitFor(leads, 'a leader')).changeAddress(0, { host: '127.0.0.1', port: self.port });
+    await warned; // it cannot listen twice on one port
+    await replicas[1].close();
+    await waitFor(() => {
+      const { leader, peers } = survivor.status();
+      return leader === undefined && peers.every(({ trusted }) => !trusted);
+    }, 'the loss of the majority');
+    forced = await Replica.forceNewCluster(survivor, ACCEPTED);
+    expect(forced.status().members).toMatchObject([{ ...self, host: '127.0.0.1' }]);
+  } finally {
+    await Promise.all([...replicas, forced].map((replica) => replica?.close()));
   }
 });
 

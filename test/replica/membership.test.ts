@@ -14,7 +14,7 @@ import {
   type ReplicaOptions,
   type ReplicaStatus,
 } from '#lib/index.js';
-import { answers, CLUSTER_KEY, CommandLog, freePorts, members, optionsFor, waitFor } from './fixture.js';
+import { answers, CLUSTER_KEY, CommandLog, freePorts, members, optionsFor, waitFor, warningOf } from './fixture.js';
 
 const LOG_BYTES = 256 * 1024;
 /** Trust comes soon, as these tests wait for it often; silence is suspicious only after 0.4 s, as everything is busy. */
@@ -554,19 +554,15 @@ describe('membership', () => {
     },
   );
 
-  const elsewhere = (there: number, here: number) => ({
-    code: 'QUORATE_ADDRESS_CHANGE',
-    message: expect.stringContaining(
-      `lists it at 127.0.0.1:${there} and it listens at 127.0.0.1:${here}: start it there`,
-    ),
-  });
+  const elsewhere = (there: number, here: number): string =>
+    `lists it at 127.0.0.1:${there} and it listens at 127.0.0.1:${here}: start it there`;
 
   it('warns of a spare that is started elsewhere than it was added, as nobody can call it up', async () => {
     const leader = await found(1, 2);
     const [port] = (await freePorts(1)) as [number];
     await leader.addSpare(place(1));
     const spare = await join(1, { address: { host: '127.0.0.1', port } });
-    expect(await once(spare, 'warning')).toMatchObject([elsewhere(place(1).port, port)]);
+    expect((await warningOf(spare, 'QUORATE_ADDRESS_CHANGE')).message).toContain(elsewhere(place(1).port, port));
   });
 
   it('warns of a member that has moved, and waits for no leader at its former address', async () => {
@@ -576,21 +572,23 @@ describe('membership', () => {
     const [next] = (await freePorts(1)) as [number];
     await leader.changeAddress(away.id, { host: '127.0.0.1', port: next });
     const started = await open(away.id, { members: places, waitForLeader: false });
-    expect(await once(started, 'warning')).toMatchObject([elsewhere(next, place(away.id).port)]);
+    expect((await warningOf(started, 'QUORATE_ADDRESS_CHANGE')).message).toContain(
+      elsewhere(next, place(away.id).port),
+    );
   });
 
   it('warns of no address where the founders only know each other by different names', async () => {
     places = await members(2);
     const lists = places.map(({ id }) => places.map((one) => (one.id === id ? { ...one, host: 'localhost' } : one)));
-    const warnings: Error[] = [];
+    const warnings: unknown[] = [];
     await Promise.all(
       lists.map(async (list, id) => {
         const replica = await open(id, { members: list, waitForLeader: false });
-        replica.on('warning', (warning) => warnings.push(warning));
+        replica.on('warning', ({ code }) => warnings.push(code));
       }),
     );
     await steady();
-    expect(warnings).toEqual([]);
+    expect(warnings).not.toContain('QUORATE_ADDRESS_CHANGE');
   });
 
   it('tells a founder that was removed while it was away that it is no member, also if it has left a region', async () => {
