@@ -394,7 +394,7 @@ describe('permissions', () => {
       let open = 0;
       let closed = 0;
       for (let seed = 1; seed <= 40; seed++) {
-        const { target, background, connect } = pair({ strategy, permissionFailureProbability: 0.5 }, seed);
+        const { target, background, connect, run } = pair({ strategy, permissionFailureProbability: 0.5 }, seed);
         for (let generation = 2; generation < 12; generation++) {
           if (background.incomingLogGeneration(0) === 0) connect(generation);
           try {
@@ -409,6 +409,7 @@ describe('permissions', () => {
             } catch {
               if (target.writers().size > 0) open++;
               else closed++;
+              run(100 * MS); // it is asked for again at a later tick
             }
           }
           expect(background.logWriter(), `seed ${seed}`).toBe(-1);
