@@ -1,5 +1,5 @@
 // npm test: sets up, builds, and runs every suite, one after the other, whatever an earlier one gave; but while a virtual
-// machine runs, so do those that time does not matter to. It ends with what failed, a line each, and with the sum:
+// machine runs, so do those that time does not matter to. It ends with what failed and how, and with the sum:
 // `N passed, N failed, N skipped`. The exit code is 0 only when nothing failed and every suite ran a test.
 //
 //   node scripts/test.mjs [--only NAME[,NAME]] [--skip NAME[,NAME]]

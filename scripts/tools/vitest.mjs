@@ -22,17 +22,31 @@ export const VITEST = [
  * @property {number} passed
  * @property {number} failed
  * @property {number} skipped
- * @property {string[]} failures each failed test with its file and the first line of what it says
+ * @property {string[]} failures each failed test with its file and what it says, in several lines
  */
 
 /** A change of colour on a terminal. */
 export const ESCAPE_SEQUENCE = new RegExp(`${String.fromCharCode(27)}\\[[0-9;]*m`, 'g');
 
-/** A failure in one line. */
-function failureLine(file, test, message) {
+const STACK_FRAME = /^ {4}at /;
+
+/** Of a failure's message: what fast-check says of a property, with its seed and counterexample, fits. */
+const MESSAGE_LINES_MAX = 12;
+const LINE_LENGTH_MAX = 300;
+
+function cutOff(line) {
+  return line.length > LINE_LENGTH_MAX ? `${line.slice(0, LINE_LENGTH_MAX)} …` : line;
+}
+
+/** A failure: its test, then what it says, without the stack. */
+function failureText(file, test, message) {
   const name = [relative(process.cwd(), file), ...test].join(' > ');
-  const [line = ''] = message.replace(ESCAPE_SEQUENCE, '').split('\n', 1);
-  return line === '' ? name : `${name}: ${line}`;
+  const lines = message.replace(ESCAPE_SEQUENCE, '').trimEnd().split('\n');
+  const stackAt = lines.findIndex((line) => STACK_FRAME.test(line));
+  const said = stackAt < 0 ? lines : lines.slice(0, stackAt);
+  const [first = '', ...rest] = said.slice(0, MESSAGE_LINES_MAX).map(cutOff);
+  if (said.length > MESSAGE_LINES_MAX) rest.push(`… ${said.length - MESSAGE_LINES_MAX} more lines`);
+  return [first === '' ? name : `${name}: ${first}`, ...rest.map((line) => `    ${line}`.trimEnd())].join('\n');
 }
 
 /**
@@ -49,9 +63,9 @@ export function readVitestCounts(folder, name, exitCode) {
   const results = JSON.parse(readFileSync(path, 'utf8'));
   const failures = results.testResults.flatMap(({ name, status, message, assertionResults }) => {
     const failedTests = assertionResults.filter((test) => test.status === 'failed');
-    if (status === 'failed' && failedTests.length === 0) return failureLine(name, [], message ?? '');
+    if (status === 'failed' && failedTests.length === 0) return failureText(name, [], message ?? '');
     return failedTests.map((test) =>
-      failureLine(name, [...test.ancestorTitles, test.title], test.failureMessages[0] ?? ''),
+      failureText(name, [...test.ancestorTitles, test.title], test.failureMessages[0] ?? ''),
     );
   });
   if (failures.length === 0 && exitCode !== 0) failures.push(`no test failed, and vitest ended with ${exitCode}`);
