@@ -3,7 +3,7 @@
 import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterAll, describe, expect, test } from 'vitest';
+import { afterAll, describe, expect, onTestFinished, test } from 'vitest';
 import { descendantsOf, expectGone, runDemo, startDemo } from '../demo/support/demo-process.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'quorate-nemesis-test-'));
@@ -177,16 +177,17 @@ test(
   'nothing is left behind when it is killed while a replica is stopped',
   async () => {
     const args = ['--minutes', '1', '--seed', '5', '--faults', 'pause,exhaust', '--out', folder, '--verbose'];
-    const before = new Set(readdirSync(tmpdir()));
-    const nemesis = startDemo(args, { program: 'nemesis.js', timeoutMs: TIMEOUT_MS });
+    // Other runs put theirs into the folder that all share.
+    const own = mkdtempSync(join(tmpdir(), 'quorate-nemesis-test-'));
+    onTestFinished(() => rmSync(own, { recursive: true, force: true }));
+    const nemesis = startDemo(args, { program: 'nemesis.js', timeoutMs: TIMEOUT_MS, env: { TMPDIR: own } });
     await nemesis.printed(/stopped for/, TIMEOUT_MS);
     const processes = descendantsOf(nemesis.pid);
     expect(processes.length).toBeGreaterThanOrEqual(5);
+    expect(readdirSync(own)).not.toEqual([]);
     nemesis.child.kill('SIGKILL');
     await expectGone(processes, 20_000);
-    const left = () =>
-      readdirSync(tmpdir()).filter((name) => /^quorate-nemesis-(?!test-)/.test(name) && !before.has(name));
-    await expect.poll(left, { timeout: 10_000 }).toEqual([]);
+    await expect.poll(() => readdirSync(own), { timeout: 10_000 }).toEqual([]);
   },
   TIMEOUT_MS,
 );
