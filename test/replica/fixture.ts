@@ -45,10 +45,20 @@ export function waitForPiecesBriefly(): void {
 /** Test files that run at the same time take their ports from different parts of the range. */
 const POOLS = 4;
 
+/** Given in this process: whoever has one may not listen on it at the moment, or not yet. */
+const given = new Set<number>();
+
 /** Ports that were free a moment ago, and that the kernel gives to no outgoing connection while nobody listens on them. */
-export function freePorts(count: number): Promise<number[]> {
+export async function freePorts(count: number): Promise<number[]> {
   const pool = Number(process.env['VITEST_POOL_ID'] ?? 1) % POOLS;
-  return freePortsOf(count, () => (pool + Math.random()) / POOLS);
+  const ports: number[] = [];
+  while (ports.length < count) {
+    for (const port of await freePortsOf(count - ports.length, () => (pool + Math.random()) / POOLS)) {
+      if (!given.has(port)) ports.push(port);
+      given.add(port);
+    }
+  }
+  return ports;
 }
 
 export async function members(count: number): Promise<MemberAddress[]> {
