@@ -429,7 +429,7 @@ export function describeConnections({ options, device, host }: ConnectionSetting
       await round();
       const before = descriptors();
       for (let i = 0; i < 10; i++) await round();
-      await expect.poll(descriptors).toBeLessThanOrEqual(before);
+      await expect.poll(descriptors, { timeout: 20_000 }).toBeLessThanOrEqual(before);
     });
   });
 }

@@ -345,7 +345,7 @@ describe('the connection manager of shared memory', () => {
       const before = sockets();
       expect(await calling.connect({ timeoutMs: 50 }).catch(errorCode)).toBe('QUORATE_TIMEOUT');
       expect(calling.closed).toBe(true);
-      await expect.poll(sockets).toBe(before);
+      await expect.poll(sockets, { timeout: 20_000 }).toBe(before);
     } finally {
       child.kill('SIGKILL');
     }
