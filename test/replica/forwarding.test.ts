@@ -11,6 +11,9 @@ import type { Mailbox } from '#lib/replica/mailbox/mailbox.js';
 import { QpState, type QueuePair } from '#lib/verbs/index.js';
 import { type CommandLog, freePorts, members, openCluster, optionsFor, type TestCluster, waitFor } from './fixture.js';
 
+// Processes start slowly where others keep the processors busy; what is waited for has limits of its own.
+vi.setConfig({ testTimeout: 120_000 });
+
 const bytes = (text: string) => new Uint8Array(Buffer.from(text));
 
 let cluster: TestCluster;
