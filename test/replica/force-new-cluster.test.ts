@@ -242,20 +242,17 @@ it.each([
   ['durable.directory', "durable: { directory: 'store-' + id },", ['store-0', 'store-1']],
 ])(
   'a relative %s is the one that it was when the survivor was opened, wherever its process goes',
-  (_, more, stores) => {
+  async (_, more, stores) => {
+    const places = await members(2);
     const [before, after] = ['before', 'after'].map((name) => mkdtempSync(join(tmpdir(), `quorate-${name}-`))) as [
       string,
       string,
     ];
     const program = `
-    import { createServer } from 'node:net';
     import { setTimeout } from 'node:timers/promises';
     import { Replica } from '#lib/index.js';
     process.chdir('${before}');
-    const servers = [createServer(), createServer()];
-    await Promise.all(servers.map((server) => new Promise((resolve) => server.listen(0, '127.0.0.1', resolve))));
-    const members = servers.map((server, id) => ({ id, host: '127.0.0.1', port: server.address().port }));
-    await Promise.all(servers.map((server) => new Promise((resolve) => server.close(resolve))));
+    const members = ${JSON.stringify(places)};
     const opening = members.map(({ id }) => Replica.open({
       id, members, clusterKey: 'a cluster key for tests', device: 'shm', logBytes: 65536, shmDirectory: 'here', ${more}
       stateMachine: { apply() {}, snapshot: () => new Uint8Array(5), restore() {} },

@@ -383,18 +383,14 @@ it.each([
   expect(held).toEqual([]);
 });
 
-it('a region in a relative directory is kept when its process changes to another one', () => {
+it('a region in a relative directory is kept when its process changes to another one', async () => {
+  const places = await members(1);
   const folder = mkdtempSync(join(tmpdir(), 'quorate-recovery-'));
   const program = `
     import { Replica } from '#lib/index.js';
     process.chdir('${folder}');
     const stateMachine = { apply() {}, snapshot: () => new Uint8Array(5), restore() {} };
-    const members = [{ id: 0, host: '127.0.0.1', port: 0 }];
-    const { createServer } = await import('node:net');
-    const server = createServer();
-    await new Promise((resolve) => server.listen(0, '127.0.0.1', resolve));
-    members[0].port = server.address().port;
-    await new Promise((resolve) => server.close(resolve));
+    const members = ${JSON.stringify(places)};
     const replica = await Replica.open({
       id: 0, members, clusterKey: 'a cluster key for tests', stateMachine, device: 'shm', logBytes: 65536,
       shmDirectory: 'here', surviveCrash: true,

@@ -3,7 +3,6 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { readFileSync } from 'node:fs';
-import { createServer } from 'node:net';
 import { afterEach, expect, it } from 'vitest';
 import { openDevice } from '#lib/verbs/index.js';
 import { freePorts } from '../replica/fixture.js';
@@ -16,15 +15,6 @@ const running: ChildProcess[] = [];
 afterEach(() => {
   for (const child of running.splice(0)) child.kill('SIGKILL');
 });
-
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  const { port } = server.address() as { port: number };
-  server.close();
-  await once(server, 'close');
-  return port;
-}
 
 function start(program: string, args: string[]) {
   const child = spawn(process.execPath, [program, ...args], { stdio: ['ignore', 'pipe', 'pipe'] });
@@ -46,7 +36,7 @@ it.each([
   ['examples/rc-pingpong.mjs', 10_000],
   ['examples/ud-pingpong.mjs', 2048],
 ])('%s plays with another of its kind', async (program, size) => {
-  const args = [`--port=${await freePort()}`, `--size=${size}`, `--iterations=${ITERATIONS}`];
+  const args = [`--port=${(await freePorts(1))[0]}`, `--size=${size}`, `--iterations=${ITERATIONS}`];
   const server = start(program, args);
   await server.waiting;
   const client = start(program, [...args, '127.0.0.1']);
@@ -58,7 +48,7 @@ it.each([
 });
 
 it('examples/rping.mjs pings another of its kind', async () => {
-  const args = [`--port=${await freePort()}`, '--size=1000', '--verbose'];
+  const args = [`--port=${(await freePorts(1))[0]}`, '--size=1000', '--verbose'];
   const server = start('examples/rping.mjs', args);
   await server.waiting;
   const client = start('examples/rping.mjs', [...args, '--count=50', '127.0.0.1']);
