@@ -33,6 +33,14 @@ async function found(count: number): Promise<{ places: MemberAddress[]; leader: 
   return { places, leader: await processes.leader(count) };
 }
 
+/** The survivor knows of no leader, and has nobody left. */
+function majorityLost(survivor: Replica<number>): Promise<true> {
+  return waitFor(() => {
+    const { leader, peers } = survivor.status();
+    return leader === undefined && peers.every(({ trusted }) => !trusted);
+  }, 'the loss of the majority');
+}
+
 it('one of three goes on with all that it holds, and two new ones join it', async () => {
   const { places, leader } = await found(3);
   const [survivor, other] = leader.voters.filter((id) => id !== leader.id) as [number, number];
@@ -291,10 +299,7 @@ it('is begun once from a survivor: its state machine has gone on with the new cl
   try {
     await survivor.propose(Buffer.from('a'), { session });
     await other.close();
-    await waitFor(() => {
-      const { leader, peers } = survivor.status();
-      return leader === undefined && peers.every(({ trusted }) => !trusted);
-    }, 'the loss of the majority');
+    await majorityLost(survivor);
     forced = await Replica.forceNewCluster(survivor, ACCEPTED);
     await forced.propose(Buffer.from('b'), { session: { ...session, sequence: 2 } });
     await forced.close();
@@ -319,10 +324,7 @@ it('goes on where the survivor listens, which may not be where the old cluster h
     await (await cluster.leader()).changeAddress(survivor.id, { host: '127.0.0.1', port });
     await warned;
     await other.close();
-    await waitFor(() => {
-      const { leader, peers } = survivor.status();
-      return leader === undefined && peers.every(({ trusted }) => !trusted);
-    }, 'the loss of the majority');
+    await majorityLost(survivor);
     forced = await Replica.forceNewCluster(survivor, ACCEPTED);
     expect(forced.status().members).toMatchObject([cluster.members[survivor.id]]);
     await forced.propose(Buffer.from('a'));
@@ -348,10 +350,7 @@ it('goes on where the old cluster had the survivor if that listens at every addr
     await (await waitFor(leads, 'a leader')).changeAddress(0, { host: '127.0.0.1', port: self.port });
     await warned; // it cannot listen twice on one port
     await replicas[1].close();
-    await waitFor(() => {
-      const { leader, peers } = survivor.status();
-      return leader === undefined && peers.every(({ trusted }) => !trusted);
-    }, 'the loss of the majority');
+    await majorityLost(survivor);
     forced = await Replica.forceNewCluster(survivor, ACCEPTED);
     expect(forced.status().members).toMatchObject([{ ...self, host: '127.0.0.1' }]);
   } finally {
@@ -365,10 +364,7 @@ it('is refused while nothing is changed yet if there are no epochs left for the 
   try {
     await survivor.propose(Buffer.from('a'));
     await other.close();
-    await waitFor(() => {
-      const { leader, peers } = survivor.status();
-      return leader === undefined && peers.every(({ trusted }) => !trusted);
-    }, 'the loss of the majority');
+    await majorityLost(survivor);
     // What another one's memory may say, and the elections of a test do not come to.
     const plane = survivor['plane'] as ReplicationPlane;
     const commitWholeLog = vi.spyOn(plane, 'commitWholeLog');

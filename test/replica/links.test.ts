@@ -1,7 +1,7 @@
 // What the replicas tell each other about their links, when the control connections between two of them are down in that
 // moment. On shm, all members in this process, those two behind gates.
 import type { EventEmitter } from 'node:events';
-import { mkdtempSync, readdirSync, readlinkSync, rmSync } from 'node:fs';
+import { mkdtempSync, rmSync } from 'node:fs';
 import { connect, createServer, type Server, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -14,6 +14,7 @@ import { type ControlConnection, Dialer } from '#lib/replica/control-channel.js'
 import { LinkManager, type LinkManagerOptions } from '#lib/replica/link-manager.js';
 import { turn } from '#lib/replica/turn.js';
 import { addon } from '#lib/verbs/load-addon.js';
+import { pidfds } from '../support/pidfds.js';
 import { rejection } from './control-fixture.js';
 import { CommandLog, members, openCluster, optionsFor, waitFor } from './fixture.js';
 
@@ -145,14 +146,6 @@ it('links to a peer that comes back leave nothing behind of those before', async
 });
 
 it('a peer that comes back again and again takes no more descriptors each time', async () => {
-  const pidfds = () =>
-    readdirSync('/proc/self/fd').filter((fd) => {
-      try {
-        return readlinkSync(`/proc/self/fd/${fd}`) === 'anon_inode:[pidfd]';
-      } catch {
-        return false; // that of the folder itself
-      }
-    }).length;
   const comeBack = await openWithReturning();
   const returns = 4;
   const before = pidfds();

@@ -1,5 +1,5 @@
 // A thread's sleep on shared memory, and what only shared memory can tell: that the process of a peer has died.
-import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
+import { readFileSync } from 'node:fs';
 import { setImmediate } from 'node:timers/promises';
 import { describe, expect, it } from 'vitest';
 import {
@@ -12,6 +12,7 @@ import {
   WaitReason,
   WrOpcode,
 } from '#lib/verbs/index.js';
+import { pidfds } from '../support/pidfds.js';
 import { startChild } from './support/child.js';
 import { End, thrownBy } from './support/ends.js';
 import { useShmDirectory } from './support/shm-directory.js';
@@ -149,15 +150,6 @@ describe('the death of a peer process', () => {
     context.close();
   });
 });
-
-const pidfds = () =>
-  readdirSync('/proc/self/fd').filter((fd) => {
-    try {
-      return readlinkSync(`/proc/self/fd/${fd}`) === 'anon_inode:[pidfd]';
-    } catch {
-      return false; // that of the folder itself
-    }
-  }).length;
 
 it('a peer process that is closed holds no descriptors, whoever keeps its object', () => {
   const [context, peer, other] = [openDevice('shm'), openDevice('shm'), openDevice('shm')];
