@@ -122,6 +122,25 @@ export function asVoter(learner: ConfigurationMember): ConfigurationMember {
   return { ...member, role: 'voter', returning: false };
 }
 
+/** The learner as the spare that it was before it was called up. */
+export function asSpare(learner: ConfigurationMember): ConfigurationMember {
+  const { replaces: _, ...member } = learner;
+  return { ...member, role: 'spare' };
+}
+
+/**
+ * A voter, or one that lost its memory and is to be a voter again. Its new life may end like the one before, and then there
+ * is no voter of this id that could be missed.
+ */
+export function holdsPlace({ role, returning }: ConfigurationMember): boolean {
+  return role === 'voter' || returning;
+}
+
+/** A process of the replica is linked, of whatever life, and taken for alive. */
+export function isThere(id: number, view: LeaderView): boolean {
+  return id === view.id || (view.trusts(id) && view.linkedLife(id) !== 0);
+}
+
 /** The configuration that the change leads to, or why it is refused. */
 export function planChange(
   configuration: Configuration,
@@ -173,13 +192,8 @@ export function planChange(
  */
 function removed(configuration: Configuration, member: ConfigurationMember, view: LeaderView): Configuration {
   const next = withoutMember(configuration, member.id);
-  const holdsPlace = member.role === 'voter' || member.returning;
-  const isThere = member.id === view.id || (view.trusts(member.id) && view.linkedLife(member.id) !== 0);
-  if (!holdsPlace || !isThere) return next;
-  const members = next.members.map((one): ConfigurationMember => {
-    const { replaces, ...rest } = one;
-    return replaces === member.id ? { ...rest, role: 'spare' } : one;
-  });
+  if (!holdsPlace(member) || !isThere(member.id, view)) return next;
+  const members = next.members.map((one) => (one.replaces === member.id ? asSpare(one) : one));
   return checkConfiguration({ ...next, members });
 }
 

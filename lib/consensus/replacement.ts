@@ -21,7 +21,7 @@ import {
   memberWithId,
 } from './configuration.js';
 import { MAX_REPLICAS } from './limits.js';
-import { asVoter, isCaughtUp, type LeaderView, standsBefore } from './membership.js';
+import { asSpare, asVoter, holdsPlace, isCaughtUp, isThere, type LeaderView, standsBefore } from './membership.js';
 
 /** Looks further apart than this part of the time that counts as gone: nobody looked in between. */
 const LOOK_FRACTION_MAX = 1 / 4;
@@ -54,9 +54,8 @@ export class Replacement {
     this.lastLook_ns = now_ns;
     this.now_ns = now_ns;
     for (let id = 0; id < MAX_REPLICAS; id++) {
-      const isThere = id === view.id || (view.trusts(id) && view.linkedLife(id) !== 0);
       // An id that comes back into use begins anew.
-      if (isThere || memberWithId(configuration, id) === undefined) this.goneSince_ns[id] = -1;
+      if (isThere(id, view) || memberWithId(configuration, id) === undefined) this.goneSince_ns[id] = -1;
       else if (this.goneSince_ns[id] === -1) this.goneSince_ns[id] = now_ns;
     }
   }
@@ -110,7 +109,7 @@ export class Replacement {
     }
     if (best === undefined) return null;
     const called = { ...best, role: 'learner', returning: false, replaces: gone } as const;
-    return successor(configuration, before === undefined ? [called] : [called, { ...unmarked(before), role: 'spare' }]);
+    return successor(configuration, before === undefined ? [called] : [called, asSpare(before)]);
   }
 
   /** A spare, or a learner that was one and is not needed where it was called up for; there, and in the life that is known. */
@@ -121,18 +120,14 @@ export class Replacement {
     return role === 'learner' && replaces !== undefined && this.holderOf(configuration, replaces) !== undefined;
   }
 
-  /**
-   * A voter, or one that lost its memory and is to be a voter again. Its new life may end like the one before, and then there
-   * is no voter of this id that could be missed.
-   */
-  private holdsPlace({ role, returning }: ConfigurationMember): boolean {
-    return role === 'voter' || returning;
-  }
-
   /** Who has the place that this voter had; nobody if it was removed, even if another member was added under its id. */
   private holderOf(configuration: Configuration, id: number): ConfigurationMember | undefined {
     const member = memberWithId(configuration, id);
     return member !== undefined && this.holdsPlace(member) ? member : undefined;
+  }
+
+  private holdsPlace(member: ConfigurationMember): boolean {
+    return holdsPlace(member);
   }
 
   private hasCaughtUp(member: ConfigurationMember, view: LeaderView): boolean {
@@ -155,11 +150,6 @@ export class Replacement {
 function isBetter(one: ConfigurationMember, other: ConfigurationMember): boolean {
   if (one.role !== other.role) return one.role === 'learner';
   return standsBefore(one.priority, one.id, other.priority, other.id);
-}
-
-function unmarked(member: ConfigurationMember): ConfigurationMember {
-  const { replaces: _, ...rest } = member;
-  return rest;
 }
 
 function successor(configuration: Configuration, changed: readonly ConfigurationMember[], without = -1): Configuration {

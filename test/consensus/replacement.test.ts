@@ -121,6 +121,15 @@ function voterRemoved(spares: number): Leader {
   return leader;
 }
 
+/** Voter 2 is gone, and spare 3 was called up for it and has not caught up. */
+function spareCalledUp(): Leader {
+  const leader = new Leader(cluster(3, 1));
+  leader.away.add(2);
+  leader.lag.set(3, LEARNER_LAG_BYTES_MAX + 1);
+  expect(leader.wait(11)).toEqual(['begun 2 by 3']);
+  return leader;
+}
+
 describe('a voter that is gone', () => {
   test('is replaced by a spare: called up, caught up, voter removed, spare promoted', () => {
     const leader = new Leader(cluster(3, 2));
@@ -181,10 +190,7 @@ describe('a voter that is gone', () => {
   });
 
   test('is replaced by the spare that was called up for it also if it is removed on request meanwhile', () => {
-    const leader = new Leader(cluster(3, 1));
-    leader.away.add(2);
-    leader.lag.set(3, LEARNER_LAG_BYTES_MAX + 1);
-    expect(leader.wait(11)).toEqual(['begun 2 by 3']);
+    const leader = spareCalledUp();
     const { configuration } = leader;
     leader.configuration = planChange(configuration, { kind: 'remove', id: 2 }, leader) as Configuration;
     leader.lag.set(3, 0);
@@ -209,10 +215,7 @@ describe('a voter that is gone', () => {
   });
 
   test('is replaced if it came back without its memory while the spare caught up, and went again', () => {
-    const leader = new Leader(cluster(3, 1));
-    leader.away.add(2);
-    leader.lag.set(3, LEARNER_LAG_BYTES_MAX + 1);
-    expect(leader.wait(11)).toEqual(['begun 2 by 3']);
+    const leader = spareCalledUp();
     leader.away.delete(2);
     leader.returns(2);
     leader.lag.set(3, 0);
@@ -283,10 +286,7 @@ describe('nobody is replaced', () => {
   });
 
   test('when a voter that had come back is removed on request: who was called up for it is a spare again', () => {
-    const leader = new Leader(cluster(3, 1));
-    leader.away.add(2);
-    leader.lag.set(3, LEARNER_LAG_BYTES_MAX + 1);
-    expect(leader.wait(11)).toEqual(['begun 2 by 3']);
+    const leader = spareCalledUp();
     leader.away.delete(2);
     leader.lag.set(3, 0);
     expect(leader.wait(60)).toEqual([]);
